@@ -1,0 +1,1 @@
+//! Nothing lives here: the tests are the `it` and `tidy` binaries of this package.
