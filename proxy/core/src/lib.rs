@@ -1,1 +1,19 @@
-//! placeholder
+//! Every decision weir takes, as plain values and functions.
+//!
+//! Invariant: nothing here touches a socket, a clock, randomness, the environment or an async runtime; time and
+//! bytes come in as arguments, answers go out as values that carry their reason.
+//!
+//! Reading order follows a query: [`sql`] learns facts from text, [`plan`] turns them into a target, [`fresh`] and
+//! [`cache`] say who may answer, [`session`] keeps a client's state, [`merge`] joins the answers of several shards.
+
+pub mod admin;
+pub mod cache;
+pub mod error;
+pub mod fresh;
+pub mod id;
+pub mod merge;
+pub mod plan;
+pub mod pool;
+pub mod session;
+pub mod sql;
+pub mod topology;

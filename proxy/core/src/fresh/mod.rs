@@ -1,0 +1,30 @@
+//! Freshness: one mechanism that decides who may answer a read, for replicas and the cache alike.
+//! The protocol and its proof obligations are in `words`.
+
+use smallvec::SmallVec;
+
+/// What a statement reads or writes, as far as freshness cares. Hashes name tables and key values; collisions only
+/// over-invalidate.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Dependency {
+    /// G: anything at all (DDL, grants, statements that cannot be classified).
+    Anything,
+    /// A(T): any write of table T.
+    Table(TableHash),
+    /// B(T): a write of table T whose keys are not known.
+    Keyless(TableHash),
+    /// K(T,k): a write of one key of table T.
+    Key(TableHash, KeyHash),
+}
+
+/// Stable hash of a table's schema and name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TableHash(pub u64);
+
+/// Stable hash of a canonical key value.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct KeyHash(pub u64);
+
+/// Dependencies of one statement. A keyed read depends on G, B(T), K(T,k); a keyless read on G, A(T). A keyed write
+/// raises A(T), K(T,k); a keyless write A(T), B(T); an unclassified one G.
+pub type Dependencies = SmallVec<[Dependency; 6]>;

@@ -1,0 +1,119 @@
+//! What the tier looks like at one epoch: shards, slot map, and which tables live where.
+//!
+//! A [`Topology`] is immutable; a change is a new value with a higher epoch. What must not enter it: addresses,
+//! connections, anything that differs between two proxies that read the same hub.
+
+pub mod catalog;
+pub mod hash;
+pub mod key;
+pub mod ring;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::id::{Epoch, ShardId, Slot};
+pub use key::{Key, KeyType};
+
+/// The whole map at one epoch.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    pub epoch: Epoch,
+    /// Names in [`ShardId`] order.
+    pub shards: Arc<[Box<str>]>,
+    pub slots: SlotMap,
+    pub tables: Arc<TableRules>,
+    /// Where global tables, catalogue look-ups and statements without a table go.
+    pub home: ShardId,
+}
+
+impl Topology {
+    /// The shard that owns `key` now.
+    pub fn shard_of(&self, key: &Key<'_>) -> ShardId {
+        self.slots.owner(key.slot())
+    }
+
+    pub fn shard_count(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// With one shard nothing has to be routed by key.
+    pub fn is_single(&self) -> bool {
+        self.shards.len() == 1
+    }
+}
+
+/// Slot → shard, for every slot. The truth lives in the hub; this is one read of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlotMap(Arc<[ShardId]>);
+
+impl SlotMap {
+    /// `None` unless there is exactly one owner per slot.
+    pub fn new(owners: Vec<ShardId>) -> Option<Self> {
+        (owners.len() == Slot::COUNT).then(|| SlotMap(owners.into()))
+    }
+
+    /// Every slot on one shard.
+    pub fn single(shard: ShardId) -> Self {
+        SlotMap(vec![shard; Slot::COUNT].into())
+    }
+
+    pub fn owner(&self, slot: Slot) -> ShardId {
+        self.0[slot.index()]
+    }
+
+    pub fn owners(&self) -> &[ShardId] {
+        &self.0
+    }
+
+    /// Slots per shard, for the shards `0..shards`.
+    pub fn counts(&self, shards: usize) -> Vec<usize> {
+        let mut counts = vec![0; shards];
+        for owner in self.0.iter() {
+            if let Some(count) = counts.get_mut(usize::from(owner.0)) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+}
+
+/// How a table is spread over the shards.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Placement {
+    /// Rows live on the shard that owns the slot of `key`. Tables with equal key values of one [`KeyType`] are colocated.
+    Sharded { key: Box<str>, key_type: KeyType },
+    /// A full copy on every shard: read anywhere, written everywhere.
+    Reference,
+    /// One home: [`Topology::home`]. Also every table that is not declared.
+    Global,
+}
+
+/// The declared tables, by schema and name (both as stored in the server's catalogue, i.e. unquoted names in lower case).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TableRules {
+    rules: BTreeMap<(Box<str>, Box<str>), Placement>,
+}
+
+impl TableRules {
+    pub fn insert(&mut self, schema: &str, name: &str, placement: Placement) -> Option<Placement> {
+        self.rules.insert((schema.into(), name.into()), placement)
+    }
+
+    /// Placement of a table; an undeclared one is global.
+    pub fn placement(&self, schema: &str, name: &str) -> &Placement {
+        self.rules.get(&(schema.into(), name.into())).unwrap_or(&Placement::Global)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str, &Placement)> {
+        self.rules.iter().map(|((schema, name), placement)| (&**schema, &**name, placement))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// Is anything spread by key at all?
+    pub fn any_sharded(&self) -> bool {
+        self.rules.values().any(|placement| matches!(placement, Placement::Sharded { .. }))
+    }
+}
