@@ -8,6 +8,8 @@
 mod ddl;
 mod set;
 
+pub use set::canonical;
+
 use super::cursor::Cursor;
 use super::lex::{Token, TokenKind};
 
