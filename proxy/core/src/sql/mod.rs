@@ -1,1 +1,12 @@
-//! placeholder
+//! What weir learns from SQL text, in the order in which it is learnt.
+//!
+//! [`lex`] cuts text into tokens exactly as Postgres does; [`word`] reads the value behind a token; [`normal`] lifts literals,
+//! so that statements of one shape share a plan; [`class`] says what kind of statement it is. All of it from tokens alone.
+//!
+//! Invariant: a statement is never re-printed. Whatever is changed is expressed as edits of the original bytes.
+
+pub mod class;
+mod cursor;
+pub mod lex;
+pub mod normal;
+pub mod word;
