@@ -1,0 +1,278 @@
+//! Dependency words: what is being written, what has been written, and up to which LSN, per shard.
+//!
+//! Invariant: a write of a word becomes visible on the primary only between its `begin_write` and its `end_write`. In
+//! that span `pending > 0`, and each end of it changes `version`. So two looks at a word that find the same version
+//! and nothing pending prove that nothing became visible in between: a primary snapshot taken between them is still
+//! the truth at the second look, and so is a replica snapshot whose replay position covers the word's LSN at the
+//! first. Cache hits, cache fills and replica answers are all released on that proof and on no other.
+//!
+//! Non-goals: exactness (words are shared by hash, which only over-invalidates), eviction (there is none: a word that
+//! forgot would turn "unknown" into "unmoved"), and waiting (nothing here blocks).
+//!
+//! Orderings. The messages that carry commits and snapshots travel through sockets and other processes, which the
+//! memory model does not see, so each step that must precede or follow such a message is fenced:
+//! - a writer raises its words, then a `SeqCst` fence, then sends whatever may commit: a reader whose snapshot shows the
+//!   write looks again later and cannot miss the raise;
+//! - a reader looks, then a fence, then asks for its snapshot; and has the answer, then a fence, then looks again:
+//!   neither look can slide over the snapshot it brackets;
+//! - a writer stores the LSN and only then moves the state word with `Release`. Every change of a state word is a
+//!   read-modify-write, so a reader that acquires *any* later value of it also sees that LSN.
+//!
+//! A look at several words is not atomic and need not be: each word is unmoved between its own two loads, all first
+//! loads precede the snapshot and all second loads follow it, so all of them hold at the snapshot.
+
+use smallvec::SmallVec;
+
+use super::{Dependencies, Dependency};
+use crate::id::Lsn;
+use sync::{AtomicU64, Ordering, fence};
+
+/// The atomics in use, in one place, so that a model checker's can stand in for them.
+mod sync {
+    pub use std::sync::atomic::{AtomicU64, Ordering, fence};
+}
+
+/// Words per shard.
+pub const WORDS: usize = 1 << 16;
+
+/// State word: `version << 16 | pending`.
+const PENDING_MASK: u64 = 0xffff;
+const VERSION_ONE: u64 = 1 << 16;
+/// Writers that may be under way on one word at the same time.
+pub const PENDING_MAX: u64 = PENDING_MASK;
+
+/// The freshness state of one shard. 1 MiB; shared by all sessions.
+pub struct Words {
+    words: Box<[Word]>,
+}
+
+struct Word {
+    state: AtomicU64,
+    lsn: AtomicU64,
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Words {
+    pub fn new() -> Self {
+        Self::sized(WORDS)
+    }
+
+    /// `count` must be a power of two; smaller than [`WORDS`] only in tests, where whole states are copied around.
+    fn sized(count: usize) -> Self {
+        debug_assert!(count.is_power_of_two() && count <= WORDS);
+        Words { words: (0..count).map(|_| Word { state: AtomicU64::new(0), lsn: AtomicU64::new(0) }).collect() }
+    }
+
+    fn word(&self, index: u16) -> &Word {
+        &self.words[usize::from(index) & (self.words.len() - 1)]
+    }
+
+    /// Announces a write of `set`, **before** anything that may commit it is sent (step W1 of the protocol).
+    ///
+    /// On error nothing is announced, and the write must not be sent.
+    pub fn begin_write(&self, set: &WordSet) -> Result<Intent, WordsFull> {
+        for (done, &index) in set.0.iter().enumerate() {
+            if self.raise(index).is_err() {
+                for &raised in &set.0[..done] {
+                    self.settle(raised);
+                }
+                return Err(WordsFull { word: index });
+            }
+        }
+        fence(Ordering::SeqCst);
+        Ok(Intent { set: set.clone() })
+    }
+
+    /// Compare-and-swap rather than an addition: one writer too many would carry from `pending` into `version` and
+    /// make a busy word look idle.
+    fn raise(&self, index: u16) -> Result<u64, u64> {
+        self.word(index).state.fetch_update(Ordering::SeqCst, Ordering::Relaxed, |state| {
+            (state & PENDING_MASK < PENDING_MAX).then(|| state.wrapping_add(VERSION_ONE + 1))
+        })
+    }
+
+    /// version + 1 and pending - 1 in one addition. `pending` is at least 1 here, because only an [`Intent`] leads here.
+    fn settle(&self, index: u16) {
+        self.word(index).state.fetch_add(VERSION_ONE - 1, Ordering::SeqCst);
+    }
+
+    /// Ends a write whose outcome is final (step W4). `lsn`: a position of this primary that was asked for after the
+    /// outcome was known, hence at or past the commit. `None`: rolled back, or nothing was written.
+    pub fn end_write(&self, intent: Intent, lsn: Option<Lsn>) {
+        for &index in &intent.set.0 {
+            if let Some(lsn) = lsn {
+                // Before the state moves: a reader that finds nothing pending must find this LSN.
+                self.word(index).lsn.fetch_max(lsn.0, Ordering::Relaxed);
+            }
+            self.settle(index);
+        }
+    }
+
+    /// A look at `set`: before a snapshot is asked for (R1), or to judge a cached entry (R2).
+    pub fn observe(&self, set: &WordSet) -> Observation {
+        let mut states = SmallVec::with_capacity(set.0.len());
+        let mut pending = false;
+        let mut lsn = 0;
+        for &index in &set.0 {
+            let word = self.word(index);
+            let state = word.state.load(Ordering::SeqCst);
+            pending |= state & PENDING_MASK != 0;
+            lsn = lsn.max(word.lsn.load(Ordering::Relaxed));
+            states.push(state >> 16);
+        }
+        fence(Ordering::SeqCst);
+        Observation { set: set.clone(), versions: states, pending, lsn: Lsn(lsn) }
+    }
+
+    /// The second look (R5): is everything still as `seen`, and was and is nothing pending?
+    pub fn unmoved(&self, seen: &Observation) -> bool {
+        fence(Ordering::SeqCst);
+        !seen.pending
+            && seen.set.0.iter().zip(&seen.versions).all(|(&index, &version)| {
+                // A settled state is its version alone, so one comparison covers both.
+                self.word(index).state.load(Ordering::SeqCst) == version << 16
+            })
+    }
+
+    /// Everything at or below `lsn` is unknown (start, restart or promotion of the primary, writes seen elsewhere):
+    /// replicas must have replayed past it, and whatever was read before is void.
+    pub fn raise_floor(&self, lsn: Lsn) {
+        for word in &self.words {
+            word.lsn.fetch_max(lsn.0, Ordering::Relaxed);
+            word.state.fetch_add(VERSION_ONE, Ordering::SeqCst);
+        }
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// The words of a statement: sorted, each once. Up to six without allocating.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct WordSet(SmallVec<[u16; 6]>);
+
+impl WordSet {
+    /// The words that `dependencies` name.
+    pub fn of(dependencies: &Dependencies) -> WordSet {
+        Self::from_indexes(dependencies.iter().map(|dependency| word_of(*dependency)))
+    }
+
+    /// The words a read must watch: those it names and G, which every unclassified write raises. `None` if all it
+    /// names is [`Dependency::Anything`]: ordinary writes do not raise G, so no word vouches for such a read.
+    pub fn for_read(dependencies: &Dependencies) -> Option<WordSet> {
+        if !dependencies.is_empty() && dependencies.iter().all(|one| *one == Dependency::Anything) {
+            return None;
+        }
+        let named = dependencies.iter().map(|dependency| word_of(*dependency));
+        Some(Self::from_indexes(named.chain([word_of(Dependency::Anything)])))
+    }
+
+    /// Sorts and removes duplicates: a write must raise a shared word once, as it will lower it once.
+    pub fn from_indexes(indexes: impl IntoIterator<Item = u16>) -> WordSet {
+        let mut words: SmallVec<[u16; 6]> = indexes.into_iter().collect();
+        words.sort_unstable();
+        words.dedup();
+        WordSet(words)
+    }
+
+    pub fn indexes(&self) -> &[u16] {
+        &self.0
+    }
+
+    /// The words of both: what a transaction has touched so far.
+    #[must_use]
+    pub fn union(&self, other: &WordSet) -> WordSet {
+        Self::from_indexes(self.0.iter().chain(&other.0).copied())
+    }
+
+    pub fn contains_all(&self, other: &WordSet) -> bool {
+        other.0.iter().all(|index| self.0.binary_search(index).is_ok())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Fixed for all builds (splitmix64's finaliser), so that proxies can tell each other word indexes.
+fn word_of(dependency: Dependency) -> u16 {
+    let (kind, table, key) = match dependency {
+        Dependency::Anything => (0, 0, 0),
+        Dependency::Table(table) => (1, table.0, 0),
+        Dependency::Keyless(table) => (2, table.0, 0),
+        Dependency::Key(table, key) => (3, table.0, key.0),
+    };
+    (mix(mix(mix(kind).wrapping_add(table)).wrapping_add(key)) >> 48) as u16
+}
+
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// A write under way. Ends only through [`Words::end_write`]: an intent that is lost leaves its words pending for the
+/// life of the process, which costs cache and replica use but never an old answer.
+#[must_use = "the words stay pending until end_write"]
+#[derive(Debug)]
+pub struct Intent {
+    set: WordSet,
+}
+
+impl Intent {
+    pub fn words(&self) -> &WordSet {
+        &self.set
+    }
+}
+
+/// A word already has [`PENDING_MAX`] writers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("dependency word {word} has {PENDING_MAX} writes under way")]
+pub struct WordsFull {
+    pub word: u16,
+}
+
+/// One look at a set of words.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Observation {
+    set: WordSet,
+    versions: SmallVec<[u64; 6]>,
+    pending: bool,
+    lsn: Lsn,
+}
+
+impl Observation {
+    /// Was a write under way on any of the words?
+    pub fn pending(&self) -> bool {
+        self.pending
+    }
+
+    /// The newest write known on any of the words.
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    pub fn words(&self) -> &WordSet {
+        &self.set
+    }
+
+    /// In the order of [`Observation::words`].
+    pub fn versions(&self) -> &[u64] {
+        &self.versions
+    }
+
+    /// Same words at the same versions, and both looks found nothing pending: nothing became visible in between.
+    pub fn same_moment(&self, other: &Observation) -> bool {
+        !self.pending && !other.pending && self.versions == other.versions && self.set == other.set
+    }
+
+    /// A settled observation from its parts, as a store returns them. `None` if they cannot be one.
+    pub fn settled(set: WordSet, versions: impl IntoIterator<Item = u64>) -> Option<Observation> {
+        let versions: SmallVec<[u64; 6]> = versions.into_iter().collect();
+        (versions.len() == set.0.len()).then_some(Observation { set, versions, pending: false, lsn: Lsn(0) })
+    }
+}
