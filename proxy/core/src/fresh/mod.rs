@@ -2,6 +2,8 @@
 //! The protocol and its proof obligations are in `words`.
 
 pub mod bound;
+#[cfg(test)]
+mod model;
 pub mod words;
 
 use smallvec::SmallVec;

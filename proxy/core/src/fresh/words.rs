@@ -276,3 +276,201 @@ impl Observation {
         (versions.len() == set.0.len()).then_some(Observation { set, versions, pending: false, lsn: Lsn(0) })
     }
 }
+
+/// For the model checker, which copies whole states around, and for tests that need a state no run reaches quickly.
+#[cfg(test)]
+pub(super) mod forge {
+    use super::*;
+
+    pub fn words(raw: &[(u64, u64)]) -> Words {
+        let words = Words::sized(raw.len());
+        for (word, (state, lsn)) in words.words.iter().zip(raw) {
+            word.state.store(*state, Ordering::SeqCst);
+            word.lsn.store(*lsn, Ordering::SeqCst);
+        }
+        words
+    }
+
+    pub fn raw(words: &Words, index: usize) -> (u64, u64) {
+        let word = &words.words[index];
+        (word.state.load(Ordering::SeqCst), word.lsn.load(Ordering::SeqCst))
+    }
+
+    pub fn intent(set: WordSet) -> Intent {
+        Intent { set }
+    }
+
+    pub fn observation(set: WordSet, versions: &[u64], pending: bool, lsn: Lsn) -> Observation {
+        Observation { set, versions: versions.into(), pending, lsn }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64 as Plain};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fresh::{KeyHash, TableHash};
+
+    fn set(indexes: &[u16]) -> WordSet {
+        WordSet::from_indexes(indexes.iter().copied())
+    }
+
+    #[test]
+    fn a_write_moves_its_words_and_no_others() {
+        let words = Words::new();
+        let (mine, other) = (set(&[3, 9]), set(&[4]));
+        let (before, elsewhere) = (words.observe(&mine), words.observe(&other));
+        let intent = words.begin_write(&mine).expect("room");
+        let during = words.observe(&mine);
+        assert!(during.pending() && !words.unmoved(&before) && !words.unmoved(&during));
+        words.end_write(intent, Some(Lsn(70)));
+        let after = words.observe(&mine);
+        assert!(!after.pending() && words.unmoved(&after));
+        assert_eq!(after.lsn(), Lsn(70));
+        assert!(!words.unmoved(&before) && !words.unmoved(&during), "an observation never comes back");
+        assert!(!after.same_moment(&before) && !after.same_moment(&during) && after.same_moment(&after));
+        assert!(words.unmoved(&elsewhere));
+    }
+
+    #[test]
+    fn a_rolled_back_write_moves_versions_but_no_lsn() {
+        let words = Words::new();
+        let mine = set(&[1]);
+        let intent = words.begin_write(&mine).expect("room");
+        words.end_write(intent, None);
+        assert_eq!(words.observe(&mine).lsn(), Lsn(0));
+        assert_eq!(words.observe(&mine).versions(), [2]);
+    }
+
+    #[test]
+    fn an_lsn_never_falls() {
+        let words = Words::new();
+        let mine = set(&[1]);
+        for lsn in [9, 4] {
+            let intent = words.begin_write(&mine).expect("room");
+            words.end_write(intent, Some(Lsn(lsn)));
+        }
+        assert_eq!(words.observe(&mine).lsn(), Lsn(9));
+    }
+
+    #[test]
+    fn one_writer_too_many_is_refused_and_leaves_no_trace() {
+        let words = forge::words(&[(0, 0), (7 << 16 | PENDING_MAX, 0)]);
+        assert_eq!(words.begin_write(&set(&[0, 1])).map(|_| ()), Err(WordsFull { word: 1 }));
+        assert!(!words.observe(&set(&[0])).pending());
+        assert_eq!(forge::raw(&words, 1).0, 7 << 16 | PENDING_MAX);
+    }
+
+    #[test]
+    fn a_version_may_wrap_without_touching_pending() {
+        let words = forge::words(&[(!PENDING_MASK, 0)]);
+        let intent = words.begin_write(&set(&[0])).expect("room");
+        assert_eq!(forge::raw(&words, 0).0, 1);
+        words.end_write(intent, None);
+        assert_eq!(forge::raw(&words, 0).0, VERSION_ONE);
+    }
+
+    #[test]
+    fn a_floor_voids_every_observation_and_asks_replicas_for_more() {
+        let words = Words::new();
+        let mine = set(&[11]);
+        let before = words.observe(&mine);
+        words.raise_floor(Lsn(500));
+        assert!(!words.unmoved(&before));
+        assert_eq!(words.observe(&mine).lsn(), Lsn(500));
+        assert!(!words.observe(&mine).pending());
+    }
+
+    #[test]
+    fn a_read_of_anything_has_no_words_and_every_other_read_watches_g() {
+        let (table, key) = (TableHash(1), KeyHash(2));
+        assert_eq!(WordSet::for_read(&[Dependency::Anything].into_iter().collect()), None);
+        let named = [Dependency::Keyless(table), Dependency::Key(table, key)].into_iter().collect();
+        let read = WordSet::for_read(&named).expect("words");
+        let opaque = WordSet::of(&[Dependency::Anything].into_iter().collect());
+        assert!(read.contains_all(&opaque) && read.contains_all(&WordSet::of(&named)));
+        assert!(WordSet::for_read(&Dependencies::new()).is_some_and(|set| set == opaque));
+    }
+
+    #[test]
+    fn word_indexes_are_fixed_for_all_builds() {
+        let (table, key) = (TableHash(0x0123_4567_89ab_cdef), KeyHash(42));
+        let all =
+            [Dependency::Anything, Dependency::Table(table), Dependency::Keyless(table), Dependency::Key(table, key)];
+        assert_eq!(all.map(word_of), EXPECTED_WORDS);
+    }
+
+    const EXPECTED_WORDS: [u16; 4] = [9090, 65460, 42451, 63483];
+
+    proptest! {
+        #[test]
+        fn sets_are_sorted_and_unique(indexes in proptest::collection::vec(any::<u16>(), 0..40)) {
+            let set = WordSet::from_indexes(indexes.iter().copied());
+            prop_assert!(set.indexes().windows(2).all(|pair| pair[0] < pair[1]));
+            prop_assert!(indexes.iter().all(|index| set.indexes().contains(index)));
+        }
+
+        /// Against a plain reference: after any sequence of begins and ends, pending counts open writes, versions count
+        /// edges, and the LSN is the largest given.
+        #[test]
+        fn words_count_as_a_plain_model_does(
+            steps in proptest::collection::vec((any::<bool>(), proptest::collection::vec(0_u16..4, 0..4), 0_u64..50), 0..60),
+        ) {
+            let words = Words::sized(4);
+            let mut plain = [(0_u64, 0_u64, 0_u64); 4];
+            let mut open: Vec<Intent> = Vec::new();
+            for (begin, indexes, lsn) in steps {
+                if begin || open.is_empty() {
+                    let set = WordSet::from_indexes(indexes);
+                    set.indexes().iter().for_each(|&i| { plain[usize::from(i)].0 += 1; plain[usize::from(i)].1 += 1; });
+                    open.push(words.begin_write(&set).expect("room"));
+                } else {
+                    let intent = open.swap_remove(lsn as usize % open.len());
+                    let lsn = (lsn % 3 != 0).then_some(Lsn(lsn));
+                    for &i in intent.words().indexes() {
+                        let word = &mut plain[usize::from(i)];
+                        *word = (word.0 + 1, word.1 - 1, word.2.max(lsn.map_or(0, |lsn| lsn.0)));
+                    }
+                    words.end_write(intent, lsn);
+                }
+            }
+            for (index, (version, pending, lsn)) in plain.into_iter().enumerate() {
+                prop_assert_eq!(forge::raw(&words, index), (version << 16 | pending, lsn));
+            }
+        }
+    }
+
+    /// Threads, not a model: writers publish a value between begin and end, readers bracket their load by two looks; a
+    /// bracket that held must have seen the newest value whose writer had ended before the first look.
+    #[test]
+    fn brackets_hold_under_real_threads() {
+        let (words, value, ended, stop) = (Words::sized(2), Plain::new(0), Plain::new(0), AtomicBool::new(false));
+        let mine = set(&[0, 1]);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let ended = ended.load(Ordering::Relaxed);
+                        let seen = words.observe(&mine);
+                        let read = value.load(Ordering::Relaxed);
+                        if words.unmoved(&seen) {
+                            assert!(read >= ended, "read {read} after {ended} had ended");
+                            assert!(seen.lsn().0 >= ended, "LSN {} after {ended} had ended", seen.lsn());
+                            assert_eq!(read, seen.lsn().0, "a settled bracket sees exactly the last write");
+                        }
+                    }
+                });
+            }
+            for number in 1..=20_000 {
+                let intent = words.begin_write(&mine).expect("room");
+                value.store(number, Ordering::Relaxed);
+                words.end_write(intent, Some(Lsn(number)));
+                ended.store(number, Ordering::Release);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+}
