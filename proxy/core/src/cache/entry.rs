@@ -83,7 +83,7 @@ pub enum BadEntry {
     Format,
     #[error("longer than an entry may be")]
     TooLong,
-    #[error("cut short, or with bytes left over")]
+    #[error("cut short, with bytes left over, or out of order")]
     Length,
     #[error("checksum mismatch")]
     Checksum,
@@ -178,10 +178,147 @@ impl Reader {
         let count = u32::from_be_bytes(self.array()?) as usize;
         let words = self.take(count.checked_mul(10).ok_or(BadEntry::Length)?)?;
         let pairs = || words.chunks_exact(10).filter_map(|pair| pair.split_first_chunk::<2>());
-        let set = WordSet::from_indexes(pairs().map(|(index, _)| u16::from_be_bytes(*index)));
+        let indexes = || pairs().map(|(index, _)| u16::from_be_bytes(*index));
+        // Written in order and each once; anything else would pair versions with the wrong words.
+        if !indexes().zip(indexes().skip(1)).all(|(one, next)| one < next) {
+            return Err(BadEntry::Length);
+        }
+        let set = WordSet::from_indexes(indexes());
         let versions =
             pairs().filter_map(|(_, version)| version.first_chunk::<8>()).map(|one| u64::from_be_bytes(*one));
-        // A set that shrank had duplicates or was not in order: not something that was encoded here.
         Observation::settled(set, versions).ok_or(BadEntry::Length)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::key::KeyParts;
+
+    const DESCRIPTION: &[u8] = b"T\0\0\0\x06\0\0";
+    const ROW: &[u8] = b"D\0\0\0\x06\0\0";
+    const COMPLETE: &[u8] = b"C\0\0\0\x0dSELECT 0\0";
+
+    fn frames(parts: &[&[u8]]) -> Bytes {
+        parts.concat().into()
+    }
+
+    pub fn entry(statement: &str) -> Entry {
+        let key = CacheKey::new(&KeyParts {
+            shard: ShardId(2),
+            database: "shop",
+            role: "app",
+            statement,
+            params: &[],
+            result_formats: &[],
+            settings: &[],
+        });
+        let set = WordSet::from_indexes([7, 1, 900]);
+        Entry {
+            key,
+            shard: ShardId(2),
+            epoch: Epoch(5),
+            seen: Observation::settled(set, [10, 1 << 47, 3]).expect("three words"),
+            stored_at_ms: 1000,
+            reply: Reply::new(frames(&[DESCRIPTION, ROW, ROW, COMPLETE])).expect("a reply"),
+        }
+    }
+
+    #[test]
+    fn a_reply_is_a_description_rows_and_a_completion() {
+        let reply = Reply::new(frames(&[DESCRIPTION, ROW, COMPLETE])).expect("a reply");
+        assert_eq!(reply.description(), DESCRIPTION);
+        assert_eq!(reply.rows(), [ROW, COMPLETE].concat());
+        assert_eq!(reply.complete(), COMPLETE);
+        let notice: &[u8] = b"N\0\0\0\x05\0";
+        let suspended: &[u8] = b"s\0\0\0\x04";
+        let refused: [&[&[u8]]; 11] = [
+            &[],
+            &[DESCRIPTION],
+            &[ROW, COMPLETE],
+            &[DESCRIPTION, ROW],
+            &[DESCRIPTION, ROW, suspended],
+            &[DESCRIPTION, notice, COMPLETE],
+            &[DESCRIPTION, COMPLETE, notice],
+            &[DESCRIPTION, COMPLETE, COMPLETE],
+            &[DESCRIPTION, DESCRIPTION, COMPLETE],
+            &[DESCRIPTION, &ROW[..5], COMPLETE],
+            &[DESCRIPTION, COMPLETE, b"C"],
+        ];
+        for parts in refused {
+            assert_eq!(Reply::new(frames(parts)), None, "{parts:?}");
+        }
+        assert_eq!(Reply::new(Bytes::from_static(b"T\0\0\0\x03\0\0C\0\0\0\x04")), None, "a length below its own size");
+        assert_eq!(Reply::new(Bytes::from_static(b"T\xff\xff\xff\xff")), None);
+    }
+
+    #[test]
+    fn entries_survive_the_store() {
+        let entry = entry("SELECT 1");
+        let bytes = entry.encode().expect("fits");
+        assert_eq!(Entry::decode(bytes.into(), 1 << 20), Ok(entry));
+    }
+
+    #[test]
+    fn what_is_not_an_entry_is_refused_with_a_reason() {
+        let bytes = entry("SELECT 1").encode().expect("fits");
+        let decode = |bytes: &[u8]| Entry::decode(Bytes::copy_from_slice(bytes), 1 << 20);
+        assert_eq!(Entry::decode(bytes.clone().into(), bytes.len() - 1), Err(BadEntry::TooLong));
+        assert_eq!(decode(b""), Err(BadEntry::Length));
+        assert_eq!(decode(b"wrc\x02rest"), Err(BadEntry::Format));
+        assert_eq!(decode(&bytes[..bytes.len() - 1]), Err(BadEntry::Checksum));
+        assert_eq!(decode(&[&bytes[..], b"x"].concat()), Err(BadEntry::Checksum));
+        for position in 0..bytes.len() {
+            let mut garbled = bytes.clone();
+            garbled[position] ^= 1;
+            assert!(decode(&garbled).is_err(), "byte {position}");
+        }
+    }
+
+    /// With the checksum put right, so that what lies behind it is reached.
+    fn sealed(mut bytes: Vec<u8>) -> Bytes {
+        let (head, body) = bytes.split_at_mut(MAGIC.len() + CHECKSUM_BYTES);
+        head[MAGIC.len()..].copy_from_slice(&hash_bytes_extended(body, CHECKSUM_SEED).to_be_bytes());
+        bytes.into()
+    }
+
+    #[test]
+    fn lengths_are_checked_even_under_a_good_checksum() {
+        let bytes = entry("SELECT 1").encode().expect("fits");
+        assert_eq!(Entry::decode(sealed([&bytes[..], b"x"].concat()), 1 << 20), Err(BadEntry::Length));
+        let words_at = 4 + 8 + 2 + 8 + 8;
+        let mut many = bytes.clone();
+        many[words_at..words_at + 4].copy_from_slice(&u32::MAX.to_be_bytes());
+        assert_eq!(Entry::decode(sealed(many), 1 << 20), Err(BadEntry::Length));
+        let mut twice = bytes.clone();
+        let (first, second) = (words_at + 4, words_at + 14);
+        twice.copy_within(first..first + 2, second);
+        assert_eq!(Entry::decode(sealed(twice), 1 << 20), Err(BadEntry::Length));
+        // Two words swapped with their versions left in place must not pair up wrongly.
+        let mut swapped = bytes;
+        let index: [u8; 2] = [swapped[first], swapped[first + 1]];
+        swapped.copy_within(second..second + 2, first);
+        swapped[second..second + 2].copy_from_slice(&index);
+        assert_eq!(Entry::decode(sealed(swapped), 1 << 20), Err(BadEntry::Length));
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_is_total(body in proptest::collection::vec(any::<u8>(), 0..200), seal in any::<bool>()) {
+            let bytes = [&MAGIC[..], &[0; CHECKSUM_BYTES], &body].concat();
+            let bytes = if seal { sealed(bytes) } else { bytes.into() };
+            let _ = Entry::decode(bytes, 1 << 20);
+        }
+
+        #[test]
+        fn mutations_of_an_entry_never_panic(at in 0_usize..120, byte in any::<u8>(), cut in 0_usize..160) {
+            let mut bytes = entry("SELECT 1").encode().expect("fits");
+            let at = at.min(bytes.len() - 1);
+            bytes[at] = byte;
+            bytes.truncate(cut.max(MAGIC.len() + CHECKSUM_BYTES));
+            let _ = Entry::decode(sealed(bytes), 1 << 20);
+        }
     }
 }

@@ -117,3 +117,62 @@ impl Flights {
         self.by_id.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::entry::tests::entry;
+    use crate::fresh::{WordSet, Words};
+
+    fn key(statement: &str) -> CacheKey {
+        entry(statement).key
+    }
+
+    #[test]
+    fn equal_reads_at_one_moment_share_a_flight() {
+        let (words, set) = (Words::new(), WordSet::from_indexes([4]));
+        let seen = words.observe(&set);
+        let mut flights = Flights::new(8, 8);
+        let Join::Lead(id) = flights.join(&key("a"), &seen) else { panic!("first one leads") };
+        assert_eq!(flights.join(&key("a"), &words.observe(&set)), Join::Follow(id));
+        assert_eq!(flights.join(&key("a"), &seen), Join::Follow(id));
+        assert!(matches!(flights.join(&key("b"), &seen), Join::Lead(other) if other != id));
+        flights.leave(id);
+        assert_eq!(flights.land(id), 1);
+        assert_eq!(flights.land(id), 0);
+        assert!(
+            matches!(flights.join(&key("a"), &seen), Join::Lead(other) if other != id),
+            "a flight that landed is over"
+        );
+    }
+
+    #[test]
+    fn a_read_that_starts_after_a_write_does_not_join_one_from_before() {
+        let (words, set) = (Words::new(), WordSet::from_indexes([4]));
+        let mut flights = Flights::new(8, 8);
+        let Join::Lead(before) = flights.join(&key("a"), &words.observe(&set)) else { panic!("first one leads") };
+        let intent = words.begin_write(&set).expect("room");
+        assert_eq!(flights.join(&key("a"), &words.observe(&set)), Join::Alone(Alone::Pending));
+        words.end_write(intent, None);
+        let Join::Lead(after) = flights.join(&key("a"), &words.observe(&set)) else { panic!("a moment of its own") };
+        assert_ne!(before, after);
+        // The older flight's landing leaves the newer one in place.
+        flights.land(before);
+        assert_eq!(flights.join(&key("a"), &words.observe(&set)), Join::Follow(after));
+    }
+
+    #[test]
+    fn flights_and_followers_are_bounded() {
+        let words = Words::new();
+        let seen = words.observe(&WordSet::from_indexes([4]));
+        let mut flights = Flights::new(1, 1);
+        let Join::Lead(id) = flights.join(&key("a"), &seen) else { panic!("first one leads") };
+        assert_eq!(flights.join(&key("b"), &seen), Join::Alone(Alone::FlightsFull));
+        assert_eq!(flights.join(&key("a"), &seen), Join::Follow(id));
+        assert_eq!(flights.join(&key("a"), &seen), Join::Alone(Alone::FollowersFull));
+        flights.leave(id);
+        assert_eq!(flights.join(&key("a"), &seen), Join::Follow(id));
+        assert_eq!(flights.land(id), 1);
+        assert!(flights.is_empty() && flights.by_moment.is_empty());
+    }
+}

@@ -117,3 +117,133 @@ fn put_formats(out: &mut Vec<u8>, formats: &[i16]) {
         out.extend_from_slice(&format.to_be_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, PartialEq, Eq, Debug)]
+    struct Owned {
+        shard: u16,
+        texts: [String; 3],
+        params: Vec<(u32, bool, Option<Vec<u8>>)>,
+        formats: Vec<i16>,
+        settings: Vec<(String, String)>,
+    }
+
+    fn key(owned: &Owned) -> CacheKey {
+        let params: Vec<Param<'_>> = owned
+            .params
+            .iter()
+            .map(|(type_oid, binary, value)| Param { type_oid: *type_oid, binary: *binary, value: value.as_deref() })
+            .collect();
+        let settings: Vec<(&str, &str)> = owned.settings.iter().map(|(name, value)| (&**name, &**value)).collect();
+        CacheKey::new(&KeyParts {
+            shard: ShardId(owned.shard),
+            database: &owned.texts[0],
+            role: &owned.texts[1],
+            statement: &owned.texts[2],
+            params: &params,
+            result_formats: &owned.formats,
+            settings: &settings,
+        })
+    }
+
+    fn plain() -> Owned {
+        Owned {
+            shard: 1,
+            texts: ["shop".into(), "app".into(), "SELECT $1".into()],
+            params: vec![(23, false, Some(b"7".to_vec()))],
+            formats: vec![],
+            settings: vec![("timezone".into(), "UTC".into())],
+        }
+    }
+
+    #[test]
+    fn every_part_counts() {
+        let plain = plain();
+        let mut others = Vec::new();
+        let mut other = |change: &dyn Fn(&mut Owned)| {
+            let mut changed = plain.clone();
+            change(&mut changed);
+            others.push(changed);
+        };
+        other(&|one| one.shard = 2);
+        other(&|one| one.texts[0] = "shop2".into());
+        other(&|one| one.texts[1] = "admin".into());
+        other(&|one| one.texts[2] = "select $1".into());
+        other(&|one| one.params[0].0 = 20);
+        other(&|one| one.params[0].1 = true);
+        other(&|one| one.params[0].2 = None);
+        other(&|one| one.params[0].2 = Some(vec![]));
+        other(&|one| one.params.push((23, false, None)));
+        other(&|one| one.formats = vec![1]);
+        other(&|one| one.formats = vec![0, 1]);
+        other(&|one| one.settings[0].1 = "Europe/Berlin".into());
+        other(&|one| one.settings[0].0 = "datestyle".into());
+        other(&|one| one.settings.clear());
+        // Text that moves from one part to its neighbour.
+        other(&|one| (one.texts[0], one.texts[1]) = ("shopa".into(), "pp".into()));
+        for (index, changed) in others.iter().enumerate() {
+            assert_ne!(key(changed), key(&plain), "{changed:?}");
+            assert_ne!(key(changed).hash128(), key(&plain).hash128(), "{changed:?}");
+            assert!(others[..index].iter().all(|one| key(one) != key(changed)), "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn all_text_is_one_format_however_it_is_said() {
+        let said = |formats: &[i16]| key(&Owned { formats: formats.to_vec(), ..plain() });
+        assert_eq!(said(&[]), said(&[0]));
+        assert_eq!(said(&[]), said(&[0, 0, 0]));
+        assert_ne!(said(&[1]), said(&[1, 1]));
+    }
+
+    #[test]
+    fn equal_hashes_do_not_make_equal_keys() {
+        let one = CacheKey::new(&KeyParts { statement: "a", ..parts() });
+        let other = CacheKey { hash: one.hash, ..CacheKey::new(&KeyParts { statement: "b", ..parts() }) };
+        assert_ne!(one, other);
+    }
+
+    fn parts() -> KeyParts<'static> {
+        KeyParts {
+            shard: ShardId(0),
+            database: "",
+            role: "",
+            statement: "",
+            params: &[],
+            result_formats: &[],
+            settings: &[],
+        }
+    }
+
+    fn any_owned() -> impl Strategy<Value = Owned> {
+        let text = || "[ab]{0,3}";
+        let value = proptest::option::of(proptest::collection::vec(0_u8..3, 0..3));
+        (
+            0_u16..2,
+            [text(), text(), text()],
+            proptest::collection::vec((0_u32..2, any::<bool>(), value), 0..3),
+            proptest::collection::vec(1_i16..2, 0..2),
+            proptest::collection::vec((text(), text()), 0..2),
+        )
+            .prop_map(|(shard, texts, params, formats, settings)| Owned {
+                shard,
+                texts,
+                params,
+                formats,
+                settings,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn keys_are_equal_exactly_if_their_parts_are(one in any_owned(), other in any_owned()) {
+            prop_assert_eq!(key(&one) == key(&other), one == other);
+            prop_assert_eq!(CacheKey::from_bytes(key(&one).bytes().clone()), key(&one));
+        }
+    }
+}

@@ -121,3 +121,48 @@ pub fn may_fill(words: &Words, seen: &Observation) -> Result<(), NoFillReason> {
     }
     if words.unmoved(seen) { Ok(()) } else { Err(NoFillReason::Moved) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::entry::tests::entry;
+    use crate::fresh::WordSet;
+
+    fn now(seen: &Observation) -> Now<'_> {
+        Now { seen, shard: ShardId(2), epoch: Epoch(5), now_ms: 1500, age_ms_max: 1000 }
+    }
+
+    #[test]
+    fn an_entry_is_served_only_at_its_moment() {
+        let entry = entry("SELECT 1");
+        let key = &entry.key.clone();
+        let seen = entry.seen.clone();
+        assert_eq!(judge(&entry, key, &now(&seen)), Ok(()));
+        assert_eq!(judge(&entry, key, &Now { now_ms: 1999, ..now(&seen) }), Ok(()));
+        assert_eq!(judge(&entry, key, &Now { now_ms: 2000, ..now(&seen) }), Err(MissReason::TooOld));
+        assert_eq!(judge(&entry, key, &Now { now_ms: 999, ..now(&seen) }), Err(MissReason::TooOld));
+        assert_eq!(judge(&entry, key, &Now { epoch: Epoch(6), ..now(&seen) }), Err(MissReason::OtherEpoch));
+        assert_eq!(judge(&entry, key, &Now { shard: ShardId(0), ..now(&seen) }), Err(MissReason::OtherEpoch));
+        let other_key = super::super::entry::tests::entry("SELECT 2").key;
+        assert_eq!(judge(&entry, &other_key, &now(&seen)), Err(MissReason::OtherKey));
+        let moved = Observation::settled(seen.words().clone(), [10, 1 << 47, 4]).expect("three words");
+        assert_eq!(judge(&entry, key, &now(&moved)), Err(MissReason::Moved));
+        let others = Observation::settled(WordSet::from_indexes([7, 1, 901]), [10, 1 << 47, 3]).expect("three words");
+        assert_eq!(judge(&entry, key, &now(&others)), Err(MissReason::Moved));
+    }
+
+    #[test]
+    fn pending_words_serve_and_fill_nothing() {
+        let (words, set) = (Words::new(), WordSet::from_indexes([1, 7, 900]));
+        let settled = words.observe(&set);
+        assert_eq!(may_fill(&words, &settled), Ok(()));
+        let intent = words.begin_write(&set).expect("room");
+        let pending = words.observe(&set);
+        let entry = entry("SELECT 1");
+        assert_eq!(judge(&entry, &entry.key, &now(&pending)), Err(MissReason::Pending));
+        assert_eq!(may_fill(&words, &settled), Err(NoFillReason::Moved));
+        words.end_write(intent, None);
+        assert_eq!(may_fill(&words, &settled), Err(NoFillReason::Moved));
+        assert_eq!(may_fill(&words, &pending), Err(NoFillReason::Pending));
+    }
+}

@@ -278,7 +278,7 @@ impl Checker {
     }
 
     fn at_rest(&mut self, state: &State, at: u32) {
-        let now = self.look(state, 0..self.scope.words());
+        let now = Self::look(state, 0..self.scope.words());
         if let Some((value, _)) = state.stored
             && self.is_hit(state, &now)
             && value != state.visible
@@ -309,7 +309,7 @@ impl Checker {
         WordSet::from_indexes(range.map(|index| index as u16))
     }
 
-    fn look(&self, state: &State, range: std::ops::Range<usize>) -> Observation {
+    fn look(state: &State, range: std::ops::Range<usize>) -> Observation {
         Self::real(state).observe(&Self::set(range))
     }
 
@@ -536,7 +536,7 @@ impl Checker {
     /// One look, then: hit, or join a flight, or ask a server.
     fn look_and_choose(&mut self, state: &State, at: u32, (index, mut me): (usize, Reader)) -> usize {
         let range = self.step_range(me.step);
-        let look = self.look(state, range.clone());
+        let look = Self::look(state, range.clone());
         for (word, version) in range.clone().zip(look.versions()) {
             me.versions[word] = *version as u8;
         }
@@ -627,7 +627,7 @@ impl Checker {
     }
 
     fn look_again_on_primary(&mut self, state: &State, at: u32, (index, mut me): (usize, Reader)) -> usize {
-        let look = self.look(state, 0..self.scope.words());
+        let look = Self::look(state, 0..self.scope.words());
         for (word, version) in look.versions().iter().enumerate() {
             me.versions[word] = *version as u8;
         }
