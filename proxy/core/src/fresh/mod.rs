@@ -9,7 +9,7 @@ pub mod words;
 use smallvec::SmallVec;
 
 pub use bound::{Choice, Level, PrimaryBecause, ReadBound, ReplicaView, SessionMark, choose, replica_answer_ok};
-pub use words::{Intent, Observation, WordSet, Words, WordsFull};
+pub use words::{Intent, Observation, UNPLACED, WORDS, WordSet, Words, WordsFull};
 
 /// What a statement reads or writes, as far as freshness cares. Hashes name tables and key values; collisions only
 /// over-invalidate.

@@ -41,6 +41,9 @@ const VERSION_ONE: u64 = 1 << 16;
 /// Writers that may be under way on one word at the same time.
 pub const PENDING_MAX: u64 = PENDING_MASK;
 
+/// The position of a write that is over but has none yet: no replica covers it until [`Words::place`].
+pub const UNPLACED: Lsn = Lsn(u64::MAX);
+
 /// The freshness state of one shard. 1 MiB; shared by all sessions.
 pub struct Words {
     words: Box<[Word]>,
@@ -102,7 +105,8 @@ impl Words {
     }
 
     /// Ends a write whose outcome is final (step W4). `lsn`: a position of this primary that was asked for after the
-    /// outcome was known, hence at or past the commit. `None`: rolled back, or nothing was written.
+    /// outcome was known, hence at or past the commit. `None`: rolled back, or nothing was written. [`UNPLACED`]: it is
+    /// committed, but nobody can say where; the cache may go on, replicas may not.
     pub fn end_write(&self, intent: Intent, lsn: Option<Lsn>) {
         for &index in &intent.set.0 {
             if let Some(lsn) = lsn {
@@ -110,6 +114,16 @@ impl Words {
                 self.word(index).lsn.fetch_max(lsn.0, Ordering::Relaxed);
             }
             self.settle(index);
+        }
+    }
+
+    /// Gives the words among `set` that are [`UNPLACED`] a position that was asked for after the last write that left
+    /// them so was acknowledged. The caller must exclude such a write from ending meanwhile.
+    pub fn place(&self, set: impl IntoIterator<Item = u16>, lsn: Lsn) {
+        for index in set {
+            // Fails, and rightly, where the word has a position already.
+            let place = &self.word(index).lsn;
+            let _ = place.compare_exchange(UNPLACED.0, lsn.0, Ordering::SeqCst, Ordering::Relaxed);
         }
     }
 
@@ -382,6 +396,24 @@ mod tests {
         assert!(!words.unmoved(&before));
         assert_eq!(words.observe(&mine).lsn(), Lsn(500));
         assert!(!words.observe(&mine).pending());
+    }
+
+    #[test]
+    fn an_unplaced_write_lets_the_cache_go_on_but_no_replica() {
+        let words = Words::new();
+        let (mine, other) = (set(&[11]), set(&[12]));
+        for set in [&mine, &other] {
+            let intent = words.begin_write(set).expect("room");
+            words.end_write(intent, Some(UNPLACED));
+        }
+        let seen = words.observe(&mine);
+        assert!(!seen.pending() && words.unmoved(&seen));
+        assert!(!crate::fresh::replica_answer_ok(seen.lsn(), Lsn(u64::MAX - 1)));
+        words.place(mine.indexes().iter().copied().chain([40]), Lsn(90));
+        assert_eq!(words.observe(&mine).lsn(), Lsn(90));
+        assert_eq!(words.observe(&other).lsn(), UNPLACED);
+        assert_eq!(words.observe(&set(&[40])).lsn(), Lsn(0));
+        assert!(words.unmoved(&seen), "placing moves nothing");
     }
 
     #[test]
