@@ -201,13 +201,19 @@ pub struct SelectShape {
     pub order: Vec<Ordering>,
     pub limit: Limit,
     pub offset: Limit,
+    /// All columns of everything in FROM are known, so that a name which is none of them is an output name.
+    pub names_complete: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SelectItem {
     pub kind: ItemKind,
-    /// Output name, where one can be told.
+    /// Output name; `None` also for what Postgres calls `?column?`.
     pub name: Option<Box<str>>,
+    /// The output name depends on what weir does not know.
+    pub name_unsure: bool,
+    /// The name is written behind the expression.
+    pub aliased: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

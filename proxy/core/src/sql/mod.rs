@@ -4,4 +4,6 @@
 //!
 //! Invariant: a statement is never re-printed. Whatever is changed is expressed as edits of the original bytes.
 
+pub mod facts;
 pub mod lex;
+pub mod parse;

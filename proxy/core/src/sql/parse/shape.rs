@@ -134,6 +134,44 @@ fn merged_columns(scope: &Scope<'_>) -> Option<Vec<(usize, Column)>> {
     Some(columns)
 }
 
+fn wildcard(columns: Option<Vec<WildcardColumn>>) -> SelectItem {
+    SelectItem { kind: ItemKind::Wildcard(columns), name: None, name_unsure: false, aliased: false }
+}
+
+enum OutputName {
+    Name(String),
+    /// `?column?`
+    Nameless,
+    Unsure,
+}
+
+/// The name Postgres gives an unnamed output column (FigureColname in src/backend/parser/parse_target.c).
+fn output_name(expr: &Expr) -> OutputName {
+    match bare(expr) {
+        Expr::Identifier(name) => OutputName::Name(ident(name)),
+        Expr::CompoundIdentifier(parts) => parts.last().map_or(OutputName::Unsure, |name| OutputName::Name(ident(name))),
+        Expr::Function(function) => {
+            let name = name_parts(&function.name).and_then(|mut parts| parts.pop());
+            name.map_or(OutputName::Unsure, OutputName::Name)
+        }
+        Expr::Collate { expr, .. } => output_name(expr),
+        Expr::Cast { expr, .. } => match output_name(expr) {
+            OutputName::Name(name) => OutputName::Name(name),
+            OutputName::Nameless | OutputName::Unsure => OutputName::Unsure,
+        },
+        Expr::BinaryOp { .. }
+        | Expr::UnaryOp { .. }
+        | Expr::Value(_)
+        | Expr::IsNull(_)
+        | Expr::IsNotNull(_)
+        | Expr::Between { .. }
+        | Expr::InList { .. }
+        | Expr::Like { .. }
+        | Expr::ILike { .. } => OutputName::Nameless,
+        _ => OutputName::Unsure,
+    }
+}
+
 /// Reads expressions of one block.
 struct Reader<'r, 'a, 's> {
     analyser: &'r Analyser<'a>,
@@ -168,6 +206,7 @@ pub fn shape(analyser: &mut Analyser<'_>, select: &Select, query: &Query, scope:
         order: order.iter().map(|item| reader.ordering(item)).collect(),
         limit,
         offset,
+        names_complete: scope.entries.iter().all(|entry| matches!(entry.columns, Columns::Known(_))),
     })
 }
 
@@ -226,29 +265,29 @@ impl Reader<'_, '_, '_> {
     fn item(&self, item: &AstItem) -> SelectItem {
         match item {
             AstItem::UnnamedExpr(expr) => {
-                let name = match bare(expr) {
-                    Expr::Identifier(name) => Some(ident(name).into()),
-                    Expr::CompoundIdentifier(parts) => parts.last().map(|name| ident(name).into()),
-                    Expr::Function(function) => {
-                        name_parts(&function.name).and_then(|parts| parts.last().map(|name| name.as_str().into()))
-                    }
-                    _ => None,
+                let (name, name_unsure) = match output_name(expr) {
+                    OutputName::Name(name) => (Some(name.into()), false),
+                    OutputName::Nameless => (None, false),
+                    OutputName::Unsure => (None, true),
                 };
-                SelectItem { kind: ItemKind::Expression(self.expression(expr)), name }
+                SelectItem { kind: ItemKind::Expression(self.expression(expr)), name, name_unsure, aliased: false }
             }
-            AstItem::ExprWithAlias { expr, alias } => {
-                SelectItem { kind: ItemKind::Expression(self.expression(expr)), name: Some(ident(alias).into()) }
-            }
-            AstItem::ExprWithAliases { .. } => SelectItem { kind: ItemKind::Wildcard(None), name: None },
+            AstItem::ExprWithAlias { expr, alias } => SelectItem {
+                kind: ItemKind::Expression(self.expression(expr)),
+                name: Some(ident(alias).into()),
+                name_unsure: false,
+                aliased: true,
+            },
+            AstItem::ExprWithAliases { .. } => wildcard(None),
             AstItem::Wildcard(_) | AstItem::QualifiedWildcard(..) => {
                 let columns = expand(item, self.scope).map(|columns| {
-                    let wildcard = |(owner, column): (usize, Column)| WildcardColumn {
+                    let named = |(owner, column): (usize, Column)| WildcardColumn {
                         name: column.name.as_str().into(),
                         column: Some(self.column(owner, &column)),
                     };
-                    columns.into_iter().map(wildcard).collect()
+                    columns.into_iter().map(named).collect()
                 });
-                SelectItem { kind: ItemKind::Wildcard(columns), name: None }
+                wildcard(columns)
             }
         }
     }
