@@ -10,6 +10,7 @@ mod bind;
 mod clauses;
 mod compile;
 mod explain;
+mod functions;
 mod reason;
 mod refuse;
 mod rewrite;

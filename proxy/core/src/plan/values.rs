@@ -38,7 +38,7 @@ pub type Keys<'a> = SmallVec<[Key<'a>; 2]>;
 enum Found<'a> {
     Null,
     Integer(Cow<'a, str>),
-    Decimal(Cow<'a, str>),
+    Decimal,
     /// Text without a type of its own: read as whatever it is compared with.
     Text(Cow<'a, [u8]>),
     Binary(&'a [u8]),
@@ -59,7 +59,7 @@ impl<'a> Values<'a> {
         let text = self.sql.get(literal.start as usize..literal.end as usize).ok_or_else(|| missing(number))?;
         match literal.kind {
             LiteralKind::Integer => Ok(Found::Integer(Cow::Borrowed(text))),
-            LiteralKind::Decimal => Ok(Found::Decimal(Cow::Borrowed(text))),
+            LiteralKind::Decimal => Ok(Found::Decimal),
             LiteralKind::String => {
                 let token = Token { kind: TokenKind::String, start: literal.start, end: literal.end, depth: 0 };
                 let value = word::string_value(self.sql, token).ok_or_else(|| missing(number))?;
@@ -87,7 +87,7 @@ impl<'a> Values<'a> {
                     Found::Null => {}
                     Found::Text(text) => text_array(&text, key_type, &mut keys)?,
                     Found::Binary(bytes) => binary_array(bytes, key_type, &mut keys)?,
-                    Found::Integer(_) | Found::Decimal(_) => return Err(bad_array()),
+                    Found::Integer(_) | Found::Decimal => return Err(bad_array()),
                 },
                 Term::ArrayLiteral(text) => text_array(text.as_bytes(), key_type, &mut keys)?,
             }
@@ -109,7 +109,7 @@ impl<'a> Values<'a> {
             Found::Integer(text) => parse_integer(text.as_bytes()),
             Found::Text(text) => parse_integer(&text),
             Found::Binary(bytes) => binary_integer(bytes),
-            Found::Decimal(_) => None,
+            Found::Decimal => None,
         };
         let number = number.ok_or_else(bad_count)?;
         u64::try_from(number).map(Some).map_err(|_| bad_count())
@@ -141,7 +141,7 @@ fn written(text: &str) -> Found<'_> {
     if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') {
         Found::Integer(Cow::Borrowed(text))
     } else {
-        Found::Decimal(Cow::Borrowed(text))
+        Found::Decimal
     }
 }
 
@@ -164,7 +164,7 @@ fn scalar(found: Found<'_>, negated: bool, key_type: KeyType) -> Result<Option<K
                 KeyType::Uuid => Err(unreadable("a number where a uuid is needed")),
             }
         }
-        Found::Decimal(_) => Err(unreadable("a number with a fraction or an exponent")),
+        Found::Decimal => Err(unreadable("a number with a fraction or an exponent")),
         Found::Text(_) if negated => Err(unreadable("a negated string")),
         Found::Text(text) => Ok(Some(text_key(text, key_type)?)),
         Found::Binary(bytes) => Ok(Some(binary_key(bytes, key_type)?)),

@@ -1,1 +1,3 @@
-//! placeholder
+//! One client's state, kept apart from every socket.
+
+pub mod replies;

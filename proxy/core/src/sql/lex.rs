@@ -500,7 +500,7 @@ fn escape_string_end(text: &[u8], mut at: usize) -> Option<usize> {
 
 /// Where the next piece's quote stands, if the string that ended at `end` continues: white space with at least one line
 /// end in it, and `--` comments, as scan.l's `quotecontinue` has it. The look-ahead reads blanks a second time at most.
-fn continuation(text: &[u8], end: usize) -> Option<usize> {
+pub(super) fn continuation(text: &[u8], end: usize) -> Option<usize> {
     let mut at = end;
     let mut line_ended = false;
     loop {
