@@ -123,9 +123,9 @@ fn offset_seconds(text: &[u8]) -> Option<i64> {
 /// The number in exactly the first `length` bytes, and what follows them.
 fn digits(text: &[u8], length: usize) -> Option<(i64, &[u8])> {
     let (head, rest) = text.split_at_checked(length)?;
-    let value = head.iter().try_fold(0_i64, |value, byte| {
-        byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0'))
-    })?;
+    let value = head
+        .iter()
+        .try_fold(0_i64, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))?;
     Some((value, rest))
 }
 
@@ -149,7 +149,8 @@ mod tests {
         for (text, days) in vectors {
             assert_eq!(date(text.as_bytes()), Some(days), "{text}");
         }
-        for bad in ["01/02/2024", "02.01.2024", "01-02-2024", "2024-13-01", "2024-1-1", "2024-01-01 ", "", "0000-01-01"] {
+        for bad in ["01/02/2024", "02.01.2024", "01-02-2024", "2024-13-01", "2024-1-1", "2024-01-01 ", "", "0000-01-01"]
+        {
             assert_eq!(date(bad.as_bytes()), None, "{bad}");
         }
     }

@@ -1,7 +1,7 @@
 //! float4 and float8 in Postgres's shortest exact text (`extra_float_digits` at its default).
 //!
 //! Source of the behaviour: src/common/d2s.c and f2s.c: shortest digits that lie strictly between the neighbours'
-//! midpoints, fixed notation for decimal exponents from -4 up to 14 (float8) or 5 (float4), else `d.ddde+XX`.
+//! midpoints, of two equally near ones the even one, fixed notation for decimal exponents from -4 up to 14 (float8) or 5 (float4), else `d.ddde+XX`.
 
 use num_bigint::BigInt;
 
@@ -16,11 +16,11 @@ pub(super) fn text8(value: f64) -> String {
     let binary = Binary::new(fraction, exponent, 52, -1074);
     let parses_back = |text: &str| text.parse::<f64>().is_ok_and(|parsed| parsed.to_bits() == bits & (u64::MAX >> 1));
     let magnitude = value.abs();
-    let shortest = |precision: Option<usize>| match precision {
+    let render = |precision: Option<usize>| match precision {
         None => format!("{magnitude:e}"),
         Some(precision) => format!("{magnitude:.precision$e}"),
     };
-    layout(value.is_sign_negative(), &strict(shortest, parses_back, &binary), 15)
+    layout(value.is_sign_negative(), &strict(render, parses_back, &binary), 15)
 }
 
 /// Text of a float4.
@@ -34,11 +34,11 @@ pub(super) fn text4(value: f32) -> String {
     let binary = Binary::new(fraction, exponent, 23, -149);
     let parses_back = |text: &str| text.parse::<f32>().is_ok_and(|parsed| parsed.to_bits() == bits & (u32::MAX >> 1));
     let magnitude = value.abs();
-    let shortest = |precision: Option<usize>| match precision {
+    let render = |precision: Option<usize>| match precision {
         None => format!("{magnitude:e}"),
         Some(precision) => format!("{magnitude:.precision$e}"),
     };
-    layout(value.is_sign_negative(), &strict(shortest, parses_back, &binary), 6)
+    layout(value.is_sign_negative(), &strict(render, parses_back, &binary), 6)
 }
 
 fn special(value: f64) -> Option<&'static str> {
@@ -73,32 +73,54 @@ impl Binary {
 
     /// Is `digits * 10^power` exactly half-way to a neighbour?
     fn is_midpoint(&self, digits: u64, power: i32) -> bool {
-        // Everything in quarters of the last place: the midpoints are 4m+2 and 4m-2 (or 4m-1) times 2^(exponent-2).
-        let quarters = self.exponent - 2;
+        let below = if self.narrow_below { 1 } else { 2 };
+        self.is_quarters_off(-below, digits, power) || self.is_quarters_off(2, digits, power)
+    }
+
+    /// Is `digits * 10^power` exactly the value plus that many quarters of its last place?
+    fn is_quarters_off(&self, quarters: i128, digits: u64, power: i32) -> bool {
         let mut decimal = BigInt::from(digits);
-        let mut unit = BigInt::from(1);
-        let five_and_two = |value: &mut BigInt, power: i32, base: u32| *value *= BigInt::from(base).pow(power.unsigned_abs());
-        five_and_two(if power >= 0 { &mut decimal } else { &mut unit }, power, 10);
-        five_and_two(if quarters >= 0 { &mut unit } else { &mut decimal }, quarters, 2);
-        let below = self.mantissa as i128 * 4 - if self.narrow_below { 1 } else { 2 };
-        let above = self.mantissa as i128 * 4 + 2;
-        decimal == BigInt::from(below) * &unit || decimal == BigInt::from(above) * &unit
+        let mut binary = BigInt::from(self.mantissa as i128 * 4 + quarters);
+        let scale = |value: &mut BigInt, base: u32, power: i32| *value *= BigInt::from(base).pow(power.unsigned_abs());
+        scale(if power >= 0 { &mut decimal } else { &mut binary }, 10, power);
+        let exponent = self.exponent - 2;
+        scale(if exponent >= 0 { &mut binary } else { &mut decimal }, 2, exponent);
+        decimal == binary
     }
 }
 
-/// Rust's shortest digits may be a midpoint itself (it reads back by rounding to even); Postgres never prints that.
+/// Rust's shortest digits with the two differences of Postgres's: a midpoint, which reads back only by rounding to even, is
+/// never printed; and of two equally near ones the even one is, where Rust takes the larger.
 fn strict(render: impl Fn(Option<usize>) -> String, parses_back: impl Fn(&str) -> bool, binary: &Binary) -> String {
-    let shortest = render(None);
     let acceptable = |text: &str| {
-        let (digits, power) = parts(text);
-        let integer = digits.parse::<u64>().unwrap_or(0);
-        !binary.is_midpoint(integer, power - (digits.len() as i32 - 1))
+        let (digits, power) = integer(text);
+        !binary.is_midpoint(digits, power)
     };
-    if acceptable(&shortest) {
-        return shortest;
+    let mut text = render(None);
+    if !acceptable(&text) {
+        let length = parts(&text).0.len();
+        let longer = (length..17).map(|precision| render(Some(precision)));
+        text = longer.into_iter().find(|text| parses_back(text) && acceptable(text)).unwrap_or(text);
     }
-    let length = parts(&shortest).0.len();
-    (length..17).map(|precision| render(Some(precision))).find(|text| parses_back(text) && acceptable(text)).unwrap_or(shortest)
+    let (digits, power) = integer(&text);
+    let is_tie = digits % 2 == 1 && binary.is_quarters_off(0, digits * 10 - 5, power - 1);
+    if is_tie && parses_back(&format!("{}e{power}", digits - 1)) && !binary.is_midpoint(digits - 1, power) {
+        return scientific(digits - 1, power);
+    }
+    text
+}
+
+/// The digits as one number, and the power of ten it is to be multiplied with.
+fn integer(scientific: &str) -> (u64, i32) {
+    let (digits, exponent) = parts(scientific);
+    // At most 17 digits.
+    (digits.parse().unwrap_or(0), exponent - (digits.len() as i32 - 1))
+}
+
+fn scientific(digits: u64, power: i32) -> String {
+    let digits = digits.to_string();
+    let (first, rest) = digits.split_at(1);
+    format!("{first}.{rest}e{}", power + digits.len() as i32 - 1)
 }
 
 /// Digits without a point, and the decimal exponent of the first.
@@ -148,6 +170,9 @@ mod tests {
             (f64::MAX, "1.7976931348623157e+308"),
             (5e-324, "5e-324"),
             (1e23, "9.999999999999999e+22"),
+            (615474524764674.25, "615474524764674.2"),
+            (615474524764674.75, "615474524764674.8"),
+            (2.9802322387695312e-08, "2.9802322387695312e-08"),
             (f64::NAN, "NaN"),
             (f64::NEG_INFINITY, "-Infinity"),
         ];
@@ -160,6 +185,7 @@ mod tests {
     fn float4_text_is_postgres_text() {
         let vectors = [
             (0.1_f32, "0.1"),
+            (164146.125, "164146.12"),
             (1e6, "1e+06"),
             (123456.0, "123456"),
             (1234567.0, "1.234567e+06"),

@@ -45,9 +45,15 @@ enum Rule {
 /// The fold of one group so far.
 pub(super) enum State {
     Integer(Option<i128>),
-    Numeric { sum: Option<Numeric>, count: i128 },
+    Numeric {
+        sum: Option<Numeric>,
+        count: i128,
+    },
     /// Each source's sum, so that they can be added in source order whatever the order they came in.
-    Float { sums: SmallVec<[(usize, f64); 4]>, count: i128 },
+    Float {
+        sums: SmallVec<[(usize, f64); 4]>,
+        count: i128,
+    },
     Extreme(Option<Extreme>),
     Bool(Option<bool>),
 }
@@ -79,10 +85,13 @@ impl Folder {
             },
             FoldKind::Min | FoldKind::Max if !own.kind.is_collated() => {
                 let Source { column, kind, binary } = own;
-                Rule::Extreme { by: Comparable { column, kind, binary, descending: fold.kind == FoldKind::Max, nulls_first: false } }
+                Rule::Extreme {
+                    by: Comparable { column, kind, binary, descending: fold.kind == FoldKind::Max, nulls_first: false },
+                }
             }
             FoldKind::Avg { sum, count } => {
-                let (sum, count) = source(sum).zip(source(count)).filter(|(_, count)| is_count(count)).ok_or_else(|| refuse("avg"))?;
+                let (sum, count) =
+                    source(sum).zip(source(count)).filter(|(_, count)| is_count(count)).ok_or_else(|| refuse("avg"))?;
                 match (own.kind, sum.kind) {
                     (Kind::Numeric, Kind::Int { .. } | Kind::Numeric) => Rule::AvgNumeric { sum, count },
                     (Kind::Float8, Kind::Float8) => Rule::AvgFloat { sum, count },
@@ -140,7 +149,12 @@ impl Folder {
         Ok(())
     }
 
-    fn add_float(&self, sums: &mut SmallVec<[(usize, f64); 4]>, source: usize, value: Option<f64>) -> Result<(), UserError> {
+    fn add_float(
+        &self,
+        sums: &mut SmallVec<[(usize, f64); 4]>,
+        source: usize,
+        value: Option<f64>,
+    ) -> Result<(), UserError> {
         let Some(value) = value else { return Ok(()) };
         match sums.iter_mut().find(|sum| sum.0 == source) {
             Some(sum) => sum.1 = self.float_sum(sum.1, value)?,
@@ -193,7 +207,8 @@ impl Folder {
     }
 
     fn int8(&self, total: i128) -> Result<Vec<u8>, UserError> {
-        let total = i64::try_from(total).map_err(|_| UserError::new(Blame::Client, OUT_OF_RANGE, "bigint out of range"))?;
+        let total =
+            i64::try_from(total).map_err(|_| UserError::new(Blame::Client, OUT_OF_RANGE, "bigint out of range"))?;
         Ok(if self.binary { total.to_be_bytes().to_vec() } else { total.to_string().into_bytes() })
     }
 
@@ -235,7 +250,9 @@ fn take_if_better(by: &Comparable, best: &mut Option<Extreme>, source: usize, ro
 impl Source {
     fn integer(&self, row: &Row<'_>) -> Result<Option<i128>, UserError> {
         let Some(value) = row.get(self.column) else { return Ok(None) };
-        value::integer(self.kind, self.binary, value).map(|value| Some(value.into())).ok_or_else(|| malformed(self.column))
+        value::integer(self.kind, self.binary, value)
+            .map(|value| Some(value.into()))
+            .ok_or_else(|| malformed(self.column))
     }
 
     fn float(&self, row: &Row<'_>) -> Result<Option<f64>, UserError> {

@@ -49,12 +49,18 @@ enum Mode {
 impl Merger {
     /// `columns` are those of the shards' rows, hidden ones included. Fails (0A000) for types that cannot be reproduced
     /// exactly for what `spec` asks.
-    pub fn new(spec: MergeSpec, columns: Vec<ResultColumn>, sources: usize, limits: MergeLimits) -> Result<Self, UserError> {
+    pub fn new(
+        spec: MergeSpec,
+        columns: Vec<ResultColumn>,
+        sources: usize,
+        limits: MergeLimits,
+    ) -> Result<Self, UserError> {
         check_positions(&spec, columns.len())?;
         let order = order_columns(&spec, &columns)?;
         let visible = columns.len() - spec.hidden;
         let distinct = if spec.distinct {
-            let compared = (0..visible).map(|column| equality(column, &columns, "DISTINCT")).collect::<Result<Vec<_>, _>>()?;
+            let compared =
+                (0..visible).map(|column| equality(column, &columns, "DISTINCT")).collect::<Result<Vec<_>, _>>()?;
             let adjacent = !order.is_empty() && (0..visible).all(|column| order.iter().any(|key| key.column == column));
             if adjacent {
                 Distinct::Adjacent { columns: compared, previous: None }
@@ -333,7 +339,8 @@ impl Regroup {
             // An aggregate without GROUP BY has one row even over nothing.
             groups.insert(Box::default(), self.start(0, None));
         }
-        let mut folded = groups.into_iter().map(|(key, group)| self.fold(key, &group)).collect::<Result<Vec<_>, _>>()?;
+        let mut folded =
+            groups.into_iter().map(|(key, group)| self.fold(key, &group)).collect::<Result<Vec<_>, _>>()?;
         folded.sort_unstable_by(|a, b| a.order.cmp(&b.order));
         for group in folded {
             output.offer(&Row::parse(&group.row, self.columns)?, budget)?;

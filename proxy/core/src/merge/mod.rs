@@ -82,7 +82,10 @@ pub enum FoldKind {
     Min,
     Max,
     /// avg(x) recomposed from hidden columns that hold sum(x) and count(x).
-    Avg { sum: usize, count: usize },
+    Avg {
+        sum: usize,
+        count: usize,
+    },
     /// bool_and / every.
     And,
     Or,
@@ -100,7 +103,11 @@ pub struct OrderKey {
 /// A column type that cannot be merged exactly (0A000).
 fn unsupported(what: &str, column: usize, type_oid: u32) -> UserError {
     let collated = value::Kind::of(type_oid).is_some_and(value::Kind::is_collated);
-    let reason = if collated { "its collation may not follow byte order" } else { "weir cannot reproduce it exactly for this type" };
+    let reason = if collated {
+        "its collation may not follow byte order"
+    } else {
+        "weir cannot reproduce it exactly for this type"
+    };
     UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, format!("cannot merge {what} of several shards"))
         .detail(format!("It needs result column {} of type oid {type_oid}, but {reason}.", column + 1))
         .hint(if collated {

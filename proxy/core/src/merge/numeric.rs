@@ -14,6 +14,8 @@ const SIGN_NEGATIVE: u16 = 0x4000;
 const SIGN_NAN: u16 = 0xC000;
 const SIGN_POSITIVE_INFINITY: u16 = 0xD000;
 const SIGN_NEGATIVE_INFINITY: u16 = 0xF000;
+/// What `numeric_send` makes of an infinity's header bits; it means nothing, but it is what a server sends.
+const INFINITY_SCALE: u16 = 32;
 
 /// A numeric value as it came off the wire.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,8 +31,8 @@ pub(super) enum Decimal {
 pub(super) struct Digits {
     pub(super) negative: bool,
     /// Values 0 to 9, most significant first; leading and trailing zeros may be there.
-    pub(super) digits: SmallVec<[u8; 32]>,
-    /// How many of `digits` stand before the decimal point; may be negative or beyond their end.
+    pub(super) values: SmallVec<[u8; 32]>,
+    /// How many of `values` stand before the decimal point; may be negative or beyond their end.
     pub(super) point: i64,
     /// Display scale: fractional digits shown.
     pub(super) scale: u16,
@@ -56,7 +58,7 @@ impl Decimal {
             digits.push(byte.is_ascii_digit().then(|| byte - b'0')?);
         }
         let scale = u16::try_from(fraction.len()).ok()?;
-        (!digits.is_empty()).then_some(Decimal::Finite(Digits { negative, digits, point: point as i64, scale }))
+        (!digits.is_empty()).then_some(Decimal::Finite(Digits { negative, values: digits, point: point as i64, scale }))
     }
 
     /// `None` unless this is what `numeric_send` writes.
@@ -82,7 +84,7 @@ impl Decimal {
             }
             digits.extend([1000, 100, 10, 1].map(|unit| (group / unit % 10) as u8));
         }
-        Some(Decimal::Finite(Digits { negative, digits, point: 4 * (i64::from(weight) + 1), scale }))
+        Some(Decimal::Finite(Digits { negative, values: digits, point: 4 * (i64::from(weight) + 1), scale }))
     }
 
     /// Appends bytes that compare as the values do: -inf < numbers < inf < NaN, equal numbers alike at any scale.
@@ -93,16 +95,16 @@ impl Decimal {
             Decimal::Nan => return out.push(6),
             Decimal::Finite(finite) => finite,
         };
-        let Some(first) = finite.digits.iter().position(|&digit| digit != 0) else {
+        let Some(first) = finite.values.iter().position(|&digit| digit != 0) else {
             return out.push(3);
         };
-        let end = finite.digits.iter().rposition(|&digit| digit != 0).unwrap_or(first) + 1;
+        let end = finite.values.iter().rposition(|&digit| digit != 0).unwrap_or(first) + 1;
         out.push(if finite.negative { 2 } else { 4 });
         let start = out.len();
         let exponent = (finite.point - first as i64) as i32;
         out.extend_from_slice(&((exponent as u32) ^ 0x8000_0000).to_be_bytes());
         // Digits are shifted up by one, so that the end of a number sorts below any further digit.
-        out.extend(finite.digits[first..end].iter().map(|digit| digit + 1));
+        out.extend(finite.values[first..end].iter().map(|digit| digit + 1));
         out.push(0);
         if finite.negative {
             out[start..].iter_mut().for_each(|byte| *byte = !*byte);
@@ -115,7 +117,10 @@ impl Decimal {
 pub(super) enum Numeric {
     NegativeInfinity,
     /// `unscaled * 10^-scale`, shown with `scale` fractional digits.
-    Finite { unscaled: BigInt, scale: u16 },
+    Finite {
+        unscaled: BigInt,
+        scale: u16,
+    },
     PositiveInfinity,
     Nan,
 }
@@ -132,7 +137,7 @@ impl From<Decimal> for Numeric {
             Decimal::NegativeInfinity => Numeric::NegativeInfinity,
             Decimal::PositiveInfinity => Numeric::PositiveInfinity,
             Decimal::Nan => Numeric::Nan,
-            Decimal::Finite(Digits { negative, mut digits, point, scale }) => {
+            Decimal::Finite(Digits { negative, values: mut digits, point, scale }) => {
                 // Exactly `scale` digits after the point. A server's binary digits come in fours, so some may be cut;
                 // those are zeros.
                 let wanted = usize::try_from(point + i64::from(scale)).unwrap_or(0);
@@ -151,7 +156,8 @@ impl Numeric {
         let left = std::mem::replace(self, Numeric::Nan);
         *self = match (left, other) {
             (Numeric::Nan, _) | (_, Numeric::Nan) => Numeric::Nan,
-            (Numeric::PositiveInfinity, Numeric::NegativeInfinity) | (Numeric::NegativeInfinity, Numeric::PositiveInfinity) => Numeric::Nan,
+            (Numeric::PositiveInfinity, Numeric::NegativeInfinity)
+            | (Numeric::NegativeInfinity, Numeric::PositiveInfinity) => Numeric::Nan,
             (infinity @ (Numeric::PositiveInfinity | Numeric::NegativeInfinity), _) => infinity,
             (_, infinity @ (Numeric::PositiveInfinity | Numeric::NegativeInfinity)) => infinity,
             (Numeric::Finite { unscaled: a, scale: i }, Numeric::Finite { unscaled: b, scale: j }) => {
@@ -168,7 +174,8 @@ impl Numeric {
         let (weight, first) = leading_group(unscaled, *scale);
         let (divisor_weight, divisor_first) = leading_group(&divisor, 0);
         let quotient_weight = weight - divisor_weight - i64::from(first <= divisor_first);
-        let wanted = (QUOTIENT_DIGITS_MIN - 4 * quotient_weight).max(i64::from(*scale)).clamp(0, DISPLAY_SCALE_MAX) as u16;
+        let wanted =
+            (QUOTIENT_DIGITS_MIN - 4 * quotient_weight).max(i64::from(*scale)).clamp(0, DISPLAY_SCALE_MAX) as u16;
         let (numerator, denominator) = match wanted.checked_sub(*scale) {
             Some(more) => (rescaled(unscaled.clone(), more), divisor),
             None => (unscaled.clone(), rescaled(divisor, *scale - wanted)),
@@ -195,8 +202,8 @@ impl Numeric {
     pub(super) fn to_binary(&self) -> Option<Vec<u8>> {
         let (unscaled, scale) = match self {
             Numeric::Nan => return Some(words(&[0, 0, SIGN_NAN, 0])),
-            Numeric::PositiveInfinity => return Some(words(&[0, 0, SIGN_POSITIVE_INFINITY, 0])),
-            Numeric::NegativeInfinity => return Some(words(&[0, 0, SIGN_NEGATIVE_INFINITY, 0])),
+            Numeric::PositiveInfinity => return Some(words(&[0, 0, SIGN_POSITIVE_INFINITY, INFINITY_SCALE])),
+            Numeric::NegativeInfinity => return Some(words(&[0, 0, SIGN_NEGATIVE_INFINITY, INFINITY_SCALE])),
             Numeric::Finite { unscaled, scale } => (unscaled, *scale),
         };
         // The point must fall between two groups of four digits.
@@ -262,8 +269,22 @@ mod tests {
     #[test]
     fn text_and_binary_round_trip() {
         for text in [
-            "0", "0.00", "1", "-1", "10000", "9999", "0.0001", "0.00001", "-123456789.987654321", "100000000", "1.50", "0.1000",
-            "12345678901234567890123456789012345678901234567890.5", "NaN", "Infinity", "-Infinity",
+            "0",
+            "0.00",
+            "1",
+            "-1",
+            "10000",
+            "9999",
+            "0.0001",
+            "0.00001",
+            "-123456789.987654321",
+            "100000000",
+            "1.50",
+            "0.1000",
+            "12345678901234567890123456789012345678901234567890.5",
+            "NaN",
+            "Infinity",
+            "-Infinity",
         ] {
             let value = numeric(text);
             assert_eq!(value.to_text(), text);
@@ -280,6 +301,7 @@ mod tests {
         assert_eq!(numeric("10000.00").to_binary(), Some(words(&[1, 1, 0, 2, 1])));
         assert_eq!(numeric("0.00010").to_binary(), Some(words(&[1, -1_i16 as u16, 0, 5, 1])));
         assert_eq!(numeric("-1.5").to_binary(), Some(words(&[2, 0, SIGN_NEGATIVE, 1, 1, 5000])));
+        assert_eq!(numeric("-Infinity").to_binary(), Some(words(&[0, 0, 0xF000, 32])));
         assert_eq!(numeric("0.000").to_binary(), Some(words(&[0, 0, 0, 3])));
     }
 
@@ -317,8 +339,25 @@ mod tests {
 
     #[test]
     fn sort_keys_follow_the_values() {
-        let ascending =
-            ["-Infinity", "-10000", "-9999.5", "-10", "-1.01", "-1", "-0.001", "0", "0.0005", "0.01", "0.1", "1", "1.0001", "2", "10", "Infinity", "NaN"];
+        let ascending = [
+            "-Infinity",
+            "-10000",
+            "-9999.5",
+            "-10",
+            "-1.01",
+            "-1",
+            "-0.001",
+            "0",
+            "0.0005",
+            "0.01",
+            "0.1",
+            "1",
+            "1.0001",
+            "2",
+            "10",
+            "Infinity",
+            "NaN",
+        ];
         let key = |decimal: Decimal| {
             let mut out = Vec::new();
             decimal.sort_key(&mut out);
@@ -327,9 +366,18 @@ mod tests {
         let keys: Vec<_> = ascending.iter().map(|text| key(Decimal::from_text(text.as_bytes()).expect(text))).collect();
         assert!(keys.is_sorted_by(|a, b| a < b));
         for text in ["1.0", "1.0000", "0.100", "100", "-0.0", "0.00"] {
-            let short = match text { "100" => "100.000", "0.100" => "0.1", "-0.0" | "0.00" => "0", _ => "1" };
+            let short = match text {
+                "100" => "100.000",
+                "0.100" => "0.1",
+                "-0.0" | "0.00" => "0",
+                _ => "1",
+            };
             let binary = numeric(text).to_binary().expect(text);
-            assert_eq!(key(Decimal::from_binary(&binary).expect(text)), key(Decimal::from_text(short.as_bytes()).expect(short)), "{text}");
+            assert_eq!(
+                key(Decimal::from_binary(&binary).expect(text)),
+                key(Decimal::from_text(short.as_bytes()).expect(short)),
+                "{text}"
+            );
         }
     }
 }

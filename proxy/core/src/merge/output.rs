@@ -38,7 +38,10 @@ impl Budget {
     }
 
     fn exceeded(&self) -> UserError {
-        too_complex(format!("Merging them takes more than {} bytes (buffered_bytes_max).", self.limits.buffered_bytes_max))
+        too_complex(format!(
+            "Merging them takes more than {} bytes (buffered_bytes_max).",
+            self.limits.buffered_bytes_max
+        ))
     }
 
     pub(super) fn give_back(&mut self, bytes: usize) {
@@ -48,7 +51,10 @@ impl Budget {
     /// Fails (54000) if `groups` are too many.
     pub(super) fn check_groups(&self, groups: usize) -> Result<(), UserError> {
         if groups > self.limits.groups_max {
-            return Err(too_complex(format!("They have more than {} groups or distinct rows (groups_max).", self.limits.groups_max)));
+            return Err(too_complex(format!(
+                "They have more than {} groups or distinct rows (groups_max).",
+                self.limits.groups_max
+            )));
         }
         Ok(())
     }
@@ -58,9 +64,15 @@ impl Budget {
 pub(super) enum Distinct {
     Off,
     /// Rows come in any order, or an order that does not bring equal rows together.
-    Seen { columns: Vec<Comparable>, seen: HashSet<Box<[u8]>, foldhash::fast::RandomState> },
+    Seen {
+        columns: Vec<Comparable>,
+        seen: HashSet<Box<[u8]>, foldhash::fast::RandomState>,
+    },
     /// Equal rows come one after the other.
-    Adjacent { columns: Vec<Comparable>, previous: Option<Vec<u8>> },
+    Adjacent {
+        columns: Vec<Comparable>,
+        previous: Option<Vec<u8>>,
+    },
 }
 
 impl Distinct {

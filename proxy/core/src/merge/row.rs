@@ -147,9 +147,12 @@ mod tests {
         let body = body(&[Some(b"ab"), None, Some(b""), Some(b"hidden")]);
         let row = Row::parse(&body, 4).expect("well formed");
         assert_eq!((row.get(0), row.get(1), row.get(2)), (Some(&b"ab"[..]), None, Some(&b""[..])));
-        for (visible, expected) in
-            [(4, &body[..]), (3, b"\0\x03\0\0\0\x02ab\xff\xff\xff\xff\0\0\0\0"), (2, b"\0\x02\0\0\0\x02ab\xff\xff\xff\xff"), (0, b"\0\0")]
-        {
+        for (visible, expected) in [
+            (4, &body[..]),
+            (3, b"\0\x03\0\0\0\x02ab\xff\xff\xff\xff\0\0\0\0"),
+            (2, b"\0\x02\0\0\0\x02ab\xff\xff\xff\xff"),
+            (0, b"\0\0"),
+        ] {
             let mut out = BytesMut::new();
             row.append_frame(visible, &mut out);
             assert_eq!(out[0], b'D');

@@ -30,7 +30,9 @@ fn binary_columns(oids: &[u32]) -> Vec<ResultColumn> {
 
 fn body(cells: &Cells) -> Vec<u8> {
     let mut builder = RowBuilder::new(cells.len());
-    cells.iter().for_each(|cell| builder.push(cell.as_deref()));
+    for cell in cells {
+        builder.push(cell.as_deref());
+    }
     builder.finish()
 }
 
@@ -171,7 +173,8 @@ fn compare<T: Ord>(a: Option<T>, b: Option<T>, key: &OrderKey) -> Ordering {
 
 fn number() -> impl Strategy<Value = Number> {
     prop_oneof![
-        (-30_i64..30, 0_usize..3).prop_map(|(whole, scale)| Number { unscaled: whole * 10_i64.pow(scale as u32), scale }),
+        (-30_i64..30, 0_usize..3)
+            .prop_map(|(whole, scale)| Number { unscaled: whole * 10_i64.pow(scale as u32), scale }),
         (-200_000_i64..200_000, 0_usize..=4).prop_map(|(unscaled, scale)| Number { unscaled, scale }),
         (any::<i64>(), 0_usize..=4).prop_map(|(unscaled, scale)| Number { unscaled, scale }),
     ]
@@ -187,8 +190,12 @@ fn model_sources() -> impl Strategy<Value = Vec<Vec<Model>>> {
 }
 
 fn order() -> impl Strategy<Value = Vec<OrderKey>> {
-    let key = (0_usize..3, any::<bool>(), any::<bool>())
-        .prop_map(|(column, descending, nulls_first)| OrderKey { column, descending, nulls_first, byte_order: true });
+    let key = (0_usize..3, any::<bool>(), any::<bool>()).prop_map(|(column, descending, nulls_first)| OrderKey {
+        column,
+        descending,
+        nulls_first,
+        byte_order: true,
+    });
     prop::collection::vec(key, 1..4)
 }
 
@@ -308,7 +315,9 @@ proptest! {
             }
         }
         let mut total = Numeric::from(0);
-        numbers.iter().for_each(|number| total.add(Decimal::from_text(&number.text()).expect("text").into()));
+        for number in &numbers {
+            total.add(Decimal::from_text(&number.text()).expect("text").into());
+        }
         let scale = numbers.iter().map(|number| number.scale).max().unwrap_or(0);
         let expected: i128 = numbers.iter().map(|number| number.rank()).sum::<i128>() / 10_i128.pow(4 - scale as u32);
         prop_assert_eq!(total.to_text(), decimal_text(expected, scale));
@@ -388,8 +397,11 @@ fn average() -> MergeSpec {
 
 // ---- the types ----
 
+/// A value as text and binary.
+type Rung = (&'static str, Vec<u8>);
+
 /// Distinct values of a type in ascending order, as text and binary.
-fn ladders() -> Vec<(u32, Vec<(&'static str, Vec<u8>)>)> {
+fn ladders() -> Vec<(u32, Vec<Rung>)> {
     let float8 = |text: &'static str| (text, text.parse::<f64>().expect(text).to_be_bytes().to_vec());
     let float4 = |text: &'static str| (text, text.parse::<f32>().expect(text).to_be_bytes().to_vec());
     let micros = |text: &'static str, micros: i64| (text, micros.to_be_bytes().to_vec());
@@ -398,24 +410,104 @@ fn ladders() -> Vec<(u32, Vec<(&'static str, Vec<u8>)>)> {
     let floats = ["-Infinity", "-1e+20", "-1.5", "-1e-20", "0", "1e-20", "2", "10", "Infinity", "NaN"];
     vec![
         (16, vec![("f", vec![0]), ("t", vec![1])]),
-        (17, vec![("\\x", vec![]), ("\\x00", vec![0]), ("\\x0000", vec![0, 0]), ("\\x0001", vec![0, 1]), ("\\x01", vec![1]), ("\\xff", vec![255])]),
+        (
+            17,
+            vec![
+                ("\\x", vec![]),
+                ("\\x00", vec![0]),
+                ("\\x0000", vec![0, 0]),
+                ("\\x0001", vec![0, 1]),
+                ("\\x01", vec![1]),
+                ("\\xff", vec![255]),
+            ],
+        ),
         (18, vec![("", vec![0]), ("A", vec![65]), ("\\377", vec![255])]),
         (19, vec![plain("A"), plain("a"), plain("aa")]),
-        (20, ["-9223372036854775808", "-1", "0", "9", "10", "9223372036854775807"].map(|text| (text, text.parse::<i64>().expect(text).to_be_bytes().to_vec())).to_vec()),
-        (21, ["-32768", "-1", "0", "9", "10"].map(|text| (text, text.parse::<i16>().expect(text).to_be_bytes().to_vec())).to_vec()),
-        (23, ["-2147483648", "-1", "0", "9", "10"].map(|text| (text, text.parse::<i32>().expect(text).to_be_bytes().to_vec())).to_vec()),
-        (26, ["0", "9", "10", "4294967295"].map(|text| (text, text.parse::<u32>().expect(text).to_be_bytes().to_vec())).to_vec()),
+        (
+            20,
+            ["-9223372036854775808", "-1", "0", "9", "10", "9223372036854775807"]
+                .map(|text| (text, text.parse::<i64>().expect(text).to_be_bytes().to_vec()))
+                .to_vec(),
+        ),
+        (
+            21,
+            ["-32768", "-1", "0", "9", "10"]
+                .map(|text| (text, text.parse::<i16>().expect(text).to_be_bytes().to_vec()))
+                .to_vec(),
+        ),
+        (
+            23,
+            ["-2147483648", "-1", "0", "9", "10"]
+                .map(|text| (text, text.parse::<i32>().expect(text).to_be_bytes().to_vec()))
+                .to_vec(),
+        ),
+        (
+            26,
+            ["0", "9", "10", "4294967295"]
+                .map(|text| (text, text.parse::<u32>().expect(text).to_be_bytes().to_vec()))
+                .to_vec(),
+        ),
         (25, vec![plain(""), plain(" "), plain("Z"), plain("a"), plain("a "), plain("aa"), plain("é")]),
         (1043, vec![plain(""), plain("a"), plain("b")]),
         (1042, vec![plain("  "), plain("Z "), plain("a   "), plain("aa")]),
         (700, floats.map(float4).to_vec()),
         (701, floats.map(float8).to_vec()),
-        (1082, vec![days("-infinity", i32::MIN), days("0044-03-15 BC", -746_448), days("1999-12-31", -1), days("2000-01-01", 0), days("10000-01-01", 2_921_940), days("infinity", i32::MAX)]),
+        (
+            1082,
+            vec![
+                days("-infinity", i32::MIN),
+                days("0044-03-15 BC", -746_448),
+                days("1999-12-31", -1),
+                days("2000-01-01", 0),
+                days("10000-01-01", 2_921_940),
+                days("infinity", i32::MAX),
+            ],
+        ),
         (1083, vec![micros("00:00:00", 0), micros("00:00:00.5", 500_000), micros("24:00:00", 86_400_000_000)]),
-        (1114, vec![micros("-infinity", i64::MIN), micros("1999-12-31 23:59:59.999999", -1), micros("2000-01-01 00:00:00", 0), micros("infinity", i64::MAX)]),
-        (1184, vec![micros("-infinity", i64::MIN), micros("2000-01-01 05:00:00+05:30", -1_800_000_000), micros("1999-12-31 20:00:00-04", 0), micros("infinity", i64::MAX)]),
-        (1700, vec![("-Infinity", vec![0, 0, 0, 0, 0xF0, 0, 0, 0]), ("-1.5", vec![0, 2, 0, 0, 0x40, 0, 0, 1, 0, 1, 0x13, 0x88]), ("0", vec![0; 8]), ("10000", vec![0, 1, 0, 1, 0, 0, 0, 0, 0, 1]), ("Infinity", vec![0, 0, 0, 0, 0xD0, 0, 0, 0]), ("NaN", vec![0, 0, 0, 0, 0xC0, 0, 0, 0])]),
-        (2950, vec![("00000000-0000-0000-0000-000000000001", { let mut uuid = vec![0; 16]; uuid[15] = 1; uuid }), ("ff000000-0000-0000-0000-000000000000", { let mut uuid = vec![0; 16]; uuid[0] = 255; uuid })]),
+        (
+            1114,
+            vec![
+                micros("-infinity", i64::MIN),
+                micros("1999-12-31 23:59:59.999999", -1),
+                micros("2000-01-01 00:00:00", 0),
+                micros("infinity", i64::MAX),
+            ],
+        ),
+        (
+            1184,
+            vec![
+                micros("-infinity", i64::MIN),
+                micros("2000-01-01 05:00:00+05:30", -1_800_000_000),
+                micros("1999-12-31 20:00:00-04", 0),
+                micros("infinity", i64::MAX),
+            ],
+        ),
+        (
+            1700,
+            vec![
+                ("-Infinity", vec![0, 0, 0, 0, 0xF0, 0, 0, 0]),
+                ("-1.5", vec![0, 2, 0, 0, 0x40, 0, 0, 1, 0, 1, 0x13, 0x88]),
+                ("0", vec![0; 8]),
+                ("10000", vec![0, 1, 0, 1, 0, 0, 0, 0, 0, 1]),
+                ("Infinity", vec![0, 0, 0, 0, 0xD0, 0, 0, 0]),
+                ("NaN", vec![0, 0, 0, 0, 0xC0, 0, 0, 0]),
+            ],
+        ),
+        (
+            2950,
+            vec![
+                ("00000000-0000-0000-0000-000000000001", {
+                    let mut uuid = vec![0; 16];
+                    uuid[15] = 1;
+                    uuid
+                }),
+                ("ff000000-0000-0000-0000-000000000000", {
+                    let mut uuid = vec![0; 16];
+                    uuid[0] = 255;
+                    uuid
+                }),
+            ],
+        ),
     ]
 }
 
@@ -424,8 +516,10 @@ fn every_type_sorts_in_both_formats_and_directions() {
     for (oid, ladder) in ladders() {
         for binary in [false, true] {
             for descending in [false, true] {
-                let mut values: Vec<Cells> =
-                    ladder.iter().map(|(text, sent)| vec![Some(if binary { sent.clone() } else { text.as_bytes().to_vec() })]).collect();
+                let mut values: Vec<Cells> = ladder
+                    .iter()
+                    .map(|(text, sent)| vec![Some(if binary { sent.clone() } else { text.as_bytes().to_vec() })])
+                    .collect();
                 if descending {
                     values.reverse();
                 }
@@ -433,7 +527,11 @@ fn every_type_sorts_in_both_formats_and_directions() {
                 let sources: Vec<Vec<Cells>> = values.iter().rev().map(|value| vec![value.clone()]).collect();
                 let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary }];
                 let spec = MergeSpec { order: vec![OrderKey { descending, ..ascending(0) }], ..MergeSpec::default() };
-                assert_eq!(merge(spec, columns.clone(), &sources).expect("merge"), values, "{oid} binary {binary} descending {descending}");
+                assert_eq!(
+                    merge(spec, columns.clone(), &sources).expect("merge"),
+                    values,
+                    "{oid} binary {binary} descending {descending}"
+                );
                 // All are distinct, and each equals itself.
                 let twice: Vec<Vec<Cells>> = sources.iter().chain(&sources).cloned().collect();
                 let spec = MergeSpec { distinct: true, ..MergeSpec::default() };
@@ -474,7 +572,10 @@ fn dates_in_other_styles_are_refused() {
 // ---- aggregates ----
 
 fn fold_one(kind: FoldKind, oid: u32, binary: bool, parts: &[Option<Vec<u8>>]) -> Result<Option<Vec<u8>>, UserError> {
-    let spec = MergeSpec { group: Some(GroupSpec { keys: vec![], folds: vec![Fold { column: 0, kind }] }), ..MergeSpec::default() };
+    let spec = MergeSpec {
+        group: Some(GroupSpec { keys: vec![], folds: vec![Fold { column: 0, kind }] }),
+        ..MergeSpec::default()
+    };
     let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary }];
     let sources: Vec<Vec<Cells>> = parts.iter().map(|part| vec![vec![part.clone()]]).collect();
     let mut rows = merge(spec, columns, &sources)?;
@@ -534,7 +635,10 @@ fn binary_folds_are_binary() {
     // 9999.5 + 0.50 = 10000.00: one group of weight 1 and display scale 2.
     let left = vec![0, 2, 0, 0, 0, 0, 0, 1, 0x27, 0x0F, 0x13, 0x88];
     let right = vec![0, 1, 0xff, 0xff, 0, 0, 0, 2, 0x13, 0x88];
-    assert_eq!(fold_one(FoldKind::Sum, NUMERIC, true, &[Some(left), Some(right)]), Ok(Some(vec![0, 1, 0, 1, 0, 0, 0, 2, 0, 1])));
+    assert_eq!(
+        fold_one(FoldKind::Sum, NUMERIC, true, &[Some(left), Some(right)]),
+        Ok(Some(vec![0, 1, 0, 1, 0, 0, 0, 2, 0, 1]))
+    );
     assert_eq!(fold_one(FoldKind::Or, BOOL, true, &[Some(vec![0]), Some(vec![1])]), Ok(Some(vec![1])));
 }
 
@@ -559,7 +663,10 @@ fn an_aggregate_over_nothing_is_one_row() {
     let folds = vec![fold(0, FoldKind::Count), fold(1, FoldKind::Sum)];
     let spec = MergeSpec { group: Some(GroupSpec { keys: vec![], folds }), ..MergeSpec::default() };
     let columns = text_columns(&[INT8, NUMERIC]);
-    assert_eq!(merge(spec.clone(), columns.clone(), &[vec![cells(&["0", "null"])], vec![cells(&["0", "null"])]]), Ok(vec![cells(&["0", "null"])]));
+    assert_eq!(
+        merge(spec.clone(), columns.clone(), &[vec![cells(&["0", "null"])], vec![cells(&["0", "null"])]]),
+        Ok(vec![cells(&["0", "null"])])
+    );
     assert_eq!(merge(spec.clone(), columns.clone(), &[vec![], vec![]]), Ok(vec![cells(&["0", "null"])]));
     assert_eq!(merge(MergeSpec { offset: 1, ..spec }, columns, &[vec![cells(&["1", "1"])]]), Ok(vec![]));
 }
@@ -575,7 +682,10 @@ fn what_cannot_be_exact_is_refused_before_the_first_row() {
             Some(error.sqlstate)
         }
     };
-    let group = |kind| MergeSpec { group: Some(GroupSpec { keys: vec![], folds: vec![Fold { column: 0, kind }] }), ..MergeSpec::default() };
+    let group = |kind| MergeSpec {
+        group: Some(GroupSpec { keys: vec![], folds: vec![Fold { column: 0, kind }] }),
+        ..MergeSpec::default()
+    };
     let unproven = MergeSpec { order: vec![OrderKey { byte_order: false, ..ascending(0) }], ..MergeSpec::default() };
     for collated in [25, 1042, 1043] {
         assert_eq!(refusal(unproven.clone(), &[collated]), Some("0A000"));
@@ -657,7 +767,8 @@ fn a_satisfied_limit_ends_it_early() {
     assert_eq!(merger.poll(&mut out), Ok(0));
     assert_eq!(frames(out), [cells(&["3"])]);
 
-    let none = Merger::new(MergeSpec { limit: Some(0), ..MergeSpec::default() }, text_columns(&[INT8]), 2, ROOMY).expect("merger");
+    let none = Merger::new(MergeSpec { limit: Some(0), ..MergeSpec::default() }, text_columns(&[INT8]), 2, ROOMY)
+        .expect("merger");
     assert!(none.done());
 }
 

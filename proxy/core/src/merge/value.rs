@@ -14,7 +14,9 @@ pub(super) enum Kind {
     Bool,
     Bytea,
     Char,
-    Int { bytes: u8 },
+    Int {
+        bytes: u8,
+    },
     Oid,
     /// text, varchar: byte order only where the planner vouches for it.
     Text,
@@ -93,14 +95,18 @@ impl Comparable {
 
 fn unreadable(column: &Comparable, value: &[u8]) -> UserError {
     let format = if column.binary { "binary" } else { "text" };
-    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "cannot merge the rows of several shards by this column")
-        .detail(format!(
-            "Column {} has a {:?} of {} bytes in {format} format that weir cannot read exactly.",
-            column.column + 1,
-            column.kind,
-            value.len()
-        ))
-        .hint("Use DateStyle ISO, or restrict the query to one shard key.")
+    UserError::new(
+        Blame::Client,
+        sqlstate::FEATURE_NOT_SUPPORTED,
+        "cannot merge the rows of several shards by this column",
+    )
+    .detail(format!(
+        "Column {} has a {:?} of {} bytes in {format} format that weir cannot read exactly.",
+        column.column + 1,
+        column.kind,
+        value.len()
+    ))
+    .hint("Use DateStyle ISO, or restrict the query to one shard key.")
 }
 
 fn encode(kind: Kind, binary: bool, value: &[u8], out: &mut Vec<u8>) -> Option<()> {
@@ -228,7 +234,9 @@ fn hex(digit: u8) -> Option<u8> {
 fn bytea_from_text(text: &[u8]) -> Option<Vec<u8>> {
     if let Some(digits) = text.strip_prefix(b"\\x") {
         let (pairs, rest) = digits.as_chunks::<2>();
-        return rest.is_empty().then(|| pairs.iter().map(|[high, low]| Some(hex(*high)? << 4 | hex(*low)?)).collect())?;
+        return rest
+            .is_empty()
+            .then(|| pairs.iter().map(|[high, low]| Some(hex(*high)? << 4 | hex(*low)?)).collect())?;
     }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

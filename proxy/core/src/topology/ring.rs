@@ -50,7 +50,9 @@ pub fn propose(shards: &[RingShard<'_>], current: Option<Placed<'_>>) -> Option<
     let ring = ring(shards);
     let owners: Vec<Option<usize>> = match current {
         Some(placed) => kept_owners(shards, placed),
-        None => Slot::all().map(|slot| ring.calc_candidates(&Point::of_slot(slot)).next().map(|node| node.value)).collect(),
+        None => {
+            Slot::all().map(|slot| ring.calc_candidates(&Point::of_slot(slot)).next().map(|node| node.value)).collect()
+        }
     };
     let mut held = vec![0; shards.len()];
     for &owner in owners.iter().flatten() {
@@ -105,7 +107,8 @@ impl PartialOrd for Bid<'_> {
 /// Slots each shard shall have, by Webster's method (Sainte-Laguë).
 fn targets(shards: &[RingShard<'_>], held: &[usize]) -> Vec<usize> {
     let bid = |index: usize, seats: usize| Bid { seats, shard: shards[index], index, holds: seats < held[index] };
-    let mut bids: BinaryHeap<_> = (0..shards.len()).filter(|&index| shards[index].weight > 0).map(|index| bid(index, 0)).collect();
+    let mut bids: BinaryHeap<_> =
+        (0..shards.len()).filter(|&index| shards[index].weight > 0).map(|index| bid(index, 0)).collect();
     let mut targets = vec![0; shards.len()];
     for _ in 0..Slot::COUNT {
         if let Some(Bid { index, .. }) = bids.pop() {
@@ -231,13 +234,17 @@ mod tests {
     /// Slots per weight differ by at most one between any two shards with a weight.
     fn is_level(map: &SlotMap, weights: &[u32]) -> bool {
         let counts = map.counts(weights.len());
-        let pairs: Vec<_> = counts.iter().zip(weights).map(|(&count, &weight)| (count as i64, i64::from(weight))).collect();
+        let pairs: Vec<_> =
+            counts.iter().zip(weights).map(|(&count, &weight)| (count as i64, i64::from(weight))).collect();
         counts.iter().sum::<usize>() == Slot::COUNT
             && pairs.iter().all(|&(count, weight)| {
                 if weight == 0 {
                     return count == 0;
                 }
-                pairs.iter().filter(|other| other.1 > 0).all(|other| (count * other.1 - other.0 * weight).abs() <= weight * other.1)
+                pairs
+                    .iter()
+                    .filter(|other| other.1 > 0)
+                    .all(|other| (count * other.1 - other.0 * weight).abs() <= weight * other.1)
             })
     }
 
@@ -263,7 +270,11 @@ mod tests {
             let placed = Placed { shards: &names[..count - 1], slots: &map };
             let next = propose(&shards(&names[..count], &weights), Some(placed)).expect("proposal");
             let moves = moves(&map, &next);
-            assert!((Slot::COUNT / count..=Slot::COUNT.div_ceil(count)).contains(&moves.len()), "{count}: {}", moves.len());
+            assert!(
+                (Slot::COUNT / count..=Slot::COUNT.div_ceil(count)).contains(&moves.len()),
+                "{count}: {}",
+                moves.len()
+            );
             assert!(moves.iter().all(|(_, to)| usize::from(to.0) == count - 1));
             assert!(is_level(&next, &weights));
             map = next;
@@ -274,8 +285,13 @@ mod tests {
     fn the_first_proposal_is_the_same_for_ever() {
         let names = names(3);
         let map = propose(&shards(&names, &[1, 1, 2]), None).expect("proposal");
-        let digest = map.owners().iter().fold(0_u64, |digest, owner| hash_bytes_extended(&owner.0.to_le_bytes(), digest));
-        assert_eq!((map.counts(3), digest), (vec![1024, 1024, 2048], 4_110_558_252_314_279_983), "a new version must not move slots of new clusters");
+        let digest =
+            map.owners().iter().fold(0_u64, |digest, owner| hash_bytes_extended(&owner.0.to_le_bytes(), digest));
+        assert_eq!(
+            (map.counts(3), digest),
+            (vec![1024, 1024, 2048], 4_110_558_252_314_279_983),
+            "a new version must not move slots of new clusters"
+        );
     }
 
     #[test]
