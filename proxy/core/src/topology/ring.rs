@@ -295,6 +295,16 @@ mod tests {
     }
 
     #[test]
+    fn a_level_map_stays_whoever_holds_the_odd_slots() {
+        let names = names(3);
+        for odd in 0..3 {
+            let owner = |slot: Slot| if slot.index() == 0 { odd } else { (slot.index() - 1) as u16 % 3 };
+            let map = SlotMap::new(Slot::all().map(|slot| ShardId(owner(slot))).collect()).expect("one owner per slot");
+            assert_eq!(propose(&shards(&names, &[1; 3]), Some(Placed { shards: &names, slots: &map })), Some(map));
+        }
+    }
+
+    #[test]
     fn a_weight_of_millions_does_not_make_a_ring_of_millions() {
         let names = names(3);
         let map = propose(&shards(&names, &[u32::MAX, u32::MAX, 1]), None).expect("proposal");
