@@ -142,13 +142,18 @@ async fn named_relations(client: &Client) -> Result<BTreeMap<u32, Named>, Error>
             "S" => RelationKind::Sequence,
             _ => RelationKind::OtherTable,
         };
-        let relation = Relation { kind, columns: Vec::new(), writes_spread: row.try_get(5)?, unique_columns: Vec::new() };
+        let relation =
+            Relation { kind, columns: Vec::new(), writes_spread: row.try_get(5)?, unique_columns: Vec::new() };
         relations.insert(row.try_get(0)?, Named { schema: text(&row, 1)?, name: text(&row, 2)?, relation });
     }
     Ok(relations)
 }
 
-async fn columns(client: &Client, database_byte_order: bool, relations: &mut BTreeMap<u32, Named>) -> Result<(), Error> {
+async fn columns(
+    client: &Client,
+    database_byte_order: bool,
+    relations: &mut BTreeMap<u32, Named>,
+) -> Result<(), Error> {
     for row in client.query(COLUMNS, &[&database_byte_order]).await? {
         if let Some(named) = relations.get_mut(&row.try_get(0)?) {
             named.relation.columns.push(Column {

@@ -87,14 +87,20 @@ async fn status(State(operator): State<Arc<dyn Operator>>) -> Html<String> {
     let mut page = String::from(HEAD);
     let (class, word) = if readiness.ready { ("good", "ready") } else { ("bad", "not ready") };
     // Writing to a String cannot fail, hence the ignored results.
-    let _ = write!(page, "<h1>weir <small class={class}>{word}</small></h1><table><tr><th>condition<th>state<th>reason");
+    let _ =
+        write!(page, "<h1>weir <small class={class}>{word}</small></h1><table><tr><th>condition<th>state<th>reason");
     for condition in &readiness.conditions {
         let (class, word) = match (condition.ok, condition.required) {
             (true, _) => ("good", "ok"),
             (false, true) => ("bad", "missing"),
             (false, false) => ("fair", "degraded"),
         };
-        let _ = write!(page, "<tr><td>{}<td class={class}>{word}<td>{}", escape(&condition.name), escape(&condition.reason));
+        let _ = write!(
+            page,
+            "<tr><td>{}<td class={class}>{word}<td>{}",
+            escape(&condition.name),
+            escape(&condition.reason)
+        );
     }
     page.push_str("</table>");
     for show in [Show::Shards, Show::Replicas, Show::Pools, Show::Stats, Show::Cache, Show::Pins] {
@@ -192,7 +198,8 @@ mod tests {
 
     #[tokio::test]
     async fn ready_when_all_that_is_required_is_there() {
-        let (status, body) = fetch(vec![condition("topology", true, true), condition("redis", false, false)], "/readyz").await;
+        let (status, body) =
+            fetch(vec![condition("topology", true, true), condition("redis", false, false)], "/readyz").await;
         assert!(status.contains(" 200 "), "{status}");
         let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
         assert_eq!((&body["ready"], &body["conditions"][1]["name"]), (&true.into(), &"redis".into()));

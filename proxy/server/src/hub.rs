@@ -233,8 +233,11 @@ async fn shards(transaction: &Transaction<'_>, database: &str) -> Result<Vec<Kno
 /// Config and hub must mean the same shards: anything else would lose sight of rows.
 fn compare(database: &DatabaseConfig, known: &[KnownShard]) -> Result<(), HubError> {
     let configured = |name: &str| database.shards.iter().any(|shard| shard.name == name);
-    let missing: Vec<String> =
-        known.iter().filter(|shard| shard.slots > 0 && !configured(&shard.name)).map(|shard| shard.name.clone()).collect();
+    let missing: Vec<String> = known
+        .iter()
+        .filter(|shard| shard.slots > 0 && !configured(&shard.name))
+        .map(|shard| shard.name.clone())
+        .collect();
     if !missing.is_empty() {
         return Err(HubError::MissingShards { database: database.name.clone(), shards: missing });
     }
@@ -279,7 +282,8 @@ async fn read(client: &Client, database: &DatabaseConfig) -> Result<Topology, Hu
         epoch = Epoch(row.try_get::<_, i64>(0)? as u64);
     }
     let found = owners.len();
-    let slots = SlotMap::new(owners).ok_or_else(|| damaged(format!("{found} of {} slots have an owner", Slot::COUNT)))?;
+    let slots =
+        SlotMap::new(owners).ok_or_else(|| damaged(format!("{found} of {} slots have an owner", Slot::COUNT)))?;
     Ok(topology(database, epoch, slots))
 }
 

@@ -81,8 +81,10 @@ impl Metrics {
     /// Registers everything that is known in advance.
     pub fn new(subjects: &[Subject]) -> Result<Self, BuildError> {
         let registry = Registry::new()?;
-        let databases =
-            subjects.iter().map(|subject| (subject.database.clone(), DatabaseMetrics::new(&registry, subject))).collect();
+        let databases = subjects
+            .iter()
+            .map(|subject| (subject.database.clone(), DatabaseMetrics::new(&registry, subject)))
+            .collect();
         registry.gauge("weir_build_info", &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         let reload_success = registry.gauge("weir_config_last_reload_success", &[]);
         reload_success.set(1.0);

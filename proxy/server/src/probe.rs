@@ -41,7 +41,10 @@ pub enum Health {
     Unknown,
     Up(Observation),
     /// `failures` in a row; the last one with `error`.
-    Down { failures: u32, error: String },
+    Down {
+        failures: u32,
+        error: String,
+    },
 }
 
 /// State of one server and when to ask it again.
@@ -201,7 +204,9 @@ pub async fn run(view: Arc<EndpointView>, auth: ServerAuth, database: String) {
         }
         view.publish(health.health());
         match health.health() {
-            Health::Up(seen) if !was_up => tracing::info!(server = %view.endpoint, in_recovery = seen.in_recovery, "server is up"),
+            Health::Up(seen) if !was_up => {
+                tracing::info!(server = %view.endpoint, in_recovery = seen.in_recovery, "server is up")
+            }
             Health::Down { failures: 1, error } => tracing::warn!(server = %view.endpoint, %error, "server is down"),
             _ => {}
         }
@@ -271,7 +276,8 @@ mod tests {
 
     #[test]
     fn a_very_long_outage_does_not_overflow() {
-        let mut health = EndpointHealth { health: Health::Down { failures: u32::MAX, error: String::new() }, next: Duration::ZERO };
+        let mut health =
+            EndpointHealth { health: Health::Down { failures: u32::MAX, error: String::new() }, next: Duration::ZERO };
         health.failed(Duration::ZERO, 1.0, "still".into());
         assert_eq!(health.next(), BACKOFF_MAX);
     }

@@ -79,24 +79,28 @@ pub struct Statements {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct ShapeKey {
     version: u64,
+    /// The client's own parameters: `$1` of the client and a literal lifted to `$1` are not the same.
+    params: u16,
     text: Box<str>,
 }
 
 struct ShapeLookup<'a> {
     version: u64,
+    params: u16,
     text: &'a str,
 }
 
 impl Hash for ShapeLookup<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.version.hash(state);
+        self.params.hash(state);
         self.text.hash(state);
     }
 }
 
 impl Equivalent<ShapeKey> for ShapeLookup<'_> {
     fn equivalent(&self, key: &ShapeKey) -> bool {
-        self.version == key.version && self.text == &*key.text
+        self.version == key.version && self.params == key.params && self.text == &*key.text
     }
 }
 
@@ -133,12 +137,13 @@ impl Statements {
     /// As [`Statements::understand`], for tokens that are there already.
     pub fn understand_tokens(&self, sql: &str, view: &View, scratch: &mut Scratch) -> Understood {
         normalize(sql, &scratch.tokens, &mut scratch.normal);
-        let lookup = ShapeLookup { version: view.version, text: &scratch.normal.text };
+        let lookup = ShapeLookup { version: view.version, params: scratch.normal.params, text: &scratch.normal.text };
         let shape = match self.shapes.get(&lookup) {
             Some(shape) => shape,
             None => {
                 let shape = Arc::new(learn(sql, view, scratch));
-                self.shapes.insert(ShapeKey { version: view.version, text: scratch.normal.text.as_str().into() }, Arc::clone(&shape));
+                let key = ShapeKey { version: view.version, params: scratch.normal.params, text: scratch.normal.text.as_str().into() };
+                self.shapes.insert(key, Arc::clone(&shape));
                 shape
             }
         };

@@ -57,7 +57,10 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
 
 /// The answer to ROUTE: name and sentence, both text.
 pub fn route(rows: Vec<(String, String)>) -> Table {
-    Table { tag: "ROUTE", ..table(&["'item", "'value"], rows.into_iter().map(|(item, value)| vec![item.into(), value.into()]).collect()) }
+    Table {
+        tag: "ROUTE",
+        ..table(&["'item", "'value"], rows.into_iter().map(|(item, value)| vec![item.into(), value.into()]).collect())
+    }
 }
 
 /// One value, as drivers expect of a SELECT.
@@ -109,7 +112,10 @@ fn stat_cells(counts: &StatCounts) -> impl Iterator<Item = Cell> {
 
 fn stats(rows: &[StatRow]) -> Table {
     let cells = |row: &StatRow| {
-        std::iter::once(Cell::from(&row.database)).chain(stat_cells(&row.totals)).chain(stat_cells(&row.averages)).collect()
+        std::iter::once(Cell::from(&row.database))
+            .chain(stat_cells(&row.totals))
+            .chain(stat_cells(&row.averages))
+            .collect()
     };
     table(&STATS, rows.iter().map(cells).collect())
 }
@@ -231,7 +237,10 @@ fn slots(rows: &[SlotRange]) -> Table {
             row.epoch.0.into(),
         ]
     };
-    table(&["'database", "first_slot", "last_slot", "slots", "shard", "'name", "epoch"], rows.iter().map(cells).collect())
+    table(
+        &["'database", "first_slot", "last_slot", "slots", "shard", "'name", "epoch"],
+        rows.iter().map(cells).collect(),
+    )
 }
 
 #[rustfmt::skip]

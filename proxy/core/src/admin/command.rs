@@ -11,7 +11,10 @@ use crate::error::{Blame, UserError, sqlstate};
 pub enum Command {
     Show(Show),
     /// Explain the way of a statement without running it.
-    Route { database: Option<String>, sql: String },
+    Route {
+        database: Option<String>,
+        sql: String,
+    },
     Reload,
     /// One column, one row.
     Select(&'static str, Cell),
@@ -180,7 +183,8 @@ fn route(rest: &str) -> Result<Command, UserError> {
         None => return Err(usage()),
     };
     let literal = literal.trim_start();
-    let (sql, after) = if literal.starts_with('\'') { quoted(literal, '\'') } else { dollar_quoted(literal) }.ok_or_else(usage)?;
+    let (sql, after) =
+        if literal.starts_with('\'') { quoted(literal, '\'') } else { dollar_quoted(literal) }.ok_or_else(usage)?;
     if !after.trim().is_empty() || sql.trim().is_empty() {
         return Err(usage());
     }

@@ -198,7 +198,7 @@ pub fn slot_ranges(database: &str, epoch: Epoch, slots: &SlotMap, names: &[Box<s
                 first: index,
                 last: index,
                 shard: owner,
-                shard_name: names.get(usize::from(owner.0)).map_or_else(String::new, |name| name.to_string()),
+                shard_name: names.get(usize::from(owner.0)).map_or_else(String::new, ToString::to_string),
                 epoch,
             }),
         }

@@ -80,13 +80,31 @@ fn columns_are_those_of_pgbouncer() {
     let sockets = "type, user, database, replication, state, addr, port, local_addr, local_port, connect_time, request_time, \
                    wait, wait_us, close_needed, ptr, link, remote_pid, tls, application_name, prepared_statements, id";
     let golden = [
-        ("pools", "database, user, cl_active, cl_waiting, cl_active_cancel_req, cl_waiting_cancel_req, sv_active, sv_active_cancel, sv_being_canceled, sv_idle, sv_used, sv_tested, sv_login, maxwait, maxwait_us, pool_mode, load_balance_hosts"),
-        ("stats", "database, total_server_assignment_count, total_xact_count, total_query_count, total_received, total_sent, total_xact_time, total_query_time, total_wait_time, total_client_parse_count, total_server_parse_count, total_bind_count, total_client_login_count, avg_server_assignment_count, avg_xact_count, avg_query_count, avg_recv, avg_sent, avg_xact_time, avg_query_time, avg_wait_time, avg_client_parse_count, avg_server_parse_count, avg_bind_count, avg_client_login_count"),
-        ("stats_totals", "database, server_assignment_count, xact_count, query_count, bytes_received, bytes_sent, xact_time, query_time, wait_time, client_parse_count, server_parse_count, bind_count, client_login_count"),
-        ("stats_averages", "database, server_assignment_count, xact_count, query_count, bytes_received, bytes_sent, xact_time, query_time, wait_time, avg_client_parse_count, avg_server_parse_count, avg_bind_count, avg_client_login_count"),
+        (
+            "pools",
+            "database, user, cl_active, cl_waiting, cl_active_cancel_req, cl_waiting_cancel_req, sv_active, sv_active_cancel, sv_being_canceled, sv_idle, sv_used, sv_tested, sv_login, maxwait, maxwait_us, pool_mode, load_balance_hosts",
+        ),
+        (
+            "stats",
+            "database, total_server_assignment_count, total_xact_count, total_query_count, total_received, total_sent, total_xact_time, total_query_time, total_wait_time, total_client_parse_count, total_server_parse_count, total_bind_count, total_client_login_count, avg_server_assignment_count, avg_xact_count, avg_query_count, avg_recv, avg_sent, avg_xact_time, avg_query_time, avg_wait_time, avg_client_parse_count, avg_server_parse_count, avg_bind_count, avg_client_login_count",
+        ),
+        (
+            "stats_totals",
+            "database, server_assignment_count, xact_count, query_count, bytes_received, bytes_sent, xact_time, query_time, wait_time, client_parse_count, server_parse_count, bind_count, client_login_count",
+        ),
+        (
+            "stats_averages",
+            "database, server_assignment_count, xact_count, query_count, bytes_received, bytes_sent, xact_time, query_time, wait_time, avg_client_parse_count, avg_server_parse_count, avg_bind_count, avg_client_login_count",
+        ),
         ("totals", "name, value"),
-        ("databases", "name, host, port, database, force_user, pool_size, min_pool_size, reserve_pool_size, server_lifetime, pool_mode, load_balance_hosts, max_connections, current_connections, max_client_connections, current_client_connections, paused, disabled"),
-        ("users", "name, pool_size, reserve_pool_size, pool_mode, max_user_connections, current_connections, max_user_client_connections, current_client_connections"),
+        (
+            "databases",
+            "name, host, port, database, force_user, pool_size, min_pool_size, reserve_pool_size, server_lifetime, pool_mode, load_balance_hosts, max_connections, current_connections, max_client_connections, current_client_connections, paused, disabled",
+        ),
+        (
+            "users",
+            "name, pool_size, reserve_pool_size, pool_mode, max_user_connections, current_connections, max_user_client_connections, current_client_connections",
+        ),
         ("lists", "list, items"),
         ("state", "key, value"),
         ("config", "key, value, default, changeable"),
@@ -109,7 +127,10 @@ fn every_table_is_rectangular_and_typed() {
         for row in &table.rows {
             assert_eq!(row.len(), table.columns.len(), "{show:?}");
             for (cell, column) in row.iter().zip(&table.columns) {
-                let fits = matches!((cell, column.kind), (Cell::Null, _) | (Cell::Text(_), Kind::Text) | (Cell::Int(_), Kind::Int8));
+                let fits = matches!(
+                    (cell, column.kind),
+                    (Cell::Null, _) | (Cell::Text(_), Kind::Text) | (Cell::Int(_), Kind::Int8)
+                );
                 assert!(fits, "{show:?}.{}: {cell:?}", column.name);
             }
         }
@@ -150,7 +171,8 @@ fn slots_are_shown_as_ranges_that_cover_everything() {
 
 #[test]
 fn route_takes_quoted_statements() {
-    let route = |database: Option<&str>, sql: &str| Command::Route { database: database.map(Into::into), sql: sql.into() };
+    let route =
+        |database: Option<&str>, sql: &str| Command::Route { database: database.map(Into::into), sql: sql.into() };
     for (text, expected) in [
         ("ROUTE 'SELECT 1'", route(None, "SELECT 1")),
         ("route'SELECT 1';", route(None, "SELECT 1")),
@@ -161,7 +183,16 @@ fn route_takes_quoted_statements() {
     ] {
         assert_eq!(parse(text), Ok(expected), "{text}");
     }
-    for bad in ["ROUTE", "ROUTE shop", "ROUTE SELECT 1", "ROUTE 'SELECT 1", "ROUTE '' ", "ROUTE 'a' 'b'", "ROUTE $$x", "ROUTE é$"] {
+    for bad in [
+        "ROUTE",
+        "ROUTE shop",
+        "ROUTE SELECT 1",
+        "ROUTE 'SELECT 1",
+        "ROUTE '' ",
+        "ROUTE 'a' 'b'",
+        "ROUTE $$x",
+        "ROUTE é$",
+    ] {
         let error = parse(bad).expect_err(bad);
         assert_eq!(error.sqlstate, sqlstate::SYNTAX_ERROR, "{bad}");
         assert!(error.hint.is_some(), "{bad}");

@@ -28,7 +28,10 @@ impl<'a> Formats<'a> {
             return protocol(format!("unsupported format code: {code}"));
         }
         if codes.len() > 1 && codes.len() != columns {
-            return protocol(format!("bind message has {} result formats but query has {columns} columns", codes.len()));
+            return protocol(format!(
+                "bind message has {} result formats but query has {columns} columns",
+                codes.len()
+            ));
         }
         Ok(Formats(codes))
     }
@@ -137,7 +140,10 @@ mod tests {
         let frames = frames(&out);
         assert_eq!(frames.iter().map(|(tag, _)| *tag).collect::<Vec<_>>(), b"TDDC");
         let fields = row::fields(&frames[0].1).expect("columns");
-        assert_eq!((fields[1].name, fields[1].type_oid, fields[1].type_size, fields[1].binary), (&b"items"[..], 20, 8, false));
+        assert_eq!(
+            (fields[1].name, fields[1].type_oid, fields[1].type_size, fields[1].binary),
+            (&b"items"[..], 20, 8, false)
+        );
         assert_eq!(row::values(&frames[1].1).expect("values"), [Some("a\u{e9}".as_bytes()), Some(b"-2")]);
         assert_eq!(row::values(&frames[2].1).expect("values"), [None, None]);
         assert_eq!(frames[3].1, b"SHOW\0");

@@ -29,14 +29,30 @@ pub enum RuleReason {
     /// Fine: it can still be created through weir.
     NotYetCreated,
     /// Fine unless such rows are written: no shard owns a null key.
-    NullableKey { key: String },
-    NotATable { kind: RelationKind },
-    NoKeyColumn { key: String },
-    KeyTypeDiffers { key: String, declared: KeyType, type_oid: u32 },
+    NullableKey {
+        key: String,
+    },
+    NotATable {
+        kind: RelationKind,
+    },
+    NoKeyColumn {
+        key: String,
+    },
+    KeyTypeDiffers {
+        key: String,
+        declared: KeyType,
+        type_oid: u32,
+    },
     /// Each shard would enforce it for its own rows only.
-    UniqueWithoutKey { key: String, columns: Vec<String> },
+    UniqueWithoutKey {
+        key: String,
+        columns: Vec<String>,
+    },
     /// The rows of both sides do not always meet on one shard.
-    ForeignKeyApart { referenced: String, why: &'static str },
+    ForeignKeyApart {
+        referenced: String,
+        why: &'static str,
+    },
 }
 
 impl RuleProblem {
@@ -76,7 +92,9 @@ pub fn check_rules(rules: &TableRules, catalog: &Catalog, foreign_keys: &[Foreig
             push(RuleReason::NotYetCreated);
             continue;
         };
-        if !matches!(relation.kind, RelationKind::PlainTable | RelationKind::OtherTable) && *placement != Placement::Global {
+        if !matches!(relation.kind, RelationKind::PlainTable | RelationKind::OtherTable)
+            && *placement != Placement::Global
+        {
             push(RuleReason::NotATable { kind: relation.kind });
             continue;
         }
@@ -186,7 +204,10 @@ mod tests {
 
     #[test]
     fn a_good_table_has_no_problem() {
-        assert!(problems(relation(&[("id", 23), ("name", 25)], &[&["name", "id"], &["id"]]), by("id", KeyType::Int)).is_empty());
+        assert!(
+            problems(relation(&[("id", 23), ("name", 25)], &[&["name", "id"], &["id"]]), by("id", KeyType::Int))
+                .is_empty()
+        );
         assert!(problems(relation(&[("mail", 1043)], &[]), by("mail", KeyType::Text)).is_empty());
     }
 
@@ -236,7 +257,8 @@ mod tests {
             columns: columns.iter().map(|(from, _)| (*from).into()).collect(),
             referenced_columns: columns.iter().map(|(_, to)| (*to).into()).collect(),
         };
-        let is_bad = |foreign_key| check_rules(&rules, &Catalog::default(), &[foreign_key]).iter().any(RuleProblem::is_problem);
+        let is_bad =
+            |foreign_key| check_rules(&rules, &Catalog::default(), &[foreign_key]).iter().any(RuleProblem::is_problem);
         assert!(!is_bad(key("orders", "users", &[("buyer", "user_id")])));
         assert!(is_bad(key("orders", "users", &[("seller", "user_id")])));
         assert!(!is_bad(key("orders", "products", &[("product", "id")])));

@@ -16,8 +16,8 @@ use super::error::{Source, nearest};
 use super::raw;
 use super::value::{Size, Time};
 use super::{
-    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, LimitsConfig, LogConfig, LogFormat,
-    LogLevel, PoolConfig, Secret, ServerAuth, ShardConfig, TlsConfig, TlsMode, Users,
+    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, LimitsConfig, LogConfig,
+    LogFormat, LogLevel, PoolConfig, Secret, ServerAuth, ShardConfig, TlsConfig, TlsMode, Users,
 };
 
 mod table;
@@ -40,7 +40,8 @@ pub(super) fn check(source: Source) -> Checked<Config> {
     let databases = databases(&source, file.database)?;
     let hub = file.hub.map(|hub| hub_of(&source, hub)).transpose()?;
     if let (None, Some(database)) = (&hub, databases.iter().find(|database| database.shards.len() > 1)) {
-        let message = format!("database `{}` has {} shards but there is no [hub]", database.name, database.shards.len());
+        let message =
+            format!("database `{}` has {} shards but there is no [hub]", database.name, database.shards.len());
         return Err(source.whole(message).hint("the hub keeps the slot map: add [hub] with dsn = \"postgres://…\""));
     }
     Ok(Config {
@@ -64,9 +65,14 @@ pub(super) fn check(source: Source) -> Checked<Config> {
 
 // ---- databases ----
 
-fn databases(source: &Source, raw: std::collections::BTreeMap<Spanned<String>, raw::Database>) -> Checked<Vec<DatabaseConfig>> {
+fn databases(
+    source: &Source,
+    raw: std::collections::BTreeMap<Spanned<String>, raw::Database>,
+) -> Checked<Vec<DatabaseConfig>> {
     if raw.is_empty() {
-        return Err(source.whole("no database is configured").hint("add [database.<name>] with one [[database.<name>.shard]]"));
+        return Err(source
+            .whole("no database is configured")
+            .hint("add [database.<name>] with one [[database.<name>.shard]]"));
     }
     raw.into_iter().map(|(name, database)| database_of(source, &name, &database)).collect()
 }
@@ -135,9 +141,9 @@ fn distinct_shards(source: &Source, raw: &raw::Database) -> Checked<()> {
 
 fn home_of(source: &Source, home: &Spanned<String>, shards: &[ShardConfig]) -> Checked<ShardId> {
     let index = shards.iter().position(|shard| shard.name == *home.get_ref());
-    index.map(|index| ShardId(index as u16)).ok_or_else(|| {
-        unknown(source, home, "shard", shards.iter().map(|shard| shard.name.as_str()))
-    })
+    index
+        .map(|index| ShardId(index as u16))
+        .ok_or_else(|| unknown(source, home, "shard", shards.iter().map(|shard| shard.name.as_str())))
 }
 
 fn freshness(source: &Source, raw: Option<&Spanned<String>>) -> Checked<Freshness> {
@@ -165,7 +171,9 @@ fn hub_of(source: &Source, hub: Spanned<raw::Hub>) -> Checked<HubConfig> {
     };
     // The parser's error may quote the string, password and all, so it is not repeated.
     dsn.expose().parse::<tokio_postgres::Config>().map_err(|_| {
-        source.error(place, "the hub's dsn is not a Postgres connection string").hint("postgres://user:password@host:port/database")
+        source
+            .error(place, "the hub's dsn is not a Postgres connection string")
+            .hint("postgres://user:password@host:port/database")
     })?;
     Ok(HubConfig { dsn })
 }
@@ -189,13 +197,25 @@ fn pool(source: &Source, raw: &raw::Pool) -> Checked<PoolConfig> {
 fn limits(source: &Source, raw: &raw::Limits) -> Checked<LimitsConfig> {
     let second = Duration::from_secs(1);
     Ok(LimitsConfig {
-        client_connections_max: count(source, raw.client_connections_max.as_ref(), "client_connections_max", 1..=1_000_000, 10_000)?,
+        client_connections_max: count(
+            source,
+            raw.client_connections_max.as_ref(),
+            "client_connections_max",
+            1..=1_000_000,
+            10_000,
+        )?,
         login_time_max: time(source, raw.login_time_max.as_ref(), "login_time_max", 60 * second)?,
         connect_time_max: time(source, raw.connect_time_max.as_ref(), "connect_time_max", 5 * second)?,
         message_bytes_max: bytes(source, raw.message_bytes_max.as_ref(), "message_bytes_max", 256 * MIB)?,
         merge_bytes_max: bytes(source, raw.merge_bytes_max.as_ref(), "merge_bytes_max", 64 * MIB)?,
         merge_groups_max: count(source, raw.merge_groups_max.as_ref(), "merge_groups_max", 1..=100_000_000, 100_000)?,
-        prepared_per_server_max: count(source, raw.prepared_per_server_max.as_ref(), "prepared_per_server_max", 1..=100_000, 500)?,
+        prepared_per_server_max: count(
+            source,
+            raw.prepared_per_server_max.as_ref(),
+            "prepared_per_server_max",
+            1..=100_000,
+            500,
+        )?,
         drain_time_max: time(source, raw.drain_time_max.as_ref(), "drain_time_max", 30 * second)?,
     })
 }
@@ -227,7 +247,12 @@ fn cache(source: &Source, raw: &raw::Cache) -> Checked<CacheConfig> {
 fn tls_of(source: &Source, raw: &raw::Tls) -> Checked<TlsConfig> {
     let mode = match &raw.mode {
         None => TlsMode::Allow,
-        Some(mode) => choice(source, mode, "TLS mode", &[("disable", TlsMode::Disable), ("allow", TlsMode::Allow), ("require", TlsMode::Require)])?,
+        Some(mode) => choice(
+            source,
+            mode,
+            "TLS mode",
+            &[("disable", TlsMode::Disable), ("allow", TlsMode::Allow), ("require", TlsMode::Require)],
+        )?,
     };
     let certificate = absolute(source, raw.certificate.get_ref());
     let key = absolute(source, raw.key.get_ref());
@@ -259,7 +284,10 @@ fn log(source: &Source, raw: &raw::Log) -> Checked<LogConfig> {
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     Ok(LogConfig {
         level: raw.level.as_ref().map_or(Ok(LogLevel::Info), |level| choice(source, level, "log level", &levels))?,
-        format: raw.format.as_ref().map_or(Ok(LogFormat::Text), |format| choice(source, format, "log format", &formats))?,
+        format: raw
+            .format
+            .as_ref()
+            .map_or(Ok(LogFormat::Text), |format| choice(source, format, "log format", &formats))?,
     })
 }
 
@@ -277,7 +305,9 @@ fn known_users(source: &Source, names: &[Spanned<String>], users: &Users) -> Che
 
 fn address(source: &Source, raw: &Spanned<String>) -> Checked<SocketAddr> {
     raw.get_ref().parse().map_err(|_| {
-        source.error(raw.span(), format!("`{}` is not an address to listen on", raw.get_ref())).hint("write \"127.0.0.1:6432\" or \"[::]:6432\"")
+        source
+            .error(raw.span(), format!("`{}` is not an address to listen on", raw.get_ref()))
+            .hint("write \"127.0.0.1:6432\" or \"[::]:6432\"")
     })
 }
 
@@ -287,10 +317,13 @@ fn endpoint(source: &Source, raw: &Spanned<String>) -> Checked<Endpoint> {
         let host = bare.unwrap_or(host);
         let plain = bare.is_some() || !host.contains(':');
         let port = port.parse().ok().filter(|port| *port != 0)?;
-        (plain && !host.is_empty() && !host.contains(['/', ' ', '@', '['])).then(|| Endpoint { host: host.into(), port })
+        (plain && !host.is_empty() && !host.contains(['/', ' ', '@', '[']))
+            .then(|| Endpoint { host: host.into(), port })
     });
     parsed.ok_or_else(|| {
-        source.error(raw.span(), format!("`{}` is not host:port of a server", raw.get_ref())).hint("write \"db1.example.com:5432\" or \"[::1]:5432\"")
+        source
+            .error(raw.span(), format!("`{}` is not host:port of a server", raw.get_ref()))
+            .hint("write \"db1.example.com:5432\" or \"[::1]:5432\"")
     })
 }
 
@@ -310,7 +343,13 @@ fn ranged(source: &Source, raw: &Spanned<i64>, key: &str, range: std::ops::Range
     Err(source.error(raw.span(), format!("{key} is {value}; it must be between {} and {}", range.start(), range.end())))
 }
 
-fn count(source: &Source, raw: Option<&Spanned<i64>>, key: &str, range: std::ops::RangeInclusive<i64>, default: usize) -> Checked<usize> {
+fn count(
+    source: &Source,
+    raw: Option<&Spanned<i64>>,
+    key: &str,
+    range: std::ops::RangeInclusive<i64>,
+    default: usize,
+) -> Checked<usize> {
     raw.map_or(Ok(default), |raw| ranged(source, raw, key, range).map(|value| value as usize))
 }
 
@@ -339,7 +378,12 @@ fn choice<T: Copy>(source: &Source, raw: &Spanned<String>, what: &str, options: 
     found.map(|(_, value)| *value).ok_or_else(|| unknown(source, raw, what, options.iter().map(|(name, _)| *name)))
 }
 
-fn unknown<'a>(source: &Source, raw: &Spanned<String>, what: &str, known: impl Iterator<Item = &'a str>) -> ConfigError {
+fn unknown<'a>(
+    source: &Source,
+    raw: &Spanned<String>,
+    what: &str,
+    known: impl Iterator<Item = &'a str>,
+) -> ConfigError {
     let known: Vec<&str> = known.collect();
     let error = source.error(raw.span(), format!("unknown {what} `{}`", raw.get_ref()));
     match nearest(raw.get_ref(), known.iter().copied()) {

@@ -53,8 +53,8 @@ impl std::error::Error for ConfigError {}
 impl Source {
     /// An error at a byte range of the text.
     pub fn error(&self, span: Range<usize>, message: impl Into<String>) -> ConfigError {
-        let before = self.text.as_bytes().get(..span.start).unwrap_or(self.text.as_bytes());
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let before = self.text.get(..span.start).unwrap_or(&self.text);
+        let line = before.matches('\n').count() + 1;
         ConfigError { path: self.path.clone(), line: Some(line), message: message.into(), hint: None }
     }
 

@@ -272,7 +272,8 @@ pub fn check(path: impl AsRef<Path>) -> Result<String, ConfigError> {
     let _ = writeln!(text, "  clients on {}, http on {}", config.listen, config.http_listen);
     for database in &config.databases {
         let replicas: usize = database.shards.iter().map(|shard| shard.replicas.len()).sum();
-        let count = |wanted: fn(&Placement) -> bool| database.tables.iter().filter(|table| wanted(&table.placement)).count();
+        let count =
+            |wanted: fn(&Placement) -> bool| database.tables.iter().filter(|table| wanted(&table.placement)).count();
         let _ = writeln!(
             text,
             "  database {}: {} shard(s), {replicas} replica(s), {} sharded, {} reference, {} global table(s), home {}",

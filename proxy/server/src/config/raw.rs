@@ -2,6 +2,8 @@
 //!
 //! The commented example of every key is `config/weir.toml`; a test keeps the two together.
 
+#![expect(clippy::struct_field_names, reason = "the fields are the file's keys, which end with their unit")]
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;

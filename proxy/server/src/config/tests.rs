@@ -78,7 +78,9 @@ fn the_example_says_every_default() {
     assert_eq!(bare.pool, config.pool);
     assert_eq!(bare.limits, config.limits);
     assert_eq!(bare.log, config.log);
-    let cache = |config: &Config| (config.cache.enabled, config.cache.l1_bytes, config.cache.entry_bytes_max, config.cache.max_age);
+    let cache = |config: &Config| {
+        (config.cache.enabled, config.cache.l1_bytes, config.cache.entry_bytes_max, config.cache.max_age)
+    };
     assert_eq!(cache(&bare), cache(&config));
     assert!(bare.tls.is_none() && bare.cache.redis.is_none());
 }
@@ -179,7 +181,12 @@ fn many_shards_need_a_hub_and_one_does_not() {
 fn check_sums_up_a_file() {
     let files = Files::new(EXAMPLE);
     let summary = check(files.0.join("weir.toml")).expect("valid");
-    assert!(summary.contains("database shop: 2 shard(s), 2 replica(s), 2 sharded, 1 reference, 1 global table(s), home shard0"), "{summary}");
+    assert!(
+        summary.contains(
+            "database shop: 2 shard(s), 2 replica(s), 2 sharded, 1 reference, 1 global table(s), home shard0"
+        ),
+        "{summary}"
+    );
     let missing = check(files.0.join("none.toml")).expect_err("no such file").to_string();
     assert!(missing.contains("none.toml: cannot read it"), "{missing}");
 }

@@ -72,13 +72,21 @@ pub(super) async fn lock(transaction: &Transaction<'_>) -> Result<(), HubError> 
 }
 
 /// Writes a database that the hub does not know yet, with epoch 1.
-pub(super) async fn store(transaction: &Transaction<'_>, database: &DatabaseConfig, slots: &SlotMap) -> Result<(), HubError> {
+pub(super) async fn store(
+    transaction: &Transaction<'_>,
+    database: &DatabaseConfig,
+    slots: &SlotMap,
+) -> Result<(), HubError> {
     let name = &database.name;
-    transaction.execute("INSERT INTO weir.topology (database, epoch) VALUES ($1, 1) ON CONFLICT DO NOTHING", &[name]).await?;
+    transaction
+        .execute("INSERT INTO weir.topology (database, epoch) VALUES ($1, 1) ON CONFLICT DO NOTHING", &[name])
+        .await?;
     for (index, shard) in database.shards.iter().enumerate() {
         let row: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
             [name, &(index as i16), &shard.name, &(shard.weight as i32)];
-        transaction.execute("INSERT INTO weir.shard (database, id, name, weight) VALUES ($1, $2, $3, $4)", &row).await?;
+        transaction
+            .execute("INSERT INTO weir.shard (database, id, name, weight) VALUES ($1, $2, $3, $4)", &row)
+            .await?;
     }
     let owners: Vec<i16> = slots.owners().iter().map(|owner| owner.0 as i16).collect();
     transaction
@@ -93,7 +101,11 @@ pub(super) async fn store(transaction: &Transaction<'_>, database: &DatabaseConf
 
 /// The config declares the tables; the hub's copy is for people and tools. Written only where it differs, so that a
 /// start without changes leaves no dead rows.
-pub(super) async fn store_rules(transaction: &Transaction<'_>, database: &str, rules: &TableRules) -> Result<(), HubError> {
+pub(super) async fn store_rules(
+    transaction: &Transaction<'_>,
+    database: &str,
+    rules: &TableRules,
+) -> Result<(), HubError> {
     let rules = RuleArrays::of(rules);
     transaction
         .execute(

@@ -25,7 +25,8 @@ fn known(name: &str, slots: i64) -> KnownShard {
 #[test]
 fn slots_are_placed_by_weight() {
     let counts = |weights: &[u32]| {
-        let shards: Vec<ShardConfig> = weights.iter().enumerate().map(|(i, weight)| shard(&format!("s{i}"), *weight)).collect();
+        let shards: Vec<ShardConfig> =
+            weights.iter().enumerate().map(|(i, weight)| shard(&format!("s{i}"), *weight)).collect();
         let count = shards.len();
         propose(&database(shards)).expect("placed").counts(count)
     };
@@ -50,6 +51,7 @@ fn config_and_hub_must_name_the_same_shards() {
     assert!(compare(&two, &[known("a", 2048), known("b", 2048), known("emptied", 0)]).is_ok());
     let unknown = compare(&two, &[known("a", 4096)]).expect_err("b is new").to_string();
     assert!(unknown.contains("shard(s) b which the hub does not know"), "{unknown}");
-    let missing = compare(&two, &[known("a", 1), known("b", 1), known("c", 4094)]).expect_err("c owns slots").to_string();
+    let missing =
+        compare(&two, &[known("a", 1), known("b", 1), known("c", 4094)]).expect_err("c owns slots").to_string();
     assert!(missing.contains("shard(s) c that own slots"), "{missing}");
 }

@@ -187,7 +187,9 @@ impl DatabaseMetrics {
         let histogram = |metric| registry.histogram(metric, &[("database", name)]);
         let counted = |metric| Published::new(registry.counter(metric, &[("database", name)]));
         let cache = CacheResult::ALL.map(|result| {
-            Published::new(registry.counter("weir_cache_requests_total", &[("database", name), ("result", result.as_str())]))
+            Published::new(
+                registry.counter("weir_cache_requests_total", &[("database", name), ("result", result.as_str())]),
+            )
         });
         Arc::new(DatabaseMetrics {
             name: name.to_owned(),

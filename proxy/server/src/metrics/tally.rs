@@ -29,7 +29,13 @@ impl Tally {
         self.0.lock().iter().map(|(value, count)| (value.to_string(), *count)).collect()
     }
 
-    pub(super) fn publish(&self, registry: &Registry, name: &'static str, label: &'static str, more: &[(&'static str, &str)]) {
+    pub(super) fn publish(
+        &self,
+        registry: &Registry,
+        name: &'static str,
+        label: &'static str,
+        more: &[(&'static str, &str)],
+    ) {
         for (value, count) in self.counts() {
             let labels: Vec<(&'static str, &str)> = more.iter().copied().chain([(label, value.as_str())]).collect();
             registry.counter(name, &labels).absolute(count);

@@ -5,14 +5,16 @@ use weir_core::id::{Epoch, ShardId};
 use weir_core::topology::SlotMap;
 
 fn metrics() -> Metrics {
-    let shards = vec![("s0".to_owned(), vec!["h:1".to_owned(), "h:2".to_owned()]), ("s1".to_owned(), vec!["h:3".to_owned()])];
+    let shards =
+        vec![("s0".to_owned(), vec!["h:1".to_owned(), "h:2".to_owned()]), ("s1".to_owned(), vec!["h:3".to_owned()])];
     Metrics::new(&[Subject { database: "shop".to_owned(), shards }]).expect("registered")
 }
 
 /// Value of the series with this name and all these label pairs.
 fn value(text: &str, name: &str, labels: &[&str]) -> Option<String> {
     let matches = |line: &&str| {
-        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| line.contains(label))
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            && labels.iter().all(|label| line.contains(label))
     };
     text.lines().find(matches).and_then(|line| line.rsplit(' ').next()).map(str::to_owned)
 }

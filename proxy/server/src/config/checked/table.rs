@@ -52,12 +52,15 @@ fn rule(source: &Source, raw: &raw::Table) -> Checked<TableRuleConfig> {
 
 fn sharded(source: &Source, raw: &raw::Table, name: &str) -> Checked<Placement> {
     let missing = |key: &str, example: &str| {
-        source.error(raw.name.span(), format!("sharded table `{name}` has no {key}")).hint(format!("add {key} = \"{example}\""))
+        source
+            .error(raw.name.span(), format!("sharded table `{name}` has no {key}"))
+            .hint(format!("add {key} = \"{example}\""))
     };
     let key = raw.key.as_ref().ok_or_else(|| missing("key", "user_id"))?;
     let key_type = raw.key_type.as_ref().ok_or_else(|| missing("type", "bigint"))?;
-    let parsed = KeyType::parse(key_type.get_ref())
-        .ok_or_else(|| unknown(source, key_type, "key type", ["bigint", "text", "uuid", "integer", "smallint", "varchar"].into_iter()))?;
+    let parsed = KeyType::parse(key_type.get_ref()).ok_or_else(|| {
+        unknown(source, key_type, "key type", ["bigint", "text", "uuid", "integer", "smallint", "varchar"].into_iter())
+    })?;
     Ok(Placement::Sharded { key: non_empty(source, key, "key")?.into(), key_type: parsed })
 }
 
