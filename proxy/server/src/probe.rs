@@ -205,7 +205,7 @@ pub async fn run(view: Arc<EndpointView>, auth: ServerAuth, database: String) {
         view.publish(health.health());
         match health.health() {
             Health::Up(seen) if !was_up => {
-                tracing::info!(server = %view.endpoint, in_recovery = seen.in_recovery, "server is up")
+                tracing::info!(server = %view.endpoint, in_recovery = seen.in_recovery, "server is up");
             }
             Health::Down { failures: 1, error } => tracing::warn!(server = %view.endpoint, %error, "server is down"),
             _ => {}

@@ -18,7 +18,7 @@ use weir_core::session::effect::{Effects, session_effects};
 use weir_core::session::pin::Pin;
 use weir_core::sql::class::{Class, classify};
 use weir_core::sql::lex::{Token, lex};
-use weir_core::sql::normal::{Literal, Normal, normalize};
+use weir_core::sql::normal::{Literal, LiteralKind, Normal, normalize};
 
 use crate::database::View;
 
@@ -68,6 +68,26 @@ pub struct Understood {
 pub struct Scratch {
     pub tokens: Vec<Token>,
     pub normal: Normal,
+    key: String,
+}
+
+impl Scratch {
+    /// What a shape is found by: the normalised text, and what tells texts apart that look alike once their literals are
+    /// lifted: how many parameters are the client's own, and of which kind each literal is.
+    fn key(&mut self) -> &str {
+        self.key.clear();
+        self.key.push_str(&self.normal.text);
+        self.key.push('\0');
+        self.key.extend(self.normal.literals.iter().map(|literal| match literal.kind {
+            LiteralKind::Integer => 'i',
+            LiteralKind::Decimal => 'd',
+            LiteralKind::String => 's',
+        }));
+        if let Some(params) = char::from_u32(u32::from(self.normal.params) + 0x10000) {
+            self.key.push(params);
+        }
+        &self.key
+    }
 }
 
 pub struct Statements {
@@ -79,28 +99,24 @@ pub struct Statements {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct ShapeKey {
     version: u64,
-    /// The client's own parameters: `$1` of the client and a literal lifted to `$1` are not the same.
-    params: u16,
     text: Box<str>,
 }
 
 struct ShapeLookup<'a> {
     version: u64,
-    params: u16,
     text: &'a str,
 }
 
 impl Hash for ShapeLookup<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.version.hash(state);
-        self.params.hash(state);
         self.text.hash(state);
     }
 }
 
 impl Equivalent<ShapeKey> for ShapeLookup<'_> {
     fn equivalent(&self, key: &ShapeKey) -> bool {
-        self.version == key.version && self.params == key.params && self.text == &*key.text
+        self.version == key.version && self.text == &*key.text
     }
 }
 
@@ -137,12 +153,12 @@ impl Statements {
     /// As [`Statements::understand`], for tokens that are there already.
     pub fn understand_tokens(&self, sql: &str, view: &View, scratch: &mut Scratch) -> Understood {
         normalize(sql, &scratch.tokens, &mut scratch.normal);
-        let lookup = ShapeLookup { version: view.version, params: scratch.normal.params, text: &scratch.normal.text };
+        let lookup = ShapeLookup { version: view.version, text: scratch.key() };
         let shape = match self.shapes.get(&lookup) {
             Some(shape) => shape,
             None => {
                 let shape = Arc::new(learn(sql, view, scratch));
-                let key = ShapeKey { version: view.version, params: scratch.normal.params, text: scratch.normal.text.as_str().into() };
+                let key = ShapeKey { version: view.version, text: scratch.key.as_str().into() };
                 self.shapes.insert(key, Arc::clone(&shape));
                 shape
             }

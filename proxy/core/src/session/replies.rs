@@ -71,6 +71,11 @@ impl Replies {
         self.copying_in
     }
 
+    /// A ReadyForQuery is still to come.
+    pub fn owes_ready(&self) -> bool {
+        self.queue.iter().any(|owed| matches!(owed, Owed::Sync { .. } | Owed::Query { .. }))
+    }
+
     /// The client has ended its copy data; what it sends next is no longer part of the copy.
     pub fn copy_ended(&mut self) {
         self.copying_in = false;

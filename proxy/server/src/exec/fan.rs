@@ -289,8 +289,15 @@ impl Session {
                 lease.send().await.map_err(|error| lost_shard(&error))?;
                 if kind != frontend::tag::COPY_DATA {
                     source.replies.copy_ended();
+                    // The server has ignored the Sync that was sent along with Execute; it needs one now.
+                    if !source.replies.owes_ready() {
+                        put_sync(&mut lease.out);
+                        source.replies.push(Owed::Sync { hidden: false });
+                        lease.send().await.map_err(|error| lost_shard(&error))?;
+                    }
                 }
             }
+            self.copied_in = true;
             if kind != frontend::tag::COPY_DATA {
                 return Ok(());
             }

@@ -72,6 +72,10 @@ impl Session {
         shape: &Shape,
         asked: &Asked,
     ) -> Result<bool, Failure> {
+        // Without the clock a restart or promotion of the primary would go unnoticed.
+        if !self.db.shard(shard).clock.connected() {
+            return Ok(false);
+        }
         let Some(set) = WordSet::for_read(&plan.reads) else { return Ok(false) };
         let words = std::sync::Arc::clone(&self.db.shard(shard).words);
         let seen = words.observe(&set);

@@ -120,6 +120,8 @@ pub struct Session {
     own_view: Mutex<Option<(Arc<View>, Arc<View>)>>,
     /// After an error inside a pipeline: everything up to the next Sync is ignored.
     pub skipping: bool,
+    /// The client has just sent COPY data to several shards: its Sync of before counts no more, the next one does.
+    pub copied_in: bool,
     pub stats: Arc<crate::stats::SessionStats>,
 }
 
@@ -150,6 +152,7 @@ impl Session {
             scratch: Scratch::default(),
             own_view: Mutex::default(),
             skipping: false,
+            copied_in: false,
             stats,
         }
     }

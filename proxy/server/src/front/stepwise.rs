@@ -35,6 +35,7 @@ impl Session {
             self.txn = Some(Transaction::implicit());
             self.vars.on_begin();
         }
+        self.copied_in = false;
         let mut result = self.steps(survey).await;
         if own {
             result = match result {
@@ -48,10 +49,10 @@ impl Session {
             Err(Failure::Reported) => self.skipping = ending == Ending::Flush,
             Err(failure) => return Err(failure),
         }
-        if ending == Ending::Sync {
+        if ending == Ending::Sync && !std::mem::take(&mut self.copied_in) {
             self.put_ready();
-            self.release();
         }
+        self.release();
         Ok(())
     }
 
