@@ -34,7 +34,7 @@ pub fn compile(normal: &Normal, class: &Class, sql: &str, schema: &Schema<'_>) -
     let mut tokens = Vec::new();
     let lexed = lex(sql, &mut original).is_ok() && lex(&normal.text, &mut tokens).is_ok();
     let source = Source { sql, original: &original, text: &normal.text, tokens: &tokens, params: normal.params };
-    let mut compiler = Compiler { schema, structural: Vec::new() };
+    let mut compiler = Compiler { schema, structural: Vec::new(), params: normal.params };
     let shape = if lexed {
         compiler.statement(class, source, normal)
     } else {
@@ -56,6 +56,8 @@ struct Source<'t> {
 struct Compiler<'a> {
     schema: &'a Schema<'a>,
     structural: Vec<u16>,
+    /// Parameters the client wrote.
+    params: u16,
 }
 
 /// Instances of a statement by where their tables live.
@@ -94,7 +96,7 @@ impl Compiler<'_> {
                 self.data(source, Some(normal))
             }
             Class::Table | Class::Merge | Class::SelectInto | Class::Prepare { .. } | Class::Other => {
-                self.unparsed(source, "a statement it does not analyse")
+                self.unparsed(source, "this kind of statement is not analysed")
             }
             Class::Explain { analyze, inner } => self.explain(*analyze, *inner, source),
             Class::Declare { .. } => self.declare(source),
@@ -146,7 +148,7 @@ impl Compiler<'_> {
             Class::Select | Class::Values | Class::Insert | Class::Update | Class::Delete | Class::With { .. } => {
                 self.data(inner, None)
             }
-            _ => self.unparsed(inner, "a statement it does not analyse"),
+            _ => self.unparsed(inner, "this kind of statement is not analysed"),
         };
         shape.scatter = Err(why.into());
         shape.cacheable = Err(NoCacheReason::NotSelect);
@@ -179,7 +181,7 @@ impl Compiler<'_> {
         let Some(relation) = relation else {
             let end = source.tokens.iter().position(|token| token.kind == TokenKind::RightParen && token.depth <= 1);
             if source.tokens.get(1).is_none_or(|token| token.kind != TokenKind::LeftParen) {
-                return self.unparsed(source, "COPY");
+                return self.unparsed(source, "its COPY is not understood");
             }
             let shape = self.inner(source, &source.tokens[2..end.unwrap_or(2)], "COPY of a query reads one shard");
             if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
@@ -332,7 +334,7 @@ impl Compiler<'_> {
         let subject = written.or_else(|| placed.sharded.iter().find(|instance| instance.keys.is_none())).unwrap_or(&placed.sharded[0]);
         let table = &subject.table;
         let Placement::Sharded { key: column, .. } = self.schema.placement(table) else {
-            return self.unparsed(source, "a table that is not sharded");
+            return self.unparsed(source, "its tables changed meanwhile");
         };
         if let Some(system) = placed.system.first() {
             return refused(refuse::system_mixed(&system.table));
@@ -369,7 +371,7 @@ impl Compiler<'_> {
         let keys = instance.keys.as_ref()?;
         let found = demands.iter().position(|demand| demand.key_type == *key_type && demand.keys == *keys);
         Some(found.unwrap_or_else(|| {
-            let name = KeyName { table: instance.table.to_string().into(), column: key.clone(), value: shown(keys).into() };
+            let name = KeyName { table: instance.table.to_string().into(), column: key.clone(), value: shown(keys, self.params).into() };
             demands.push(Demand { name: Arc::new(name), key_type: *key_type, keys: keys.clone() });
             demands.len() - 1
         }))
@@ -386,6 +388,9 @@ impl Compiler<'_> {
         if let Some(table) = placed.global.first() {
             return Err(format!("{} lives on the home shard only", table.table));
         }
+        if let Some(why) = facts.unspreadable {
+            return Err(format!("it has {why}"));
+        }
         let core = placed.sharded.iter().find(|instance| instance.spread == Spread::Core);
         for instance in &placed.sharded {
             if instance.spread == Spread::Free {
@@ -400,9 +405,6 @@ impl Compiler<'_> {
         }
         if core.is_none() {
             return Err("no sharded table in it decides which rows there are".into());
-        }
-        if let Some(why) = facts.unspreadable {
-            return Err(format!("it has {why}"));
         }
         if facts.locks_rows {
             return Err("it locks rows".into());
@@ -499,11 +501,14 @@ fn table_hash(table: &TableName) -> TableHash {
 }
 
 /// A key set as people read it; literals are not shown, because templates are shared by all their values.
-fn shown(keys: &KeySet) -> String {
+fn shown(keys: &KeySet, params: u16) -> String {
+    let value = |number: u16| match number.checked_sub(params) {
+        None | Some(0) => format!("${number}"),
+        Some(lifted) => format!("literal {lifted}"),
+    };
     let term = |term: &Term| match term {
-        Term::Param { number, negated: false } => format!("${number}"),
-        Term::Param { number, negated: true } => format!("-${number}"),
-        Term::Array { number } => format!("any of ${number}"),
+        Term::Param { number, negated } => format!("{}{}", if *negated { "-" } else { "" }, value(*number)),
+        Term::Array { number } => format!("any of {}", value(*number)),
         Term::Literal(Literal::Number(text)) => text.to_string(),
         Term::Literal(Literal::String(text)) => format!("'{text}'"),
         Term::ArrayLiteral(text) => format!("any of '{text}'"),

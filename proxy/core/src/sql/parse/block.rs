@@ -65,7 +65,7 @@ impl Analyser<'_> {
             || !query.pipe_operators.is_empty()
             || matches!(query.limit_clause, Some(LimitClause::OffsetCommaLimit { .. }))
         {
-            return Err(Unparsed("a clause that is not Postgres's"));
+            return Err(Unparsed("it has a clause that is not Postgres's"));
         }
         let mut names = Scope::inside(scope);
         if let Some(with) = &query.with {
@@ -138,8 +138,8 @@ impl Analyser<'_> {
                 self.statement(statement, scope, env)?;
                 Ok(None)
             }
-            SetExpr::Merge(_) => Err(Unparsed("MERGE")),
-            SetExpr::Table(_) => Err(Unparsed("TABLE")),
+            SetExpr::Merge(_) => Err(Unparsed("MERGE is not analysed")),
+            SetExpr::Table(_) => Err(Unparsed("it says TABLE where weir's parser would overlook it")),
         }
     }
 
@@ -236,7 +236,7 @@ impl Analyser<'_> {
         let mut left = self.factor(&tree.relation, scope, env, from)?;
         for join in &tree.joins {
             if join.global {
-                return Err(Unparsed("GLOBAL JOIN"));
+                return Err(Unparsed("it has a join that is not Postgres's"));
             }
             let right = self.factor(&join.relation, scope, env, from)?;
             self.join(&join.join_operator, (&left, &right), scope, env, from)?;
@@ -263,7 +263,7 @@ impl Analyser<'_> {
                 self.unspreadable("FULL JOIN");
                 (constraint, left.iter().chain(right).copied().collect())
             }
-            _ => return Err(Unparsed("a join that is not Postgres's")),
+            _ => return Err(Unparsed("it has a join that is not Postgres's")),
         };
         let full = matches!(operator, JoinOperator::FullOuter(_));
         let inner = nullable.is_empty();
@@ -279,7 +279,7 @@ impl Analyser<'_> {
             }
             JoinConstraint::Using(columns) => {
                 for column in columns {
-                    let [name] = name_parts(column).ok_or(Unparsed("USING"))?.try_into().map_err(|_| Unparsed("USING"))?;
+                    let [name] = name_parts(column).ok_or(Unparsed("weir cannot read its USING"))?.try_into().map_err(|_| Unparsed("weir cannot read its USING"))?;
                     if let Some(pair) = self.using(&name, (left, right), operator, scope) {
                         if inner {
                             env.union(pair.0, pair.1);
@@ -290,7 +290,7 @@ impl Analyser<'_> {
                 }
             }
             JoinConstraint::None => {}
-            JoinConstraint::Natural => return Err(Unparsed("NATURAL JOIN")),
+            JoinConstraint::Natural => return Err(Unparsed("it has a NATURAL JOIN, whose columns depend on the catalogue")),
         }
         if !inner {
             from.outer.push(join);
@@ -352,10 +352,10 @@ impl Analyser<'_> {
             TableFactor::Table { name, alias, args, .. } => {
                 if let Some(args) = args {
                     self.visit_subqueries(&args.args, scope, env)?;
-                    let parts = name_parts(name).ok_or(Unparsed("a table name"))?;
+                    let parts = name_parts(name).ok_or(Unparsed("it has a table name weir cannot read"))?;
                     return Ok(vec![self.opaque(parts.last().map_or("", String::as_str), alias.as_ref(), scope)]);
                 }
-                self.table(name_parts(name).ok_or(Unparsed("a table name"))?, alias.as_ref(), scope, env)
+                self.table(name_parts(name).ok_or(Unparsed("it has a table name weir cannot read"))?, alias.as_ref(), scope, env)
             }
             TableFactor::Derived { lateral, subquery, alias, .. } => {
                 self.derived(subquery, (*lateral, alias.as_ref()), scope, env, from)
@@ -365,7 +365,7 @@ impl Analyser<'_> {
             }
             TableFactor::Function { name, args, alias, .. } => {
                 self.visit_subqueries(args, scope, env)?;
-                let parts = name_parts(name).ok_or(Unparsed("a function name"))?;
+                let parts = name_parts(name).ok_or(Unparsed("it has a function name weir cannot read"))?;
                 Ok(vec![self.opaque(parts.last().map_or("", String::as_str), alias.as_ref(), scope)])
             }
             TableFactor::TableFunction { expr, alias } => {
@@ -376,7 +376,7 @@ impl Analyser<'_> {
                 self.visit_subqueries(array_exprs, scope, env)?;
                 Ok(vec![self.opaque("unnest", alias.as_ref(), scope)])
             }
-            _ => Err(Unparsed("an item in FROM")),
+            _ => Err(Unparsed("it has an item in FROM that weir does not know")),
         }
     }
 
@@ -417,7 +417,7 @@ impl Analyser<'_> {
         let table = match parts {
             [name] => self.schema.resolve(None, name),
             [schema, name] | [_, schema, name] => self.schema.resolve(Some(schema), name),
-            _ => return Err(Unparsed("a table name")),
+            _ => return Err(Unparsed("it has a table name weir cannot read")),
         };
         Ok(self.add_instance(table, usage))
     }
@@ -599,9 +599,9 @@ fn plain_select(select: &Select) -> Result<(), Unparsed> {
         || select.value_table_mode.is_some()
         || select.select_modifiers.is_some();
     if foreign {
-        return Err(Unparsed("a clause that is not Postgres's"));
+        return Err(Unparsed("it has a clause that is not Postgres's"));
     }
-    if select.into.is_some() { Err(Unparsed("SELECT INTO")) } else { Ok(()) }
+    if select.into.is_some() { Err(Unparsed("SELECT INTO is not analysed")) } else { Ok(()) }
 }
 
 /// Forgets which inner columns the outputs are; what is known of their values stays true.
