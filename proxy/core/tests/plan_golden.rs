@@ -68,7 +68,7 @@ fn plans_are_as_written_down() {
         let mut written = String::new();
         for block in &blocks {
             if block.sql.is_empty() {
-                let _ = write!(written, "{}\n", block.comment);
+                let _ = writeln!(written, "{}", block.comment);
                 continue;
             }
             let params: Vec<Option<&str>> = block
@@ -79,7 +79,8 @@ fn plans_are_as_written_down() {
                 .collect();
             let got = describe(&fixture, &block.sql, &params);
             if got != block.expected && !bless {
-                let _ = writeln!(failures, "{}: {}\nexpected:\n{}got:\n{got}", file.display(), block.sql, block.expected);
+                let _ =
+                    writeln!(failures, "{}: {}\nexpected:\n{}got:\n{got}", file.display(), block.sql, block.expected);
             }
             let params = block.params.as_ref().map_or(String::new(), |params| format!("params: {params}\n"));
             let _ = write!(written, "{}{}\n{params}---\n{got}\n", block.comment, block.sql);
@@ -148,7 +149,8 @@ fn plan_text(fixture: &Fixture, sql: &str, compiled: &Compiled, plan: &Plan, tex
 fn dependency(dependency: &Dependency) -> String {
     let table = |hash: &TableHash| {
         let named = TABLES.iter().map(|table| table.0).chain(["fresh_table"]);
-        let found = named.into_iter().find(|name| hash_bytes_extended(format!("public.{name}").as_bytes(), 0) == hash.0);
+        let found =
+            named.into_iter().find(|name| hash_bytes_extended(format!("public.{name}").as_bytes(), 0) == hash.0);
         found.unwrap_or("?").to_owned()
     };
     match dependency {

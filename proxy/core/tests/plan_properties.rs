@@ -93,10 +93,60 @@ proptest! {
 }
 
 const WORDS: &[&str] = &[
-    "SELECT", "*", "FROM", "orders", "users", "WHERE", "user_id", "=", "1", "$1", "$2", "(", ")", ",", "GROUP BY", "ORDER BY",
-    "LIMIT", "OFFSET", "count(*)", "sum(qty)", "JOIN", "LEFT JOIN", "USING", "ON", "AND", "OR", "NOT", "IN", "products", "o",
-    "WITH", "AS", "INSERT INTO", "VALUES", "UPDATE", "SET", "DELETE FROM", "RETURNING", "'x'", "ANY", "EXISTS", "UNION ALL",
-    "DISTINCT", "::int8", "HAVING", "FOR UPDATE", "EXPLAIN", "DECLARE c CURSOR FOR", "COPY", "TO STDOUT", ";", ".", "-", "NULL",
+    "SELECT",
+    "*",
+    "FROM",
+    "orders",
+    "users",
+    "WHERE",
+    "user_id",
+    "=",
+    "1",
+    "$1",
+    "$2",
+    "(",
+    ")",
+    ",",
+    "GROUP BY",
+    "ORDER BY",
+    "LIMIT",
+    "OFFSET",
+    "count(*)",
+    "sum(qty)",
+    "JOIN",
+    "LEFT JOIN",
+    "USING",
+    "ON",
+    "AND",
+    "OR",
+    "NOT",
+    "IN",
+    "products",
+    "o",
+    "WITH",
+    "AS",
+    "INSERT INTO",
+    "VALUES",
+    "UPDATE",
+    "SET",
+    "DELETE FROM",
+    "RETURNING",
+    "'x'",
+    "ANY",
+    "EXISTS",
+    "UNION ALL",
+    "DISTINCT",
+    "::int8",
+    "HAVING",
+    "FOR UPDATE",
+    "EXPLAIN",
+    "DECLARE c CURSOR FOR",
+    "COPY",
+    "TO STDOUT",
+    ";",
+    ".",
+    "-",
+    "NULL",
 ];
 
 #[test]
@@ -109,8 +159,9 @@ fn with_one_shard_nothing_is_refused() {
         let text = std::fs::read_to_string(entry.expect("entry").path()).expect("golden file");
         for block in text.split("\n\n") {
             let Some(sql) = block.lines().find(|line| !line.is_empty() && !line.starts_with('#')) else { continue };
-            let plan = bind(&fixture, sql, &[Datum::Text(b"1"), Datum::Text(b"1"), Datum::Text(b"1"), Datum::Text(b"1")])
-                .unwrap_or_else(|error| panic!("{sql}: {error}"));
+            let plan =
+                bind(&fixture, sql, &[Datum::Text(b"1"), Datum::Text(b"1"), Datum::Text(b"1"), Datum::Text(b"1")])
+                    .unwrap_or_else(|error| panic!("{sql}: {error}"));
             assert_eq!(plan.target, Target::Home, "{sql}");
             assert_eq!(plan.merge, None, "{sql}");
             seen += 1;
@@ -157,7 +208,8 @@ fn deep_and_long_statements_are_turned_away_unparsed() {
     let nots = format!("SELECT {}true FROM users", "not ".repeat(2_500));
     let casts = format!("SELECT 1{} FROM users", "::int".repeat(6_000));
     let isnull = format!("SELECT 1{} FROM users", " isnull".repeat(4_000));
-    let unions = format!("SELECT 1 FROM users{}", " union all select 1".repeat(1_600)).replace("all select 1", "select 1");
+    let unions =
+        format!("SELECT 1 FROM users{}", " union all select 1".repeat(1_600)).replace("all select 1", "select 1");
     let unions = format!("{unions}{}", " union select 1".repeat(500));
     for sql in [deep, chained, ors, minus, nots, casts, isnull, unions] {
         let error = bind(&fixture, &sql, &[]).expect_err("sharded and not parsed");

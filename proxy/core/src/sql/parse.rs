@@ -36,8 +36,22 @@ const OPERATORS_MAX: usize = 2_000;
 
 /// Words that put one more expression or query around what stands before (or, with NOT, behind) them.
 const CHAINING: &[&str] = &[
-    "and", "at", "between", "collate", "except", "ilike", "in", "intersect", "is", "isnull", "like", "not", "notnull", "or",
-    "similar", "union",
+    "and",
+    "at",
+    "between",
+    "collate",
+    "except",
+    "ilike",
+    "in",
+    "intersect",
+    "is",
+    "isnull",
+    "like",
+    "not",
+    "notnull",
+    "or",
+    "similar",
+    "union",
 ];
 
 /// Learns what is certain of one SELECT, INSERT, UPDATE or DELETE (or WITH …). `text` must have been cut into `tokens`;
@@ -63,7 +77,9 @@ pub fn facts(text: &str, tokens: &[Token], params: u16, schema: &Schema<'_>) -> 
     functions.dedup();
     let instances = instances(&analyser);
     let limited_subquery = analyser.limited.iter().any(|range| {
-        instances[range.clone()].iter().any(|instance| !matches!(schema.placement(&instance.table), Placement::Sharded { .. }))
+        instances[range.clone()]
+            .iter()
+            .any(|instance| !matches!(schema.placement(&instance.table), Placement::Sharded { .. }))
     });
     Ok(Facts {
         verb,
@@ -144,7 +160,9 @@ fn guard(text: &str, tokens: &[Token]) -> Result<(), Unparsed> {
                 if word.eq_ignore_ascii_case("only") && before.is_some_and(|before| relation_follows(before, text)) {
                     return Err(Unparsed("it says ONLY, which changes what is read"));
                 }
-                if word.eq_ignore_ascii_case("table") && before.is_none_or(|before| before.kind == TokenKind::Word || before.kind == TokenKind::LeftParen) {
+                if word.eq_ignore_ascii_case("table")
+                    && before.is_none_or(|before| before.kind == TokenKind::Word || before.kind == TokenKind::LeftParen)
+                {
                     return Err(Unparsed("it says TABLE where weir's parser would overlook it"));
                 }
             }
@@ -155,7 +173,9 @@ fn guard(text: &str, tokens: &[Token]) -> Result<(), Unparsed> {
                 return Err(Unparsed("it has a literal of a type weir does not know"));
             }
             TokenKind::UnicodeString | TokenKind::BitString | TokenKind::EscapeString
-                if before.is_some_and(|before| matches!(before.kind, TokenKind::Word | TokenKind::QuotedWord) && !string_may_follow(before, text)) =>
+                if before.is_some_and(|before| {
+                    matches!(before.kind, TokenKind::Word | TokenKind::QuotedWord) && !string_may_follow(before, text)
+                }) =>
             {
                 return Err(Unparsed("it has a literal of a type weir does not know"));
             }
@@ -174,10 +194,49 @@ fn relation_follows(before: Token, text: &str) -> bool {
 /// May a quoted string follow this token as a value, in a way the parser reads as Postgres does?
 fn string_may_follow(before: Token, text: &str) -> bool {
     const WORDS: &[&str] = &[
-        "and", "as", "between", "bigint", "boolean", "by", "bytea", "case", "date", "distinct", "else", "escape", "from",
-        "ilike", "in", "int", "integer", "interval", "json", "jsonb", "like", "limit", "not", "numeric", "offset", "on",
-        "or", "returning", "select", "set", "similar", "smallint", "text", "then", "time", "timestamp", "timestamptz",
-        "to", "uuid", "values", "when", "where", "zone",
+        "and",
+        "as",
+        "between",
+        "bigint",
+        "boolean",
+        "by",
+        "bytea",
+        "case",
+        "date",
+        "distinct",
+        "else",
+        "escape",
+        "from",
+        "ilike",
+        "in",
+        "int",
+        "integer",
+        "interval",
+        "json",
+        "jsonb",
+        "like",
+        "limit",
+        "not",
+        "numeric",
+        "offset",
+        "on",
+        "or",
+        "returning",
+        "select",
+        "set",
+        "similar",
+        "smallint",
+        "text",
+        "then",
+        "time",
+        "timestamp",
+        "timestamptz",
+        "to",
+        "uuid",
+        "values",
+        "when",
+        "where",
+        "zone",
     ];
     match before.kind {
         TokenKind::Word => WORDS.contains(&before.text(text).to_ascii_lowercase().as_str()),

@@ -132,11 +132,34 @@ const SHARDED: &[(&str, &str, KeyType)] = &[
 ];
 
 const IMMUTABLE: &[&str] = &[
-    "abs", "array_agg", "avg", "bool_and", "bool_or", "count", "every", "json_agg", "jsonb_agg", "lower", "max", "min",
-    "round", "row_number", "rank", "stddev", "string_agg", "sum", "ts_rank", "upper", "generate_series", "unnest",
-    "length", "percentile_cont", "date_part",
+    "abs",
+    "array_agg",
+    "avg",
+    "bool_and",
+    "bool_or",
+    "count",
+    "every",
+    "json_agg",
+    "jsonb_agg",
+    "lower",
+    "max",
+    "min",
+    "round",
+    "row_number",
+    "rank",
+    "stddev",
+    "string_agg",
+    "sum",
+    "ts_rank",
+    "upper",
+    "generate_series",
+    "unnest",
+    "length",
+    "percentile_cont",
+    "date_part",
 ];
-const STABLE: &[&str] = &["date_trunc", "now", "to_char", "version", "websearch_to_tsquery", "txid_current", "table_to_xml"];
+const STABLE: &[&str] =
+    &["date_trunc", "now", "to_char", "version", "websearch_to_tsquery", "txid_current", "table_to_xml"];
 const VOLATILE: &[&str] = &["clock_timestamp", "gen_random_uuid", "nextval", "pg_notify", "random", "setval"];
 
 impl Fixture {

@@ -178,7 +178,8 @@ impl Analyser<'_> {
         if let Some(selection) = &select.selection {
             self.learn(selection, &scope, &mut env, true);
         }
-        let outputs = self.outputs(select, &scope, &mut env, link.filter(|_| query.is_none_or(|q| !returns_some_rows(q))));
+        let outputs =
+            self.outputs(select, &scope, &mut env, link.filter(|_| query.is_none_or(|q| !returns_some_rows(q))));
         self.finish_from(from, &scope, &env)?;
         self.visit_subqueries(&select.projection, &scope, &env)?;
         self.visit_subqueries(&select.selection, &scope, &env)?;
@@ -279,7 +280,10 @@ impl Analyser<'_> {
             }
             JoinConstraint::Using(columns) => {
                 for column in columns {
-                    let [name] = name_parts(column).ok_or(Unparsed("weir cannot read its USING"))?.try_into().map_err(|_| Unparsed("weir cannot read its USING"))?;
+                    let [name] = name_parts(column)
+                        .ok_or(Unparsed("weir cannot read its USING"))?
+                        .try_into()
+                        .map_err(|_| Unparsed("weir cannot read its USING"))?;
                     if let Some(pair) = self.using(&name, (left, right), operator, scope) {
                         if inner {
                             env.union(pair.0, pair.1);
@@ -290,7 +294,9 @@ impl Analyser<'_> {
                 }
             }
             JoinConstraint::None => {}
-            JoinConstraint::Natural => return Err(Unparsed("it has a NATURAL JOIN, whose columns depend on the catalogue")),
+            JoinConstraint::Natural => {
+                return Err(Unparsed("it has a NATURAL JOIN, whose columns depend on the catalogue"));
+            }
         }
         if !inner {
             from.outer.push(join);
@@ -308,7 +314,8 @@ impl Analyser<'_> {
     ) -> Option<(NodeId, NodeId)> {
         let previous = scope.merged.iter().position(|(merged, _)| merged == name);
         let side = |owners: &[usize]| {
-            let mut found = scope.entries.iter().filter(|entry| owners.contains(&entry.owner) && entry.columns.get(name).is_some());
+            let mut found =
+                scope.entries.iter().filter(|entry| owners.contains(&entry.owner) && entry.columns.get(name).is_some());
             let first = found.next();
             // Several: an earlier USING merged them, and its choice stands.
             let merged = previous.and_then(|index| scope.merged[index].1).filter(|owner| owners.contains(owner));
@@ -355,7 +362,12 @@ impl Analyser<'_> {
                     let parts = name_parts(name).ok_or(Unparsed("it has a table name weir cannot read"))?;
                     return Ok(vec![self.opaque(parts.last().map_or("", String::as_str), alias.as_ref(), scope)]);
                 }
-                self.table(name_parts(name).ok_or(Unparsed("it has a table name weir cannot read"))?, alias.as_ref(), scope, env)
+                self.table(
+                    name_parts(name).ok_or(Unparsed("it has a table name weir cannot read"))?,
+                    alias.as_ref(),
+                    scope,
+                    env,
+                )
             }
             TableFactor::Derived { lateral, subquery, alias, .. } => {
                 self.derived(subquery, (*lateral, alias.as_ref()), scope, env, from)
@@ -431,7 +443,8 @@ impl Analyser<'_> {
         from: &mut FromState<'q>,
     ) -> Result<Vec<usize>, Unparsed> {
         let name = alias.map(|alias| ident(&alias.name)).unwrap_or_default();
-        let renamed: Vec<String> = alias.iter().flat_map(|alias| &alias.columns).map(|column| ident(&column.name)).collect();
+        let renamed: Vec<String> =
+            alias.iter().flat_map(|alias| &alias.columns).map(|column| ident(&column.name)).collect();
         if !from.has_outer
             && !lateral
             && let Some(select) = transparent(subquery)
@@ -467,7 +480,13 @@ impl Analyser<'_> {
     }
 
     /// What is known of the output columns; `link`ed ones are made equal to the outer columns they are compared with.
-    fn outputs(&mut self, select: &Select, scope: &Scope<'_>, env: &mut Env, link: Option<&[Option<NodeId>]>) -> Outputs {
+    fn outputs(
+        &mut self,
+        select: &Select,
+        scope: &Scope<'_>,
+        env: &mut Env,
+        link: Option<&[Option<NodeId>]>,
+    ) -> Outputs {
         let mut outputs = Vec::new();
         for item in &select.projection {
             match item {
@@ -537,7 +556,9 @@ fn keeps_column(select: &Select, index: usize) -> bool {
         return !shape::projects_aggregate(select);
     }
     match select.projection.get(index) {
-        Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) => grouped.iter().any(|group| bare(group) == bare(expr)),
+        Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) => {
+            grouped.iter().any(|group| bare(group) == bare(expr))
+        }
         _ => false,
     }
 }
@@ -565,7 +586,8 @@ fn transparent(query: &Query) -> Option<&Select> {
 
 /// LIMIT, OFFSET, FETCH or DISTINCT ON.
 fn returns_some_rows(query: &Query) -> bool {
-    let distinct_on = matches!(&*query.body, SetExpr::Select(select) if matches!(select.distinct, Some(Distinct::On(_))));
+    let distinct_on =
+        matches!(&*query.body, SetExpr::Select(select) if matches!(select.distinct, Some(Distinct::On(_))));
     query.limit_clause.is_some() || query.fetch.is_some() || distinct_on
 }
 
@@ -623,7 +645,8 @@ fn both_branches(left: Outputs, right: Outputs) -> Outputs {
             }
             _ => None,
         };
-        let same = left.column.as_ref().and_then(|column| column.family) == right.column.as_ref().and_then(|column| column.family);
+        let same = left.column.as_ref().and_then(|column| column.family)
+            == right.column.as_ref().and_then(|column| column.family);
         Output { column: left.column, node: None, keys: keys.filter(|_| same) }
     });
     Some(both.collect())

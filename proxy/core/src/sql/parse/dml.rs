@@ -1,8 +1,8 @@
 //! INSERT, UPDATE and DELETE: which rows they touch, and what they do to shard keys.
 
 use sqlparser::ast::{
-    Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, OnConflictAction, OnInsert, Query, SetExpr, Statement,
-    TableFactor, TableObject, TableWithJoins, Update, UpdateTableFromKind,
+    Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, OnConflictAction, OnInsert, Query, SetExpr,
+    Statement, TableFactor, TableObject, TableWithJoins, Update, UpdateTableFromKind,
 };
 
 use super::analyse::{Analyser, Unparsed, resolve};
@@ -32,7 +32,9 @@ impl Analyser<'_> {
     }
 
     fn insert(&mut self, insert: &Insert, outer: &Scope<'_>, env: &Env) -> Result<(), Unparsed> {
-        let TableObject::TableName(name) = &insert.table else { return Err(Unparsed("weir cannot read its target table")) };
+        let TableObject::TableName(name) = &insert.table else {
+            return Err(Unparsed("weir cannot read its target table"));
+        };
         if insert.or.is_some()
             || insert.replace_into
             || insert.overwrite
@@ -51,7 +53,7 @@ impl Analyser<'_> {
         let table = self.instances[instance].table.clone();
         let key = self.shard_key(&table);
         let position = match &key {
-            Some((name, _)) => self.key_position(insert, name, &columns),
+            Some((name, _)) => key_position(insert, name, &columns),
             None => None,
         };
         // WITH in front of INSERT belongs to the source query, so its names are visible in there only.
@@ -66,7 +68,10 @@ impl Analyser<'_> {
                 self.key_setting = KeySetting::Computed;
             }
         }
-        let name = insert.table_alias.as_ref().map_or_else(|| parts.last().cloned().unwrap_or_default(), |alias| ident(&alias.alias));
+        let name = insert
+            .table_alias
+            .as_ref()
+            .map_or_else(|| parts.last().cloned().unwrap_or_default(), |alias| ident(&alias.alias));
         let mut own = Scope::inside(outer);
         own.entries.push(Entry { owner, name, columns: columns.clone() });
         own.entries.push(Entry { owner, name: "excluded".to_owned(), columns });
@@ -93,17 +98,6 @@ impl Analyser<'_> {
             env.restrict(node, keys);
         }
         env
-    }
-
-    /// Position of the key among the inserted values; `None`: it is not among them, or not known.
-    fn key_position(&mut self, insert: &Insert, key: &str, columns: &Columns) -> Option<usize> {
-        if insert.columns.is_empty() {
-            return match columns {
-                Columns::Known(columns) => columns.iter().position(|column| column.name == key),
-                Columns::KeyOnly(_) | Columns::Unknown => None,
-            };
-        }
-        insert.columns.iter().position(|column| name_parts(column).is_some_and(|parts| parts == [key]))
     }
 
     fn insert_source(
@@ -153,7 +147,11 @@ impl Analyser<'_> {
     }
 
     fn update(&mut self, update: &Update, outer: &Scope<'_>, env: &Env) -> Result<(), Unparsed> {
-        if update.or.is_some() || !update.order_by.is_empty() || update.limit.is_some() || !update.table.joins.is_empty() {
+        if update.or.is_some()
+            || !update.order_by.is_empty()
+            || update.limit.is_some()
+            || !update.table.joins.is_empty()
+        {
             return Err(Unparsed("it has a clause that is not Postgres's"));
         }
         self.level += 1;
@@ -181,7 +179,13 @@ impl Analyser<'_> {
     }
 
     /// Does `SET key = value` leave the key as it is?
-    fn keeps_key(&mut self, assignment: &Assignment, (owner, key, family): (usize, &str, KeyType), scope: &Scope<'_>, env: &Env) -> bool {
+    fn keeps_key(
+        &mut self,
+        assignment: &Assignment,
+        (owner, key, family): (usize, &str, KeyType),
+        scope: &Scope<'_>,
+        env: &Env,
+    ) -> bool {
         if !matches!(assignment.target, AssignmentTarget::ColumnName(_)) {
             return false;
         }
@@ -198,8 +202,12 @@ impl Analyser<'_> {
         if !delete.tables.is_empty() || !delete.order_by.is_empty() || delete.limit.is_some() {
             return Err(Unparsed("it has a clause that is not Postgres's"));
         }
-        let FromTable::WithFromKeyword(from) = &delete.from else { return Err(Unparsed("weir cannot read its target table")) };
-        let [TableWithJoins { relation, joins }] = from.as_slice() else { return Err(Unparsed("weir cannot read its target table")) };
+        let FromTable::WithFromKeyword(from) = &delete.from else {
+            return Err(Unparsed("weir cannot read its target table"));
+        };
+        let [TableWithJoins { relation, joins }] = from.as_slice() else {
+            return Err(Unparsed("weir cannot read its target table"));
+        };
         if !joins.is_empty() {
             return Err(Unparsed("weir cannot read its target table"));
         }
@@ -237,7 +245,9 @@ impl Analyser<'_> {
 
     /// The table an UPDATE or DELETE writes.
     fn target(&mut self, factor: &TableFactor, usage: Use, scope: &mut Scope<'_>) -> Result<usize, Unparsed> {
-        let TableFactor::Table { name, alias, args: None, .. } = factor else { return Err(Unparsed("weir cannot read its target table")) };
+        let TableFactor::Table { name, alias, args: None, .. } = factor else {
+            return Err(Unparsed("weir cannot read its target table"));
+        };
         let parts = name_parts(name).ok_or(Unparsed("it has a table name weir cannot read"))?;
         let (owner, columns) = self.relation(&parts, usage)?;
         let name = alias.as_ref().map_or_else(|| parts.last().cloned().unwrap_or_default(), |alias| ident(&alias.name));
@@ -253,4 +263,15 @@ fn assigns(assignment: &Assignment, key: &str) -> bool {
         AssignmentTarget::ColumnName(name) => is_key(name),
         AssignmentTarget::Tuple(names) => names.iter().any(is_key),
     }
+}
+
+/// Position of the key among the inserted values; `None`: it is not among them, or not known.
+fn key_position(insert: &Insert, key: &str, columns: &Columns) -> Option<usize> {
+    if insert.columns.is_empty() {
+        return match columns {
+            Columns::Known(columns) => columns.iter().position(|column| column.name == key),
+            Columns::KeyOnly(_) | Columns::Unknown => None,
+        };
+    }
+    insert.columns.iter().position(|column| name_parts(column).is_some_and(|parts| parts == [key]))
 }
