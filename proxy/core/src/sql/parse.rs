@@ -10,6 +10,7 @@ mod analyse;
 mod block;
 mod dml;
 mod env;
+mod from;
 mod scope;
 mod shape;
 mod terms;

@@ -6,8 +6,8 @@ use sqlparser::ast::{
 };
 
 use super::analyse::{Analyser, Unparsed, resolve};
-use super::block::FromState;
 use super::env::Env;
+use super::from::FromState;
 use super::scope::{Columns, Entry, Scope, ident, name_parts};
 use super::terms::constant;
 use crate::sql::facts::{KeySet, KeySetting, TableName, Use};
