@@ -75,6 +75,24 @@ pub enum Access {
     Write,
 }
 
+/// How the command tags and rows of a write on several shards become one reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Combine {
+    /// Every shard does the same: one answer stands for all.
+    Alike,
+    /// Each shard has rows of its own: they add up.
+    Sum,
+}
+
+impl Plan {
+    pub fn combine(&self) -> Combine {
+        match self.reason {
+            RouteReason::Scatter | RouteReason::KeysApart { .. } => Combine::Sum,
+            _ => Combine::Alike,
+        }
+    }
+}
+
 /// Where a statement may be parsed and described before its values are known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DescribeTarget {

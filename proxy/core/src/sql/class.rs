@@ -6,7 +6,10 @@
 //! Non-goals: relations, columns and keys (the planner's facts), and whether the server will accept the statement.
 
 mod ddl;
+mod meaning;
 mod set;
+
+pub use set::canonical;
 
 use super::cursor::Cursor;
 use super::lex::{Token, TokenKind};

@@ -99,13 +99,17 @@ fn dotted(cursor: &mut Cursor<'_>) -> Option<String> {
         name.push('.');
         name.push_str(&cursor.name()?);
     }
-    name.make_ascii_lowercase();
-    // map_old_guc_names in src/backend/utils/misc/guc.c.
-    Some(match name.as_str() {
+    Some(canonical(&name))
+}
+
+/// The one name under which the server keeps a setting: lower case, old names replaced (map_old_guc_names in
+/// src/backend/utils/misc/guc.c).
+pub fn canonical(name: &str) -> String {
+    match name.to_ascii_lowercase().as_str() {
         "sort_mem" => "work_mem".to_owned(),
         "vacuum_mem" => "maintenance_work_mem".to_owned(),
-        _ => name,
-    })
+        name => name.to_owned(),
+    }
 }
 
 /// The value up to the end: words, numbers with their sign, strings, commas, and INTERVAL's fields and precision.
