@@ -55,7 +55,7 @@ pub struct Keyed {
     /// Rows are inserted: every one needs a key.
     pub insert: bool,
     /// Every sharded table is restricted to keys.
-    pub all_keyed: bool,
+    pub everywhere: bool,
     /// The demand that restricts the tables the result is spread by, if any.
     pub core: Option<usize>,
 }
@@ -217,9 +217,15 @@ impl Shape {
         Ok(bound)
     }
 
-    fn keyed_target(&self, keyed: &Keyed, bound: &AllBound, topology: &Topology) -> Result<(Target, RouteReason), UserError> {
-        if keyed.all_keyed {
-            let mut shards: SmallVec<[ShardId; 4]> = bound.iter().flat_map(|bound| bound.shards.iter().copied()).collect();
+    fn keyed_target(
+        &self,
+        keyed: &Keyed,
+        bound: &AllBound,
+        topology: &Topology,
+    ) -> Result<(Target, RouteReason), UserError> {
+        if keyed.everywhere {
+            let mut shards: SmallVec<[ShardId; 4]> =
+                bound.iter().flat_map(|bound| bound.shards.iter().copied()).collect();
             shards.sort_unstable();
             shards.dedup();
             if shards.len() <= 1 {
@@ -246,7 +252,13 @@ impl Shape {
         Ok((Target::Many(shards.clone()), reason))
     }
 
-    fn one(&self, keyed: &Keyed, bound: &AllBound, shard: ShardId, topology: &Topology) -> Result<(Target, RouteReason), UserError> {
+    fn one(
+        &self,
+        keyed: &Keyed,
+        bound: &AllBound,
+        shard: ShardId,
+        topology: &Topology,
+    ) -> Result<(Target, RouteReason), UserError> {
         let told = bound.iter().position(|bound| !bound.hashes.is_empty());
         let shard = match (&keyed.home_table, told) {
             // Rows of no key are on every shard.

@@ -58,7 +58,8 @@ fn keyword(sql: &str, tokens: &[Token], index: usize) -> Option<Keyword> {
     let found = match token.text(sql).to_ascii_lowercase().as_str() {
         "select" => Keyword::Select,
         "from" => {
-            let distinct = index >= 2 && word(index - 1, "distinct") && (word(index - 2, "is") || word(index - 2, "not"));
+            let distinct =
+                index >= 2 && word(index - 1, "distinct") && (word(index - 2, "is") || word(index - 2, "not"));
             if distinct {
                 return None;
             }
@@ -91,7 +92,8 @@ pub fn clauses(sql: &str, tokens: &[Token]) -> Option<Clauses> {
         match kind {
             Keyword::Select => {
                 let mut start = whole.start + 1;
-                while tokens.get(start).is_some_and(|token| token.is_word(sql, "all") || token.is_word(sql, "distinct")) {
+                while tokens.get(start).is_some_and(|token| token.is_word(sql, "all") || token.is_word(sql, "distinct"))
+                {
                     start += 1;
                 }
                 found.items = split(tokens, start..whole.end);
@@ -117,7 +119,9 @@ pub fn clauses(sql: &str, tokens: &[Token]) -> Option<Clauses> {
             }
             Keyword::Offset => {
                 let mut value = whole.start + 1..whole.end;
-                if value.len() > 1 && (tokens[value.end - 1].is_word(sql, "rows") || tokens[value.end - 1].is_word(sql, "row")) {
+                if value.len() > 1
+                    && (tokens[value.end - 1].is_word(sql, "rows") || tokens[value.end - 1].is_word(sql, "row"))
+                {
                     value.end -= 1;
                 }
                 if found.offset.replace(Valued { whole, value }).is_some() {

@@ -34,11 +34,11 @@ pub fn compile(normal: &Normal, class: &Class, sql: &str, schema: &Schema<'_>) -
     let mut tokens = Vec::new();
     let lexed = lex(sql, &mut original).is_ok() && lex(&normal.text, &mut tokens).is_ok();
     let source = Source { sql, original: &original, text: &normal.text, tokens: &tokens, params: normal.params };
-    let mut compiler = Compiler { schema, structural: Vec::new() };
+    let mut compiler = Compiler { schema, structural: Vec::new(), params: normal.params };
     let shape = if lexed {
         compiler.statement(class, source, normal)
     } else {
-        compiler.home(Access::Write, RouteReason::Unparsed, true)
+        home(Access::Write, RouteReason::Unparsed, true)
     };
     Compiled { template: Template { class: class.clone(), inner: shape }, structural: compiler.structural }
 }
@@ -56,6 +56,8 @@ struct Source<'t> {
 struct Compiler<'a> {
     schema: &'a Schema<'a>,
     structural: Vec<u16>,
+    /// Parameters the client wrote.
+    params: u16,
 }
 
 /// Instances of a statement by where their tables live.
@@ -72,14 +74,6 @@ impl Compiler<'_> {
         self.schema.shards <= 1
     }
 
-    fn home(&self, access: Access, reason: RouteReason, anything: bool) -> Shape {
-        let mut shape = Shape::fixed(Target::Home, access, reason);
-        if anything {
-            shape.writes.push(Need::Fixed(Dependency::Anything));
-        }
-        shape
-    }
-
     fn everywhere(&self, reason: RouteReason) -> Shape {
         let target = if self.single() { Target::Home } else { Target::All };
         let mut shape = Shape::fixed(target, Access::Write, reason);
@@ -94,24 +88,24 @@ impl Compiler<'_> {
                 self.data(source, Some(normal))
             }
             Class::Table | Class::Merge | Class::SelectInto | Class::Prepare { .. } | Class::Other => {
-                self.unparsed(source, "a statement it does not analyse")
+                self.unparsed(source, "this kind of statement is not analysed")
             }
             Class::Explain { analyze, inner } => self.explain(*analyze, *inner, source),
             Class::Declare { .. } => self.declare(source),
             Class::Copy(copy) => self.copy(copy.direction, copy.endpoint, copy.relation.as_ref(), source),
-            Class::Ddl(ddl) if ddl.temporary => self.home(Access::Write, RouteReason::Temporary, false),
+            Class::Ddl(ddl) if ddl.temporary => home(Access::Write, RouteReason::Temporary, false),
             Class::Ddl(_) => self.everywhere(RouteReason::EveryShard),
             Class::Truncate | Class::Lock => match self.mentioned(source) {
                 Some(_) => self.everywhere(RouteReason::EveryShard),
-                None => self.home(Access::Write, RouteReason::GlobalTable, true),
+                None => home(Access::Write, RouteReason::GlobalTable, true),
             },
             Class::Call | Class::Do | Class::Load | Class::Execute { .. } => {
-                self.home(Access::Write, RouteReason::SessionStatement, true)
+                home(Access::Write, RouteReason::SessionStatement, true)
             }
             Class::Listen(_) | Class::Unlisten(_) | Class::Notify(_) | Class::Discard(_) => {
-                self.home(Access::Write, RouteReason::SessionStatement, false)
+                home(Access::Write, RouteReason::SessionStatement, false)
             }
-            _ => self.home(session, RouteReason::SessionStatement, false),
+            _ => home(session, RouteReason::SessionStatement, false),
         }
     }
 
@@ -119,7 +113,8 @@ impl Compiler<'_> {
     fn mentioned(&self, source: Source<'_>) -> Option<String> {
         source.tokens.iter().find_map(|&token| {
             let name = word::name(source.text, token)?;
-            let declared = |(_, table, placement): (&str, &str, &Placement)| *placement != Placement::Global && table == name;
+            let declared =
+                |(_, table, placement): (&str, &str, &Placement)| *placement != Placement::Global && table == name;
             self.schema.rules.iter().any(declared).then_some(name)
         })
     }
@@ -127,7 +122,7 @@ impl Compiler<'_> {
     fn unparsed(&self, source: Source<'_>, why: &str) -> Shape {
         let mut shape = match self.mentioned(source) {
             Some(table) if !self.single() => Shape::refusing(refuse::unparsed(why, &table), Access::Write),
-            _ => self.home(Access::Write, RouteReason::Unparsed, true),
+            _ => home(Access::Write, RouteReason::Unparsed, true),
         };
         shape.cacheable = Err(NoCacheReason::Unparsed);
         shape
@@ -146,7 +141,7 @@ impl Compiler<'_> {
             Class::Select | Class::Values | Class::Insert | Class::Update | Class::Delete | Class::With { .. } => {
                 self.data(inner, None)
             }
-            _ => self.unparsed(inner, "a statement it does not analyse"),
+            _ => self.unparsed(inner, "this kind of statement is not analysed"),
         };
         shape.scatter = Err(why.into());
         shape.cacheable = Err(NoCacheReason::NotSelect);
@@ -154,7 +149,11 @@ impl Compiler<'_> {
     }
 
     fn explain(&mut self, analyze: bool, inner: usize, source: Source<'_>) -> Shape {
-        let mut shape = self.inner(source, source.tokens.get(inner..).unwrap_or_default(), "each shard would have a plan of its own; ask ROUTE '<statement>' in the admin database \"weir\" instead");
+        let mut shape = self.inner(
+            source,
+            source.tokens.get(inner..).unwrap_or_default(),
+            "each shard would have a plan of its own; ask ROUTE '<statement>' in the admin database \"weir\" instead",
+        );
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::explain_spread(), shape.access);
         }
@@ -167,7 +166,8 @@ impl Compiler<'_> {
 
     /// `DECLARE name … CURSOR … FOR query`
     fn declare(&mut self, source: Source<'_>) -> Shape {
-        let query = source.tokens.iter().position(|token| token.is_word(source.text, "for")).map_or(0, |index| index + 1);
+        let query =
+            source.tokens.iter().position(|token| token.is_word(source.text, "for")).map_or(0, |index| index + 1);
         let shape = self.inner(source, &source.tokens[query..], "a cursor reads one shard");
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::cursor_spread(), shape.access);
@@ -175,11 +175,17 @@ impl Compiler<'_> {
         shape
     }
 
-    fn copy(&mut self, direction: CopyDirection, endpoint: CopyEndpoint, relation: Option<&CopyRelation>, source: Source<'_>) -> Shape {
+    fn copy(
+        &mut self,
+        direction: CopyDirection,
+        endpoint: CopyEndpoint,
+        relation: Option<&CopyRelation>,
+        source: Source<'_>,
+    ) -> Shape {
         let Some(relation) = relation else {
             let end = source.tokens.iter().position(|token| token.kind == TokenKind::RightParen && token.depth <= 1);
             if source.tokens.get(1).is_none_or(|token| token.kind != TokenKind::LeftParen) {
-                return self.unparsed(source, "COPY");
+                return self.unparsed(source, "its COPY is not understood");
             }
             let shape = self.inner(source, &source.tokens[2..end.unwrap_or(2)], "COPY of a query reads one shard");
             if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
@@ -196,8 +202,15 @@ impl Compiler<'_> {
         let (target, reason) = match self.schema.placement(&table) {
             _ if self.single() => (Target::Home, RouteReason::SingleShard),
             Placement::Sharded { .. } => return Shape::refusing(refuse::copy_sharded(&relation.name), access),
-            Placement::Reference if loads && endpoint == CopyEndpoint::Stdin => (Target::All, RouteReason::ReferenceWrite),
-            Placement::Reference if loads => return Shape::refusing(refuse::reference_shape(&table, "a source that each server reads by itself"), access),
+            Placement::Reference if loads && endpoint == CopyEndpoint::Stdin => {
+                (Target::All, RouteReason::ReferenceWrite)
+            }
+            Placement::Reference if loads => {
+                return Shape::refusing(
+                    refuse::reference_shape(&table, "a source that each server reads by itself"),
+                    access,
+                );
+            }
             Placement::Reference if access == Access::Read => (Target::Any, RouteReason::ReferenceRead),
             Placement::Reference | Placement::Global => (Target::Home, RouteReason::GlobalTable),
         };
@@ -220,7 +233,7 @@ impl Compiler<'_> {
         if harm == Harm::Unknown {
             shape.writes.push(Need::Fixed(Dependency::Anything));
         }
-        shape.cacheable = self.cacheable(&facts, harm, source, &shape);
+        shape.cacheable = cacheable(&facts, harm, source, &shape);
         if let (Some(normal), Ok(Scatter { read: Some(read) })) = (normal, &shape.scatter)
             && read.compared_literals
         {
@@ -329,10 +342,12 @@ impl Compiler<'_> {
     fn keyed(&mut self, facts: &Facts, placed: &Placed<'_>, access: Access, source: Source<'_>) -> Shape {
         let refused = |error| Shape::refusing(error, access);
         let written = placed.sharded.iter().find(|instance| instance.usage.is_write());
-        let subject = written.or_else(|| placed.sharded.iter().find(|instance| instance.keys.is_none())).unwrap_or(&placed.sharded[0]);
+        let subject = written
+            .or_else(|| placed.sharded.iter().find(|instance| instance.keys.is_none()))
+            .unwrap_or(&placed.sharded[0]);
         let table = &subject.table;
         let Placement::Sharded { key: column, .. } = self.schema.placement(table) else {
-            return self.unparsed(source, "a table that is not sharded");
+            return self.unparsed(source, "its tables changed meanwhile");
         };
         if let Some(system) = placed.system.first() {
             return refused(refuse::system_mixed(&system.table));
@@ -357,7 +372,7 @@ impl Compiler<'_> {
             column: column.clone(),
             home_table: placed.global.first().map(|instance| instance.table.clone()),
             insert: placed.sharded.iter().any(|instance| instance.usage == Use::Insert),
-            all_keyed: placed.sharded.iter().all(|instance| instance.keys.is_some()),
+            everywhere: placed.sharded.iter().all(|instance| instance.keys.is_some()),
             core,
         });
         shape
@@ -369,7 +384,11 @@ impl Compiler<'_> {
         let keys = instance.keys.as_ref()?;
         let found = demands.iter().position(|demand| demand.key_type == *key_type && demand.keys == *keys);
         Some(found.unwrap_or_else(|| {
-            let name = KeyName { table: instance.table.to_string().into(), column: key.clone(), value: shown(keys).into() };
+            let name = KeyName {
+                table: instance.table.to_string().into(),
+                column: key.clone(),
+                value: shown(keys, self.params).into(),
+            };
             demands.push(Demand { name: Arc::new(name), key_type: *key_type, keys: keys.clone() });
             demands.len() - 1
         }))
@@ -386,6 +405,9 @@ impl Compiler<'_> {
         if let Some(table) = placed.global.first() {
             return Err(format!("{} lives on the home shard only", table.table));
         }
+        if let Some(why) = facts.unspreadable {
+            return Err(format!("it has {why}"));
+        }
         let core = placed.sharded.iter().find(|instance| instance.spread == Spread::Core);
         for instance in &placed.sharded {
             if instance.spread == Spread::Free {
@@ -400,9 +422,6 @@ impl Compiler<'_> {
         }
         if core.is_none() {
             return Err("no sharded table in it decides which rows there are".into());
-        }
-        if let Some(why) = facts.unspreadable {
-            return Err(format!("it has {why}"));
         }
         if facts.locks_rows {
             return Err("it locks rows".into());
@@ -451,36 +470,47 @@ impl Compiler<'_> {
             }
         }
     }
+}
 
-    fn cacheable(&self, facts: &Facts, harm: Harm, source: Source<'_>, shape: &Shape) -> Result<(), NoCacheReason> {
-        if facts.verb != Verb::Select {
-            return Err(NoCacheReason::NotSelect);
-        }
-        match shape.access {
-            Access::Read => {}
-            Access::PrimaryRead(reason) => return Err(NoCacheReason::Primary(reason)),
-            Access::Write => return Err(NoCacheReason::Write),
-        }
-        if facts.instances.is_empty() {
-            return Err(NoCacheReason::NoTable);
-        }
-        if harm > Harm::Immutable {
-            return Err(NoCacheReason::Function);
-        }
-        let time_word = |token: &Token| {
-            let string = matches!(
-                token.kind,
-                TokenKind::String | TokenKind::EscapeString | TokenKind::UnicodeString | TokenKind::DollarString
-            );
-            string && is_time_word(token.text(source.text).as_bytes())
-        };
-        if source.tokens.iter().any(time_word) { Err(NoCacheReason::TimeWord) } else { Ok(()) }
+/// At the home shard; `anything`: what it writes is not known.
+fn home(access: Access, reason: RouteReason, anything: bool) -> Shape {
+    let mut shape = Shape::fixed(Target::Home, access, reason);
+    if anything {
+        shape.writes.push(Need::Fixed(Dependency::Anything));
     }
+    shape
+}
+
+fn cacheable(facts: &Facts, harm: Harm, source: Source<'_>, shape: &Shape) -> Result<(), NoCacheReason> {
+    if facts.verb != Verb::Select {
+        return Err(NoCacheReason::NotSelect);
+    }
+    match shape.access {
+        Access::Read => {}
+        Access::PrimaryRead(reason) => return Err(NoCacheReason::Primary(reason)),
+        Access::Write => return Err(NoCacheReason::Write),
+    }
+    if facts.instances.is_empty() {
+        return Err(NoCacheReason::NoTable);
+    }
+    if harm > Harm::Immutable {
+        return Err(NoCacheReason::Function);
+    }
+    let time_word = |token: &Token| {
+        let string = matches!(
+            token.kind,
+            TokenKind::String | TokenKind::EscapeString | TokenKind::UnicodeString | TokenKind::DollarString
+        );
+        string && is_time_word(token.text(source.text).as_bytes())
+    };
+    if source.tokens.iter().any(time_word) { Err(NoCacheReason::TimeWord) } else { Ok(()) }
 }
 
 /// Literals in the select list: whether an ORDER BY or GROUP BY expression is one of its items depends on their values.
 fn structural(normal: &Normal, source: Source<'_>) -> Vec<u16> {
-    let Some(clauses) = clauses(source.sql, source.original) else { return (0..normal.literals.len() as u16).collect() };
+    let Some(clauses) = clauses(source.sql, source.original) else {
+        return (0..normal.literals.len() as u16).collect();
+    };
     let (Some(first), Some(last)) = (clauses.items.first(), clauses.items.last()) else { return Vec::new() };
     let start = source.original[first.start].start;
     let end = source.original[last.end - 1].end;
@@ -499,11 +529,14 @@ fn table_hash(table: &TableName) -> TableHash {
 }
 
 /// A key set as people read it; literals are not shown, because templates are shared by all their values.
-fn shown(keys: &KeySet) -> String {
+fn shown(keys: &KeySet, params: u16) -> String {
+    let value = |number: u16| match number.checked_sub(params) {
+        None | Some(0) => format!("${number}"),
+        Some(lifted) => format!("literal {lifted}"),
+    };
     let term = |term: &Term| match term {
-        Term::Param { number, negated: false } => format!("${number}"),
-        Term::Param { number, negated: true } => format!("-${number}"),
-        Term::Array { number } => format!("any of ${number}"),
+        Term::Param { number, negated } => format!("{}{}", if *negated { "-" } else { "" }, value(*number)),
+        Term::Array { number } => format!("any of {}", value(*number)),
         Term::Literal(Literal::Number(text)) => text.to_string(),
         Term::Literal(Literal::String(text)) => format!("'{text}'"),
         Term::ArrayLiteral(text) => format!("any of '{text}'"),

@@ -13,17 +13,23 @@ pub fn explain(plan: &Plan, topology: &Topology) -> Vec<(String, String)> {
     if let Some(slots) = slots(plan) {
         row("slots", slots);
     }
-    row("access", match plan.access {
-        Access::Read => "read: a replica that is fresh enough, or the primary".to_owned(),
-        Access::PrimaryRead(reason) => format!("read on the primary: {reason}"),
-        Access::Write => "write: the primary".to_owned(),
-    });
+    row(
+        "access",
+        match plan.access {
+            Access::Read => "read: a replica that is fresh enough, or the primary".to_owned(),
+            Access::PrimaryRead(reason) => format!("read on the primary: {reason}"),
+            Access::Write => "write: the primary".to_owned(),
+        },
+    );
     row("reason", plan.reason.sentence(topology));
     row("merge", plan.merge.as_ref().map_or_else(|| "none".to_owned(), merge));
-    row("cache", match plan.cacheable {
-        Ok(()) => "cacheable".to_owned(),
-        Err(reason) => format!("not cached: {reason}"),
-    });
+    row(
+        "cache",
+        match plan.cacheable {
+            Ok(()) => "cacheable".to_owned(),
+            Err(reason) => format!("not cached: {reason}"),
+        },
+    );
     rows
 }
 
@@ -60,7 +66,8 @@ pub fn merge(spec: &MergeSpec) -> String {
     let mut parts = Vec::new();
     if let Some(group) = &spec.group {
         let keys: Vec<String> = group.keys.iter().map(ToString::to_string).collect();
-        let folds: Vec<String> = group.folds.iter().map(|fold| format!("{}:{}", fold.column, fold_name(fold.kind))).collect();
+        let folds: Vec<String> =
+            group.folds.iter().map(|fold| format!("{}:{}", fold.column, fold_name(fold.kind))).collect();
         parts.push(format!("group by [{}] folding [{}]", keys.join(" "), folds.join(" ")));
     }
     if spec.distinct {

@@ -18,16 +18,43 @@ pub enum Harm {
 /// Special syntax of the grammar that is no row of pg_proc (src/backend/parser/gram.y, func_expr_common_subexpr).
 const SYNTAX_IMMUTABLE: &[&str] = &["coalesce", "greatest", "grouping", "least", "nullif", "row"];
 const SYNTAX_STABLE: &[&str] = &[
-    "current_catalog", "current_date", "current_role", "current_schema", "current_time", "current_timestamp",
-    "current_user", "localtime", "localtimestamp", "session_user", "system_user", "user",
+    "current_catalog",
+    "current_date",
+    "current_role",
+    "current_schema",
+    "current_time",
+    "current_timestamp",
+    "current_user",
+    "localtime",
+    "localtimestamp",
+    "session_user",
+    "system_user",
+    "user",
 ];
 /// Declared stable, but they fail on a standby.
 const PRIMARY_ONLY: &[&str] = &["pg_current_xact_id", "txid_current"];
 /// Declared stable for an overload or a setting, but equal on servers with equal settings and data; used in reference writes.
 const STEADY: &[&str] = &[
-    "array_to_string", "concat", "concat_ws", "date_part", "date_trunc", "format", "json_build_array",
-    "json_build_object", "jsonb_build_array", "jsonb_build_object", "plainto_tsquery", "to_char", "to_date", "to_json",
-    "to_jsonb", "to_number", "to_timestamp", "to_tsquery", "to_tsvector", "websearch_to_tsquery",
+    "array_to_string",
+    "concat",
+    "concat_ws",
+    "date_part",
+    "date_trunc",
+    "format",
+    "json_build_array",
+    "json_build_object",
+    "jsonb_build_array",
+    "jsonb_build_object",
+    "plainto_tsquery",
+    "to_char",
+    "to_date",
+    "to_json",
+    "to_jsonb",
+    "to_number",
+    "to_timestamp",
+    "to_tsquery",
+    "to_tsvector",
+    "websearch_to_tsquery",
 ];
 
 /// Gives the same on every shard in one distributed statement, though declared stable.

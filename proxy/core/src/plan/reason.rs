@@ -77,7 +77,8 @@ impl RouteReason {
 
     /// The sentence with shards called by their names.
     pub fn sentence(&self, topology: &Topology) -> String {
-        let shard = |id: ShardId| topology.shards.get(usize::from(id.0)).map_or_else(|| id.to_string(), ToString::to_string);
+        let shard =
+            |id: ShardId| topology.shards.get(usize::from(id.0)).map_or_else(|| id.to_string(), ToString::to_string);
         match self {
             RouteReason::Key { name, slot, shard: id } => {
                 format!("{} → slot {} → {}", Condition(name), slot.index(), shard(*id))
@@ -115,10 +116,14 @@ impl fmt::Display for RouteReason {
             RouteReason::Scatter => f.write_str("no shard key in the statement: every shard takes part"),
             RouteReason::ReferenceRead => f.write_str("only reference tables are read: any shard has them"),
             RouteReason::ReferenceWrite => f.write_str("a reference table is written on every shard"),
-            RouteReason::GlobalTable => f.write_str("a table that is neither sharded nor reference lives on the home shard"),
+            RouteReason::GlobalTable => {
+                f.write_str("a table that is neither sharded nor reference lives on the home shard")
+            }
             RouteReason::SystemCatalog => f.write_str("system catalogues are read on the home shard"),
             RouteReason::NoTable => f.write_str("no table, and every shard computes the same"),
-            RouteReason::ServerFunction => f.write_str("no table, but a function that depends on the server: home shard"),
+            RouteReason::ServerFunction => {
+                f.write_str("no table, but a function that depends on the server: home shard")
+            }
             RouteReason::EveryShard => f.write_str("every shard must have it"),
             RouteReason::Temporary => f.write_str("temporary objects live on the session's own connection"),
             RouteReason::SessionStatement => f.write_str("a statement about the session or the server: home shard"),
@@ -161,7 +166,9 @@ impl fmt::Display for PrimaryReason {
         f.write_str(match self {
             PrimaryReason::RowLocks => "it locks rows",
             PrimaryReason::UnknownRelation => "a relation in it is not in the catalogue weir read",
-            PrimaryReason::NotPlainTable => "a view, partitioned or otherwise special table: what it reads is not known",
+            PrimaryReason::NotPlainTable => {
+                "a view, partitioned or otherwise special table: what it reads is not known"
+            }
             PrimaryReason::SystemCatalog => "it reads system catalogues",
             PrimaryReason::ServerBound => "it asks for what differs between servers (ctid, xmin, TABLESAMPLE)",
             PrimaryReason::SessionStatement => "it is about the session",

@@ -16,7 +16,7 @@ fn key_hint(table: &TableName, column: &str) -> String {
 pub fn unparsed(why: &str, table: &str) -> UserError {
     refuse(
         "weir does not understand this statement on a sharded or reference table",
-        format!("It names \"{table}\", and weir met {why}."),
+        format!("It names \"{table}\", and {why}."),
         "Write it in plainer SQL, or run it on each shard directly.".to_owned(),
     )
 }

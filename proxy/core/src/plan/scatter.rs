@@ -122,7 +122,16 @@ impl<'s> Builder<'s> {
                 }),
             }
         }
-        Builder { shape, text, visible, complete, hidden: Vec::new(), keys: Vec::new(), folds: Vec::new(), compared: false }
+        Builder {
+            shape,
+            text,
+            visible,
+            complete,
+            hidden: Vec::new(),
+            keys: Vec::new(),
+            folds: Vec::new(),
+            compared: false,
+        }
     }
 
     fn width(&self) -> usize {
@@ -413,9 +422,9 @@ impl<'s> Builder<'s> {
     fn ordered_beyond(&mut self, expression: &Expression, tokens: &Range<usize>) -> Result<usize, String> {
         let key = self.keys.iter().find(|(_, key, key_tokens)| match (&expression.column, &key.column) {
             (Some(left), Some(right)) => left.owner == right.owner && left.name == right.name,
-            (None, None) => key_tokens
-                .as_ref()
-                .is_some_and(|other| same_tokens(self.text.sql, self.text.tokens, other, tokens)),
+            (None, None) => {
+                key_tokens.as_ref().is_some_and(|other| same_tokens(self.text.sql, self.text.tokens, other, tokens))
+            }
             _ => false,
         });
         if let Some((index, ..)) = key {

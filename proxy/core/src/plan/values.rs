@@ -181,7 +181,9 @@ fn text_key(text: Cow<'_, [u8]>, key_type: KeyType) -> Result<Key<'_>, UserError
 
 fn binary_key(bytes: &[u8], key_type: KeyType) -> Result<Key<'_>, UserError> {
     match key_type {
-        KeyType::Int => binary_integer(bytes).map(Key::Int).ok_or_else(|| unreadable("a binary value that is no int2, int4 or int8")),
+        KeyType::Int => binary_integer(bytes)
+            .map(Key::Int)
+            .ok_or_else(|| unreadable("a binary value that is no int2, int4 or int8")),
         KeyType::Text => Ok(Key::Text(Cow::Borrowed(bytes))),
         KeyType::Uuid => bytes.try_into().map(Key::Uuid).map_err(|_| unreadable("a binary value that is no uuid")),
     }
@@ -228,7 +230,7 @@ fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
 }
 
 /// Elements of a one-dimensional array in text form (src/backend/utils/adt/arrayfuncs.c, array_in).
-fn text_array<'v>(text: &[u8], key_type: KeyType, keys: &mut Keys<'v>) -> Result<(), UserError> {
+fn text_array(text: &[u8], key_type: KeyType, keys: &mut Keys<'_>) -> Result<(), UserError> {
     let blank = |byte: u8| matches!(byte, b' ' | b'\t'..=b'\r');
     let body = text.trim_ascii().strip_prefix(b"{").and_then(|rest| rest.strip_suffix(b"}")).ok_or_else(bad_array)?;
     let mut at = 0;
@@ -325,8 +327,12 @@ fn missing(number: u16) -> UserError {
 
 fn invalid(text: &[u8], key_type: KeyType) -> UserError {
     let shown: String = String::from_utf8_lossy(text).chars().take(100).collect();
-    UserError::new(Blame::Client, INVALID_TEXT, format!("invalid input syntax for type {}: \"{shown}\"", key_type.name()))
-        .detail("The value is compared with a shard key, so weir has to read it.")
+    UserError::new(
+        Blame::Client,
+        INVALID_TEXT,
+        format!("invalid input syntax for type {}: \"{shown}\"", key_type.name()),
+    )
+    .detail("The value is compared with a shard key, so weir has to read it.")
 }
 
 fn out_of_range(text: &str) -> UserError {

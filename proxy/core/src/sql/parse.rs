@@ -10,6 +10,7 @@ mod analyse;
 mod block;
 mod dml;
 mod env;
+mod from;
 mod scope;
 mod shape;
 mod terms;
@@ -34,15 +35,35 @@ const DEPTH_MAX: u16 = 200;
 /// More operators make the tree too deep to drop safely.
 const OPERATORS_MAX: usize = 2_000;
 
+/// Words that put one more expression or query around what stands before (or, with NOT, behind) them.
+const CHAINING: &[&str] = &[
+    "and",
+    "at",
+    "between",
+    "collate",
+    "except",
+    "ilike",
+    "in",
+    "intersect",
+    "is",
+    "isnull",
+    "like",
+    "not",
+    "notnull",
+    "or",
+    "similar",
+    "union",
+];
+
 /// Learns what is certain of one SELECT, INSERT, UPDATE or DELETE (or WITH …). `text` must have been cut into `tokens`;
 /// `params` is the highest `$n` the client wrote, higher ones are lifted literals.
 pub fn facts(text: &str, tokens: &[Token], params: u16, schema: &Schema<'_>) -> Result<Facts, Unparsed> {
     guard(text, tokens)?;
     let dialect = PostgreSqlDialect {};
     let mut statements =
-        Parser::parse_sql(&dialect, text).map_err(|_| Unparsed("weir's parser does not know this syntax"))?;
+        Parser::parse_sql(&dialect, text).map_err(|_| Unparsed("weir's parser does not know its syntax"))?;
     let (Some(statement), true) = (statements.pop(), statements.is_empty()) else {
-        return Err(Unparsed("not exactly one statement"));
+        return Err(Unparsed("it is not exactly one statement"));
     };
     let mut analyser = Analyser::new(schema, params);
     analyser.statement(&statement, &Scope::default(), &env::Env::default())?;
@@ -50,14 +71,16 @@ pub fn facts(text: &str, tokens: &[Token], params: u16, schema: &Schema<'_>) -> 
     let mut survey = Survey::default();
     let _ = statement.visit(&mut survey);
     if survey.unnamed {
-        return Err(Unparsed("a computed name"));
+        return Err(Unparsed("it has a computed name"));
     }
     let mut functions = survey.functions;
     functions.sort();
     functions.dedup();
     let instances = instances(&analyser);
     let limited_subquery = analyser.limited.iter().any(|range| {
-        instances[range.clone()].iter().any(|instance| !matches!(schema.placement(&instance.table), Placement::Sharded { .. }))
+        instances[range.clone()]
+            .iter()
+            .any(|instance| !matches!(schema.placement(&instance.table), Placement::Sharded { .. }))
     });
     Ok(Facts {
         verb,
@@ -115,50 +138,52 @@ fn verb(statement: &Statement) -> Result<Verb, Unparsed> {
             SetExpr::Insert(inner) | SetExpr::Update(inner) | SetExpr::Delete(inner) => verb(inner),
             _ => Ok(Verb::Select),
         },
-        _ => Err(Unparsed("a statement weir does not analyse")),
+        _ => Err(Unparsed("this kind of statement is not analysed")),
     }
 }
 
 /// Turns away what is too large for the parser and what it reads wrongly (DESIGN.md §4).
 fn guard(text: &str, tokens: &[Token]) -> Result<(), Unparsed> {
     if text.len() > PARSED_BYTES_MAX {
-        return Err(Unparsed("longer than 32 KiB"));
+        return Err(Unparsed("it is longer than 32 KiB"));
     }
     let mut operators = 0;
     for (index, token) in tokens.iter().enumerate() {
         if token.depth > DEPTH_MAX {
-            return Err(Unparsed("nested too deeply"));
+            return Err(Unparsed("it is nested too deeply"));
         }
         let before = index.checked_sub(1).map(|index| tokens[index]);
         match token.kind {
-            TokenKind::Operator => operators += 1,
+            TokenKind::Operator | TokenKind::Cast | TokenKind::LeftBracket => operators += 1,
             TokenKind::Word => {
                 let word = token.text(text);
-                if word.eq_ignore_ascii_case("and") || word.eq_ignore_ascii_case("or") || word.eq_ignore_ascii_case("not") {
-                    operators += 1;
-                }
+                operators += usize::from(CHAINING.iter().any(|chaining| word.eq_ignore_ascii_case(chaining)));
                 if word.eq_ignore_ascii_case("only") && before.is_some_and(|before| relation_follows(before, text)) {
-                    return Err(Unparsed("ONLY"));
+                    return Err(Unparsed("it says ONLY, which changes what is read"));
                 }
-                if word.eq_ignore_ascii_case("table") && before.is_none_or(|before| before.kind == TokenKind::Word || before.kind == TokenKind::LeftParen) {
-                    return Err(Unparsed("TABLE"));
+                if word.eq_ignore_ascii_case("table")
+                    && before.is_none_or(|before| before.kind == TokenKind::Word || before.kind == TokenKind::LeftParen)
+                {
+                    return Err(Unparsed("it says TABLE where weir's parser would overlook it"));
                 }
             }
             TokenKind::Integer if token.text(text).bytes().any(|byte| byte.is_ascii_alphabetic() || byte == b'_') => {
-                return Err(Unparsed("a number that is not decimal"));
+                return Err(Unparsed("it has a number that is not decimal"));
             }
             TokenKind::String if before.is_some_and(|before| !string_may_follow(before, text)) => {
-                return Err(Unparsed("a literal of a named type"));
+                return Err(Unparsed("it has a literal of a type weir does not know"));
             }
             TokenKind::UnicodeString | TokenKind::BitString | TokenKind::EscapeString
-                if before.is_some_and(|before| matches!(before.kind, TokenKind::Word | TokenKind::QuotedWord) && !string_may_follow(before, text)) =>
+                if before.is_some_and(|before| {
+                    matches!(before.kind, TokenKind::Word | TokenKind::QuotedWord) && !string_may_follow(before, text)
+                }) =>
             {
-                return Err(Unparsed("a literal of a named type"));
+                return Err(Unparsed("it has a literal of a type weir does not know"));
             }
             _ => {}
         }
     }
-    if operators > OPERATORS_MAX { Err(Unparsed("too many operators")) } else { Ok(()) }
+    if operators > OPERATORS_MAX { Err(Unparsed("it has too many operators")) } else { Ok(()) }
 }
 
 /// After these words (or a comma) stands a relation.
@@ -170,10 +195,49 @@ fn relation_follows(before: Token, text: &str) -> bool {
 /// May a quoted string follow this token as a value, in a way the parser reads as Postgres does?
 fn string_may_follow(before: Token, text: &str) -> bool {
     const WORDS: &[&str] = &[
-        "and", "as", "between", "bigint", "boolean", "by", "bytea", "case", "date", "distinct", "else", "escape", "from",
-        "ilike", "in", "int", "integer", "interval", "json", "jsonb", "like", "limit", "not", "numeric", "offset", "on",
-        "or", "returning", "select", "set", "similar", "smallint", "text", "then", "time", "timestamp", "timestamptz",
-        "to", "uuid", "values", "when", "where", "zone",
+        "and",
+        "as",
+        "between",
+        "bigint",
+        "boolean",
+        "by",
+        "bytea",
+        "case",
+        "date",
+        "distinct",
+        "else",
+        "escape",
+        "from",
+        "ilike",
+        "in",
+        "int",
+        "integer",
+        "interval",
+        "json",
+        "jsonb",
+        "like",
+        "limit",
+        "not",
+        "numeric",
+        "offset",
+        "on",
+        "or",
+        "returning",
+        "select",
+        "set",
+        "similar",
+        "smallint",
+        "text",
+        "then",
+        "time",
+        "timestamp",
+        "timestamptz",
+        "to",
+        "uuid",
+        "values",
+        "when",
+        "where",
+        "zone",
     ];
     match before.kind {
         TokenKind::Word => WORDS.contains(&before.text(text).to_ascii_lowercase().as_str()),

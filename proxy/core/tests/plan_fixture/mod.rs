@@ -1,17 +1,14 @@
 //! The storefront's tables on a few shards, and a plan as text.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
-use weir_core::fresh::{Dependency, TableHash};
 use weir_core::id::{Epoch, ShardId, Slot};
-use weir_core::plan::{Access, Compiled, Datum, Plan, Schema, Target, Values, compile, explain};
+use weir_core::plan::{Compiled, Schema, compile};
 use weir_core::sql::class::classify;
 use weir_core::sql::lex::lex;
 use weir_core::sql::normal::{Normal, normalize};
 use weir_core::topology::catalog::{Catalog, Column, Relation, RelationKind, Volatility};
-use weir_core::topology::hash::hash_bytes_extended;
 use weir_core::topology::{KeyType, Placement, SlotMap, TableRules, Topology};
 
 pub struct Fixture {
@@ -33,7 +30,7 @@ const TSVECTOR: u32 = 3614;
 
 type Table = (&'static str, &'static [(&'static str, u32)]);
 
-const TABLES: &[Table] = &[
+pub const TABLES: &[Table] = &[
     ("categories", &[("category_id", INT4), ("parent_id", INT4), ("slug", TEXT), ("name", TEXT)]),
     (
         "products",
@@ -135,11 +132,34 @@ const SHARDED: &[(&str, &str, KeyType)] = &[
 ];
 
 const IMMUTABLE: &[&str] = &[
-    "abs", "array_agg", "avg", "bool_and", "bool_or", "count", "every", "json_agg", "jsonb_agg", "lower", "max", "min",
-    "round", "row_number", "rank", "stddev", "string_agg", "sum", "ts_rank", "upper", "generate_series", "unnest",
-    "length", "percentile_cont", "date_part",
+    "abs",
+    "array_agg",
+    "avg",
+    "bool_and",
+    "bool_or",
+    "count",
+    "every",
+    "json_agg",
+    "jsonb_agg",
+    "lower",
+    "max",
+    "min",
+    "round",
+    "row_number",
+    "rank",
+    "stddev",
+    "string_agg",
+    "sum",
+    "ts_rank",
+    "upper",
+    "generate_series",
+    "unnest",
+    "length",
+    "percentile_cont",
+    "date_part",
 ];
-const STABLE: &[&str] = &["date_trunc", "now", "to_char", "version", "websearch_to_tsquery", "txid_current", "table_to_xml"];
+const STABLE: &[&str] =
+    &["date_trunc", "now", "to_char", "version", "websearch_to_tsquery", "txid_current", "table_to_xml"];
 const VOLATILE: &[&str] = &["clock_timestamp", "gen_random_uuid", "nextval", "pg_notify", "random", "setval"];
 
 impl Fixture {
@@ -208,72 +228,4 @@ fn catalog() -> Catalog {
     }
     catalog.user_functions.insert("do_something".into());
     catalog
-}
-
-/// The plan of a statement with text parameters, in a few lines.
-pub fn describe(fixture: &Fixture, sql: &str, params: &[Option<&str>]) -> String {
-    let (compiled, normal) = fixture.compile(sql);
-    let datums: Vec<Datum<'_>> =
-        params.iter().map(|param| param.map_or(Datum::Null, |text| Datum::Text(text.as_bytes()))).collect();
-    let values = Values { params: &datums, sql, literals: &normal.literals };
-    let mut text = String::new();
-    match compiled.template.bind(&values, &fixture.topology) {
-        Err(error) => {
-            let _ = writeln!(text, "refused {}: {}", error.sqlstate, error.message);
-            for (name, part) in [("detail", &error.detail), ("hint", &error.hint)] {
-                if let Some(part) = part {
-                    let _ = writeln!(text, "  {name}: {part}");
-                }
-            }
-        }
-        Ok(plan) => plan_text(fixture, sql, &compiled, &plan, &mut text),
-    }
-    if !compiled.structural.is_empty() {
-        let _ = writeln!(text, "  structural: {:?}", compiled.structural);
-    }
-    text
-}
-
-fn plan_text(fixture: &Fixture, sql: &str, compiled: &Compiled, plan: &Plan, text: &mut String) {
-    let rows: BTreeMap<String, String> = explain(plan, &fixture.topology).into_iter().collect();
-    let access = match plan.access {
-        Access::Read => "read".to_owned(),
-        Access::PrimaryRead(reason) => format!("primary read ({})", reason.as_str()),
-        Access::Write => "write".to_owned(),
-    };
-    let shards = if plan.target == Target::All || plan.target == Target::Any { "" } else { &rows["shards"] };
-    let _ = writeln!(text, "{} {shards}, {access}", rows["target"]);
-    let _ = writeln!(text, "  why: {}", rows["reason"]);
-    if plan.merge.is_some() {
-        let _ = writeln!(text, "  merge: {}", rows["merge"]);
-        let rewrite = compiled.template.rewrite().expect("a merged plan has a text for the shards");
-        let mut tokens = Vec::new();
-        lex(sql, &mut tokens).expect("statement lexes");
-        let rewritten = rewrite.apply(sql, &tokens);
-        if rewritten != sql {
-            let _ = writeln!(text, "  shards: {rewritten}");
-        }
-    }
-    for (name, dependencies) in [("reads", &plan.reads), ("writes", &plan.writes)] {
-        if !dependencies.is_empty() {
-            let shown: Vec<String> = dependencies.iter().map(dependency).collect();
-            let _ = writeln!(text, "  {name}: {}", shown.join(" "));
-        }
-    }
-    let cache = plan.cacheable.map_or_else(|reason| format!("no ({})", reason.as_str()), |()| "yes".to_owned());
-    let _ = writeln!(text, "  cache: {cache}");
-}
-
-fn dependency(dependency: &Dependency) -> String {
-    let table = |hash: &TableHash| {
-        let named = TABLES.iter().map(|table| table.0).chain(["fresh_table"]);
-        let found = named.into_iter().find(|name| hash_bytes_extended(format!("public.{name}").as_bytes(), 0) == hash.0);
-        found.unwrap_or("?").to_owned()
-    };
-    match dependency {
-        Dependency::Anything => "G".to_owned(),
-        Dependency::Table(hash) => format!("A({})", table(hash)),
-        Dependency::Keyless(hash) => format!("B({})", table(hash)),
-        Dependency::Key(hash, key) => format!("K({},{:04x})", table(hash), key.0 >> 48),
-    }
 }

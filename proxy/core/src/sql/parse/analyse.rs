@@ -130,12 +130,7 @@ impl<'a> Analyser<'a> {
             return Columns::Known(columns.collect());
         }
         key.map_or(Columns::Unknown, |(name, key_type)| {
-            Columns::KeyOnly(Column {
-                name: name.to_owned(),
-                family: Some(key_type),
-                byte_order: false,
-                type_oid: 0,
-            })
+            Columns::KeyOnly(Column { name: name.to_owned(), family: Some(key_type), byte_order: false, type_oid: 0 })
         })
     }
 
@@ -283,7 +278,8 @@ impl<'a> Analyser<'a> {
         if core.contains(&node) {
             return Spread::Core;
         }
-        let with = self.follow(node, &env, 0, &mut |node, env| core.iter().any(|&core| env.same(node, core)).then_some(()));
+        let with =
+            self.follow(node, &env, 0, &mut |node, env| core.iter().any(|&core| env.same(node, core)).then_some(()));
         if with.is_some() { Spread::WithCore } else { Spread::Free }
     }
 

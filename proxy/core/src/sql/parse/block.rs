@@ -1,44 +1,14 @@
-//! Queries, SELECT blocks and their FROM lists.
-//!
-//! What holds for the rows of an outer join's null-extended side is kept in an env of its own, so that its ON condition
-//! never says anything of the preserved side.
+//! Queries and SELECT blocks: which names are visible, what holds in them, and what their output columns are.
 
-use std::rc::Rc;
+use sqlparser::ast::{Cte, Distinct, Expr, GroupByExpr, LimitClause, Query, Select, SelectItem, SetExpr, Values};
 
-use sqlparser::ast::{
-    Cte, Distinct, Expr, GroupByExpr, JoinConstraint, JoinOperator, LimitClause, Query, Select, SelectItem, SetExpr,
-    TableAlias, TableFactor, TableWithJoins, Values,
-};
-
-use super::analyse::{Analyser, Unparsed, resolve};
+use super::analyse::{Analyser, Unparsed, resolve, unknown_column};
 use super::env::{Env, NodeId};
-use super::scope::{Columns, CteEntry, Entry, Output, Outputs, Scope, ident, name_parts};
+use super::from::{FromState, has_outer_join};
+use super::scope::{CteEntry, Output, Outputs, Scope, ident};
 use super::shape;
 use super::terms::{bare, constant};
-use crate::sql::facts::{KeySet, Term, Use};
-
-/// One outer join: whose rows may be null-extended, and under which condition they match.
-struct OuterJoin<'q> {
-    nullable: Vec<usize>,
-    constraint: Option<&'q Expr>,
-    using: Vec<(NodeId, NodeId)>,
-}
-
-/// A FROM clause under construction.
-#[derive(Default)]
-pub struct FromState<'q> {
-    outer: Vec<OuterJoin<'q>>,
-    /// Expressions whose sub-queries are analysed once the block's facts are complete.
-    deferred: Vec<&'q Expr>,
-    deferred_owners: Vec<usize>,
-    has_outer: bool,
-}
-
-impl FromState<'_> {
-    pub fn for_trees(trees: &[TableWithJoins]) -> Self {
-        FromState { has_outer: has_outer_join(trees), ..FromState::default() }
-    }
-}
+use crate::sql::facts::{KeySet, Term};
 
 impl Analyser<'_> {
     pub fn subquery(
@@ -65,7 +35,7 @@ impl Analyser<'_> {
             || !query.pipe_operators.is_empty()
             || matches!(query.limit_clause, Some(LimitClause::OffsetCommaLimit { .. }))
         {
-            return Err(Unparsed("a clause that is not Postgres's"));
+            return Err(Unparsed("it has a clause that is not Postgres's"));
         }
         let mut names = Scope::inside(scope);
         if let Some(with) = &query.with {
@@ -138,8 +108,8 @@ impl Analyser<'_> {
                 self.statement(statement, scope, env)?;
                 Ok(None)
             }
-            SetExpr::Merge(_) => Err(Unparsed("MERGE")),
-            SetExpr::Table(_) => Err(Unparsed("TABLE")),
+            SetExpr::Merge(_) => Err(Unparsed("MERGE is not analysed")),
+            SetExpr::Table(_) => Err(Unparsed("it says TABLE where weir's parser would overlook it")),
         }
     }
 
@@ -178,7 +148,8 @@ impl Analyser<'_> {
         if let Some(selection) = &select.selection {
             self.learn(selection, &scope, &mut env, true);
         }
-        let outputs = self.outputs(select, &scope, &mut env, link.filter(|_| query.is_none_or(|q| !returns_some_rows(q))));
+        let outputs =
+            self.outputs(select, &scope, &mut env, link.filter(|_| query.is_none_or(|q| !returns_some_rows(q))));
         self.finish_from(from, &scope, &env)?;
         self.visit_subqueries(&select.projection, &scope, &env)?;
         self.visit_subqueries(&select.selection, &scope, &env)?;
@@ -196,278 +167,14 @@ impl Analyser<'_> {
         Ok(outputs)
     }
 
-    /// Gives every entry of the block the env in which its rows matter, then looks into the deferred expressions.
-    pub fn finish_from(&mut self, from: FromState<'_>, scope: &Scope<'_>, env: &Env) -> Result<(), Unparsed> {
-        let shared = Rc::new(env.clone());
-        for owner in scope.entries.iter().map(|entry| entry.owner).chain(from.deferred_owners) {
-            self.owners[owner].env = Some(Rc::clone(&shared));
-        }
-        for join in &from.outer {
-            for (index, &owner) in join.nullable.iter().enumerate() {
-                let uses = (index > 0).then(|| self.key_uses.clone());
-                let mut own = self.owners[owner].env.as_deref().unwrap_or(env).clone();
-                if let Some(on) = join.constraint {
-                    self.learn(on, scope, &mut own, false);
-                }
-                for &(left, right) in &join.using {
-                    own.union(left, right);
-                }
-                self.owners[owner].env = Some(Rc::new(own));
-                self.owners[owner].nullable = true;
-                if let Some(uses) = uses {
-                    self.key_uses = uses;
-                }
-            }
-        }
-        for expr in from.deferred {
-            self.visit_subqueries(expr, scope, env)?;
-        }
-        Ok(())
-    }
-
-    /// Adds a join tree to the block; returns the entries in it.
-    pub fn join_tree<'q>(
-        &mut self,
-        tree: &'q TableWithJoins,
-        scope: &mut Scope<'_>,
-        env: &mut Env,
-        from: &mut FromState<'q>,
-    ) -> Result<Vec<usize>, Unparsed> {
-        let mut left = self.factor(&tree.relation, scope, env, from)?;
-        for join in &tree.joins {
-            if join.global {
-                return Err(Unparsed("GLOBAL JOIN"));
-            }
-            let right = self.factor(&join.relation, scope, env, from)?;
-            self.join(&join.join_operator, (&left, &right), scope, env, from)?;
-            left.extend(right);
-        }
-        Ok(left)
-    }
-
-    fn join<'q>(
-        &mut self,
-        operator: &'q JoinOperator,
-        (left, right): (&[usize], &[usize]),
-        scope: &mut Scope<'_>,
-        env: &mut Env,
-        from: &mut FromState<'q>,
-    ) -> Result<(), Unparsed> {
-        let (constraint, nullable): (_, Vec<usize>) = match operator {
-            JoinOperator::Join(constraint) | JoinOperator::Inner(constraint) | JoinOperator::CrossJoin(constraint) => {
-                (constraint, Vec::new())
-            }
-            JoinOperator::Left(constraint) | JoinOperator::LeftOuter(constraint) => (constraint, right.to_vec()),
-            JoinOperator::Right(constraint) | JoinOperator::RightOuter(constraint) => (constraint, left.to_vec()),
-            JoinOperator::FullOuter(constraint) => {
-                self.unspreadable("FULL JOIN");
-                (constraint, left.iter().chain(right).copied().collect())
-            }
-            _ => return Err(Unparsed("a join that is not Postgres's")),
-        };
-        let full = matches!(operator, JoinOperator::FullOuter(_));
-        let inner = nullable.is_empty();
-        let mut join = OuterJoin { nullable, constraint: None, using: Vec::new() };
-        match constraint {
-            JoinConstraint::On(on) => {
-                from.deferred.push(on);
-                if inner {
-                    self.learn(on, scope, env, false);
-                } else if !full {
-                    join.constraint = Some(on);
-                }
-            }
-            JoinConstraint::Using(columns) => {
-                for column in columns {
-                    let [name] = name_parts(column).ok_or(Unparsed("USING"))?.try_into().map_err(|_| Unparsed("USING"))?;
-                    if let Some(pair) = self.using(&name, (left, right), operator, scope) {
-                        if inner {
-                            env.union(pair.0, pair.1);
-                        } else if !full {
-                            join.using.push(pair);
-                        }
-                    }
-                }
-            }
-            JoinConstraint::None => {}
-            JoinConstraint::Natural => return Err(Unparsed("NATURAL JOIN")),
-        }
-        if !inner {
-            from.outer.push(join);
-        }
-        Ok(())
-    }
-
-    /// The two columns a USING name joins, if both are certain and of one key family; the bare name is the preserved side's.
-    fn using(
-        &mut self,
-        name: &str,
-        (left, right): (&[usize], &[usize]),
-        operator: &JoinOperator,
-        scope: &mut Scope<'_>,
-    ) -> Option<(NodeId, NodeId)> {
-        let previous = scope.merged.iter().position(|(merged, _)| merged == name);
-        let side = |owners: &[usize]| {
-            let mut found = scope.entries.iter().filter(|entry| owners.contains(&entry.owner) && entry.columns.get(name).is_some());
-            let first = found.next();
-            // Several: an earlier USING merged them, and its choice stands.
-            let merged = previous.and_then(|index| scope.merged[index].1).filter(|owner| owners.contains(owner));
-            let entry = match merged {
-                Some(owner) => scope.entries.iter().find(|entry| entry.owner == owner),
-                None => first,
-            }?;
-            Some((entry.owner, entry.columns.get(name)?.family))
-        };
-        // An entry with unknown columns could be the one that is meant.
-        let unsure = |owners: &[usize]| {
-            scope.entries.iter().any(|entry| owners.contains(&entry.owner) && matches!(entry.columns, Columns::Unknown))
-        };
-        let sides = (side(left), side(right));
-        let certain = !(sides.0.is_none() && unsure(left) || sides.1.is_none() && unsure(right));
-        let visible = match operator {
-            JoinOperator::FullOuter(_) => None,
-            JoinOperator::Right(_) | JoinOperator::RightOuter(_) => sides.1.map(|side| side.0),
-            _ => sides.0.map(|side| side.0),
-        };
-        let visible = visible.filter(|_| certain);
-        match previous {
-            Some(index) => scope.merged[index].1 = visible,
-            None => scope.merged.push((name.to_owned(), visible)),
-        }
-        let ((left, left_family), (right, right_family)) = (sides.0?, sides.1?);
-        if left_family.is_none() || left_family != right_family {
-            return None;
-        }
-        Some((self.node(left, name), self.node(right, name)))
-    }
-
-    fn factor<'q>(
-        &mut self,
-        factor: &'q TableFactor,
-        scope: &mut Scope<'_>,
-        env: &mut Env,
-        from: &mut FromState<'q>,
-    ) -> Result<Vec<usize>, Unparsed> {
-        match factor {
-            TableFactor::Table { name, alias, args, .. } => {
-                if let Some(args) = args {
-                    self.visit_subqueries(&args.args, scope, env)?;
-                    let parts = name_parts(name).ok_or(Unparsed("a table name"))?;
-                    return Ok(vec![self.opaque(parts.last().map_or("", String::as_str), alias.as_ref(), scope)]);
-                }
-                self.table(name_parts(name).ok_or(Unparsed("a table name"))?, alias.as_ref(), scope, env)
-            }
-            TableFactor::Derived { lateral, subquery, alias, .. } => {
-                self.derived(subquery, (*lateral, alias.as_ref()), scope, env, from)
-            }
-            TableFactor::NestedJoin { table_with_joins, alias: None } => {
-                self.join_tree(table_with_joins, scope, env, from)
-            }
-            TableFactor::Function { name, args, alias, .. } => {
-                self.visit_subqueries(args, scope, env)?;
-                let parts = name_parts(name).ok_or(Unparsed("a function name"))?;
-                Ok(vec![self.opaque(parts.last().map_or("", String::as_str), alias.as_ref(), scope)])
-            }
-            TableFactor::TableFunction { expr, alias } => {
-                self.visit_subqueries(expr, scope, env)?;
-                Ok(vec![self.opaque("", alias.as_ref(), scope)])
-            }
-            TableFactor::UNNEST { array_exprs, alias, .. } => {
-                self.visit_subqueries(array_exprs, scope, env)?;
-                Ok(vec![self.opaque("unnest", alias.as_ref(), scope)])
-            }
-            _ => Err(Unparsed("an item in FROM")),
-        }
-    }
-
-    /// An entry nothing is known of.
-    fn opaque(&mut self, name: &str, alias: Option<&TableAlias>, scope: &mut Scope<'_>) -> usize {
-        let owner = self.add_owner();
-        let name = alias.map_or_else(|| name.to_owned(), |alias| ident(&alias.name));
-        scope.entries.push(Entry { owner, name, columns: Columns::Unknown });
-        owner
-    }
-
-    fn table(
-        &mut self,
-        parts: Vec<String>,
-        alias: Option<&TableAlias>,
-        scope: &mut Scope<'_>,
-        env: &mut Env,
-    ) -> Result<Vec<usize>, Unparsed> {
-        let shown = alias.map(|alias| ident(&alias.name));
-        let renames = alias.is_some_and(|alias| !alias.columns.is_empty());
-        if let [name] = parts.as_slice()
-            && let Some(cte) = scope.cte(name)
-        {
-            let outputs = if renames { None } else { cte.outputs.clone() };
-            let entry = self.add_outputs(shown.unwrap_or_else(|| name.clone()), &outputs, &[], env);
-            let owner = entry.owner;
-            scope.entries.push(entry);
-            return Ok(vec![owner]);
-        }
-        let (owner, columns) = self.relation(&parts, Use::Read)?;
-        let columns = if renames { Columns::Unknown } else { columns };
-        let name = shown.unwrap_or_else(|| parts.last().cloned().unwrap_or_default());
-        scope.entries.push(Entry { owner, name, columns });
-        Ok(vec![owner])
-    }
-
-    pub fn relation(&mut self, parts: &[String], usage: Use) -> Result<(usize, Columns), Unparsed> {
-        let table = match parts {
-            [name] => self.schema.resolve(None, name),
-            [schema, name] | [_, schema, name] => self.schema.resolve(Some(schema), name),
-            _ => return Err(Unparsed("a table name")),
-        };
-        Ok(self.add_instance(table, usage))
-    }
-
-    fn derived<'q>(
-        &mut self,
-        subquery: &'q Query,
-        (lateral, alias): (bool, Option<&TableAlias>),
-        scope: &mut Scope<'_>,
-        env: &mut Env,
-        from: &mut FromState<'q>,
-    ) -> Result<Vec<usize>, Unparsed> {
-        let name = alias.map(|alias| ident(&alias.name)).unwrap_or_default();
-        let renamed: Vec<String> = alias.iter().flat_map(|alias| &alias.columns).map(|column| ident(&column.name)).collect();
-        if !from.has_outer
-            && !lateral
-            && let Some(select) = transparent(subquery)
-        {
-            let mut inner = Scope { parent: scope.parent, ..Scope::default() };
-            for tree in &select.from {
-                self.join_tree(tree, &mut inner, env, from)?;
-            }
-            if let Some(selection) = &select.selection {
-                self.learn(selection, &inner, env, true);
-            }
-            let outputs = self.outputs(select, &inner, env, None);
-            // The sub-queries in it see its own names; what holds by now is enough for them.
-            self.visit_subqueries(&select.projection, &inner, env)?;
-            self.visit_subqueries(&select.selection, &inner, env)?;
-            let mut owners: Vec<usize> = inner.entries.iter().map(|entry| entry.owner).collect();
-            from.deferred_owners.extend(owners.iter().copied());
-            let entry = self.add_outputs(name, &outputs, &renamed, env);
-            owners.push(entry.owner);
-            scope.entries.push(entry);
-            return Ok(owners);
-        }
-        let outputs = if lateral {
-            self.query(subquery, scope, env, None)?
-        } else {
-            let nothing = Scope::default();
-            self.query(subquery, scope.parent.unwrap_or(&nothing), env, None)?
-        };
-        let entry = self.add_outputs(name, &strip_nodes(outputs), &renamed, env);
-        let owner = entry.owner;
-        scope.entries.push(entry);
-        Ok(vec![owner])
-    }
-
     /// What is known of the output columns; `link`ed ones are made equal to the outer columns they are compared with.
-    fn outputs(&mut self, select: &Select, scope: &Scope<'_>, env: &mut Env, link: Option<&[Option<NodeId>]>) -> Outputs {
+    pub fn outputs(
+        &mut self,
+        select: &Select,
+        scope: &Scope<'_>,
+        env: &mut Env,
+        link: Option<&[Option<NodeId>]>,
+    ) -> Outputs {
         let mut outputs = Vec::new();
         for item in &select.projection {
             match item {
@@ -519,7 +226,7 @@ impl Analyser<'_> {
             *self.key_uses.entry(*number).or_default() += 1;
         }
         let column = alias.map(|name| {
-            let mut column = super::analyse::unknown_column();
+            let mut column = unknown_column();
             column.name = name;
             column
         });
@@ -537,13 +244,15 @@ fn keeps_column(select: &Select, index: usize) -> bool {
         return !shape::projects_aggregate(select);
     }
     match select.projection.get(index) {
-        Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) => grouped.iter().any(|group| bare(group) == bare(expr)),
+        Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) => {
+            grouped.iter().any(|group| bare(group) == bare(expr))
+        }
         _ => false,
     }
 }
 
 /// A sub-query in FROM whose rows are rows of its own FROM: conditions outside may be thought of as inside.
-fn transparent(query: &Query) -> Option<&Select> {
+pub fn transparent(query: &Query) -> Option<&Select> {
     let SetExpr::Select(select) = &*query.body else { return None };
     let grouped = !matches!(&select.group_by, GroupByExpr::Expressions(exprs, modifiers) if exprs.is_empty() && modifiers.is_empty());
     if query.with.is_some()
@@ -565,25 +274,9 @@ fn transparent(query: &Query) -> Option<&Select> {
 
 /// LIMIT, OFFSET, FETCH or DISTINCT ON.
 fn returns_some_rows(query: &Query) -> bool {
-    let distinct_on = matches!(&*query.body, SetExpr::Select(select) if matches!(select.distinct, Some(Distinct::On(_))));
+    let distinct_on =
+        matches!(&*query.body, SetExpr::Select(select) if matches!(select.distinct, Some(Distinct::On(_))));
     query.limit_clause.is_some() || query.fetch.is_some() || distinct_on
-}
-
-fn has_outer_join(from: &[TableWithJoins]) -> bool {
-    from.iter().any(|tree| {
-        let nested = |factor: &TableFactor| match factor {
-            TableFactor::NestedJoin { table_with_joins, .. } => has_outer_join(std::slice::from_ref(table_with_joins)),
-            _ => false,
-        };
-        nested(&tree.relation)
-            || tree.joins.iter().any(|join| {
-                nested(&join.relation)
-                    || !matches!(
-                        join.join_operator,
-                        JoinOperator::Join(_) | JoinOperator::Inner(_) | JoinOperator::CrossJoin(_)
-                    )
-            })
-    })
 }
 
 fn plain_select(select: &Select) -> Result<(), Unparsed> {
@@ -599,13 +292,13 @@ fn plain_select(select: &Select) -> Result<(), Unparsed> {
         || select.value_table_mode.is_some()
         || select.select_modifiers.is_some();
     if foreign {
-        return Err(Unparsed("a clause that is not Postgres's"));
+        return Err(Unparsed("it has a clause that is not Postgres's"));
     }
-    if select.into.is_some() { Err(Unparsed("SELECT INTO")) } else { Ok(()) }
+    if select.into.is_some() { Err(Unparsed("SELECT INTO is not analysed")) } else { Ok(()) }
 }
 
 /// Forgets which inner columns the outputs are; what is known of their values stays true.
-fn strip_nodes(outputs: Outputs) -> Outputs {
+pub fn strip_nodes(outputs: Outputs) -> Outputs {
     Some(outputs?.into_iter().map(|output| Output { node: None, ..output }).collect())
 }
 
@@ -623,7 +316,8 @@ fn both_branches(left: Outputs, right: Outputs) -> Outputs {
             }
             _ => None,
         };
-        let same = left.column.as_ref().and_then(|column| column.family) == right.column.as_ref().and_then(|column| column.family);
+        let same = left.column.as_ref().and_then(|column| column.family)
+            == right.column.as_ref().and_then(|column| column.family);
         Output { column: left.column, node: None, keys: keys.filter(|_| same) }
     });
     Some(both.collect())

@@ -1,13 +1,13 @@
 //! INSERT, UPDATE and DELETE: which rows they touch, and what they do to shard keys.
 
 use sqlparser::ast::{
-    Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, OnConflictAction, OnInsert, Query, SetExpr, Statement,
-    TableFactor, TableObject, TableWithJoins, Update, UpdateTableFromKind,
+    Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, OnConflictAction, OnInsert, Query, SetExpr,
+    Statement, TableFactor, TableObject, TableWithJoins, Update, UpdateTableFromKind,
 };
 
 use super::analyse::{Analyser, Unparsed, resolve};
-use super::block::FromState;
 use super::env::Env;
+use super::from::FromState;
 use super::scope::{Columns, Entry, Scope, ident, name_parts};
 use super::terms::constant;
 use crate::sql::facts::{KeySet, KeySetting, TableName, Use};
@@ -20,7 +20,7 @@ impl Analyser<'_> {
             Statement::Insert(insert) => self.insert(insert, scope, env),
             Statement::Update(update) => self.update(update, scope, env),
             Statement::Delete(delete) => self.delete(delete, scope, env),
-            _ => Err(Unparsed("a statement weir does not analyse")),
+            _ => Err(Unparsed("this kind of statement is not analysed")),
         }
     }
 
@@ -32,7 +32,9 @@ impl Analyser<'_> {
     }
 
     fn insert(&mut self, insert: &Insert, outer: &Scope<'_>, env: &Env) -> Result<(), Unparsed> {
-        let TableObject::TableName(name) = &insert.table else { return Err(Unparsed("INSERT target")) };
+        let TableObject::TableName(name) = &insert.table else {
+            return Err(Unparsed("weir cannot read its target table"));
+        };
         if insert.or.is_some()
             || insert.replace_into
             || insert.overwrite
@@ -42,16 +44,16 @@ impl Analyser<'_> {
             || insert.insert_alias.is_some()
             || insert.multi_table_insert_type.is_some()
         {
-            return Err(Unparsed("a clause that is not Postgres's"));
+            return Err(Unparsed("it has a clause that is not Postgres's"));
         }
         self.level += 1;
-        let parts = name_parts(name).ok_or(Unparsed("a table name"))?;
+        let parts = name_parts(name).ok_or(Unparsed("it has a table name weir cannot read"))?;
         let (owner, columns) = self.relation(&parts, Use::Insert)?;
         let instance = self.instances.len() - 1;
         let table = self.instances[instance].table.clone();
         let key = self.shard_key(&table);
         let position = match &key {
-            Some((name, _)) => self.key_position(insert, name, &columns),
+            Some((name, _)) => key_position(insert, name, &columns),
             None => None,
         };
         // WITH in front of INSERT belongs to the source query, so its names are visible in there only.
@@ -66,7 +68,10 @@ impl Analyser<'_> {
                 self.key_setting = KeySetting::Computed;
             }
         }
-        let name = insert.table_alias.as_ref().map_or_else(|| parts.last().cloned().unwrap_or_default(), |alias| ident(&alias.alias));
+        let name = insert
+            .table_alias
+            .as_ref()
+            .map_or_else(|| parts.last().cloned().unwrap_or_default(), |alias| ident(&alias.alias));
         let mut own = Scope::inside(outer);
         own.entries.push(Entry { owner, name, columns: columns.clone() });
         own.entries.push(Entry { owner, name: "excluded".to_owned(), columns });
@@ -77,7 +82,7 @@ impl Analyser<'_> {
             self.visit_subqueries(&update.assignments, &own, env)?;
             self.visit_subqueries(&update.selection, &own, env)?;
         } else if matches!(insert.on, Some(OnInsert::DuplicateKeyUpdate(_))) {
-            return Err(Unparsed("a clause that is not Postgres's"));
+            return Err(Unparsed("it has a clause that is not Postgres's"));
         }
         self.visit_subqueries(&insert.returning, &own, env)?;
         let own_env = self.keyed_env(env, owner, key.as_ref(), instance);
@@ -93,17 +98,6 @@ impl Analyser<'_> {
             env.restrict(node, keys);
         }
         env
-    }
-
-    /// Position of the key among the inserted values; `None`: it is not among them, or not known.
-    fn key_position(&mut self, insert: &Insert, key: &str, columns: &Columns) -> Option<usize> {
-        if insert.columns.is_empty() {
-            return match columns {
-                Columns::Known(columns) => columns.iter().position(|column| column.name == key),
-                Columns::KeyOnly(_) | Columns::Unknown => None,
-            };
-        }
-        insert.columns.iter().position(|column| name_parts(column).is_some_and(|parts| parts == [key]))
     }
 
     fn insert_source(
@@ -153,8 +147,12 @@ impl Analyser<'_> {
     }
 
     fn update(&mut self, update: &Update, outer: &Scope<'_>, env: &Env) -> Result<(), Unparsed> {
-        if update.or.is_some() || !update.order_by.is_empty() || update.limit.is_some() || !update.table.joins.is_empty() {
-            return Err(Unparsed("a clause that is not Postgres's"));
+        if update.or.is_some()
+            || !update.order_by.is_empty()
+            || update.limit.is_some()
+            || !update.table.joins.is_empty()
+        {
+            return Err(Unparsed("it has a clause that is not Postgres's"));
         }
         self.level += 1;
         let mut scope = Scope::inside(outer);
@@ -162,11 +160,11 @@ impl Analyser<'_> {
         let owner = self.target(&update.table.relation, Use::Update, &mut scope)?;
         let from: &[TableWithJoins] = match &update.from {
             Some(UpdateTableFromKind::AfterSet(from)) => from,
-            Some(UpdateTableFromKind::BeforeSet(_)) => return Err(Unparsed("a clause that is not Postgres's")),
+            Some(UpdateTableFromKind::BeforeSet(_)) => return Err(Unparsed("it has a clause that is not Postgres's")),
             None => &[],
         };
         self.joined(from, update.selection.as_ref(), &mut scope, &mut env)?;
-        let instance = self.owners[owner].instance.ok_or(Unparsed("UPDATE target"))?;
+        let instance = self.owners[owner].instance.ok_or(Unparsed("weir cannot read its target table"))?;
         if let Some((key, family)) = self.shard_key(&self.instances[instance].table.clone()) {
             for assignment in &update.assignments {
                 if assigns(assignment, &key) && !self.keeps_key(assignment, (owner, &key, family), &scope, &env) {
@@ -181,7 +179,13 @@ impl Analyser<'_> {
     }
 
     /// Does `SET key = value` leave the key as it is?
-    fn keeps_key(&mut self, assignment: &Assignment, (owner, key, family): (usize, &str, KeyType), scope: &Scope<'_>, env: &Env) -> bool {
+    fn keeps_key(
+        &mut self,
+        assignment: &Assignment,
+        (owner, key, family): (usize, &str, KeyType),
+        scope: &Scope<'_>,
+        env: &Env,
+    ) -> bool {
         if !matches!(assignment.target, AssignmentTarget::ColumnName(_)) {
             return false;
         }
@@ -196,12 +200,16 @@ impl Analyser<'_> {
 
     fn delete(&mut self, delete: &Delete, outer: &Scope<'_>, env: &Env) -> Result<(), Unparsed> {
         if !delete.tables.is_empty() || !delete.order_by.is_empty() || delete.limit.is_some() {
-            return Err(Unparsed("a clause that is not Postgres's"));
+            return Err(Unparsed("it has a clause that is not Postgres's"));
         }
-        let FromTable::WithFromKeyword(from) = &delete.from else { return Err(Unparsed("DELETE without FROM")) };
-        let [TableWithJoins { relation, joins }] = from.as_slice() else { return Err(Unparsed("DELETE target")) };
+        let FromTable::WithFromKeyword(from) = &delete.from else {
+            return Err(Unparsed("weir cannot read its target table"));
+        };
+        let [TableWithJoins { relation, joins }] = from.as_slice() else {
+            return Err(Unparsed("weir cannot read its target table"));
+        };
         if !joins.is_empty() {
-            return Err(Unparsed("DELETE target"));
+            return Err(Unparsed("weir cannot read its target table"));
         }
         self.level += 1;
         let mut scope = Scope::inside(outer);
@@ -237,8 +245,10 @@ impl Analyser<'_> {
 
     /// The table an UPDATE or DELETE writes.
     fn target(&mut self, factor: &TableFactor, usage: Use, scope: &mut Scope<'_>) -> Result<usize, Unparsed> {
-        let TableFactor::Table { name, alias, args: None, .. } = factor else { return Err(Unparsed("the target table")) };
-        let parts = name_parts(name).ok_or(Unparsed("a table name"))?;
+        let TableFactor::Table { name, alias, args: None, .. } = factor else {
+            return Err(Unparsed("weir cannot read its target table"));
+        };
+        let parts = name_parts(name).ok_or(Unparsed("it has a table name weir cannot read"))?;
         let (owner, columns) = self.relation(&parts, usage)?;
         let name = alias.as_ref().map_or_else(|| parts.last().cloned().unwrap_or_default(), |alias| ident(&alias.name));
         scope.entries.push(Entry { owner, name, columns });
@@ -253,4 +263,15 @@ fn assigns(assignment: &Assignment, key: &str) -> bool {
         AssignmentTarget::ColumnName(name) => is_key(name),
         AssignmentTarget::Tuple(names) => names.iter().any(is_key),
     }
+}
+
+/// Position of the key among the inserted values; `None`: it is not among them, or not known.
+fn key_position(insert: &Insert, key: &str, columns: &Columns) -> Option<usize> {
+    if insert.columns.is_empty() {
+        return match columns {
+            Columns::Known(columns) => columns.iter().position(|column| column.name == key),
+            Columns::KeyOnly(_) | Columns::Unknown => None,
+        };
+    }
+    insert.columns.iter().position(|column| name_parts(column).is_some_and(|parts| parts == [key]))
 }

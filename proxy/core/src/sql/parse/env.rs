@@ -55,7 +55,7 @@ impl Env {
     }
 
     /// All of `candidates` that equal `node`.
-    pub fn equals<'a>(&'a self, node: NodeId, count: usize) -> impl Iterator<Item = NodeId> + 'a {
+    pub fn equals(&self, node: NodeId, count: usize) -> impl Iterator<Item = NodeId> {
         (0..count).filter(move |&other| other != node && self.same(node, other))
     }
 }

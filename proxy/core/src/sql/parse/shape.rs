@@ -18,14 +18,63 @@ use crate::sql::facts::{
 
 /// Every aggregate of pg_catalog up to PostgreSQL 18 (pg_proc.dat, prokind 'a'); sorted.
 const AGGREGATES: &[&str] = &[
-    "any_value", "array_agg", "avg", "bit_and", "bit_or", "bit_xor", "bool_and", "bool_or", "corr", "count",
-    "covar_pop", "covar_samp", "cume_dist", "dense_rank", "every", "grouping", "json_agg", "json_agg_strict",
-    "json_arrayagg", "json_object_agg", "json_object_agg_strict", "json_object_agg_unique",
-    "json_object_agg_unique_strict", "json_objectagg", "jsonb_agg", "jsonb_agg_strict", "jsonb_object_agg",
-    "jsonb_object_agg_strict", "jsonb_object_agg_unique", "jsonb_object_agg_unique_strict", "max", "min", "mode",
-    "percent_rank", "percentile_cont", "percentile_disc", "range_agg", "range_intersect_agg", "rank", "regr_avgx",
-    "regr_avgy", "regr_count", "regr_intercept", "regr_r2", "regr_slope", "regr_sxx", "regr_sxy", "regr_syy",
-    "stddev", "stddev_pop", "stddev_samp", "string_agg", "sum", "var_pop", "var_samp", "variance", "xmlagg",
+    "any_value",
+    "array_agg",
+    "avg",
+    "bit_and",
+    "bit_or",
+    "bit_xor",
+    "bool_and",
+    "bool_or",
+    "corr",
+    "count",
+    "covar_pop",
+    "covar_samp",
+    "cume_dist",
+    "dense_rank",
+    "every",
+    "grouping",
+    "json_agg",
+    "json_agg_strict",
+    "json_arrayagg",
+    "json_object_agg",
+    "json_object_agg_strict",
+    "json_object_agg_unique",
+    "json_object_agg_unique_strict",
+    "json_objectagg",
+    "jsonb_agg",
+    "jsonb_agg_strict",
+    "jsonb_object_agg",
+    "jsonb_object_agg_strict",
+    "jsonb_object_agg_unique",
+    "jsonb_object_agg_unique_strict",
+    "max",
+    "min",
+    "mode",
+    "percent_rank",
+    "percentile_cont",
+    "percentile_disc",
+    "range_agg",
+    "range_intersect_agg",
+    "rank",
+    "regr_avgx",
+    "regr_avgy",
+    "regr_count",
+    "regr_intercept",
+    "regr_r2",
+    "regr_slope",
+    "regr_sxx",
+    "regr_sxy",
+    "regr_syy",
+    "stddev",
+    "stddev_pop",
+    "stddev_samp",
+    "string_agg",
+    "sum",
+    "var_pop",
+    "var_samp",
+    "variance",
+    "xmlagg",
 ];
 
 fn is_aggregate(function: &Function) -> bool {
@@ -129,7 +178,9 @@ fn merged_columns(scope: &Scope<'_>) -> Option<Vec<(usize, Column)>> {
     }
     for entry in [left, right] {
         let others = entry_columns(entry)?;
-        columns.extend(others.into_iter().filter(|(_, column)| !scope.merged.iter().any(|(name, _)| *name == column.name)));
+        columns.extend(
+            others.into_iter().filter(|(_, column)| !scope.merged.iter().any(|(name, _)| *name == column.name)),
+        );
     }
     Some(columns)
 }
@@ -149,7 +200,9 @@ enum OutputName {
 fn output_name(expr: &Expr) -> OutputName {
     match bare(expr) {
         Expr::Identifier(name) => OutputName::Name(ident(name)),
-        Expr::CompoundIdentifier(parts) => parts.last().map_or(OutputName::Unsure, |name| OutputName::Name(ident(name))),
+        Expr::CompoundIdentifier(parts) => {
+            parts.last().map_or(OutputName::Unsure, |name| OutputName::Name(ident(name)))
+        }
         Expr::Function(function) => {
             let name = name_parts(&function.name).and_then(|mut parts| parts.pop());
             name.map_or(OutputName::Unsure, OutputName::Name)
@@ -181,7 +234,13 @@ struct Reader<'r, 'a, 's> {
 }
 
 /// Describes the block; `None` if something in it can never be merged (then `unspreadable` says what).
-pub fn shape(analyser: &mut Analyser<'_>, select: &Select, query: &Query, scope: &Scope<'_>, env: &Env) -> Option<SelectShape> {
+pub fn shape(
+    analyser: &mut Analyser<'_>,
+    select: &Select,
+    query: &Query,
+    scope: &Scope<'_>,
+    env: &Env,
+) -> Option<SelectShape> {
     if let Some(why) = never_merged(select, query) {
         analyser.unspreadable(why);
         return None;
@@ -194,7 +253,7 @@ pub fn shape(analyser: &mut Analyser<'_>, select: &Select, query: &Query, scope:
     };
     let (limit, offset) = match &query.limit_clause {
         Some(LimitClause::LimitOffset { limit, offset, .. }) => {
-            (reader.limit(limit.as_ref()), reader.limit(offset.as_ref().map(|offset| &offset.value)))
+            (count(limit.as_ref()), count(offset.as_ref().map(|offset| &offset.value)))
         }
         _ => (Limit::None, Limit::None),
     };
@@ -226,33 +285,35 @@ fn never_merged(select: &Select, query: &Query) -> Option<&'static str> {
     match &select.group_by {
         GroupByExpr::Expressions(group, modifiers) => {
             let sets = |expr: &Expr| matches!(expr, Expr::GroupingSets(_) | Expr::Cube(_) | Expr::Rollup(_));
-            if !modifiers.is_empty() || group.iter().any(sets) || group.iter().any(|expr| matches!(expr, Expr::Tuple(_))) {
+            if !modifiers.is_empty()
+                || group.iter().any(sets)
+                || group.iter().any(|expr| matches!(expr, Expr::Tuple(_)))
+            {
                 return Some("GROUPING SETS, ROLLUP or CUBE");
             }
         }
         GroupByExpr::All(_) => return Some("GROUP BY ALL"),
     }
     match query.order_by.as_ref().map(|order| &order.kind) {
-        Some(OrderByKind::All(_)) => return Some("ORDER BY ALL"),
-        Some(OrderByKind::Expressions(order)) => {
-            if order.iter().any(|item| matches!(item.options.sort, Some(OrderBySort::Using(_))) || item.with_fill.is_some()) {
-                return Some("ORDER BY … USING");
-            }
-        }
-        None => {}
+        Some(OrderByKind::All(_)) => Some("ORDER BY ALL"),
+        Some(OrderByKind::Expressions(order)) if order.iter().any(by_operator) => Some("ORDER BY … USING"),
+        Some(OrderByKind::Expressions(_)) | None => None,
     }
-    None
+}
+
+fn by_operator(item: &OrderByExpr) -> bool {
+    matches!(item.options.sort, Some(OrderBySort::Using(_))) || item.with_fill.is_some()
+}
+
+fn count(expr: Option<&Expr>) -> Limit {
+    let Some(expr) = expr else { return Limit::None };
+    match constant(expr) {
+        Some(constant) if constant.cast.is_none() => Limit::Term(constant.term),
+        _ => Limit::Computed,
+    }
 }
 
 impl Reader<'_, '_, '_> {
-    fn limit(&self, expr: Option<&Expr>) -> Limit {
-        let Some(expr) = expr else { return Limit::None };
-        match constant(expr) {
-            Some(constant) if constant.cast.is_none() => Limit::Term(constant.term),
-            _ => Limit::Computed,
-        }
-    }
-
     fn ordering(&self, item: &OrderByExpr) -> Ordering {
         let descending = matches!(item.options.sort, Some(OrderBySort::Desc));
         Ordering {
@@ -317,7 +378,9 @@ impl Reader<'_, '_, '_> {
         let byte_order = match (&column, explicit) {
             (Some(column), _) => column.byte_order,
             (None, Some(bytes)) => bytes,
-            (None, None) => !inside.collation && self.analyser.schema.catalog.database_byte_order && self.all_byte_order(expr),
+            (None, None) => {
+                !inside.collation && self.analyser.schema.catalog.database_byte_order && self.all_byte_order(expr)
+            }
         };
         Expression {
             column,

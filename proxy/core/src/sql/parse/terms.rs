@@ -101,9 +101,7 @@ pub fn any_constants(expr: &Expr) -> Option<Vec<Constant>> {
         Expr::Array(array) => array.elem.iter().map(constant).collect(),
         Expr::Value(value) => match value_term(&value.value)? {
             Term::Param { number, .. } => Some(vec![Constant { term: Term::Array { number }, cast: None }]),
-            Term::Literal(Literal::String(text)) => {
-                Some(vec![Constant { term: Term::ArrayLiteral(text), cast: None }])
-            }
+            Term::Literal(Literal::String(text)) => Some(vec![Constant { term: Term::ArrayLiteral(text), cast: None }]),
             _ => None,
         },
         Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr, data_type, format: None } => {
