@@ -41,7 +41,7 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How often lost backends are looked for: at first, and at most.
 const LOST_POLL_MIN: Duration = Duration::from_millis(20);
-const LOST_POLL_MAX: Duration = Duration::from_secs(1);
+const LOST_POLL_MAX: Duration = Duration::from_millis(250);
 /// With nothing to do, the server is asked that often whether it is still the same.
 const IDLE_PROBE: Duration = Duration::from_secs(1);
 
@@ -91,9 +91,15 @@ struct Queue {
 struct Lost {
     intent: Intent,
     pid: i32,
-    /// When the process with this pid started, as first seen; it is gone when that changes. The outer `None`: not looked
-    /// for yet. The inner: the server does not tell us.
-    started: Option<Option<String>>,
+    seen: Seen,
+}
+
+/// What is known of the process that has a lost backend's pid.
+#[derive(PartialEq, Eq)]
+enum Seen {
+    NotYet,
+    /// It started then, if the server tells us. When that changes, it is another process and the lost one is gone.
+    Since(Option<String>),
 }
 
 impl Clock {
@@ -141,7 +147,7 @@ impl Clock {
             tracing::error!(pid, "clock: too many lost backends; some words stay pending");
             return;
         }
-        queue.lost.push(Lost { intent, pid, started: None });
+        queue.lost.push(Lost { intent, pid, seen: Seen::NotYet });
         drop(queue);
         self.shared.handed_over.notify_one();
     }
@@ -354,12 +360,12 @@ async fn look_for_lost(primary: &Primary, shared: &Shared) -> Result<bool, Clock
     for (index, mut lost) in std::mem::take(&mut queue.lost).into_iter().enumerate() {
         let asked_for = index < pids.len();
         let found = present.iter().find(|(pid, _)| *pid == lost.pid);
-        match (asked_for, found, &lost.started) {
+        match (asked_for, found, &lost.seen) {
             (true, None, _) => gone.push(lost.intent),
-            (true, Some((_, now)), Some(before)) if now != before => gone.push(lost.intent),
-            (true, Some((_, now)), None) => {
+            (true, Some((_, now)), Seen::Since(before)) if now != before => gone.push(lost.intent),
+            (true, Some((_, now)), Seen::NotYet) => {
                 // It may be a newer process under the same pid; waiting for that one too is merely longer.
-                lost.started = Some(now.clone());
+                lost.seen = Seen::Since(now.clone());
                 still.push(lost);
             }
             _ => still.push(lost),
