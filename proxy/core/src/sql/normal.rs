@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use memchr::memchr2;
+
 use super::lex::{Token, TokenKind};
 
 /// The result of [`normalize`]; reused, so that a repeated statement allocates nothing.
@@ -206,7 +208,9 @@ fn starts_quiet(sql: &str, behind: &[Token], token: Token) -> Quiet {
 
 fn push_gap(sql: &str, left: Token, right: Token, text: &mut String) {
     let gap = &sql[left.end as usize..right.start as usize];
-    text.push_str(if gap.contains("--") || gap.contains("/*") { " " } else { gap });
+    // Blanks alone or with a comment: a dash or slash in a gap can only be a comment's, and one byte cannot be one.
+    let comment = gap.len() > 1 && memchr2(b'-', b'/', gap.as_bytes()).is_some();
+    text.push_str(if comment { " " } else { gap });
 }
 
 /// Is the token an unquoted word of this sorted lower-case list?

@@ -123,7 +123,9 @@ fn password_message(parts: &[&[u8]]) -> Vec<u8> {
     let mut message = Vec::with_capacity(1 + length);
     message.push(b'p');
     message.extend_from_slice(&(length as u32).to_be_bytes());
-    parts.iter().for_each(|part| message.extend_from_slice(part));
+    for part in parts {
+        message.extend_from_slice(part);
+    }
     message
 }
 

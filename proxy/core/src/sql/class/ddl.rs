@@ -119,10 +119,8 @@ pub(super) fn copy(cursor: &mut Cursor<'_>) -> Option<Copy> {
     let relation = if cursor.sees_kind(TokenKind::LeftParen) {
         None
     } else {
-        let binary = cursor.sees("binary") && !cursor.sees_at(1, "from") && !cursor.sees_at(1, "to");
-        let dotted = cursor.tokens.get(cursor.at + 1).is_some_and(|token| token.kind == TokenKind::Dot);
-        cursor.at += usize::from(binary && !dotted);
-        cursor.eat("only");
+        // A reserved word: a table of this name has to be quoted.
+        cursor.eat("binary");
         copy_relation(cursor)
     };
     cursor.skip_parens();

@@ -13,14 +13,18 @@ use crate::auth::users::{Credential, Users, UsersError};
 
 const KEY: MockKey = MockKey([9; 32]);
 
-/// Made by PostgreSQL's own algorithm for the password `pencil`: the vector of RFC 7677 §3, whose salt and proof are public.
+/// The keys of RFC 7677 §3: password `pencil`, its salt, 4096 rounds.
 const RFC_7677: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+
+/// As a PostgreSQL 15 wrote it into pg_authid after CREATE USER … PASSWORD 'pencil'.
+const FROM_A_SERVER: &str = "SCRAM-SHA-256$4096:BIikq4GAedxWQVsUWYfNVQ==$m0idvKpzzkzDsbPsynlWQotOblzR0Ne0vC4Xt9/H52A=:vzC1Z+NGlWnXLrNJF+PLHDMEzn1MXAB53+omXQNb8Tg=";
 
 fn users() -> Users {
     let mut users = Users::new(KEY);
     users.add("plain", Credential::Password("pencil"), None).expect("valid");
     users.add("prepped", Credential::Password("a\u{a0}b\u{2168}"), None).expect("valid");
     users.add("verified", Credential::Verifier(RFC_7677), Some("other")).expect("valid");
+    users.add("migrated", Credential::Verifier(FROM_A_SERVER), None).expect("valid");
     users
 }
 
@@ -51,7 +55,7 @@ fn login(user: &str, password: &str) -> Result<(), UserError> {
 
 #[test]
 fn the_right_password_gets_in() {
-    for (user, password) in [("plain", "pencil"), ("verified", "pencil"), ("prepped", "a bIX")] {
+    for (user, password) in [("plain", "pencil"), ("verified", "pencil"), ("migrated", "pencil"), ("prepped", "a bIX")] {
         assert_eq!(login(user, password), Ok(()), "{user}");
     }
 }
