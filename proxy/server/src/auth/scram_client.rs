@@ -53,7 +53,8 @@ impl ClientAuth {
 
     /// The body of an Authentication message (int32 code first) → the whole message to answer with, if one is due.
     pub fn respond(&mut self, body: &[u8]) -> Result<Option<Vec<u8>>, UserError> {
-        let (code, data) = body.split_first_chunk::<4>().ok_or_else(|| self.refused("its authentication request is cut short"))?;
+        let (code, data) =
+            body.split_first_chunk::<4>().ok_or_else(|| self.refused("its authentication request is cut short"))?;
         // Whatever goes wrong below, this login is over.
         let state = std::mem::replace(&mut self.state, State::Sent);
         match (i32::from_be_bytes(*code), state) {
@@ -80,7 +81,8 @@ impl ClientAuth {
                 self.state = State::Proved;
                 Ok(None)
             }
-            (code, _) => Err(self.refused(format!("authentication request {code} is unknown or out of turn"))
+            (code, _) => Err(self
+                .refused(format!("authentication request {code} is unknown or out of turn"))
                 .hint("weir logs in to servers with scram-sha-256, md5, password or trust; see pg_hba.conf.")),
         }
     }
@@ -88,7 +90,9 @@ impl ClientAuth {
     /// `mechanisms`: names, each with a NUL, and one NUL more.
     fn first(&mut self, mechanisms: &[u8]) -> Result<Vec<u8>, UserError> {
         if !mechanisms.split(|&byte| byte == 0).any(|name| name == sasl::SCRAM_SHA_256.as_bytes()) {
-            return Err(self.refused("it offers no SASL mechanism that weir knows").hint("Use scram-sha-256 in pg_hba.conf."));
+            return Err(self
+                .refused("it offers no SASL mechanism that weir knows")
+                .hint("Use scram-sha-256 in pg_hba.conf."));
         }
         let scram = sasl::ScramSha256::new(self.password()?.as_bytes(), sasl::ChannelBinding::unsupported());
         let message = scram.message();

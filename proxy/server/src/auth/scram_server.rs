@@ -87,7 +87,8 @@ fn malformed(detail: &'static str) -> UserError {
 fn initial_response(body: &[u8]) -> Result<&[u8], UserError> {
     let end = body.iter().position(|&byte| byte == 0).ok_or_else(|| malformed("the mechanism's name does not end"))?;
     if &body[..end] != MECHANISM.as_bytes() {
-        let error = UserError::new(Blame::Client, sqlstate::PROTOCOL_VIOLATION, "client selected an invalid SASL mechanism");
+        let error =
+            UserError::new(Blame::Client, sqlstate::PROTOCOL_VIOLATION, "client selected an invalid SASL mechanism");
         return Err(error.hint(format!("weir offers {MECHANISM}.")).fatal());
     }
     let (length, message) = body[end + 1..].split_first_chunk::<4>().ok_or_else(|| malformed("no length"))?;

@@ -54,7 +54,13 @@ impl Secret {
     /// A secret no password fits, with the same salt each time `user` is asked for.
     pub fn mock(key: MockKey, user: &str) -> Self {
         let digest = |purpose: &[u8]| -> [u8; KEY_BYTES] {
-            Sha256::new().chain_update(key.0).chain_update(purpose).chain_update([0]).chain_update(user).finalize().into()
+            Sha256::new()
+                .chain_update(key.0)
+                .chain_update(purpose)
+                .chain_update([0])
+                .chain_update(user)
+                .finalize()
+                .into()
         };
         Secret {
             salt: digest(b"salt")[..MOCK_SALT_BYTES].to_vec(),

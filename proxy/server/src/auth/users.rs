@@ -95,7 +95,12 @@ impl Users {
     }
 
     /// Adds or replaces a user. Without `server_password` a plain password serves on both sides.
-    pub fn add(&mut self, name: &str, credential: Credential<'_>, server_password: Option<&str>) -> Result<(), UsersError> {
+    pub fn add(
+        &mut self,
+        name: &str,
+        credential: Credential<'_>,
+        server_password: Option<&str>,
+    ) -> Result<(), UsersError> {
         let fault = |fault| UsersError::User { name: name.to_owned(), fault };
         let (secret, plain) = match credential {
             Credential::Password(password) if password.is_empty() || password.contains('\0') => {
@@ -104,7 +109,8 @@ impl Users {
             Credential::Password(password) => (Secret::derive(password), Some(password)),
             Credential::Verifier(verifier) => (Secret::parse(verifier), None),
         };
-        let secret = secret.ok_or_else(|| fault("the verifier is not SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>"))?;
+        let secret = secret
+            .ok_or_else(|| fault("the verifier is not SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>"))?;
         let server_password = server_password.or(plain).map(str::to_owned);
         self.by_name.insert(name.to_owned(), User { secret, server_password });
         Ok(())

@@ -49,8 +49,20 @@ const OBJECTS: [(&str, [&str; 3]); 36] = [
 
 /// Words that may stand between the verb and the object.
 const MODIFIERS: [&str; 14] = [
-    "or", "replace", "global", "local", "temp", "temporary", "unlogged", "unique", "trusted", "procedural", "constraint",
-    "recursive", "default", "access",
+    "or",
+    "replace",
+    "global",
+    "local",
+    "temp",
+    "temporary",
+    "unlogged",
+    "unique",
+    "trusted",
+    "procedural",
+    "constraint",
+    "recursive",
+    "default",
+    "access",
 ];
 
 /// `None` if `verb`, which has been read, starts no statement of this kind.

@@ -55,7 +55,8 @@ fn login(user: &str, password: &str) -> Result<(), UserError> {
 
 #[test]
 fn the_right_password_gets_in() {
-    for (user, password) in [("plain", "pencil"), ("verified", "pencil"), ("migrated", "pencil"), ("prepped", "a bIX")] {
+    for (user, password) in [("plain", "pencil"), ("verified", "pencil"), ("migrated", "pencil"), ("prepped", "a bIX")]
+    {
         assert_eq!(login(user, password), Ok(()), "{user}");
     }
 }
@@ -198,12 +199,22 @@ fn the_users_file_is_read_only_if_it_is_private() {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode");
         Users::load(&path, KEY)
     };
-    let text = format!("[user.a]\npassword = \"x\"\n[user.\"B c\"]\nverifier = \"{RFC_7677}\"\nserver_password = \"y\"\n");
+    let text =
+        format!("[user.a]\npassword = \"x\"\n[user.\"B c\"]\nverifier = \"{RFC_7677}\"\nserver_password = \"y\"\n");
     let users = write(&text, 0o600).expect("valid");
-    assert_eq!((users.server_password("a"), users.server_password("B c"), users.server_password("c")), (Some("x"), Some("y"), None));
+    assert_eq!(
+        (users.server_password("a"), users.server_password("B c"), users.server_password("c")),
+        (Some("x"), Some("y"), None)
+    );
     assert!(!format!("{users:?}").contains("password"));
     assert!(matches!(write(&text, 0o640), Err(UsersError::Exposed { mode: 0o640, .. })));
-    for bad in ["[user.a]\n", "[user.a]\npassword = \"\"", "[user.a]\nverifier = \"md5x\"", "[user.a]\npasword = \"hunter2\"", "x"] {
+    for bad in [
+        "[user.a]\n",
+        "[user.a]\npassword = \"\"",
+        "[user.a]\nverifier = \"md5x\"",
+        "[user.a]\npasword = \"hunter2\"",
+        "x",
+    ] {
         let error = write(bad, 0o600).expect_err(bad).to_string();
         assert!(!error.contains("hunter2"), "{error}");
     }
