@@ -183,10 +183,10 @@ impl Vars {
                 self.on_set(name, value, *scope, in_transaction);
             }
             Class::Set { name, value: SetValue::Default, scope } => {
-                self.change(*scope, in_transaction, |vars, startup| {;
+                self.change(*scope, in_transaction, |vars, startup| {
                     reset(vars, startup, name);
                     true
-                })
+                });
             }
             Class::SetCharacteristics(modes) => self.on_characteristics(*modes, in_transaction),
             Class::Reset(target) => self.on_reset(target, in_transaction),
