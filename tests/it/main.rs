@@ -1,1 +1,14 @@
-fn main() {}
+//! weir from outside: real Postgres, real Redis, real drivers. One binary, a module per subject.
+
+mod cancel;
+mod compose;
+mod console;
+mod freshness;
+mod journey;
+mod login;
+mod placement;
+mod protocol;
+mod raw;
+mod session;
+mod shop;
+mod transactions;

@@ -1,1 +1,29 @@
-//! placeholder
+//! weir: a Postgres-wire data-tier proxy and cache.
+//!
+//! The path of a query, in files: `front` (listen → startup → session → simple/extended) → `statements` (what the text
+//! means) → weir-core `plan` → `exec` (cache or replica, relay, fan-out) → `back` (pool, connection). Beside it: `app`
+//! (wiring), `database` (what is in force now), `fresh` and `clock` (writes announced and published), `recover`
+//! (distributed transactions), and the operators' side: `config`, `hub`, `catalog`, `probe`, `metrics`, `http`, `console`.
+
+pub mod admin;
+pub mod app;
+pub mod auth;
+pub mod back;
+pub mod cache;
+pub mod catalog;
+pub mod clock;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod database;
+pub mod dev;
+pub mod exec;
+pub mod fresh;
+pub mod front;
+pub mod http;
+pub mod hub;
+pub mod metrics;
+pub mod probe;
+pub mod recover;
+pub mod statements;
+pub mod stats;

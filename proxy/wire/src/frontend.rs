@@ -101,6 +101,12 @@ impl<'a> Bind<'a> {
         (0..self.parameters).map(move |index| (is_binary(self.formats, index), reader.value().unwrap_or(None)))
     }
 
+    /// The same message for the unnamed portal.
+    #[must_use]
+    pub fn on_unnamed_portal(self) -> Self {
+        Bind { portal: b"", ..self }
+    }
+
     /// The same message with another statement name.
     pub fn put_for(&self, statement: &[u8], out: &mut BytesMut) {
         put(out, tag::BIND, |out| {

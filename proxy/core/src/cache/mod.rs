@@ -1,1 +1,14 @@
-//! placeholder
+//! The result cache's decisions: what names a reply, what a stored reply is, when it may be served, filled or shared.
+//!
+//! Invariant: nothing is served unless the words it was read under are the words now, with nothing pending at either
+//! look; see [`crate::fresh::words`]. Stores (memory, Redis) only hold bytes: they may lose, delay or garble them.
+
+pub mod entry;
+pub mod flight;
+pub mod key;
+pub mod verdict;
+
+pub use entry::{BadEntry, Entry, Reply};
+pub use flight::{Alone, FlightId, Flights, Join, Landing};
+pub use key::{CacheKey, KeyParts, Param};
+pub use verdict::{MissReason, NoFillReason, Now, judge, may_fill};

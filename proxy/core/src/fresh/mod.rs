@@ -1,7 +1,15 @@
 //! Freshness: one mechanism that decides who may answer a read, for replicas and the cache alike.
 //! The protocol and its proof obligations are in `words`.
 
+pub mod bound;
+#[cfg(test)]
+mod model;
+pub mod words;
+
 use smallvec::SmallVec;
+
+pub use bound::{Choice, Level, PrimaryBecause, ReadBound, ReplicaView, SessionMark, choose, replica_answer_ok};
+pub use words::{Intent, Observation, UNPLACED, WORDS, WordSet, Words, WordsFull};
 
 /// What a statement reads or writes, as far as freshness cares. Hashes name tables and key values; collisions only
 /// over-invalidate.

@@ -1,1 +1,142 @@
-//! placeholder
+//! From facts to a plan: which shards, how fresh, how the answers are joined, and why.
+//!
+//! A [`Template`] is made once per statement shape ([`compile`]) and holds no shard number; [`Template::bind`] adds the
+//! values of one execution and one [`Topology`]. Principle: right or refused. Whatever is not understood on sharded tables
+//! ends as SQLSTATE 0A000 with a DETAIL that says why and a HINT that says what to do; with one shard nothing is refused.
+//!
+//! Non-goals: sending anything, and merging itself (see [`crate::merge`]).
+
+mod bind;
+mod clauses;
+mod compile;
+mod explain;
+mod functions;
+mod reason;
+mod refuse;
+mod rewrite;
+mod scatter;
+mod values;
+
+use smallvec::SmallVec;
+
+use crate::error::UserError;
+use crate::fresh::Dependencies;
+use crate::id::ShardId;
+use crate::merge::MergeSpec;
+use crate::sql::class::Class;
+use crate::topology::Topology;
+
+pub use crate::sql::facts::Schema;
+pub use compile::{Compiled, compile};
+pub use explain::explain;
+pub use reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
+pub use rewrite::{Edit, Piece, Rewrite};
+pub use values::{Datum, Values};
+
+/// The cached plan of one statement shape, with no shard number in it.
+#[derive(Clone, Debug)]
+pub struct Template {
+    pub(crate) class: Class,
+    pub(crate) inner: bind::Shape,
+}
+
+/// A template bound to values and one topology.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    pub target: Target,
+    pub access: Access,
+    /// Present exactly for reads on several shards; then the shards are sent [`Template::rewrite`]'s text.
+    pub merge: Option<MergeSpec>,
+    pub reads: Dependencies,
+    pub writes: Dependencies,
+    pub cacheable: Result<(), NoCacheReason>,
+    pub reason: RouteReason,
+}
+
+/// Where a statement runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Target {
+    Home,
+    One(ShardId),
+    /// The same on every shard (reference tables, no tables): pick any.
+    Any,
+    /// A read to merge, or a keyless write, on these; ascending.
+    Many(SmallVec<[ShardId; 4]>),
+    All,
+}
+
+/// What kind of server may run it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// May go to a replica if it is fresh enough.
+    Read,
+    /// A read that must run on the primary.
+    PrimaryRead(PrimaryReason),
+    Write,
+}
+
+/// How the command tags and rows of a write on several shards become one reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Combine {
+    /// Every shard does the same: one answer stands for all.
+    Alike,
+    /// Each shard has rows of its own: they add up.
+    Sum,
+}
+
+impl Plan {
+    pub fn combine(&self) -> Combine {
+        match self.reason {
+            RouteReason::Scatter | RouteReason::KeysApart { .. } => Combine::Sum,
+            _ => Combine::Alike,
+        }
+    }
+}
+
+/// Where a statement may be parsed and described before its values are known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DescribeTarget {
+    Home,
+    Any,
+}
+
+impl Template {
+    /// Adds the values of one execution. Costs a hash per key and no allocation for a statement with one key.
+    pub fn bind(&self, values: &Values<'_>, topology: &Topology) -> Result<Plan, UserError> {
+        self.inner.bind(values, topology)
+    }
+
+    pub fn describe_target(&self) -> DescribeTarget {
+        self.inner.describe_target()
+    }
+
+    /// The edits that make the text each shard is sent, where the plan is to be merged.
+    pub fn rewrite(&self) -> Option<&Rewrite> {
+        self.inner.scatter.as_ref().ok().and_then(|scatter| scatter.read.as_ref()).map(|read| &read.rewrite)
+    }
+
+    pub fn class(&self) -> &Class {
+        &self.class
+    }
+
+    /// May it change anything, whatever its values?
+    pub fn is_write(&self) -> bool {
+        self.inner.access == Access::Write
+    }
+
+    /// Trailing columns that [`Template::rewrite`] adds.
+    pub fn hidden_columns(&self) -> usize {
+        self.inner.scatter.as_ref().ok().and_then(|scatter| scatter.read.as_ref()).map_or(0, |read| read.hidden)
+    }
+
+    /// Columns a shard's row must have for the merge to be right; the caller refuses anything else (the catalogue was stale).
+    pub fn merged_columns(&self) -> Option<usize> {
+        self.inner.scatter.as_ref().ok().and_then(|scatter| scatter.read.as_ref()).and_then(|read| read.columns)
+    }
+
+    /// Checks the parameter types a client declares (0: none) against the keys they are read as: a numeric or float where a
+    /// bigint key is expected would be read wrongly in binary form.
+    pub fn check_types(&self, types: &[u32]) -> Result<(), UserError> {
+        self.inner.check_types(types)
+    }
+}

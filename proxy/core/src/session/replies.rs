@@ -15,7 +15,7 @@ use weir_wire::backend::{Status, tag};
 pub enum Owed {
     /// ParseComplete. `op` names the change that an error undoes.
     Parse { hidden: bool, op: u32 },
-    BindComplete,
+    BindComplete { hidden: bool },
     /// CloseComplete. `op` as above.
     Close { hidden: bool, op: u32 },
     /// ParameterDescription (statements only), then RowDescription or NoData.
@@ -71,6 +71,11 @@ impl Replies {
         self.copying_in
     }
 
+    /// The client has ended its copy data; what it sends next is no longer part of the copy.
+    pub fn copy_ended(&mut self) {
+        self.copying_in = false;
+    }
+
     /// Weir's own bytes that are due now; call after every push and every frame until `None`.
     pub fn own_due(&mut self) -> Option<Bytes> {
         match self.queue.front() {
@@ -121,14 +126,16 @@ impl Replies {
                 }
                 if hidden { Ok(Verdict::Swallow) } else { Ok(Verdict::Forward) }
             }
-            (Owed::Parse { hidden, .. }, tag::PARSE_COMPLETE) | (Owed::Close { hidden, .. }, tag::CLOSE_COMPLETE) => {
+            (Owed::Parse { hidden, .. }, tag::PARSE_COMPLETE)
+            | (Owed::BindComplete { hidden }, tag::BIND_COMPLETE)
+            | (Owed::Close { hidden, .. }, tag::CLOSE_COMPLETE) => {
                 let hidden = *hidden;
                 self.queue.pop_front();
                 Ok(if hidden { Verdict::Swallow } else { Verdict::Forward })
             }
             (Owed::Describe, tag::PARAMETER_DESCRIPTION)
             | (Owed::Execute, tag::DATA_ROW | tag::COPY_OUT | tag::COPY_DATA | tag::COPY_DONE) => Ok(Verdict::Forward),
-            (Owed::BindComplete, tag::BIND_COMPLETE) | (Owed::Describe, tag::ROW_DESCRIPTION | tag::NO_DATA) => {
+            (Owed::Describe, tag::ROW_DESCRIPTION | tag::NO_DATA) => {
                 self.queue.pop_front();
                 Ok(Verdict::Forward)
             }
@@ -182,7 +189,7 @@ mod tests {
         let mut replies = owed(&[
             Owed::Own(Bytes::from_static(b"1....")),
             Owed::Parse { hidden: true, op: 0 },
-            Owed::BindComplete,
+            Owed::BindComplete { hidden: false },
             Owed::Describe,
             Owed::Execute,
             Owed::Sync { hidden: false },
@@ -201,13 +208,13 @@ mod tests {
     #[test]
     fn an_error_skips_to_the_sync_and_undoes_what_followed() {
         let mut replies = owed(&[
-            Owed::BindComplete,
+            Owed::BindComplete { hidden: false },
             Owed::Execute,
             Owed::Parse { hidden: false, op: 7 },
             Owed::Own(Bytes::from_static(b"x")),
             Owed::Close { hidden: false, op: 9 },
             Owed::Sync { hidden: false },
-            Owed::BindComplete,
+            Owed::BindComplete { hidden: false },
         ]);
         let Ok(Verdict::Failed { undone }) = replies.on_frame(b'E', b"") else { panic!("not failed") };
         assert_eq!(undone.as_slice(), [7, 9]);
@@ -218,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_sync_sent_along_with_copy_in_is_not_answered() {
-        let mut replies = owed(&[Owed::BindComplete, Owed::Execute, Owed::Sync { hidden: false }]);
+        let mut replies = owed(&[Owed::BindComplete { hidden: false }, Owed::Execute, Owed::Sync { hidden: false }]);
         assert_eq!(replies.on_frame(b'2', b""), Ok(Verdict::Forward));
         assert_eq!(replies.on_frame(b'G', b""), Ok(Verdict::CopyIn));
         assert!(replies.copying_in());
@@ -243,8 +250,8 @@ mod tests {
         #[test]
         fn any_frames_are_judged(tags in prop::collection::vec(prop::sample::select(b"123tTnDCIsZEGHcdNSA".to_vec()), 0..60)) {
             let list = [
-                Owed::Parse { hidden: false, op: 1 }, Owed::BindComplete, Owed::Describe, Owed::Execute, Owed::Sync { hidden: false },
-                Owed::BindComplete, Owed::Execute, Owed::Sync { hidden: false },
+                Owed::Parse { hidden: false, op: 1 }, Owed::BindComplete { hidden: false }, Owed::Describe, Owed::Execute, Owed::Sync { hidden: false },
+                Owed::BindComplete { hidden: false }, Owed::Execute, Owed::Sync { hidden: false },
             ];
             let mut replies = owed(&list);
             for tag in tags {

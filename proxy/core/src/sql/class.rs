@@ -6,6 +6,7 @@
 //! Non-goals: relations, columns and keys (the planner's facts), and whether the server will accept the statement.
 
 mod ddl;
+mod meaning;
 mod set;
 
 pub use set::canonical;

@@ -66,6 +66,14 @@ impl Catalog {
         self.relations.get(schema)?.get(name)
     }
 
+    /// Does it say the same, whatever its version?
+    pub fn same_as(&self, other: &Catalog) -> bool {
+        self.relations == other.relations
+            && self.builtin_functions == other.builtin_functions
+            && self.user_functions == other.user_functions
+            && self.database_byte_order == other.database_byte_order
+    }
+
     /// `None`: no built-in of that name.
     pub fn builtin(&self, name: &str) -> Option<Volatility> {
         self.builtin_functions.get(name).copied()

@@ -1,15 +1,11 @@
 //! Both sides in memory, so that each is checked by code that is not its own: weir's client drives postgres-protocol's
 //! SCRAM, weir's server pgwire's.
 
-use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-
 use weir_core::error::Severity;
 
 use super::*;
 use crate::auth::scram_server::{MECHANISM, ScramServer};
-use crate::auth::secret::MockKey;
-use crate::auth::users::{Credential, Users, UsersError};
+use crate::auth::secret::{MockKey, Secret};
 
 const KEY: MockKey = MockKey([9; 32]);
 
@@ -19,13 +15,16 @@ const RFC_7677: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3Otc
 /// As a PostgreSQL 15 wrote it into pg_authid after CREATE USER … PASSWORD 'pencil'.
 const FROM_A_SERVER: &str = "SCRAM-SHA-256$4096:BIikq4GAedxWQVsUWYfNVQ==$m0idvKpzzkzDsbPsynlWQotOblzR0Ne0vC4Xt9/H52A=:vzC1Z+NGlWnXLrNJF+PLHDMEzn1MXAB53+omXQNb8Tg=";
 
-fn users() -> Users {
-    let mut users = Users::new(KEY);
-    users.add("plain", Credential::Password("pencil"), None).expect("valid");
-    users.add("prepped", Credential::Password("a\u{a0}b\u{2168}"), None).expect("valid");
-    users.add("verified", Credential::Verifier(RFC_7677), Some("other")).expect("valid");
-    users.add("migrated", Credential::Verifier(FROM_A_SERVER), None).expect("valid");
-    users
+/// Known users and their secrets, unknown ones and their mocks.
+fn secret(user: &str) -> Secret {
+    let secret = match user {
+        "plain" => Secret::derive("pencil"),
+        "prepped" => Secret::derive("a\u{a0}b\u{2168}"),
+        "verified" => Secret::parse(RFC_7677),
+        "migrated" => Secret::parse(FROM_A_SERVER),
+        _ => Some(Secret::mock(KEY, user)),
+    };
+    secret.expect("valid")
 }
 
 fn request(code: i32, data: &[u8]) -> Vec<u8> {
@@ -40,7 +39,7 @@ fn body(message: &[u8]) -> &[u8] {
 
 /// A whole login; the first error of either side.
 fn login(user: &str, password: &str) -> Result<(), UserError> {
-    let mut server = ScramServer::new(user, users().lookup(user));
+    let mut server = ScramServer::new(user, secret(user));
     let mut client = ClientAuth::new(user, Some(password));
     let first = client.respond(&request(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"))?.expect("an answer");
     let challenge = server.on_first(body(&first))?;
@@ -75,7 +74,7 @@ fn a_wrong_password_and_an_unknown_user_look_the_same() {
     let challenge = |user: &str| {
         let first = ClientAuth::new(user, Some("x")).respond(&request(10, b"SCRAM-SHA-256\0\0"));
         let first = first.expect("valid").expect("an answer");
-        let challenge = ScramServer::new(user, users().lookup(user)).on_first(body(&first)).expect("a challenge");
+        let challenge = ScramServer::new(user, secret(user)).on_first(body(&first)).expect("a challenge");
         let challenge = String::from_utf8(challenge).expect("text");
         challenge.split_once(",s=").expect("a salt").1.to_owned()
     };
@@ -91,7 +90,7 @@ fn initial(mechanism: &str, message: &[u8]) -> Vec<u8> {
 #[test]
 fn malformed_first_messages_are_refused() {
     let good = initial(MECHANISM, b"n,,n=,r=abc");
-    let fresh = || ScramServer::new("plain", users().lookup("plain"));
+    let fresh = || ScramServer::new("plain", secret("plain"));
     assert!(fresh().on_first(&good).is_ok());
     assert!(fresh().on_first(&initial(MECHANISM, b"y,,n=,r=abc")).is_ok());
     for length in 0..good.len() {
@@ -124,7 +123,7 @@ fn malformed_first_messages_are_refused() {
 #[test]
 fn an_exchange_cannot_be_bent() {
     let start = || {
-        let mut server = ScramServer::new("plain", users().lookup("plain"));
+        let mut server = ScramServer::new("plain", secret("plain"));
         let mut client = ClientAuth::new("plain", Some("pencil"));
         let first = client.respond(&request(10, b"SCRAM-SHA-256\0\0")).expect("valid").expect("an answer");
         let challenge = server.on_first(body(&first)).expect("a challenge");
@@ -146,7 +145,7 @@ fn an_exchange_cannot_be_bent() {
     assert!(server.on_final(&last).is_err(), "another exchange's proof");
     let (mut server, first, _) = start();
     assert!(server.on_first(&first).is_err(), "a second initial response");
-    assert!(ScramServer::new("plain", users().lookup("plain")).on_final(&last).is_err(), "no challenge yet");
+    assert!(ScramServer::new("plain", secret("plain")).on_final(&last).is_err(), "no challenge yet");
 }
 
 #[test]
@@ -187,37 +186,4 @@ fn a_server_that_cheats_is_refused() {
     let mut failed = started();
     assert!(failed.respond(&request(11, b"bad")).is_err());
     assert!(failed.respond(&request(11, b"bad")).is_err());
-}
-
-#[test]
-fn the_users_file_is_read_only_if_it_is_private() {
-    let path = std::env::temp_dir().join(format!("weir-users-{}.toml", std::process::id()));
-    let write = |text: &str, mode: u32| {
-        let _ = std::fs::remove_file(&path);
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).expect("a file");
-        file.write_all(text.as_bytes()).expect("written");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode");
-        Users::load(&path, KEY)
-    };
-    let text =
-        format!("[user.a]\npassword = \"x\"\n[user.\"B c\"]\nverifier = \"{RFC_7677}\"\nserver_password = \"y\"\n");
-    let users = write(&text, 0o600).expect("valid");
-    assert_eq!(
-        (users.server_password("a"), users.server_password("B c"), users.server_password("c")),
-        (Some("x"), Some("y"), None)
-    );
-    assert!(!format!("{users:?}").contains("password"));
-    assert!(matches!(write(&text, 0o640), Err(UsersError::Exposed { mode: 0o640, .. })));
-    for bad in [
-        "[user.a]\n",
-        "[user.a]\npassword = \"\"",
-        "[user.a]\nverifier = \"md5x\"",
-        "[user.a]\npasword = \"hunter2\"",
-        "x",
-    ] {
-        let error = write(bad, 0o600).expect_err(bad).to_string();
-        assert!(!error.contains("hunter2"), "{error}");
-    }
-    std::fs::remove_file(&path).expect("removed");
-    assert!(matches!(Users::load(&path, KEY), Err(UsersError::Unreadable { .. })));
 }

@@ -1,0 +1,42 @@
+# weir: every target installs what it needs (saying what and why first), then does one thing.
+# `make` alone lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench fmt lint deps
+
+# Extra arguments for `weir dev`, for example: make demo DEMO_ARGS="--shards 4 --replicas 0 --keep"
+DEMO_ARGS ?=
+# Extra arguments for the benchmark, for example: make bench BENCH_ARGS="--quick"
+BENCH_ARGS ?=
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: ## Start the whole tier on this machine: shards, replicas, Redis, weir, storefront. Ctrl-C removes it all
+	@scripts/deps.sh demo
+	cargo build --release --locked -p weir -p storefront
+	@scripts/catalogue.sh
+	@catalogue=$$(ls .demo/catalogue.csv 2>/dev/null || true); \
+	exec target/release/weir dev $${catalogue:+--catalogue "$$catalogue"} $(DEMO_ARGS)
+
+test: ## Build everything and run every test against real servers, then print the totals
+	@scripts/deps.sh test
+	cargo build --locked --workspace
+	@scripts/test.sh
+
+bench: ## Compare weir with direct Postgres, PgBouncer and Redis, in one run on this machine
+	@scripts/deps.sh bench
+	cargo build --release --locked -p weir -p weir-bench
+	target/release/weir-bench $(BENCH_ARGS)
+
+fmt: ## Format the sources
+	cargo fmt --all
+
+lint: ## Check formatting and lints, as CI does
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+deps: ## Install the servers that tests and the demo start (PostgreSQL, Redis), if they are missing
+	@scripts/deps.sh test

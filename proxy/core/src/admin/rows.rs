@@ -1,0 +1,227 @@
+//! The figures behind each SHOW, as plain rows. Times are microseconds, sizes bytes, unless a name says otherwise.
+
+use crate::id::{Epoch, Lsn, ShardId, Slot};
+use crate::topology::SlotMap;
+
+/// What a SHOW may need; parts that were not asked for stay empty.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub pools: Vec<PoolRow>,
+    pub stats: Vec<StatRow>,
+    pub sockets: Vec<SocketRow>,
+    pub databases: Vec<DatabaseRow>,
+    pub users: Vec<UserRow>,
+    pub shards: Vec<ShardRow>,
+    pub slots: Vec<SlotRange>,
+    pub endpoints: Vec<EndpointRow>,
+    pub pins: Vec<PinRow>,
+    /// Name and value: hits, misses, bytes, entries …
+    pub cache: Vec<(String, i64)>,
+    /// Name and count, for SHOW LISTS.
+    pub lists: Vec<(String, i64)>,
+    /// For SHOW STATE.
+    pub state: Vec<(String, String)>,
+    pub config: Vec<ConfigRow>,
+    pub version: String,
+}
+
+/// One pool: clients and server connections of a (database, user).
+#[derive(Clone, Debug, Default)]
+pub struct PoolRow {
+    pub database: String,
+    pub user: String,
+    pub cl_active: u64,
+    pub cl_waiting: u64,
+    pub cl_active_cancel_req: u64,
+    pub cl_waiting_cancel_req: u64,
+    pub sv_active: u64,
+    pub sv_active_cancel: u64,
+    pub sv_being_canceled: u64,
+    pub sv_idle: u64,
+    pub sv_used: u64,
+    pub sv_tested: u64,
+    pub sv_login: u64,
+    /// How long the oldest waiter has waited, in microseconds.
+    pub wait_us_max: u64,
+}
+
+/// Counts since the start, or per second, of one database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatCounts {
+    pub server_assignments: u64,
+    pub transactions: u64,
+    pub queries: u64,
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    pub transaction_us: u64,
+    pub query_us: u64,
+    pub wait_us: u64,
+    pub client_parses: u64,
+    pub server_parses: u64,
+    pub binds: u64,
+    pub client_logins: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct StatRow {
+    pub database: String,
+    pub totals: StatCounts,
+    /// Per second over the last period; the `*_us` fields are per transaction, query or wait.
+    pub averages: StatCounts,
+}
+
+/// One client or server connection.
+#[derive(Clone, Debug, Default)]
+pub struct SocketRow {
+    pub is_server: bool,
+    pub user: String,
+    pub database: String,
+    /// active, waiting, idle, used, login …
+    pub state: &'static str,
+    pub address: String,
+    pub port: u16,
+    pub local_address: String,
+    pub local_port: u16,
+    /// `YYYY-MM-DD HH:MM:SS UTC`
+    pub connect_time: String,
+    pub request_time: String,
+    pub wait_us: u64,
+    pub close_needed: bool,
+    /// `id` of the connection at the other end of the lease, if any.
+    pub link: Option<u64>,
+    pub remote_pid: u32,
+    /// Protocol and cipher, empty when plain.
+    pub tls: String,
+    pub application_name: String,
+    pub prepared_statements: u64,
+    pub id: u64,
+}
+
+/// One server of one database.
+#[derive(Clone, Debug, Default)]
+pub struct DatabaseRow {
+    pub name: String,
+    pub host: String,
+    pub port: u16,
+    pub database: String,
+    pub pool_size: u64,
+    pub min_pool_size: u64,
+    /// Seconds.
+    pub server_lifetime: u64,
+    pub current_connections: u64,
+    pub max_client_connections: u64,
+    pub current_client_connections: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct UserRow {
+    pub name: String,
+    pub pool_size: u64,
+    pub current_connections: u64,
+    pub current_client_connections: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct ShardRow {
+    pub database: String,
+    pub shard: ShardId,
+    pub name: String,
+    /// host:port
+    pub primary: String,
+    pub replicas: Vec<String>,
+    pub slots: u64,
+    pub weight: u32,
+    pub epoch: Epoch,
+    /// Did the last probe of the primary succeed?
+    pub is_up: bool,
+    pub replicas_up: u64,
+    /// The largest lag of a replica that is up, in milliseconds.
+    pub lag_ms: Option<u64>,
+}
+
+/// Neighbouring slots of one owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotRange {
+    pub database: String,
+    pub first: u16,
+    pub last: u16,
+    pub shard: ShardId,
+    pub shard_name: String,
+    pub epoch: Epoch,
+}
+
+/// One probed server.
+#[derive(Clone, Debug)]
+pub struct EndpointRow {
+    pub database: String,
+    pub shard: ShardId,
+    /// primary or replica, as configured.
+    pub role: &'static str,
+    /// host:port
+    pub address: String,
+    pub is_up: bool,
+    pub in_recovery: bool,
+    pub replay_lsn: Option<Lsn>,
+    pub lag_ms: Option<u64>,
+    pub reads: u64,
+    pub last_error: Option<String>,
+}
+
+/// Sessions that kept their server connection, by reason.
+#[derive(Clone, Debug)]
+pub struct PinRow {
+    pub database: String,
+    pub reason: &'static str,
+    pub current: u64,
+    pub total: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ConfigRow {
+    pub key: String,
+    pub value: String,
+    pub default: Option<String>,
+    /// Can RELOAD change it?
+    pub is_changeable: bool,
+}
+
+/// The slot map of one database as ranges, for [`Snapshot::slots`].
+pub fn slot_ranges(database: &str, epoch: Epoch, slots: &SlotMap, names: &[Box<str>]) -> Vec<SlotRange> {
+    let mut ranges: Vec<SlotRange> = Vec::new();
+    for slot in Slot::all() {
+        let owner = slots.owner(slot);
+        let index = slot.index() as u16;
+        match ranges.last_mut() {
+            Some(range) if range.shard == owner => range.last = index,
+            _ => ranges.push(SlotRange {
+                database: database.to_owned(),
+                first: index,
+                last: index,
+                shard: owner,
+                shard_name: names.get(usize::from(owner.0)).map_or_else(String::new, ToString::to_string),
+                epoch,
+            }),
+        }
+    }
+    ranges
+}
+
+impl StatCounts {
+    /// In the order in which every STATS table shows them.
+    pub fn in_order(&self) -> [u64; 12] {
+        [
+            self.server_assignments,
+            self.transactions,
+            self.queries,
+            self.bytes_received,
+            self.bytes_sent,
+            self.transaction_us,
+            self.query_us,
+            self.wait_us,
+            self.client_parses,
+            self.server_parses,
+            self.binds,
+            self.client_logins,
+        ]
+    }
+}

@@ -1,0 +1,328 @@
+//! A template's inside, and what binding values and a topology to it does.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::reason::{KeyName, NoCacheReason, RouteReason};
+use super::refuse;
+use super::scatter::ReadScatter;
+use super::values::Values;
+use super::{Access, DescribeTarget, Plan, Target};
+use crate::error::UserError;
+use crate::fresh::{Dependencies, Dependency, KeyHash, TableHash};
+use crate::id::{ShardId, Slot};
+use crate::merge::MergeSpec;
+use crate::sql::facts::{KeySet, TableName, Term, family};
+use crate::topology::{KeyType, Topology};
+
+/// More keys of one table than this count as a keyless access of it: freshness words are few.
+const DEPENDENCY_KEYS_MAX: usize = 16;
+
+/// Everything of a template but its class.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Parameters the client wrote; higher numbers are lifted literals.
+    pub client_params: u16,
+    pub route: Route,
+    pub access: Access,
+    pub demands: Vec<Demand>,
+    /// May the statement run on several shards, each answering for its own rows? `Err` says why not.
+    pub scatter: Result<Scatter, Arc<str>>,
+    pub reads: Vec<Need>,
+    pub writes: Vec<Need>,
+    pub cacheable: Result<(), NoCacheReason>,
+    /// Key parameters whose type is not certain in binary form.
+    pub ambiguous: Vec<u16>,
+}
+
+/// Where it goes, before keys are known.
+#[derive(Clone, Debug)]
+pub enum Route {
+    Fixed { target: Target, reason: RouteReason },
+    Refuse(Box<UserError>),
+    Keyed(Keyed),
+}
+
+/// Routing by shard keys.
+#[derive(Clone, Debug)]
+pub struct Keyed {
+    /// The table and key column a refusal speaks of.
+    pub table: TableName,
+    pub column: Box<str>,
+    /// A global table in the statement: it can only run at home.
+    pub home_table: Option<TableName>,
+    /// Rows are inserted: every one needs a key.
+    pub insert: bool,
+    /// Every sharded table is restricted to keys.
+    pub all_keyed: bool,
+    /// The demand that restricts the tables the result is spread by, if any.
+    pub core: Option<usize>,
+}
+
+/// A set of keys that has to be computed from the values.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Demand {
+    pub name: Arc<KeyName>,
+    pub key_type: KeyType,
+    pub keys: KeySet,
+}
+
+/// How the statement runs on several shards.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Scatter {
+    /// Reads are merged; writes only run everywhere.
+    pub read: Option<ReadScatter>,
+}
+
+/// A dependency, or one per key of a demand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    Fixed(Dependency),
+    Keyed { table: TableHash, demand: usize, write: bool },
+}
+
+/// A demand with its values.
+struct Bound {
+    hashes: SmallVec<[u64; 2]>,
+    shards: SmallVec<[ShardId; 4]>,
+    /// The values could not be read, and routing does not need them.
+    unknown: bool,
+}
+
+type AllBound = SmallVec<[Bound; 1]>;
+
+impl Shape {
+    /// A template that goes to one place whatever its values.
+    pub fn fixed(target: Target, access: Access, reason: RouteReason) -> Self {
+        Shape {
+            client_params: 0,
+            route: Route::Fixed { target, reason },
+            access,
+            demands: Vec::new(),
+            scatter: Err("it is not a query".into()),
+            reads: Vec::new(),
+            writes: Vec::new(),
+            cacheable: Err(NoCacheReason::NotSelect),
+            ambiguous: Vec::new(),
+        }
+    }
+
+    pub fn refusing(error: UserError, access: Access) -> Self {
+        let mut shape = Shape::fixed(Target::Home, access, RouteReason::Unparsed);
+        shape.route = Route::Refuse(Box::new(error));
+        shape
+    }
+
+    pub fn describe_target(&self) -> DescribeTarget {
+        match &self.route {
+            Route::Fixed { target: Target::Home | Target::One(_), .. } => DescribeTarget::Home,
+            Route::Keyed(Keyed { home_table: Some(_), .. }) => DescribeTarget::Home,
+            Route::Fixed { .. } | Route::Keyed(_) | Route::Refuse(_) => DescribeTarget::Any,
+        }
+    }
+
+    pub fn check_types(&self, types: &[u32]) -> Result<(), UserError> {
+        for demand in &self.demands {
+            for term in &demand.keys.terms {
+                let (number, array) = match term {
+                    Term::Param { number, .. } => (*number, false),
+                    Term::Array { number } => (*number, true),
+                    Term::Literal(_) | Term::ArrayLiteral(_) | Term::Null => continue,
+                };
+                if number > self.client_params {
+                    continue;
+                }
+                let declared = types.get(usize::from(number) - 1).copied().unwrap_or(0);
+                let fits = match (declared, array) {
+                    (0 | 705, _) => true,
+                    (_, false) => family(declared) == Some(demand.key_type),
+                    (_, true) => array_family(declared) == Some(demand.key_type),
+                };
+                if !fits {
+                    return Err(refuse::parameter_type(number, demand.key_type.name()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn bind(&self, values: &Values<'_>, topology: &Topology) -> Result<Plan, UserError> {
+        if let Route::Refuse(error) = &self.route {
+            return Err((**error).clone());
+        }
+        let bound = self.bound(values, topology)?;
+        let (target, reason) = match &self.route {
+            Route::Fixed { target, reason } => (target.clone(), reason.clone()),
+            Route::Keyed(keyed) => self.keyed_target(keyed, &bound, topology)?,
+            Route::Refuse(error) => return Err((**error).clone()),
+        };
+        let merge = match (&target, &self.scatter) {
+            (Target::Many(_) | Target::All, Ok(Scatter { read: Some(read) })) => Some(self.merge_spec(read, values)?),
+            _ => None,
+        };
+        let cacheable = match self.cacheable {
+            Ok(()) if merge.is_some() => Err(NoCacheReason::Scatter),
+            Ok(()) if values.mention_time() => Err(NoCacheReason::TimeWord),
+            verdict => verdict,
+        };
+        Ok(Plan {
+            target,
+            access: self.access,
+            merge,
+            reads: depend(&self.reads, &bound),
+            writes: depend(&self.writes, &bound),
+            cacheable,
+            reason,
+        })
+    }
+
+    fn bound(&self, values: &Values<'_>, topology: &Topology) -> Result<AllBound, UserError> {
+        let mut all = AllBound::new();
+        for demand in &self.demands {
+            let bound = match (self.bound_one(demand, values, topology), &self.route) {
+                (Ok(bound), _) => bound,
+                (Err(error), Route::Keyed(_)) => return Err(error),
+                (Err(_), _) => Bound { hashes: SmallVec::new(), shards: SmallVec::new(), unknown: true },
+            };
+            all.push(bound);
+        }
+        Ok(all)
+    }
+
+    fn bound_one(&self, demand: &Demand, values: &Values<'_>, topology: &Topology) -> Result<Bound, UserError> {
+        for &number in &self.ambiguous {
+            let used = demand.keys.terms.iter().any(
+                |term| matches!(term, Term::Param { number: other, .. } | Term::Array { number: other } if *other == number),
+            );
+            if used && matches!(values.params.get(usize::from(number) - 1), Some(super::Datum::Binary(_))) {
+                return Err(refuse::ambiguous(number));
+            }
+        }
+        let keys = values.keys(&demand.keys, demand.key_type, self.client_params)?;
+        if let Route::Keyed(Keyed { insert: true, table, column, .. }) = &self.route
+            && keys.len() < demand.keys.terms.len()
+        {
+            return Err(refuse::null_key(table, column));
+        }
+        let mut bound = Bound { hashes: SmallVec::new(), shards: SmallVec::new(), unknown: false };
+        for key in &keys {
+            let hash = key.hash();
+            let shard = topology.slots.owner(Slot::of_hash(hash));
+            bound.hashes.push(hash);
+            if let Err(at) = bound.shards.binary_search(&shard) {
+                bound.shards.insert(at, shard);
+            }
+        }
+        Ok(bound)
+    }
+
+    fn keyed_target(&self, keyed: &Keyed, bound: &AllBound, topology: &Topology) -> Result<(Target, RouteReason), UserError> {
+        if keyed.all_keyed {
+            let mut shards: SmallVec<[ShardId; 4]> = bound.iter().flat_map(|bound| bound.shards.iter().copied()).collect();
+            shards.sort_unstable();
+            shards.dedup();
+            if shards.len() <= 1 {
+                let shard = shards.first().copied().unwrap_or(ShardId(0));
+                return self.one(keyed, bound, shard, topology);
+            }
+            if keyed.insert {
+                return Err(refuse::insert_apart(shards.len(), &keyed.table, &keyed.column));
+            }
+            if let Err(why) = &self.scatter {
+                return Err(refuse::keys_apart(shards.len(), why, &keyed.table, &keyed.column));
+            }
+        }
+        if let Err(why) = &self.scatter {
+            return Err(refuse::not_spread(why, &keyed.table, &keyed.column));
+        }
+        let Some(core) = keyed.core else { return Ok((Target::All, RouteReason::Scatter)) };
+        let shards = &bound[core].shards;
+        if shards.len() <= 1 {
+            return self.one(keyed, bound, shards.first().copied().unwrap_or(ShardId(0)), topology);
+        }
+        let name = Arc::clone(&self.demands[core].name);
+        let reason = RouteReason::KeysApart { name, keys: bound[core].hashes.len(), shards: shards.len() };
+        Ok((Target::Many(shards.clone()), reason))
+    }
+
+    fn one(&self, keyed: &Keyed, bound: &AllBound, shard: ShardId, topology: &Topology) -> Result<(Target, RouteReason), UserError> {
+        let told = bound.iter().position(|bound| !bound.hashes.is_empty());
+        let shard = match (&keyed.home_table, told) {
+            // Rows of no key are on every shard.
+            (Some(_), None) => topology.home,
+            (Some(table), Some(_)) if shard != topology.home => return Err(refuse::mixed_home(table, &keyed.table)),
+            _ => shard,
+        };
+        let reason = match told {
+            None => RouteReason::NoKey { name: Arc::clone(&self.demands[keyed.core.unwrap_or(0)].name) },
+            Some(index) => {
+                let name = Arc::clone(&self.demands[index].name);
+                match bound[index].hashes.as_slice() {
+                    [hash] => RouteReason::Key { name, slot: Slot::of_hash(*hash), shard },
+                    hashes => RouteReason::KeysTogether { name, keys: hashes.len(), shard },
+                }
+            }
+        };
+        Ok((Target::One(shard), reason))
+    }
+
+    fn merge_spec(&self, read: &ReadScatter, values: &Values<'_>) -> Result<MergeSpec, UserError> {
+        let count = |term: &Option<Term>| match term {
+            Some(term) => values.count(term, self.client_params),
+            None => Ok(None),
+        };
+        Ok(MergeSpec {
+            hidden: read.hidden,
+            group: read.group.clone(),
+            distinct: read.distinct,
+            order: read.order.clone(),
+            offset: count(&read.offset)?.unwrap_or(0),
+            limit: count(&read.limit)?,
+        })
+    }
+}
+
+fn depend(needs: &[Need], bound: &AllBound) -> Dependencies {
+    let mut dependencies = Dependencies::new();
+    let mut add = |dependency| {
+        if !dependencies.contains(&dependency) {
+            dependencies.push(dependency);
+        }
+    };
+    for need in needs {
+        match *need {
+            Need::Fixed(dependency) => add(dependency),
+            Need::Keyed { table, demand, write } => {
+                let hashes = &bound[demand].hashes;
+                let many = bound[demand].unknown || hashes.len() > DEPENDENCY_KEYS_MAX;
+                match (write, many) {
+                    (false, true) => add(Dependency::Table(table)),
+                    (false, false) => add(Dependency::Keyless(table)),
+                    (true, many) => {
+                        add(Dependency::Table(table));
+                        if many {
+                            add(Dependency::Keyless(table));
+                        }
+                    }
+                }
+                if !many {
+                    for &hash in hashes {
+                        add(Dependency::Key(table, KeyHash(hash)));
+                    }
+                }
+            }
+        }
+    }
+    dependencies
+}
+
+/// Key family of an array type.
+fn array_family(type_oid: u32) -> Option<KeyType> {
+    match type_oid {
+        1016 | 1005 | 1007 => Some(KeyType::Int),
+        1009 | 1015 => Some(KeyType::Text),
+        2951 => Some(KeyType::Uuid),
+        _ => None,
+    }
+}

@@ -1,0 +1,518 @@
+//! Statement → template: every class of statement in one place, DML by its facts.
+
+use std::sync::Arc;
+
+use super::bind::{Demand, Keyed, Need, Route, Scatter, Shape};
+use super::clauses::clauses;
+use super::functions::{Harm, worst};
+use super::reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
+use super::refuse;
+use super::scatter::{Text, read_scatter};
+use super::values::is_time_word;
+use super::{Access, Target, Template};
+use crate::fresh::{Dependency, TableHash};
+use crate::sql::class::{Class, CopyDirection, CopyEndpoint, CopyRelation, classify};
+use crate::sql::facts::{Facts, Instance, KeySet, KeySetting, Literal, Schema, Spread, TableName, Term, Use, Verb};
+use crate::sql::lex::{Token, TokenKind, lex};
+use crate::sql::normal::Normal;
+use crate::sql::{parse, word};
+use crate::topology::Placement;
+use crate::topology::catalog::RelationKind;
+use crate::topology::hash::hash_bytes_extended;
+
+/// A template, and what a cache of templates must know of it.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    pub template: Template,
+    /// Indexes of the lifted literals whose value shaped the template: a cache key must include them.
+    pub structural: Vec<u16>,
+}
+
+/// Plans one statement. `normal` and `class` must have been made of `sql`, which holds exactly this statement.
+pub fn compile(normal: &Normal, class: &Class, sql: &str, schema: &Schema<'_>) -> Compiled {
+    let mut original = Vec::new();
+    let mut tokens = Vec::new();
+    let lexed = lex(sql, &mut original).is_ok() && lex(&normal.text, &mut tokens).is_ok();
+    let source = Source { sql, original: &original, text: &normal.text, tokens: &tokens, params: normal.params };
+    let mut compiler = Compiler { schema, structural: Vec::new() };
+    let shape = if lexed {
+        compiler.statement(class, source, normal)
+    } else {
+        compiler.home(Access::Write, RouteReason::Unparsed, true)
+    };
+    Compiled { template: Template { class: class.clone(), inner: shape }, structural: compiler.structural }
+}
+
+/// One statement as written and as normalised.
+#[derive(Clone, Copy)]
+struct Source<'t> {
+    sql: &'t str,
+    original: &'t [Token],
+    text: &'t str,
+    tokens: &'t [Token],
+    params: u16,
+}
+
+struct Compiler<'a> {
+    schema: &'a Schema<'a>,
+    structural: Vec<u16>,
+}
+
+/// Instances of a statement by where their tables live.
+#[derive(Default)]
+struct Placed<'f> {
+    sharded: Vec<&'f Instance>,
+    reference: Vec<&'f Instance>,
+    global: Vec<&'f Instance>,
+    system: Vec<&'f Instance>,
+}
+
+impl Compiler<'_> {
+    fn single(&self) -> bool {
+        self.schema.shards <= 1
+    }
+
+    fn home(&self, access: Access, reason: RouteReason, anything: bool) -> Shape {
+        let mut shape = Shape::fixed(Target::Home, access, reason);
+        if anything {
+            shape.writes.push(Need::Fixed(Dependency::Anything));
+        }
+        shape
+    }
+
+    fn everywhere(&self, reason: RouteReason) -> Shape {
+        let target = if self.single() { Target::Home } else { Target::All };
+        let mut shape = Shape::fixed(target, Access::Write, reason);
+        shape.writes.push(Need::Fixed(Dependency::Anything));
+        shape
+    }
+
+    fn statement(&mut self, class: &Class, source: Source<'_>, normal: &Normal) -> Shape {
+        let session = Access::PrimaryRead(PrimaryReason::SessionStatement);
+        match class {
+            Class::Select | Class::Values | Class::Insert | Class::Update | Class::Delete | Class::With { .. } => {
+                self.data(source, Some(normal))
+            }
+            Class::Table | Class::Merge | Class::SelectInto | Class::Prepare { .. } | Class::Other => {
+                self.unparsed(source, "a statement it does not analyse")
+            }
+            Class::Explain { analyze, inner } => self.explain(*analyze, *inner, source),
+            Class::Declare { .. } => self.declare(source),
+            Class::Copy(copy) => self.copy(copy.direction, copy.endpoint, copy.relation.as_ref(), source),
+            Class::Ddl(ddl) if ddl.temporary => self.home(Access::Write, RouteReason::Temporary, false),
+            Class::Ddl(_) => self.everywhere(RouteReason::EveryShard),
+            Class::Truncate | Class::Lock => match self.mentioned(source) {
+                Some(_) => self.everywhere(RouteReason::EveryShard),
+                None => self.home(Access::Write, RouteReason::GlobalTable, true),
+            },
+            Class::Call | Class::Do | Class::Load | Class::Execute { .. } => {
+                self.home(Access::Write, RouteReason::SessionStatement, true)
+            }
+            Class::Listen(_) | Class::Unlisten(_) | Class::Notify(_) | Class::Discard(_) => {
+                self.home(Access::Write, RouteReason::SessionStatement, false)
+            }
+            _ => self.home(session, RouteReason::SessionStatement, false),
+        }
+    }
+
+    /// A sharded or reference table whose name is a word of the text.
+    fn mentioned(&self, source: Source<'_>) -> Option<String> {
+        source.tokens.iter().find_map(|&token| {
+            let name = word::name(source.text, token)?;
+            let declared = |(_, table, placement): (&str, &str, &Placement)| *placement != Placement::Global && table == name;
+            self.schema.rules.iter().any(declared).then_some(name)
+        })
+    }
+
+    fn unparsed(&self, source: Source<'_>, why: &str) -> Shape {
+        let mut shape = match self.mentioned(source) {
+            Some(table) if !self.single() => Shape::refusing(refuse::unparsed(why, &table), Access::Write),
+            _ => self.home(Access::Write, RouteReason::Unparsed, true),
+        };
+        shape.cacheable = Err(NoCacheReason::Unparsed);
+        shape
+    }
+
+    /// The statement inside EXPLAIN, DECLARE or COPY, without the right to be merged.
+    fn inner(&mut self, source: Source<'_>, tokens: &[Token], why: &'static str) -> Shape {
+        let (Some(first), Some(last)) = (tokens.first(), tokens.last()) else { return self.unparsed(source, why) };
+        let text = &source.text[first.start as usize..last.end as usize];
+        let mut own = Vec::new();
+        if lex(text, &mut own).is_err() {
+            return self.unparsed(source, why);
+        }
+        let inner = Source { sql: text, original: &own, text, tokens: &own, params: source.params };
+        let mut shape = match classify(text, &own) {
+            Class::Select | Class::Values | Class::Insert | Class::Update | Class::Delete | Class::With { .. } => {
+                self.data(inner, None)
+            }
+            _ => self.unparsed(inner, "a statement it does not analyse"),
+        };
+        shape.scatter = Err(why.into());
+        shape.cacheable = Err(NoCacheReason::NotSelect);
+        shape
+    }
+
+    fn explain(&mut self, analyze: bool, inner: usize, source: Source<'_>) -> Shape {
+        let mut shape = self.inner(source, source.tokens.get(inner..).unwrap_or_default(), "each shard would have a plan of its own; ask ROUTE '<statement>' in the admin database \"weir\" instead");
+        if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
+            return Shape::refusing(refuse::explain_spread(), shape.access);
+        }
+        if !analyze {
+            shape.writes.clear();
+            shape.access = Access::PrimaryRead(PrimaryReason::SessionStatement);
+        }
+        shape
+    }
+
+    /// `DECLARE name … CURSOR … FOR query`
+    fn declare(&mut self, source: Source<'_>) -> Shape {
+        let query = source.tokens.iter().position(|token| token.is_word(source.text, "for")).map_or(0, |index| index + 1);
+        let shape = self.inner(source, &source.tokens[query..], "a cursor reads one shard");
+        if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
+            return Shape::refusing(refuse::cursor_spread(), shape.access);
+        }
+        shape
+    }
+
+    fn copy(&mut self, direction: CopyDirection, endpoint: CopyEndpoint, relation: Option<&CopyRelation>, source: Source<'_>) -> Shape {
+        let Some(relation) = relation else {
+            let end = source.tokens.iter().position(|token| token.kind == TokenKind::RightParen && token.depth <= 1);
+            if source.tokens.get(1).is_none_or(|token| token.kind != TokenKind::LeftParen) {
+                return self.unparsed(source, "COPY");
+            }
+            let shape = self.inner(source, &source.tokens[2..end.unwrap_or(2)], "COPY of a query reads one shard");
+            if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
+                return Shape::refusing(refuse::copy_spread(), shape.access);
+            }
+            return shape;
+        };
+        let table = self.schema.resolve(relation.schema.as_deref(), &relation.name);
+        let instance = |usage| Instance { table: table.clone(), usage, keys: None, spread: Spread::Free, top: true };
+        let loads = direction == CopyDirection::From;
+        let usage = if loads { Use::Insert } else { Use::Read };
+        let server_side = matches!(endpoint, CopyEndpoint::File | CopyEndpoint::Program);
+        let access = if loads || server_side { Access::Write } else { self.read_access(&[&instance(usage)], false) };
+        let (target, reason) = match self.schema.placement(&table) {
+            _ if self.single() => (Target::Home, RouteReason::SingleShard),
+            Placement::Sharded { .. } => return Shape::refusing(refuse::copy_sharded(&relation.name), access),
+            Placement::Reference if loads && endpoint == CopyEndpoint::Stdin => (Target::All, RouteReason::ReferenceWrite),
+            Placement::Reference if loads => return Shape::refusing(refuse::reference_shape(&table, "a source that each server reads by itself"), access),
+            Placement::Reference if access == Access::Read => (Target::Any, RouteReason::ReferenceRead),
+            Placement::Reference | Placement::Global => (Target::Home, RouteReason::GlobalTable),
+        };
+        let mut shape = Shape::fixed(target, access, reason);
+        self.needs(&[instance(usage)], &mut shape);
+        shape
+    }
+
+    /// SELECT, VALUES, INSERT, UPDATE, DELETE.
+    fn data(&mut self, source: Source<'_>, normal: Option<&Normal>) -> Shape {
+        let facts = match parse::facts(source.text, source.tokens, source.params, self.schema) {
+            Ok(facts) => facts,
+            Err(parse::Unparsed(why)) => return self.unparsed(source, why),
+        };
+        let mut shape = self.routed(&facts, source);
+        shape.client_params = source.params;
+        shape.ambiguous.clone_from(&facts.ambiguous_params);
+        self.needs(&facts.instances, &mut shape);
+        let harm = worst(&facts.functions, self.schema.catalog);
+        if harm == Harm::Unknown {
+            shape.writes.push(Need::Fixed(Dependency::Anything));
+        }
+        shape.cacheable = self.cacheable(&facts, harm, source, &shape);
+        if let (Some(normal), Ok(Scatter { read: Some(read) })) = (normal, &shape.scatter)
+            && read.compared_literals
+        {
+            self.structural = structural(normal, source);
+        }
+        shape
+    }
+
+    fn place<'f>(&self, facts: &'f Facts) -> Placed<'f> {
+        let mut placed = Placed::default();
+        for instance in &facts.instances {
+            let list = match self.schema.placement(&instance.table) {
+                Placement::Sharded { .. } => &mut placed.sharded,
+                Placement::Reference => &mut placed.reference,
+                Placement::Global if is_system(&instance.table) => &mut placed.system,
+                Placement::Global => &mut placed.global,
+            };
+            list.push(instance);
+        }
+        placed
+    }
+
+    fn access(&self, facts: &Facts) -> Access {
+        let writes = facts.instances.iter().any(|instance| instance.usage.is_write());
+        let harm = worst(&facts.functions, self.schema.catalog);
+        if writes || harm >= Harm::Volatile {
+            return Access::Write;
+        }
+        if facts.locks_rows {
+            return Access::PrimaryRead(PrimaryReason::RowLocks);
+        }
+        if facts.server_bound || facts.instances.is_empty() && harm >= Harm::Stable {
+            return Access::PrimaryRead(PrimaryReason::ServerBound);
+        }
+        let all: Vec<&Instance> = facts.instances.iter().collect();
+        self.read_access(&all, true)
+    }
+
+    fn read_access(&self, instances: &[&Instance], system: bool) -> Access {
+        for instance in instances {
+            let reason = match self.schema.relation(&instance.table).map(|relation| relation.kind) {
+                Some(RelationKind::PlainTable) => continue,
+                Some(_) => PrimaryReason::NotPlainTable,
+                None if system && is_system(&instance.table) => PrimaryReason::SystemCatalog,
+                None => PrimaryReason::UnknownRelation,
+            };
+            return Access::PrimaryRead(reason);
+        }
+        Access::Read
+    }
+
+    fn routed(&mut self, facts: &Facts, source: Source<'_>) -> Shape {
+        let access = self.access(facts);
+        let placed = self.place(facts);
+        let fixed = |target, reason| Shape::fixed(target, access, reason);
+        if self.single() {
+            return fixed(Target::Home, RouteReason::SingleShard);
+        }
+        if let Some(target) = placed.reference.iter().find(|instance| instance.usage.is_write()) {
+            return self.reference_write(facts, &placed, target, access);
+        }
+        if !placed.sharded.is_empty() {
+            return self.keyed(facts, &placed, access, source);
+        }
+        if !placed.global.is_empty() {
+            return fixed(Target::Home, RouteReason::GlobalTable);
+        }
+        if !placed.system.is_empty() {
+            return fixed(Target::Home, RouteReason::SystemCatalog);
+        }
+        if !placed.reference.is_empty() {
+            let target = if access == Access::Read { Target::Any } else { Target::Home };
+            return fixed(target, RouteReason::ReferenceRead);
+        }
+        match access {
+            Access::Read => fixed(Target::Any, RouteReason::NoTable),
+            Access::PrimaryRead(_) | Access::Write => fixed(Target::Home, RouteReason::ServerFunction),
+        }
+    }
+
+    fn reference_write(&self, facts: &Facts, placed: &Placed<'_>, target: &Instance, access: Access) -> Shape {
+        let refused = |error| Shape::refusing(error, access);
+        let others = placed.sharded.iter().chain(&placed.global).chain(&placed.system);
+        if let Some(other) = others.into_iter().next() {
+            return refused(refuse::reference_mixed(&target.table, &other.table));
+        }
+        let unsteady = facts.functions.iter().find(|function| {
+            worst(std::slice::from_ref(*function), self.schema.catalog) >= Harm::Stable
+                && !super::functions::steady(&function.name)
+        });
+        if let Some(function) = unsteady {
+            return refused(refuse::reference_function(&target.table, &function.name));
+        }
+        if facts.limited_subquery {
+            return refused(refuse::reference_shape(&target.table, "a sub-query that returns only some of its rows"));
+        }
+        if facts.writes_in_with {
+            return refused(refuse::reference_shape(&target.table, "a write inside WITH"));
+        }
+        if facts.server_bound {
+            return refused(refuse::reference_shape(&target.table, "a column that differs between servers"));
+        }
+        Shape::fixed(Target::All, access, RouteReason::ReferenceWrite)
+    }
+
+    fn keyed(&mut self, facts: &Facts, placed: &Placed<'_>, access: Access, source: Source<'_>) -> Shape {
+        let refused = |error| Shape::refusing(error, access);
+        let written = placed.sharded.iter().find(|instance| instance.usage.is_write());
+        let subject = written.or_else(|| placed.sharded.iter().find(|instance| instance.keys.is_none())).unwrap_or(&placed.sharded[0]);
+        let table = &subject.table;
+        let Placement::Sharded { key: column, .. } = self.schema.placement(table) else {
+            return self.unparsed(source, "a table that is not sharded");
+        };
+        if let Some(system) = placed.system.first() {
+            return refused(refuse::system_mixed(&system.table));
+        }
+        match facts.key_setting {
+            KeySetting::Fine => {}
+            KeySetting::Changes => return refused(refuse::key_changes(table, column)),
+            KeySetting::Missing => return refused(refuse::key_missing(table, column)),
+            KeySetting::Computed => return refused(refuse::key_computed(table, column)),
+        }
+        let mut shape = Shape::fixed(Target::All, access, RouteReason::Scatter);
+        let mut core = None;
+        for instance in &placed.sharded {
+            let Some(demand) = self.demand(instance, &mut shape.demands) else { continue };
+            if instance.spread == Spread::Core {
+                core.get_or_insert(demand);
+            }
+        }
+        shape.scatter = self.scatter(facts, placed, source).map_err(Into::into);
+        shape.route = Route::Keyed(Keyed {
+            table: table.clone(),
+            column: column.clone(),
+            home_table: placed.global.first().map(|instance| instance.table.clone()),
+            insert: placed.sharded.iter().any(|instance| instance.usage == Use::Insert),
+            all_keyed: placed.sharded.iter().all(|instance| instance.keys.is_some()),
+            core,
+        });
+        shape
+    }
+
+    /// The index of the instance's keys among the demands; `None` if it has none.
+    fn demand(&self, instance: &Instance, demands: &mut Vec<Demand>) -> Option<usize> {
+        let Placement::Sharded { key, key_type } = self.schema.placement(&instance.table) else { return None };
+        let keys = instance.keys.as_ref()?;
+        let found = demands.iter().position(|demand| demand.key_type == *key_type && demand.keys == *keys);
+        Some(found.unwrap_or_else(|| {
+            let name = KeyName { table: instance.table.to_string().into(), column: key.clone(), value: shown(keys).into() };
+            demands.push(Demand { name: Arc::new(name), key_type: *key_type, keys: keys.clone() });
+            demands.len() - 1
+        }))
+    }
+
+    /// May the statement run on several shards? `Err`: why not.
+    fn scatter(&self, facts: &Facts, placed: &Placed<'_>, source: Source<'_>) -> Result<Scatter, String> {
+        if facts.verb == Verb::Insert {
+            return Err("it inserts rows".into());
+        }
+        if facts.writes_in_with {
+            return Err("it writes inside WITH".into());
+        }
+        if let Some(table) = placed.global.first() {
+            return Err(format!("{} lives on the home shard only", table.table));
+        }
+        let core = placed.sharded.iter().find(|instance| instance.spread == Spread::Core);
+        for instance in &placed.sharded {
+            if instance.spread == Spread::Free {
+                return Err(match core {
+                    Some(core) if core.table != instance.table => {
+                        format!("{} is not joined to {} by the shard keys", instance.table, core.table)
+                    }
+                    _ if placed.sharded.len() > 1 => format!("{} is not joined by its shard key", instance.table),
+                    _ => format!("the rows of {} cannot be told apart by shard where it stands", instance.table),
+                });
+            }
+        }
+        if core.is_none() {
+            return Err("no sharded table in it decides which rows there are".into());
+        }
+        if let Some(why) = facts.unspreadable {
+            return Err(format!("it has {why}"));
+        }
+        if facts.locks_rows {
+            return Err("it locks rows".into());
+        }
+        if facts.limited_subquery {
+            return Err("it has a sub-query that returns only some of its rows".into());
+        }
+        if facts.server_bound {
+            return Err("it asks for what differs between servers (ctid, xmin, TABLESAMPLE)".into());
+        }
+        if worst(&facts.functions, self.schema.catalog) >= Harm::Volatile {
+            return Err("it calls a function that is not known to be harmless".into());
+        }
+        if facts.verb != Verb::Select {
+            let target_is_core =
+                placed.sharded.iter().any(|instance| instance.usage.is_write() && instance.spread == Spread::Core);
+            return if target_is_core { Ok(Scatter { read: None }) } else { Err("its target is not spread".into()) };
+        }
+        let shape = facts.select.as_ref().ok_or("it is not a single SELECT")?;
+        let clauses = clauses(source.sql, source.original).ok_or("weir cannot tell its clauses apart")?;
+        let text = Text { sql: source.sql, tokens: source.original, clauses: &clauses };
+        Ok(Scatter { read: Some(read_scatter(shape, text)?) })
+    }
+
+    /// Fills in what is read and written, for freshness.
+    fn needs(&self, instances: &[Instance], shape: &mut Shape) {
+        for instance in instances {
+            let relation = self.schema.relation(&instance.table);
+            let plain = relation.is_some_and(|relation| relation.kind == RelationKind::PlainTable);
+            let table = table_hash(&instance.table);
+            let demand = self.demand(instance, &mut shape.demands);
+            if !instance.usage.is_write() {
+                shape.reads.push(Need::Fixed(Dependency::Anything));
+                match demand {
+                    _ if !plain => {}
+                    Some(demand) => shape.reads.push(Need::Keyed { table, demand, write: false }),
+                    None => shape.reads.push(Need::Fixed(Dependency::Table(table))),
+                }
+            } else if !plain || relation.is_some_and(|relation| relation.writes_spread) {
+                shape.writes.push(Need::Fixed(Dependency::Anything));
+            } else if let Some(demand) = demand {
+                shape.writes.push(Need::Keyed { table, demand, write: true });
+            } else {
+                shape.writes.push(Need::Fixed(Dependency::Table(table)));
+                shape.writes.push(Need::Fixed(Dependency::Keyless(table)));
+            }
+        }
+    }
+
+    fn cacheable(&self, facts: &Facts, harm: Harm, source: Source<'_>, shape: &Shape) -> Result<(), NoCacheReason> {
+        if facts.verb != Verb::Select {
+            return Err(NoCacheReason::NotSelect);
+        }
+        match shape.access {
+            Access::Read => {}
+            Access::PrimaryRead(reason) => return Err(NoCacheReason::Primary(reason)),
+            Access::Write => return Err(NoCacheReason::Write),
+        }
+        if facts.instances.is_empty() {
+            return Err(NoCacheReason::NoTable);
+        }
+        if harm > Harm::Immutable {
+            return Err(NoCacheReason::Function);
+        }
+        let time_word = |token: &Token| {
+            let string = matches!(
+                token.kind,
+                TokenKind::String | TokenKind::EscapeString | TokenKind::UnicodeString | TokenKind::DollarString
+            );
+            string && is_time_word(token.text(source.text).as_bytes())
+        };
+        if source.tokens.iter().any(time_word) { Err(NoCacheReason::TimeWord) } else { Ok(()) }
+    }
+}
+
+/// Literals in the select list: whether an ORDER BY or GROUP BY expression is one of its items depends on their values.
+fn structural(normal: &Normal, source: Source<'_>) -> Vec<u16> {
+    let Some(clauses) = clauses(source.sql, source.original) else { return (0..normal.literals.len() as u16).collect() };
+    let (Some(first), Some(last)) = (clauses.items.first(), clauses.items.last()) else { return Vec::new() };
+    let start = source.original[first.start].start;
+    let end = source.original[last.end - 1].end;
+    let inside = |(index, literal): (usize, &crate::sql::normal::Literal)| {
+        (literal.start >= start && literal.end <= end).then_some(index as u16)
+    };
+    normal.literals.iter().enumerate().filter_map(inside).collect()
+}
+
+fn is_system(table: &TableName) -> bool {
+    matches!(&*table.schema, "pg_catalog" | "information_schema" | "pg_toast")
+}
+
+fn table_hash(table: &TableName) -> TableHash {
+    TableHash(hash_bytes_extended(format!("{}.{}", table.schema, table.name).as_bytes(), 0))
+}
+
+/// A key set as people read it; literals are not shown, because templates are shared by all their values.
+fn shown(keys: &KeySet) -> String {
+    let term = |term: &Term| match term {
+        Term::Param { number, negated: false } => format!("${number}"),
+        Term::Param { number, negated: true } => format!("-${number}"),
+        Term::Array { number } => format!("any of ${number}"),
+        Term::Literal(Literal::Number(text)) => text.to_string(),
+        Term::Literal(Literal::String(text)) => format!("'{text}'"),
+        Term::ArrayLiteral(text) => format!("any of '{text}'"),
+        Term::Null => "NULL".to_owned(),
+    };
+    const SHOWN_MAX: usize = 4;
+    let mut parts: Vec<String> = keys.terms.iter().take(SHOWN_MAX).map(term).collect();
+    if keys.terms.len() > SHOWN_MAX {
+        parts.push("…".to_owned());
+    }
+    parts.join(" or ")
+}

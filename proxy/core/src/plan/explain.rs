@@ -1,0 +1,104 @@
+//! A plan in words, for ROUTE and EXPLAIN.
+
+use super::{Access, Plan, Target};
+use crate::merge::{FoldKind, MergeSpec};
+use crate::topology::Topology;
+
+/// Name and value of everything an operator may want to know of a plan, in reading order.
+pub fn explain(plan: &Plan, topology: &Topology) -> Vec<(String, String)> {
+    let mut rows = Vec::new();
+    let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));
+    row("target", target_name(&plan.target).to_owned());
+    row("shards", shards(&plan.target, topology));
+    if let Some(slots) = slots(plan) {
+        row("slots", slots);
+    }
+    row("access", match plan.access {
+        Access::Read => "read: a replica that is fresh enough, or the primary".to_owned(),
+        Access::PrimaryRead(reason) => format!("read on the primary: {reason}"),
+        Access::Write => "write: the primary".to_owned(),
+    });
+    row("reason", plan.reason.sentence(topology));
+    row("merge", plan.merge.as_ref().map_or_else(|| "none".to_owned(), merge));
+    row("cache", match plan.cacheable {
+        Ok(()) => "cacheable".to_owned(),
+        Err(reason) => format!("not cached: {reason}"),
+    });
+    rows
+}
+
+fn target_name(target: &Target) -> &'static str {
+    match target {
+        Target::Home => "home",
+        Target::One(_) => "one shard",
+        Target::Any => "any shard",
+        Target::Many(_) => "several shards",
+        Target::All => "all shards",
+    }
+}
+
+fn shards(target: &Target, topology: &Topology) -> String {
+    let name = |index: usize| topology.shards.get(index).map_or_else(|| index.to_string(), ToString::to_string);
+    match target {
+        Target::Home => name(usize::from(topology.home.0)),
+        Target::One(shard) => name(usize::from(shard.0)),
+        Target::Many(shards) => shards.iter().map(|shard| name(usize::from(shard.0))).collect::<Vec<_>>().join(", "),
+        Target::Any => format!("any of {}", topology.shards.join(", ")),
+        Target::All => topology.shards.join(", "),
+    }
+}
+
+fn slots(plan: &Plan) -> Option<String> {
+    match &plan.reason {
+        super::RouteReason::Key { slot, .. } => Some(slot.index().to_string()),
+        _ => None,
+    }
+}
+
+/// The merge in one line.
+pub fn merge(spec: &MergeSpec) -> String {
+    let mut parts = Vec::new();
+    if let Some(group) = &spec.group {
+        let keys: Vec<String> = group.keys.iter().map(ToString::to_string).collect();
+        let folds: Vec<String> = group.folds.iter().map(|fold| format!("{}:{}", fold.column, fold_name(fold.kind))).collect();
+        parts.push(format!("group by [{}] folding [{}]", keys.join(" "), folds.join(" ")));
+    }
+    if spec.distinct {
+        parts.push("distinct".to_owned());
+    }
+    if !spec.order.is_empty() {
+        let keys: Vec<String> = spec
+            .order
+            .iter()
+            .map(|key| {
+                let direction = if key.descending { " desc" } else { "" };
+                let nulls = if key.nulls_first { " nulls first" } else { " nulls last" };
+                let bytes = if key.byte_order { " by bytes" } else { "" };
+                format!("{}{direction}{nulls}{bytes}", key.column)
+            })
+            .collect();
+        parts.push(format!("order by [{}]", keys.join(", ")));
+    }
+    if spec.offset > 0 {
+        parts.push(format!("offset {}", spec.offset));
+    }
+    if let Some(limit) = spec.limit {
+        parts.push(format!("limit {limit}"));
+    }
+    if spec.hidden > 0 {
+        parts.push(format!("{} hidden", spec.hidden));
+    }
+    if parts.is_empty() { "rows as they come".to_owned() } else { parts.join(", ") }
+}
+
+fn fold_name(kind: FoldKind) -> String {
+    match kind {
+        FoldKind::Count => "count".to_owned(),
+        FoldKind::Sum => "sum".to_owned(),
+        FoldKind::Min => "min".to_owned(),
+        FoldKind::Max => "max".to_owned(),
+        FoldKind::Avg { sum, count } => format!("avg({sum}/{count})"),
+        FoldKind::And => "and".to_owned(),
+        FoldKind::Or => "or".to_owned(),
+    }
+}

@@ -1,0 +1,162 @@
+//! Every refusal of the planner in one place: SQLSTATE 0A000, a DETAIL that says why, a HINT that says what to do.
+
+use crate::error::{Blame, UserError, sqlstate};
+use crate::sql::facts::TableName;
+
+const WITH_KEY: &str = "Give every sharded table in the statement the same shard key, for example WHERE";
+
+fn refuse(message: &'static str, detail: String, hint: String) -> UserError {
+    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, message).detail(detail).hint(hint)
+}
+
+fn key_hint(table: &TableName, column: &str) -> String {
+    format!("{WITH_KEY} {table}.{column} = $1.")
+}
+
+pub fn unparsed(why: &str, table: &str) -> UserError {
+    refuse(
+        "weir does not understand this statement on a sharded or reference table",
+        format!("It names \"{table}\", and weir met {why}."),
+        "Write it in plainer SQL, or run it on each shard directly.".to_owned(),
+    )
+}
+
+pub fn not_spread(why: &str, table: &TableName, column: &str) -> UserError {
+    refuse("this statement cannot run across shards", format!("{why}."), key_hint(table, column))
+}
+
+pub fn keys_apart(shards: usize, why: &str, table: &TableName, column: &str) -> UserError {
+    refuse(
+        "this statement touches several shards and cannot be split",
+        format!("Its keys of {table}.{column} live on {shards} shards, and {why}."),
+        "Send one statement per key.".to_owned(),
+    )
+}
+
+pub fn insert_apart(shards: usize, table: &TableName, column: &str) -> UserError {
+    refuse(
+        "this INSERT has rows for several shards",
+        format!("Its values of {table}.{column} live on {shards} shards."),
+        format!("Send one INSERT per value of {column}."),
+    )
+}
+
+pub fn mixed_home(table: &TableName, other: &TableName) -> UserError {
+    refuse(
+        "a table with one home cannot be used together with rows of another shard",
+        format!("{table} lives on the home shard only, the rows of {other} on the shard of their key."),
+        format!("Declare {table} as a reference table, or use two statements."),
+    )
+}
+
+pub fn system_mixed(table: &TableName) -> UserError {
+    refuse(
+        "system catalogues cannot be used together with sharded tables",
+        format!("{table} describes one server only."),
+        "Use two statements.".to_owned(),
+    )
+}
+
+pub fn key_changes(table: &TableName, column: &str) -> UserError {
+    refuse(
+        "the shard key of a row cannot be changed",
+        format!("The statement sets {table}.{column}, and the row may then belong to another shard."),
+        "Delete the row and insert it with its new key.".to_owned(),
+    )
+}
+
+pub fn key_missing(table: &TableName, column: &str) -> UserError {
+    refuse(
+        "this INSERT has no value for the shard key",
+        format!("{table} is spread by {column}, and the statement gives it none."),
+        format!("List {column} among the inserted columns."),
+    )
+}
+
+pub fn key_computed(table: &TableName, column: &str) -> UserError {
+    refuse(
+        "the shard key of this INSERT cannot be known in advance",
+        format!("The value of {table}.{column} is computed by the server."),
+        format!("Give {column} as a parameter or a literal, or select it from a table restricted to one key."),
+    )
+}
+
+pub fn null_key(table: &TableName, column: &str) -> UserError {
+    refuse(
+        "the shard key of an inserted row cannot be NULL",
+        format!("{table} is spread by {column}."),
+        format!("Give {column} a value."),
+    )
+}
+
+pub fn reference_mixed(table: &TableName, other: &TableName) -> UserError {
+    refuse(
+        "a reference table can only be written from its own statement and other reference tables",
+        format!("{table} is written on every shard, but {other} is not the same on every shard."),
+        "Read the values first, then write them as parameters.".to_owned(),
+    )
+}
+
+pub fn reference_function(table: &TableName, function: &str) -> UserError {
+    refuse(
+        "this write of a reference table would differ from shard to shard",
+        format!("{table} is written on every shard, and {function}() may give each another value."),
+        "Compute the value first and pass it as a parameter.".to_owned(),
+    )
+}
+
+pub fn reference_shape(table: &TableName, why: &str) -> UserError {
+    refuse(
+        "this write of a reference table could differ from shard to shard",
+        format!("{table} is written on every shard, and the statement has {why}."),
+        "Write the reference table in a statement of its own, with the values as parameters.".to_owned(),
+    )
+}
+
+pub fn ambiguous(number: u16) -> UserError {
+    refuse(
+        "the type of a shard key parameter is not certain",
+        format!("${number} is a shard key and also used elsewhere in the statement, and it came in binary form."),
+        format!("Write ${number}::bigint (or the key's type) at every use, or use two parameters."),
+    )
+}
+
+pub fn parameter_type(number: u16, wanted: &str) -> UserError {
+    refuse(
+        "a shard key parameter is declared with another type",
+        format!("${number} is compared with a shard key of type {wanted}."),
+        format!("Declare ${number} as {wanted}, or leave its type out."),
+    )
+}
+
+pub fn explain_spread() -> UserError {
+    refuse(
+        "EXPLAIN of a statement that runs on several shards is not supported",
+        "Each shard has a plan of its own.".to_owned(),
+        "Ask ROUTE '<statement>' in the admin database \"weir\", or EXPLAIN the statement with a shard key.".to_owned(),
+    )
+}
+
+pub fn cursor_spread() -> UserError {
+    refuse(
+        "a cursor over several shards is not supported",
+        "Its query runs on more than one shard.".to_owned(),
+        "Run the query without a cursor, or restrict it to one shard key.".to_owned(),
+    )
+}
+
+pub fn copy_sharded(table: &str) -> UserError {
+    refuse(
+        "COPY of a sharded table is not supported",
+        format!("The rows of {table} live on several shards."),
+        "Use INSERT to load and SELECT to read, or COPY on each shard directly.".to_owned(),
+    )
+}
+
+pub fn copy_spread() -> UserError {
+    refuse(
+        "COPY of a query that runs on several shards is not supported",
+        "Its rows would have to be merged.".to_owned(),
+        "Run the query by itself, or restrict it to one shard key.".to_owned(),
+    )
+}

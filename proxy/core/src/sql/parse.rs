@@ -1,0 +1,257 @@
+//! From SQL text to [`Facts`]: the only place that uses sqlparser.
+//!
+//! Invariant: text reaches the parser only after our own lexer has cut it and bounded its size and depth, because a deep
+//! tree can overflow the stack, and after the spellings the parser is known to read wrongly were turned away. What is
+//! not certain ends as [`Unparsed`]; nothing here ever prints SQL.
+//!
+//! Non-goals: deciding where a statement goes, and statements other than SELECT, INSERT, UPDATE and DELETE.
+
+mod analyse;
+mod block;
+mod dml;
+mod env;
+mod scope;
+mod shape;
+mod terms;
+
+use std::ops::ControlFlow;
+
+use sqlparser::ast::{Expr, Query, SetExpr, Statement, TableFactor, Visit, Visitor};
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::parser::Parser;
+
+use super::facts::{Facts, FunctionName, Instance, Schema, Spread, Verb};
+use super::lex::{Token, TokenKind};
+use crate::topology::Placement;
+use analyse::Analyser;
+pub use analyse::Unparsed;
+use scope::{Scope, name_parts};
+
+/// Longer text is not parsed.
+const PARSED_BYTES_MAX: usize = 32 * 1024;
+/// Deeper nesting of parentheses is not parsed.
+const DEPTH_MAX: u16 = 200;
+/// More operators make the tree too deep to drop safely.
+const OPERATORS_MAX: usize = 2_000;
+
+/// Learns what is certain of one SELECT, INSERT, UPDATE or DELETE (or WITH …). `text` must have been cut into `tokens`;
+/// `params` is the highest `$n` the client wrote, higher ones are lifted literals.
+pub fn facts(text: &str, tokens: &[Token], params: u16, schema: &Schema<'_>) -> Result<Facts, Unparsed> {
+    guard(text, tokens)?;
+    let dialect = PostgreSqlDialect {};
+    let mut statements =
+        Parser::parse_sql(&dialect, text).map_err(|_| Unparsed("weir's parser does not know this syntax"))?;
+    let (Some(statement), true) = (statements.pop(), statements.is_empty()) else {
+        return Err(Unparsed("not exactly one statement"));
+    };
+    let mut analyser = Analyser::new(schema, params);
+    analyser.statement(&statement, &Scope::default(), &env::Env::default())?;
+    let verb = verb(&statement)?;
+    let mut survey = Survey::default();
+    let _ = statement.visit(&mut survey);
+    if survey.unnamed {
+        return Err(Unparsed("a computed name"));
+    }
+    let mut functions = survey.functions;
+    functions.sort();
+    functions.dedup();
+    let instances = instances(&analyser);
+    let limited_subquery = analyser.limited.iter().any(|range| {
+        instances[range.clone()].iter().any(|instance| !matches!(schema.placement(&instance.table), Placement::Sharded { .. }))
+    });
+    Ok(Facts {
+        verb,
+        functions,
+        locks_rows: survey.locks,
+        writes_in_with: analyser.writes_in_with,
+        with: analyser.with,
+        limited_subquery,
+        server_bound: survey.sampled || mentions_system_columns(text, tokens),
+        unspreadable: analyser.unspreadable,
+        ambiguous_params: ambiguous(&analyser, tokens),
+        key_setting: analyser.key_setting.clone(),
+        select: analyser.select.take(),
+        instances,
+    })
+}
+
+fn instances(analyser: &Analyser<'_>) -> Vec<Instance> {
+    let core = analyser.core_nodes();
+    let one = |(index, draft): (usize, &analyse::InstanceDraft)| {
+        let sharded = matches!(analyser.schema.placement(&draft.table), Placement::Sharded { .. });
+        Instance {
+            table: draft.table.clone(),
+            usage: draft.usage,
+            keys: if sharded { analyser.keys_of(index) } else { None },
+            spread: match &core {
+                Some(core) if sharded => analyser.spread_of(index, core),
+                _ => Spread::Free,
+            },
+            top: draft.top,
+        }
+    };
+    analyser.instances.iter().enumerate().map(one).collect()
+}
+
+/// Parameters that are a key and something else too: the server may have given them another type than the key's.
+fn ambiguous(analyser: &Analyser<'_>, tokens: &[Token]) -> Vec<u16> {
+    let written = |number: u16| tokens.iter().filter(|token| token.kind == TokenKind::Param(number)).count();
+    let mut found: Vec<u16> = analyser
+        .key_uses
+        .iter()
+        .filter(|(number, uses)| **number <= analyser.params && written(**number) > **uses)
+        .map(|(number, _)| *number)
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+fn verb(statement: &Statement) -> Result<Verb, Unparsed> {
+    match statement {
+        Statement::Insert(_) => Ok(Verb::Insert),
+        Statement::Update(_) => Ok(Verb::Update),
+        Statement::Delete(_) => Ok(Verb::Delete),
+        Statement::Query(query) => match &*query.body {
+            SetExpr::Insert(inner) | SetExpr::Update(inner) | SetExpr::Delete(inner) => verb(inner),
+            _ => Ok(Verb::Select),
+        },
+        _ => Err(Unparsed("a statement weir does not analyse")),
+    }
+}
+
+/// Turns away what is too large for the parser and what it reads wrongly (DESIGN.md §4).
+fn guard(text: &str, tokens: &[Token]) -> Result<(), Unparsed> {
+    if text.len() > PARSED_BYTES_MAX {
+        return Err(Unparsed("longer than 32 KiB"));
+    }
+    let mut operators = 0;
+    for (index, token) in tokens.iter().enumerate() {
+        if token.depth > DEPTH_MAX {
+            return Err(Unparsed("nested too deeply"));
+        }
+        let before = index.checked_sub(1).map(|index| tokens[index]);
+        match token.kind {
+            TokenKind::Operator => operators += 1,
+            TokenKind::Word => {
+                let word = token.text(text);
+                if word.eq_ignore_ascii_case("and") || word.eq_ignore_ascii_case("or") || word.eq_ignore_ascii_case("not") {
+                    operators += 1;
+                }
+                if word.eq_ignore_ascii_case("only") && before.is_some_and(|before| relation_follows(before, text)) {
+                    return Err(Unparsed("ONLY"));
+                }
+                if word.eq_ignore_ascii_case("table") && before.is_none_or(|before| before.kind == TokenKind::Word || before.kind == TokenKind::LeftParen) {
+                    return Err(Unparsed("TABLE"));
+                }
+            }
+            TokenKind::Integer if token.text(text).bytes().any(|byte| byte.is_ascii_alphabetic() || byte == b'_') => {
+                return Err(Unparsed("a number that is not decimal"));
+            }
+            TokenKind::String if before.is_some_and(|before| !string_may_follow(before, text)) => {
+                return Err(Unparsed("a literal of a named type"));
+            }
+            TokenKind::UnicodeString | TokenKind::BitString | TokenKind::EscapeString
+                if before.is_some_and(|before| matches!(before.kind, TokenKind::Word | TokenKind::QuotedWord) && !string_may_follow(before, text)) =>
+            {
+                return Err(Unparsed("a literal of a named type"));
+            }
+            _ => {}
+        }
+    }
+    if operators > OPERATORS_MAX { Err(Unparsed("too many operators")) } else { Ok(()) }
+}
+
+/// After these words (or a comma) stands a relation.
+fn relation_follows(before: Token, text: &str) -> bool {
+    before.kind == TokenKind::Comma
+        || ["from", "update", "into", "join", "using"].iter().any(|word| before.is_word(text, word))
+}
+
+/// May a quoted string follow this token as a value, in a way the parser reads as Postgres does?
+fn string_may_follow(before: Token, text: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "and", "as", "between", "bigint", "boolean", "by", "bytea", "case", "date", "distinct", "else", "escape", "from",
+        "ilike", "in", "int", "integer", "interval", "json", "jsonb", "like", "limit", "not", "numeric", "offset", "on",
+        "or", "returning", "select", "set", "similar", "smallint", "text", "then", "time", "timestamp", "timestamptz",
+        "to", "uuid", "values", "when", "where", "zone",
+    ];
+    match before.kind {
+        TokenKind::Word => WORDS.contains(&before.text(text).to_ascii_lowercase().as_str()),
+        TokenKind::QuotedWord | TokenKind::RightParen | TokenKind::RightBracket => false,
+        _ => true,
+    }
+}
+
+/// ctid, xmin and the like differ between servers that hold the same rows.
+fn mentions_system_columns(text: &str, tokens: &[Token]) -> bool {
+    const NAMES: &[&str] = &["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
+    tokens.iter().any(|token| {
+        matches!(token.kind, TokenKind::Word | TokenKind::QuotedWord)
+            && NAMES.iter().any(|name| token.text(text).trim_matches('"').eq_ignore_ascii_case(name))
+    })
+}
+
+/// What is true of the statement as a whole, wherever in it it stands.
+#[derive(Default)]
+struct Survey {
+    functions: Vec<FunctionName>,
+    locks: bool,
+    sampled: bool,
+    unnamed: bool,
+}
+
+impl Survey {
+    fn call(&mut self, name: &sqlparser::ast::ObjectName) {
+        let Some(parts) = name_parts(name) else {
+            self.unnamed = true;
+            return;
+        };
+        let mut parts = parts.into_iter().rev();
+        let Some(name) = parts.next() else { return };
+        self.functions.push(FunctionName { name: name.into(), schema: parts.next().map(Into::into) });
+    }
+
+    fn builtin(&mut self, name: &str) {
+        self.functions.push(FunctionName { schema: Some("pg_catalog".into()), name: name.into() });
+    }
+}
+
+impl Visitor for Survey {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        self.locks |= !query.locks.is_empty();
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        match expr {
+            Expr::Function(function) => self.call(&function.name),
+            // What a user-defined conversion or an operator of another schema does is not known.
+            Expr::Cast { data_type: sqlparser::ast::DataType::Custom(name, _), .. } => {
+                let parts = name_parts(name).unwrap_or_default();
+                if parts.last().is_some_and(|name| name.starts_with("reg")) {
+                    self.builtin("to_regclass");
+                }
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        match factor {
+            TableFactor::Table { name, args, sample, .. } => {
+                if args.is_some() {
+                    self.call(name);
+                }
+                self.sampled |= sample.is_some();
+            }
+            TableFactor::Function { name, .. } => self.call(name),
+            TableFactor::UNNEST { .. } => self.builtin("unnest"),
+            TableFactor::Derived { sample, .. } => self.sampled |= sample.is_some(),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+}

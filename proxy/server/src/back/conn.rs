@@ -1,0 +1,204 @@
+//! One connection to a Postgres server and all that weir knows of its state.
+//!
+//! Invariant: whoever finds that it cannot account for the connection's state calls [`Backend::doubt`]; such a Backend is
+//! closed and never lent again. Non-goal: deciding what to send.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+use weir_core::session::vars::VarSet;
+use weir_wire::backend::Status;
+use weir_wire::frame;
+
+use super::connect::CancelKey;
+
+/// Largest message a server may send; Postgres's own limit (MaxAllocSize).
+pub const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff + 6;
+/// How much is read from a server at once.
+const READ_BYTES: usize = 32 * 1024;
+/// Statements a Backend keeps prepared.
+const PREPARED_MAX: usize = 512;
+
+/// One logged-in server connection.
+pub struct Backend {
+    stream: TcpStream,
+    pub inbuf: BytesMut,
+    pub out: BytesMut,
+    pub cancel_key: CancelKey,
+    /// Statements prepared here under weir's names, oldest first.
+    prepared: Prepared,
+    /// Which statement the unnamed one is now.
+    pub unnamed: Option<u64>,
+    /// Session settings applied here beyond the server's defaults.
+    pub vars: VarSet,
+    /// Transaction status as of the last ReadyForQuery.
+    pub status: Status,
+    /// A request is on its way and has not been answered to its end.
+    pub busy: bool,
+    doubt: Option<&'static str>,
+    pub since: Instant,
+    pub idle_since: Instant,
+}
+
+impl Backend {
+    pub fn new(stream: TcpStream, inbuf: BytesMut, cancel_key: CancelKey, now: Instant) -> Self {
+        Backend {
+            stream,
+            inbuf,
+            out: BytesMut::new(),
+            cancel_key,
+            prepared: Prepared::default(),
+            unnamed: None,
+            vars: VarSet::default(),
+            status: Status::Idle,
+            busy: false,
+            doubt: None,
+            since: now,
+            idle_since: now,
+        }
+    }
+
+    /// Marks the connection as one whose state is not known; it will be closed.
+    pub fn doubt(&mut self, why: &'static str) {
+        self.doubt.get_or_insert(why);
+    }
+
+    /// May it be lent to somebody else?
+    pub fn is_clean(&self) -> bool {
+        self.doubt.is_none() && !self.busy && self.status == Status::Idle && self.inbuf.is_empty() && self.out.is_empty()
+    }
+
+    pub fn is_prepared(&self, id: u64) -> bool {
+        self.prepared.ids.contains(&id)
+    }
+
+    /// Notes that statement `id` is prepared; returns one to close when there are too many.
+    pub fn note_prepared(&mut self, id: u64) -> Option<u64> {
+        self.prepared.insert(id)
+    }
+
+    pub fn forget_prepared(&mut self, id: u64) {
+        self.prepared.ids.remove(&id);
+    }
+
+    /// The server forgot all statements (DISCARD ALL, DEALLOCATE ALL).
+    pub fn forget_all_prepared(&mut self) {
+        self.prepared = Prepared::default();
+        self.unnamed = None;
+    }
+
+    /// Sends what is in `out`. Ready when all of it is with the kernel.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            bytes::Buf::advance(&mut self.out, sent);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads what has come into `inbuf`. An end of stream is an error: servers do not hang up between frames for fun.
+    pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        read_into(&mut self.stream, &mut self.inbuf, READ_BYTES, cx)
+            .map(|result| result.and_then(|read| if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }))
+    }
+
+    /// Sends `out`, reading meanwhile so that neither side can block the other. Cancel-safe.
+    pub async fn send(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| {
+            if self.poll_send(cx)?.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Poll::Ready(read) = self.poll_receive(cx) {
+                read?;
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The next whole frame: tag and body. Cancel-safe.
+    pub async fn receive(&mut self) -> io::Result<(u8, Bytes)> {
+        std::future::poll_fn(|cx| self.poll_frame(cx)).await
+    }
+
+    /// Ready when [`Backend::poll_frame`] would not wait. Takes nothing.
+    pub fn poll_has_frame(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match frame::header(&self.inbuf, MESSAGE_BYTES_MAX) {
+                Ok(Some((_, total))) if self.inbuf.len() < total => {}
+                Ok(None) => {}
+                _ => return Poll::Ready(()),
+            }
+            if ready!(self.poll_receive(cx)).is_err() {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// As [`Backend::receive`], for waiting on several Backends at once.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(u8, Bytes)>> {
+        loop {
+            match frame::header(&self.inbuf, MESSAGE_BYTES_MAX) {
+                Err(bad) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, bad))),
+                Ok(Some((tag, total))) if self.inbuf.len() >= total => {
+                    let body = self.inbuf.split_to(total).freeze().slice(frame::HEADER..);
+                    return Poll::Ready(Ok((tag, body)));
+                }
+                Ok(_) => ready!(self.poll_receive(cx))?,
+            }
+        }
+    }
+}
+
+/// Reads once into the spare room of `buffer`; 0 means end of stream.
+pub fn read_into<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    buffer: &mut BytesMut,
+    room: usize,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    if buffer.capacity() - buffer.len() < room / 4 {
+        buffer.reserve(room);
+    }
+    // `read_buf` keeps no state between polls, so a fresh future per poll loses nothing.
+    std::pin::pin!(stream.read_buf(buffer)).poll(cx)
+}
+
+/// Which statements are prepared, bounded, first in first out.
+#[derive(Default)]
+struct Prepared {
+    ids: hashbrown::HashSet<u64, foldhash::fast::RandomState>,
+    order: std::collections::VecDeque<u64>,
+}
+
+impl Prepared {
+    fn insert(&mut self, id: u64) -> Option<u64> {
+        if !self.ids.insert(id) {
+            return None;
+        }
+        self.order.push_back(id);
+        while self.ids.len() > PREPARED_MAX {
+            let oldest = self.order.pop_front()?;
+            if oldest != id && self.ids.remove(&oldest) {
+                return Some(oldest);
+            }
+        }
+        None
+    }
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backend").field("process", &self.cancel_key.process).field("status", &self.status).finish_non_exhaustive()
+    }
+}

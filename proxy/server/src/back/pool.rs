@@ -1,0 +1,326 @@
+//! Backends of one user on one server, shared by all sessions: strictly first come, first served.
+//!
+//! The policy is [`weir_core::pool::Shelf`]; here are the sockets and wakers. Invariant: a [`Lease`] always gives its place
+//! back, whatever happens to the task that held it.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::pool::{Acquire, Counts, Release, Shelf, Ticket};
+use weir_core::session::vars::{VarSet, replay};
+use weir_wire::backend::{report_field, tag};
+use weir_wire::frame;
+use weir_wire::frontend::put_query;
+
+use super::conn::Backend;
+use super::connect::{self, Login, Parameters};
+
+/// Bounds of one pool.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolLimits {
+    pub size: usize,
+    pub waiting_max: usize,
+    pub wait_max: Duration,
+    /// Idle ones older than this are closed.
+    pub idle_max: Duration,
+    /// Closed when returned after this age.
+    pub lifetime: Duration,
+}
+
+pub struct Pool {
+    /// "shop/shard0/primary", for messages.
+    pub name: String,
+    login: Login,
+    limits: PoolLimits,
+    inner: Mutex<Inner>,
+    /// What the server reported at the latest login.
+    parameters: Mutex<Option<Arc<Parameters>>>,
+    /// What the server reported for clients' startup settings, latest last.
+    settings: Mutex<VecDeque<(VarSet, Bytes)>>,
+    pub wait_us_total: AtomicU64,
+    pub leases_total: AtomicU64,
+}
+
+/// Different startup settings whose effect is remembered.
+const SETTINGS_MAX: usize = 64;
+
+struct Inner {
+    shelf: Shelf<Box<Backend>>,
+    callers: HashMap<Ticket, oneshot::Sender<Handed>>,
+    /// When the longest waiting caller of now came.
+    waiting_since: HashMap<Ticket, Instant>,
+}
+
+/// What a waiter is called with.
+enum Handed {
+    Backend(Box<Backend>),
+    /// Permission to open one.
+    Open,
+}
+
+impl Pool {
+    pub fn new(name: String, login: Login, limits: PoolLimits) -> Arc<Self> {
+        let shelf = Shelf::new(limits.size, limits.waiting_max);
+        Arc::new(Pool {
+            name,
+            login,
+            limits,
+            inner: Mutex::new(Inner { shelf, callers: HashMap::new(), waiting_since: HashMap::new() }),
+            parameters: Mutex::new(None),
+            settings: Mutex::default(),
+            wait_us_total: AtomicU64::new(0),
+            leases_total: AtomicU64::new(0),
+        })
+    }
+
+    /// A Backend to use; waits its turn for `wait_max` at most. Errors: 53300 when the queue is full or the wait over,
+    /// 08001 when the server cannot be reached.
+    pub async fn lease(self: &Arc<Self>) -> Result<Lease, UserError> {
+        self.leases_total.fetch_add(1, Relaxed);
+        let receiver = {
+            let mut inner = self.inner.lock();
+            match inner.shelf.acquire() {
+                Acquire::Idle(backend) => return Ok(Lease { backend: Some(backend), pool: Arc::clone(self) }),
+                Acquire::Open => None,
+                Acquire::Wait(ticket) => {
+                    let (sender, receiver) = oneshot::channel();
+                    inner.callers.insert(ticket, sender);
+                    inner.waiting_since.insert(ticket, Instant::now());
+                    Some((ticket, receiver))
+                }
+                Acquire::Refused => return Err(self.full(inner.shelf.counts())),
+            }
+        };
+        match receiver {
+            None => self.open().await,
+            Some((ticket, receiver)) => self.wait(ticket, receiver).await,
+        }
+    }
+
+    async fn wait(self: &Arc<Self>, ticket: Ticket, receiver: oneshot::Receiver<Handed>) -> Result<Lease, UserError> {
+        let start = Instant::now();
+        let mut place = Place { pool: self, ticket, receiver };
+        let called = tokio::time::timeout(self.limits.wait_max, &mut place.receiver).await;
+        self.wait_us_total.fetch_add(start.elapsed().as_micros() as u64, Relaxed);
+        match called {
+            Ok(Ok(Handed::Backend(backend))) => Ok(Lease { backend: Some(backend), pool: Arc::clone(self) }),
+            Ok(Ok(Handed::Open)) => self.open().await,
+            Ok(Err(_)) | Err(_) => Err(self.timed_out()),
+        }
+    }
+
+    async fn open(self: &Arc<Self>) -> Result<Lease, UserError> {
+        // Until the login is done this stands for the place that is taken, so a dropped task gives it back.
+        let mut lease = Lease { backend: None, pool: Arc::clone(self) };
+        let (backend, parameters) = connect::connect(&self.login).await?;
+        *self.parameters.lock() = Some(Arc::new(parameters));
+        lease.backend = Some(Box::new(backend));
+        Ok(lease)
+    }
+
+    /// What the server reports at login; logs in once if nobody has yet.
+    pub async fn parameters(self: &Arc<Self>) -> Result<Arc<Parameters>, UserError> {
+        if let Some(known) = self.parameters.lock().clone() {
+            return Ok(known);
+        }
+        drop(self.lease().await?);
+        self.parameters.lock().clone().ok_or_else(|| self.timed_out())
+    }
+
+    /// The ParameterStatus frames with which the server answers these settings. Errors: 22023 with the server's words, if it
+    /// refuses one of them.
+    pub async fn reported_settings(self: &Arc<Self>, vars: &VarSet) -> Result<Bytes, UserError> {
+        if vars.is_empty() {
+            return Ok(Bytes::new());
+        }
+        if let Some((_, known)) = self.settings.lock().iter().find(|(seen, _)| seen == vars) {
+            return Ok(known.clone());
+        }
+        let mut lease = self.lease().await?;
+        let reported = settings_on(&mut lease, vars).await?;
+        let mut settings = self.settings.lock();
+        if settings.len() >= SETTINGS_MAX {
+            settings.pop_front();
+        }
+        settings.push_back((vars.clone(), reported.clone()));
+        Ok(reported)
+    }
+
+    pub fn host(&self) -> &str {
+        &self.login.host
+    }
+
+    pub fn port(&self) -> u16 {
+        self.login.port
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.inner.lock().shelf.counts()
+    }
+
+    /// How long the longest waiting caller has waited.
+    pub fn longest_wait(&self) -> Duration {
+        self.inner.lock().waiting_since.values().min().map_or(Duration::ZERO, Instant::elapsed)
+    }
+
+    /// Closes what has been idle or alive for too long. Call every few seconds.
+    pub fn retire(&self, now: Instant) {
+        let (idle_max, lifetime) = (self.limits.idle_max, self.limits.lifetime);
+        let stale = |backend: &Box<Backend>| now.duration_since(backend.idle_since) > idle_max || now.duration_since(backend.since) > lifetime;
+        drop(self.inner.lock().shelf.retire(stale));
+    }
+
+    fn give_back(&self, mut backend: Box<Backend>) {
+        backend.idle_since = Instant::now();
+        if !backend.is_clean() || backend.idle_since.duration_since(backend.since) > self.limits.lifetime {
+            drop(backend);
+            return self.vacate();
+        }
+        let mut inner = self.inner.lock();
+        let mut backend = backend;
+        loop {
+            match inner.shelf.release(backend) {
+                Release::Shelved => return,
+                Release::HandTo(ticket, handed) => match inner.call(ticket, Handed::Backend(handed)) {
+                    Err(Handed::Backend(unwanted)) => backend = unwanted,
+                    _ => return,
+                },
+            }
+        }
+    }
+
+    /// A place is free because its Backend is gone.
+    fn vacate(&self) {
+        let mut inner = self.inner.lock();
+        while let Some(ticket) = inner.shelf.closed() {
+            if inner.call(ticket, Handed::Open).is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn full(&self, counts: Counts) -> UserError {
+        self.exhausted("too many clients wait for a server connection", counts)
+    }
+
+    fn timed_out(&self) -> UserError {
+        self.exhausted(&format!("no server connection within {:?}", self.limits.wait_max), self.counts())
+    }
+
+    fn exhausted(&self, message: &str, counts: Counts) -> UserError {
+        UserError::new(Blame::Proxy, sqlstate::TOO_MANY_CONNECTIONS, message.to_owned())
+            .detail(format!("pool {} {}/{} busy, {} waiting", self.name, counts.busy, counts.size, counts.waiting))
+            .hint("Raise pool.size, shorten transactions, or look for idle ones with SHOW CLIENTS in the admin database.")
+    }
+}
+
+/// Applies settings to a Backend; the ParameterStatus frames that it answers with.
+async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserError> {
+    let Some(sql) = replay(&lease.vars, vars) else { return Ok(Bytes::new()) };
+    lease.busy = true;
+    put_query(&mut lease.out, &sql);
+    let lost = |error: std::io::Error| UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost").detail(error.to_string());
+    lease.send().await.map_err(lost)?;
+    let mut reported = BytesMut::new();
+    let mut refused = None;
+    loop {
+        let (kind, body) = lease.receive().await.map_err(lost)?;
+        match kind {
+            tag::PARAMETER_STATUS => frame::put(&mut reported, kind, |out| out.extend_from_slice(&body)),
+            tag::ERROR => refused = report_field(&body, b'M').map(|text| String::from_utf8_lossy(text).into_owned()),
+            tag::READY => break,
+            _ => {}
+        }
+    }
+    lease.busy = false;
+    match refused {
+        None => {
+            lease.vars = vars.clone();
+            Ok(reported.freeze())
+        }
+        Some(message) => {
+            // Some settings may have been applied before the one that failed.
+            lease.doubt("startup settings failed half-way");
+            Err(UserError::new(Blame::Client, "22023", message).hint("Correct the setting in the connection string."))
+        }
+    }
+}
+
+impl Inner {
+    fn call(&mut self, ticket: Ticket, handed: Handed) -> Result<(), Handed> {
+        self.waiting_since.remove(&ticket);
+        match self.callers.remove(&ticket) {
+            Some(sender) => sender.send(handed),
+            None => Err(handed),
+        }
+    }
+}
+
+/// A place in the queue that is given up when the waiting task is dropped or times out.
+struct Place<'a> {
+    pool: &'a Arc<Pool>,
+    ticket: Ticket,
+    receiver: oneshot::Receiver<Handed>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        {
+            let mut inner = self.pool.inner.lock();
+            inner.callers.remove(&self.ticket);
+            inner.waiting_since.remove(&self.ticket);
+            if inner.shelf.forget(self.ticket) {
+                return;
+            }
+        }
+        // Called already: what was handed over, if nobody took it, goes on to the next.
+        match self.receiver.try_recv() {
+            Ok(Handed::Backend(backend)) => self.pool.give_back(backend),
+            Ok(Handed::Open) => self.pool.vacate(),
+            Err(_) => {}
+        }
+    }
+}
+
+/// A Backend on loan. Dropping it returns the Backend if it is clean and closes it otherwise.
+pub struct Lease {
+    backend: Option<Box<Backend>>,
+    pool: Arc<Pool>,
+}
+
+impl Lease {
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+}
+
+impl Deref for Lease {
+    type Target = Backend;
+
+    fn deref(&self) -> &Backend {
+        self.backend.as_deref().expect("a lease that was handed out holds a backend")
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Backend {
+        self.backend.as_deref_mut().expect("a lease that was handed out holds a backend")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        match self.backend.take() {
+            Some(backend) => self.pool.give_back(backend),
+            None => self.pool.vacate(),
+        }
+    }
+}

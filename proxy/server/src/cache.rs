@@ -1,0 +1,573 @@
+//! The result cache: memory first (L1), Redis behind it (L2).
+//!
+//! Invariant: what comes out was judged by [`weir_core::cache::judge`] against a look the caller took after its own
+//! request arrived, wherever the bytes were stored. Redis is never believed: its bytes are decoded with a checksum, their
+//! full key is compared, and their words must be the words now. So Redis may die, stall, be emptied or be fed nonsense,
+//! and the worst that happens is a miss.
+//!
+//! Bounds: L1 by bytes; L2 look-ups by number and time; L2 stores by number and bytes waiting. While Redis is down no
+//! look-up waits for it: one task keeps trying, and only a connection that has answered is asked.
+//!
+//! Non-goals: deciding what may be cached (the planner's), single-flight (`weir_core::cache::Flights`), and sharing
+//! entries between processes: words live in memory, so `namespace` must differ for every process start.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use quick_cache::Weighter;
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use weir_core::cache::{CacheKey, Entry, MissReason, NoFillReason, Now, Reply, judge, may_fill};
+use weir_core::fresh::{Observation, Words};
+use weir_core::id::{Epoch, ShardId};
+
+/// A look-up that takes longer is a miss.
+const GET_TIMEOUT: Duration = Duration::from_millis(20);
+const SET_TIMEOUT: Duration = Duration::from_millis(500);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Failures in a row after which the connection is given up.
+const FAILURES_MAX: usize = 3;
+const RETRY_MS_MIN: u64 = 100;
+const RETRY_MS_MAX: u64 = 2_000;
+/// Look-ups under way at Redis; one more is a miss.
+const GETS_MAX: usize = 512;
+/// Entries and bytes waiting to be stored in Redis; one more is dropped.
+const SETS_MAX: usize = 1_024;
+const SET_BYTES_MAX: usize = 16 << 20;
+/// Entries stored in Redis with one write.
+const SETS_PER_WRITE: usize = 64;
+/// What an encoded entry may have besides its reply: key, words, frame.
+const ENTRY_OVERHEAD_MAX: usize = 1 << 20;
+
+/// Sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct CacheSettings {
+    pub l1_bytes_max: usize,
+    /// Replies longer than this are not stored.
+    pub entry_bytes_max: usize,
+    /// Entries older than this are not served, whatever their words say.
+    pub age_max: Duration,
+    /// `redis://[user[:password]@]host[:port][/db]`. `None`: memory alone.
+    pub redis_url: Option<String>,
+    /// Prefix of all Redis keys: unique per process start and epoch.
+    pub namespace: String,
+}
+
+/// Why there can be no cache.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The text of the error never holds the URL, which may hold a password.
+    #[error("the Redis URL cannot be understood")]
+    Url(#[source] RedisError),
+}
+
+/// What a look-up or a fill is about, besides its key. Take `seen` before anything else.
+#[derive(Clone, Copy)]
+pub struct Moment<'a> {
+    pub words: &'a Words,
+    pub seen: &'a Observation,
+    pub shard: ShardId,
+    pub epoch: Epoch,
+}
+
+/// The answer to a look-up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    Hit(Reply),
+    Miss(MissReason),
+}
+
+/// Counts since the start. A look-up that goes on to Redis counts in both levels.
+#[derive(Debug, Default)]
+pub struct CacheCounters {
+    pub hits_l1: AtomicU64,
+    pub hits_l2: AtomicU64,
+    /// In the order of [`MissReason::ALL`].
+    pub misses_l1: [AtomicU64; MissReason::ALL.len()],
+    pub misses_l2: [AtomicU64; MissReason::ALL.len()],
+    pub stored: AtomicU64,
+    /// Replies that were not stored, for any [`NoFillReason`].
+    pub not_stored: AtomicU64,
+    pub redis_errors: AtomicU64,
+    /// Entries not sent to Redis because too many were waiting.
+    pub redis_dropped: AtomicU64,
+}
+
+impl CacheCounters {
+    fn miss(counts: &[AtomicU64], reason: MissReason) {
+        if let Some(index) = MissReason::ALL.iter().position(|one| *one == reason) {
+            counts[index].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Both levels. Dropping it ends its background task.
+pub struct Cache {
+    settings: CacheSettings,
+    l1: quick_cache::sync::Cache<CacheKey, Arc<Entry>, ByBytes, foldhash::fast::RandomState>,
+    l2: Option<Redis>,
+    counters: Arc<CacheCounters>,
+    /// Ages are counted from here.
+    start: Instant,
+}
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<CacheKey, Arc<Entry>> for ByBytes {
+    fn weight(&self, _: &CacheKey, entry: &Arc<Entry>) -> u64 {
+        entry.weight() as u64
+    }
+}
+
+impl Cache {
+    /// With a `redis_url` this must run inside a tokio runtime; it returns at once and connects in the background.
+    pub fn new(settings: CacheSettings) -> Result<Cache, CacheError> {
+        let counters = Arc::new(CacheCounters::default());
+        let l2 = match &settings.redis_url {
+            Some(url) => Some(Redis::start(url, settings.age_max, Arc::clone(&counters))?),
+            None => None,
+        };
+        // An estimate for the first allocation only.
+        let entries = (settings.l1_bytes_max / 1024).clamp(64, 1 << 20);
+        let l1 = quick_cache::sync::Cache::with(
+            entries,
+            settings.l1_bytes_max as u64,
+            ByBytes,
+            foldhash::fast::RandomState::default(),
+            quick_cache::sync::DefaultLifecycle::default(),
+        );
+        Ok(Cache { settings, l1, l2, counters, start: Instant::now() })
+    }
+
+    /// Memory first; Redis only if memory has nothing under this key, since what memory has is never older.
+    pub async fn get(&self, key: &CacheKey, moment: &Moment<'_>) -> Lookup {
+        match self.get_local(key, moment) {
+            Lookup::Miss(MissReason::Absent) if self.l2.is_some() => self.get_remote(key, moment).await,
+            local => local,
+        }
+    }
+
+    /// Memory alone, without waiting.
+    pub fn get_local(&self, key: &CacheKey, moment: &Moment<'_>) -> Lookup {
+        // Spares the look-up, and says why rather than "absent".
+        let judged = if moment.seen.pending() {
+            Err(MissReason::Pending)
+        } else {
+            let found = self.l1.get(key).ok_or(MissReason::Absent);
+            found.and_then(|entry| judge(&entry, key, &self.now(moment)).map(|()| entry.reply.clone()))
+        };
+        match judged {
+            Ok(reply) => {
+                self.counters.hits_l1.fetch_add(1, Ordering::Relaxed);
+                Lookup::Hit(reply)
+            }
+            Err(reason) => {
+                CacheCounters::miss(&self.counters.misses_l1, reason);
+                Lookup::Miss(reason)
+            }
+        }
+    }
+
+    /// Redis alone. A hit is kept in memory. May wait [`GET_TIMEOUT`]; a miss at once while Redis is down.
+    pub async fn get_remote(&self, key: &CacheKey, moment: &Moment<'_>) -> Lookup {
+        match self.ask_redis(key, moment).await {
+            Ok(entry) => {
+                self.counters.hits_l2.fetch_add(1, Ordering::Relaxed);
+                let reply = entry.reply.clone();
+                self.l1.insert(key.clone(), Arc::new(entry));
+                Lookup::Hit(reply)
+            }
+            Err(reason) => {
+                CacheCounters::miss(&self.counters.misses_l2, reason);
+                Lookup::Miss(reason)
+            }
+        }
+    }
+
+    async fn ask_redis(&self, key: &CacheKey, moment: &Moment<'_>) -> Result<Entry, MissReason> {
+        let redis = self.l2.as_ref().ok_or(MissReason::Absent)?;
+        let found = redis.get(&self.redis_key(key)).await?.ok_or(MissReason::Absent)?;
+        let entry = Entry::decode(found, self.encoded_bytes_max()).map_err(|_| MissReason::Garbled)?;
+        judge(&entry, key, &self.now(moment))?;
+        // The look is still the caller's, but it costs nothing to notice that it is already history.
+        if moment.words.unmoved(moment.seen) { Ok(entry) } else { Err(MissReason::Moved) }
+    }
+
+    /// Stores a complete reply that was read after the look `moment.seen`: in memory now, in Redis soon.
+    ///
+    /// `frames`: RowDescription, DataRows, CommandComplete, as the server sent them.
+    pub fn put(&self, key: &CacheKey, moment: &Moment<'_>, frames: Bytes) -> Result<(), NoFillReason> {
+        let entry = self.entry(key, moment, frames).inspect_err(|_| {
+            self.counters.not_stored.fetch_add(1, Ordering::Relaxed);
+        })?;
+        let entry = Arc::new(entry);
+        self.l1.insert(key.clone(), Arc::clone(&entry));
+        self.counters.stored.fetch_add(1, Ordering::Relaxed);
+        if let Some(redis) = &self.l2 {
+            redis.put(self.redis_key(key), entry);
+        }
+        Ok(())
+    }
+
+    fn entry(&self, key: &CacheKey, moment: &Moment<'_>, frames: Bytes) -> Result<Entry, NoFillReason> {
+        if frames.len() > self.settings.entry_bytes_max {
+            return Err(NoFillReason::TooLarge);
+        }
+        let reply = Reply::new(frames).ok_or(NoFillReason::NotAReply)?;
+        may_fill(moment.words, moment.seen)?;
+        let (shard, epoch, seen) = (moment.shard, moment.epoch, moment.seen.clone());
+        let entry = Entry { key: key.clone(), shard, epoch, seen, stored_at_ms: self.now_ms(), reply };
+        // Long keys and word lists count too, and what Redis would refuse to give back is not worth keeping.
+        let fits = entry.weight() <= self.encoded_bytes_max();
+        if fits { Ok(entry) } else { Err(NoFillReason::TooLarge) }
+    }
+
+    fn encoded_bytes_max(&self) -> usize {
+        self.settings.entry_bytes_max + ENTRY_OVERHEAD_MAX
+    }
+
+    fn now<'a>(&self, moment: &Moment<'a>) -> Now<'a> {
+        Now {
+            seen: moment.seen,
+            shard: moment.shard,
+            epoch: moment.epoch,
+            now_ms: self.now_ms(),
+            age_ms_max: self.settings.age_max.as_millis() as u64,
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    fn redis_key(&self, key: &CacheKey) -> String {
+        format!("{}:{:032x}", self.settings.namespace, key.hash128())
+    }
+
+    pub fn counters(&self) -> &CacheCounters {
+        &self.counters
+    }
+
+    /// Entries and bytes in memory.
+    pub fn local_size(&self) -> (usize, u64) {
+        (self.l1.len(), self.l1.weight())
+    }
+
+    /// Is Redis configured, and does it answer?
+    pub fn redis_up(&self) -> Option<bool> {
+        self.l2.as_ref().map(|redis| redis.link.connection.load().is_some())
+    }
+}
+
+/// The way to Redis.
+struct Redis {
+    link: Arc<Link>,
+    gets: Semaphore,
+    queue: mpsc::Sender<Waiting>,
+    keeper: JoinHandle<()>,
+}
+
+/// Shared with the task that keeps the connection.
+struct Link {
+    /// `None` while Redis is down: nobody waits for it.
+    connection: ArcSwapOption<MultiplexedConnection>,
+    failures: AtomicUsize,
+    gave_up: Notify,
+    waiting_bytes: AtomicUsize,
+    counters: Arc<CacheCounters>,
+}
+
+struct Waiting {
+    key: String,
+    entry: Arc<Entry>,
+}
+
+impl Redis {
+    fn start(url: &str, age_max: Duration, counters: Arc<CacheCounters>) -> Result<Redis, CacheError> {
+        let info = url.into_connection_info().map_err(CacheError::Url)?;
+        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let client = Client::open(info).map_err(CacheError::Url)?;
+        let link = Arc::new(Link {
+            connection: ArcSwapOption::empty(),
+            failures: AtomicUsize::new(0),
+            gave_up: Notify::new(),
+            waiting_bytes: AtomicUsize::new(0),
+            counters,
+        });
+        let (queue, waiting) = mpsc::channel(SETS_MAX);
+        let keeper = tokio::spawn(keep(client, Arc::clone(&link), waiting, age_max));
+        Ok(Redis { link, gets: Semaphore::new(GETS_MAX), queue, keeper })
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>, MissReason> {
+        let connection = self.link.connection.load_full().ok_or(MissReason::StoreDown)?;
+        let _permit = self.gets.try_acquire().map_err(|_| MissReason::StoreDown)?;
+        let mut asked = MultiplexedConnection::clone(&connection);
+        let mut command = redis::cmd("GET");
+        command.arg(key);
+        match timeout(GET_TIMEOUT, command.query_async::<Option<Vec<u8>>>(&mut asked)).await {
+            Ok(Ok(found)) => {
+                self.link.failures.store(0, Ordering::Relaxed);
+                Ok(found.map(Bytes::from))
+            }
+            Ok(Err(error)) => {
+                self.link.failed(&connection, Some(&error));
+                Err(MissReason::StoreDown)
+            }
+            Err(_) => {
+                self.link.failed(&connection, None);
+                Err(MissReason::StoreDown)
+            }
+        }
+    }
+
+    fn put(&self, key: String, entry: Arc<Entry>) {
+        if self.link.connection.load().is_none() {
+            return;
+        }
+        let bytes = entry.weight();
+        let room = self.link.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= SET_BYTES_MAX;
+        if !room || self.queue.try_send(Waiting { key, entry }).is_err() {
+            self.link.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.link.counters.redis_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl Link {
+    /// Counts a failure on `connection`; `None` is a time-out. Enough of them in a row, or a broken connection, and it is
+    /// given up. An error that Redis itself answered (out of memory, still loading) costs the one request only.
+    fn failed(&self, connection: &Arc<MultiplexedConnection>, error: Option<&RedisError>) {
+        self.counters.redis_errors.fetch_add(1, Ordering::Relaxed);
+        let answered = error.is_some_and(|error| !error.is_io_error() && !error.is_unrecoverable_error());
+        if answered {
+            return;
+        }
+        let in_a_row = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let broken = error.is_some_and(|error| !error.is_timeout());
+        if broken || in_a_row >= FAILURES_MAX {
+            self.give_up(connection);
+        }
+    }
+
+    /// Only if it is still the one in use: a late failure must not end its successor.
+    fn give_up(&self, connection: &Arc<MultiplexedConnection>) {
+        let current = self.connection.load();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+            self.connection.compare_and_swap(&current, None);
+            self.gave_up.notify_one();
+        }
+    }
+}
+
+/// Keeps a connection that answers, and stores what waits. Ends when the cache is dropped.
+async fn keep(client: Client, link: Arc<Link>, mut waiting: mpsc::Receiver<Waiting>, age_max: Duration) {
+    let mut retry_ms = RETRY_MS_MIN;
+    loop {
+        if let Some(connection) = connect(&client).await {
+            tracing::info!("cache: Redis answers");
+            retry_ms = RETRY_MS_MIN;
+            link.failures.store(0, Ordering::Relaxed);
+            let connection = Arc::new(connection);
+            link.connection.store(Some(Arc::clone(&connection)));
+            if !store_until_given_up(&link, &connection, &mut waiting, age_max).await {
+                return;
+            }
+            tracing::warn!(retry_ms, "cache: Redis does not answer; serving from memory alone");
+        } else {
+            link.counters.redis_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        // What waited for the dead connection would be stored late; drop it.
+        while let Ok(dropped) = waiting.try_recv() {
+            link.waiting_bytes.fetch_sub(dropped.entry.weight(), Ordering::Relaxed);
+        }
+        tokio::time::sleep(Duration::from_millis(retry_ms)).await;
+        retry_ms = (retry_ms * 2).min(RETRY_MS_MAX);
+    }
+}
+
+/// A connection counts as up once it has answered.
+async fn connect(client: &Client) -> Option<MultiplexedConnection> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(SET_TIMEOUT))
+        .set_pipeline_buffer_size(GETS_MAX);
+    let mut connection = match client.get_multiplexed_async_connection_with_config(&config).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::debug!(%error, "cache: no connection to Redis");
+            return None;
+        }
+    };
+    match redis::cmd("PING").query_async::<redis::Value>(&mut connection).await {
+        Ok(_) => Some(connection),
+        Err(error) => {
+            tracing::debug!(%error, "cache: Redis does not answer PING");
+            None
+        }
+    }
+}
+
+/// False when nobody will send anything any more.
+async fn store_until_given_up(
+    link: &Link,
+    connection: &Arc<MultiplexedConnection>,
+    waiting: &mut mpsc::Receiver<Waiting>,
+    age_max: Duration,
+) -> bool {
+    let mut batch = Vec::with_capacity(SETS_PER_WRITE);
+    loop {
+        // Both are cancel-safe: `recv_many` takes nothing unless it returns, and `Notify` keeps its permit.
+        tokio::select! {
+            taken = waiting.recv_many(&mut batch, SETS_PER_WRITE) => if taken == 0 {
+                return false;
+            },
+            () = link.gave_up.notified() => {}
+        }
+        let current = link.connection.load();
+        if !current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+            let bytes: usize = batch.iter().map(|one: &Waiting| one.entry.weight()).sum();
+            link.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return true;
+        }
+        store(link, connection, &mut batch, age_max).await;
+    }
+}
+
+async fn store(link: &Link, connection: &Arc<MultiplexedConnection>, batch: &mut Vec<Waiting>, age_max: Duration) {
+    let mut pipeline = redis::pipe();
+    let age_ms_max = (age_max.as_millis() as u64).max(1);
+    for Waiting { key, entry } in batch.drain(..) {
+        link.waiting_bytes.fetch_sub(entry.weight(), Ordering::Relaxed);
+        if let Some(bytes) = entry.encode() {
+            pipeline.cmd("SET").arg(key).arg(bytes).arg("PX").arg(age_ms_max).ignore();
+        }
+    }
+    if pipeline.is_empty() {
+        return;
+    }
+    let mut asked = MultiplexedConnection::clone(connection);
+    match timeout(SET_TIMEOUT, pipeline.query_async::<()>(&mut asked)).await {
+        Ok(Ok(())) => link.failures.store(0, Ordering::Relaxed),
+        Ok(Err(error)) => link.failed(connection, Some(&error)),
+        Err(_) => link.failed(connection, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_core::cache::KeyParts;
+    use weir_core::fresh::WordSet;
+
+    use super::*;
+
+    const FRAMES: &[u8] = b"T\0\0\0\x06\0\0D\0\0\0\x06\0\0C\0\0\0\x0dSELECT 1\0";
+
+    fn settings() -> CacheSettings {
+        CacheSettings {
+            l1_bytes_max: 1 << 20,
+            entry_bytes_max: 1 << 10,
+            age_max: Duration::from_secs(60),
+            redis_url: None,
+            namespace: "test".into(),
+        }
+    }
+
+    fn key(statement: &str) -> CacheKey {
+        CacheKey::new(&KeyParts {
+            shard: ShardId(0),
+            database: "shop",
+            role: "app",
+            statement,
+            params: &[],
+            result_formats: &[],
+            settings: &[],
+        })
+    }
+
+    fn at<'a>(words: &'a Words, seen: &'a Observation) -> Moment<'a> {
+        Moment { words, seen, shard: ShardId(0), epoch: Epoch(1) }
+    }
+
+    fn count(counts: &[AtomicU64], reason: MissReason) -> u64 {
+        let index = MissReason::ALL.iter().position(|one| *one == reason).expect("listed");
+        counts[index].load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn a_reply_is_served_until_its_words_move() {
+        let cache = Cache::new(settings()).expect("a cache");
+        let (words, set, key) = (Words::new(), WordSet::from_indexes([3]), key("SELECT 1"));
+        let seen = words.observe(&set);
+        assert_eq!(cache.get(&key, &at(&words, &seen)).await, Lookup::Miss(MissReason::Absent));
+        cache.put(&key, &at(&words, &seen), Bytes::from_static(FRAMES)).expect("stored");
+        let Lookup::Hit(reply) = cache.get_local(&key, &at(&words, &words.observe(&set))) else { panic!("a hit") };
+        assert_eq!(reply.frames(), FRAMES);
+
+        let intent = words.begin_write(&set).expect("room");
+        let miss = |reason| assert_eq!(cache.get_local(&key, &at(&words, &words.observe(&set))), Lookup::Miss(reason));
+        miss(MissReason::Pending);
+        words.end_write(intent, None);
+        miss(MissReason::Moved);
+        assert_eq!(count(&cache.counters().misses_l1, MissReason::Moved), 1);
+        assert_eq!(cache.counters().hits_l1.load(Ordering::Relaxed), 1);
+        let late = cache.put(&key, &at(&words, &seen), Bytes::from_static(FRAMES));
+        assert_eq!(late, Err(NoFillReason::Moved));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_reply_or_too_long_is_not_stored() {
+        let cache = Cache::new(settings()).expect("a cache");
+        let (words, key) = (Words::new(), key("SELECT 1"));
+        let seen = words.observe(&WordSet::from_indexes([3]));
+        let put = |frames: Bytes| cache.put(&key, &at(&words, &seen), frames);
+        assert_eq!(put(Bytes::from_static(b"E\0\0\0\x05\0")), Err(NoFillReason::NotAReply));
+        assert_eq!(put(vec![0; 2 << 10].into()), Err(NoFillReason::TooLarge));
+        assert_eq!(cache.counters().not_stored.load(Ordering::Relaxed), 2);
+        assert_eq!(cache.local_size().0, 0);
+    }
+
+    #[tokio::test]
+    async fn age_and_bytes_are_bounded() {
+        let cache = Cache::new(CacheSettings { age_max: Duration::ZERO, ..settings() }).expect("a cache");
+        let words = Words::new();
+        let seen = words.observe(&WordSet::from_indexes([3]));
+        cache.put(&key("SELECT 1"), &at(&words, &seen), Bytes::from_static(FRAMES)).expect("stored");
+        assert_eq!(cache.get_local(&key("SELECT 1"), &at(&words, &seen)), Lookup::Miss(MissReason::TooOld));
+        for number in 0..20_000 {
+            let key = key(&format!("SELECT {number}"));
+            cache.put(&key, &at(&words, &seen), Bytes::from_static(FRAMES)).expect("stored");
+        }
+        assert!(cache.local_size().1 <= 1 << 20, "{:?}", cache.local_size());
+    }
+
+    #[tokio::test]
+    async fn a_redis_that_is_not_there_costs_nothing() {
+        let url = Some("redis://127.0.0.1:1".to_owned());
+        let cache = Cache::new(CacheSettings { redis_url: url, ..settings() }).expect("a cache");
+        let words = Words::new();
+        let seen = words.observe(&WordSet::from_indexes([3]));
+        let asked = Instant::now();
+        for _ in 0..100 {
+            let found = cache.get(&key("SELECT 1"), &at(&words, &seen)).await;
+            assert_eq!(found, Lookup::Miss(MissReason::StoreDown));
+        }
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        assert_eq!(cache.redis_up(), Some(false));
+        assert!(Cache::new(CacheSettings { redis_url: Some("http://x".into()), ..settings() }).is_err());
+    }
+}

@@ -1,0 +1,182 @@
+//! Reads what a server's own catalogue says of relations and functions, and checks the declared tables against it.
+//!
+//! Invariant: one snapshot (a read-only repeatable-read transaction), so that a table is never seen with another
+//! table's keys. Where a question has no certain answer the cautious one is given: a relation is "other", a collation
+//! is not byte order, a write may spread.
+//! Source: pg_class, pg_attribute, pg_index, pg_constraint, pg_proc, pg_collation, pg_database of Postgres 13 to 18.
+
+mod rules;
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::{Client, Error, Row};
+use weir_core::topology::catalog::{Catalog, Column, Relation, RelationKind, Volatility};
+
+pub use rules::{ForeignKey, RuleProblem, check_rules};
+
+/// Byte order: the C and POSIX locales of any provider, and C.UTF-8, which orders by code point, i.e. by UTF-8 bytes.
+/// Columns that only newer servers have are read through jsonb, so that one text serves all versions.
+const DATABASE: &str = "
+SELECT pg_encoding_to_char(d.encoding) = 'UTF8' OR d.datcollate IN ('C', 'POSIX'),
+       CASE coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')
+            WHEN 'c' THEN d.datcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8')
+            WHEN 'b' THEN true
+            ELSE false END
+FROM pg_database d WHERE d.datname = current_database()";
+
+/// The catalogue's own tables change under DDL without being written, so they are never plain.
+const RELATIONS: &str = "
+SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text,
+       c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND NOT c.relispartition AND NOT c.relrowsecurity
+           AND NOT EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid)
+           AND NOT EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
+       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+           OR EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid
+                      AND (f.confdeltype IN ('c', 'n', 'd') OR f.confupdtype IN ('c', 'n', 'd')))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'";
+
+/// A domain is named by its base type, as RowDescription does. A type with a collation of its own that is not one of
+/// the plain text types (citext, arrays) may compare in its own way.
+const COLUMNS: &str = "
+SELECT a.attrelid, a.attname::text, coalesce(nullif(t.typbasetype, 0), t.oid), a.attnotnull,
+       a.attcollation = 0 OR (
+           coalesce(nullif(t.typbasetype, 0), t.oid) IN (25, 1043, 1042, 19)
+           AND CASE WHEN a.attcollation = 100 THEN $1
+                    WHEN o.collprovider = 'c' THEN o.collcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8')
+                    ELSE o.collprovider = 'b' END)
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_collation o ON o.oid = a.attcollation
+WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+ORDER BY a.attrelid, a.attnum";
+
+/// An expression in an index has no name: it is shown as an empty one, which never equals a shard key.
+const UNIQUE_INDEXES: &str = "
+SELECT i.indrelid, array(
+           SELECT coalesce(a.attname::text, '')
+           FROM generate_series(0, i.indnkeyatts - 1) AS k
+           LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k] AND a.attnum <> 0
+           ORDER BY k)
+FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE (i.indisunique OR i.indisexclusion) AND n.nspname <> 'pg_catalog' AND n.nspname !~ '^pg_toast'
+ORDER BY i.indrelid, i.indexrelid";
+
+/// The codes i, s, v happen to sort from harmless to harmful.
+const BUILTINS: &str = "
+SELECT proname::text, max(provolatile::text) FROM pg_proc
+WHERE pronamespace = 'pg_catalog'::regnamespace GROUP BY proname";
+
+const USER_FUNCTIONS: &str = "
+SELECT DISTINCT proname::text FROM pg_proc WHERE pronamespace <> 'pg_catalog'::regnamespace";
+
+const FOREIGN_KEYS: &str = "
+SELECT n.nspname::text, c.relname::text, fn.nspname::text, fc.relname::text,
+       array(SELECT a.attname::text FROM unnest(f.conkey) WITH ORDINALITY AS k(num, pos)
+             JOIN pg_attribute a ON a.attrelid = f.conrelid AND a.attnum = k.num ORDER BY k.pos),
+       array(SELECT a.attname::text FROM unnest(f.confkey) WITH ORDINALITY AS k(num, pos)
+             JOIN pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = k.num ORDER BY k.pos)
+FROM pg_constraint f
+JOIN pg_class c ON c.oid = f.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class fc ON fc.oid = f.confrelid JOIN pg_namespace fn ON fn.oid = fc.relnamespace
+WHERE f.contype = 'f' ORDER BY 1, 2, f.conname";
+
+/// Reads the catalogue; `version` becomes the value's own. The client must be idle and is not used by others meanwhile.
+/// Not cancel-safe: a dropped read leaves a transaction open on the client.
+pub async fn read(client: &Client, version: u64) -> Result<Catalog, Error> {
+    snapshot(client, read_all(client, version)).await
+}
+
+/// The foreign keys between relations, for [`check_rules`].
+pub async fn foreign_keys(client: &Client) -> Result<Vec<ForeignKey>, Error> {
+    client.query(FOREIGN_KEYS, &[]).await?.iter().map(ForeignKey::from_row).collect()
+}
+
+/// Runs `work` within one snapshot. COMMIT also ends a failed transaction.
+async fn snapshot<T>(client: &Client, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let result = work.await;
+    let ended = client.batch_execute("COMMIT").await;
+    let value = result?;
+    ended.map(|()| value)
+}
+
+async fn read_all(client: &Client, version: u64) -> Result<Catalog, Error> {
+    let database = client.query_one(DATABASE, &[]).await?;
+    let database_byte_order = database.try_get::<_, bool>(0)? && database.try_get::<_, bool>(1)?;
+    let mut relations = named_relations(client).await?;
+    columns(client, database_byte_order, &mut relations).await?;
+    unique_indexes(client, &mut relations).await?;
+    let mut catalog = Catalog { database_byte_order, version, ..Catalog::default() };
+    for (_, Named { schema, name, relation }) in relations {
+        catalog.relations.entry(schema).or_default().insert(name, relation);
+    }
+    for row in client.query(BUILTINS, &[]).await? {
+        let volatility = match row.try_get(1)? {
+            "i" => Volatility::Immutable,
+            "s" => Volatility::Stable,
+            _ => Volatility::Volatile,
+        };
+        catalog.builtin_functions.insert(text(&row, 0)?, volatility);
+    }
+    for row in client.query(USER_FUNCTIONS, &[]).await? {
+        catalog.user_functions.insert(text(&row, 0)?);
+    }
+    Ok(catalog)
+}
+
+struct Named {
+    schema: Box<str>,
+    name: Box<str>,
+    relation: Relation,
+}
+
+async fn named_relations(client: &Client) -> Result<BTreeMap<u32, Named>, Error> {
+    let mut relations = BTreeMap::new();
+    for row in client.query(RELATIONS, &[]).await? {
+        let is_plain: bool = row.try_get(4)?;
+        let kind = match row.try_get(3)? {
+            "r" if is_plain => RelationKind::PlainTable,
+            "v" => RelationKind::View,
+            "m" => RelationKind::MaterializedView,
+            "f" => RelationKind::Foreign,
+            "S" => RelationKind::Sequence,
+            _ => RelationKind::OtherTable,
+        };
+        let relation =
+            Relation { kind, columns: Vec::new(), writes_spread: row.try_get(5)?, unique_columns: Vec::new() };
+        relations.insert(row.try_get(0)?, Named { schema: text(&row, 1)?, name: text(&row, 2)?, relation });
+    }
+    Ok(relations)
+}
+
+async fn columns(
+    client: &Client,
+    database_byte_order: bool,
+    relations: &mut BTreeMap<u32, Named>,
+) -> Result<(), Error> {
+    for row in client.query(COLUMNS, &[&database_byte_order]).await? {
+        if let Some(named) = relations.get_mut(&row.try_get(0)?) {
+            named.relation.columns.push(Column {
+                name: text(&row, 1)?,
+                type_oid: row.try_get(2)?,
+                byte_order: row.try_get(4)?,
+                not_null: row.try_get(3)?,
+            });
+        }
+    }
+    Ok(())
+}
+
+async fn unique_indexes(client: &Client, relations: &mut BTreeMap<u32, Named>) -> Result<(), Error> {
+    for row in client.query(UNIQUE_INDEXES, &[]).await? {
+        if let Some(named) = relations.get_mut(&row.try_get(0)?) {
+            let names: Vec<String> = row.try_get(1)?;
+            named.relation.unique_columns.push(names.into_iter().map(String::into_boxed_str).collect());
+        }
+    }
+    Ok(())
+}
+
+fn text(row: &Row, index: usize) -> Result<Box<str>, Error> {
+    row.try_get::<_, String>(index).map(String::into_boxed_str)
+}

@@ -1,0 +1,468 @@
+//! The LSN clock of one shard: ends the writes that sessions have acknowledged.
+//!
+//! A write's words stay pending until a position at or past its commit is known. Asking the primary for one per write
+//! would cost a fifth of its throughput, so sessions hand their finished intents over, and one task asks for all of them
+//! at once, over a connection of its own.
+//!
+//! Invariant: a position is asked for only after every intent it ends was handed over, hence after its commit was
+//! acknowledged. An intent whose outcome is unknown is handed over only once its backend has left the server: never after
+//! a time-out. What cannot be ended stays pending, which costs cache and replica use and never an old answer.
+//!
+//! Start and restart: until the primary has answered, and again when it turns out to be another server, another timeline
+//! or a restarted one, every word is without a position: no replica covers it, and what was read before is void.
+//!
+//! Bounds: the queue (beyond it a write ends without a position, so that the cache goes on and only replicas wait), lost
+//! backends, every query. Non-goals: probing replicas, finding a new primary (the caller's configuration names it).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, NoTls, Statement};
+use weir_core::fresh::bound::WAL_PAGE_BYTES;
+use weir_core::fresh::{Intent, UNPLACED, WORDS, WordSet, Words, WordsFull};
+use weir_core::id::Lsn;
+
+/// Intents waiting for a position; more end without one.
+const QUEUE_MAX: usize = 16_384;
+/// Lost backends whose outcome is awaited; the words of more stay pending for the life of the process.
+const LOST_MAX: usize = 65_536;
+/// Shortest time between two positions: under load, what is handed over meanwhile shares the next one.
+const POSITION_GAP: Duration = Duration::from_millis(1);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How often lost backends are looked for: at first, and at most.
+const LOST_POLL_MIN: Duration = Duration::from_millis(20);
+const LOST_POLL_MAX: Duration = Duration::from_secs(1);
+/// With nothing to do, the server is asked that often whether it is still the same.
+const IDLE_PROBE: Duration = Duration::from_secs(1);
+
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub struct ClockCounters {
+    /// Writes ended with a position.
+    pub ended: AtomicU64,
+    /// Positions asked for; `ended / positions` is how many writes share one.
+    pub positions: AtomicU64,
+    /// Writes ended without a position because the queue was full.
+    pub unplaced: AtomicU64,
+    /// Writes whose backend was lost with the outcome unknown.
+    pub lost: AtomicU64,
+    /// Of those, the ones that could not even be remembered.
+    pub stuck: AtomicU64,
+    /// Starts, restarts and promotions of the primary.
+    pub floors: AtomicU64,
+    pub errors: AtomicU64,
+}
+
+/// The clock. Dropping it ends its task and its connection.
+pub struct Clock {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    words: Arc<Words>,
+    queue: Mutex<Queue>,
+    handed_over: Notify,
+    connected: AtomicBool,
+    counters: ClockCounters,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Acknowledged, waiting for a position.
+    over: Vec<Intent>,
+    /// Outcome unknown.
+    lost: Vec<Lost>,
+    /// Words with writes that ended without a position.
+    unplaced: BTreeSet<u16>,
+}
+
+/// A write whose backend was lost.
+struct Lost {
+    intent: Intent,
+    pid: i32,
+    /// When the process with this pid started, as first seen; it is gone when that changes. The outer `None`: not looked
+    /// for yet. The inner: the server does not tell us.
+    started: Option<Option<String>>,
+}
+
+impl Clock {
+    /// Must run inside a tokio runtime. Returns at once; until the primary has answered, no replica covers any word.
+    pub fn start(primary: tokio_postgres::Config, words: Arc<Words>) -> Clock {
+        words.raise_floor(UNPLACED);
+        let shared = Arc::new(Shared {
+            words,
+            queue: Mutex::new(Queue::default()),
+            handed_over: Notify::new(),
+            connected: AtomicBool::new(false),
+            counters: ClockCounters::default(),
+        });
+        let task = tokio::spawn(run(primary, Arc::clone(&shared)));
+        Clock { shared, task }
+    }
+
+    /// Announces a write of `set` by the backend `pid`, before anything that may commit it is sent.
+    pub fn begin(self: &Arc<Self>, set: &WordSet, pid: i32) -> Result<OpenWrite, WordsFull> {
+        let intent = self.shared.words.begin_write(set)?;
+        Ok(OpenWrite { clock: Arc::clone(self), intent: Some(intent), pid })
+    }
+
+    /// Takes over a write that the server has acknowledged.
+    pub fn post(&self, intent: Intent) {
+        let mut queue = self.shared.queue.lock();
+        if queue.over.len() >= QUEUE_MAX {
+            // Under the lock, so that this word cannot be given an older position at the same time.
+            queue.unplaced.extend(intent.words().indexes());
+            self.shared.words.end_write(intent, Some(UNPLACED));
+            self.shared.counters.unplaced.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        queue.over.push(intent);
+        drop(queue);
+        self.shared.handed_over.notify_one();
+    }
+
+    /// Takes over a write whose backend was lost while it may have been committing.
+    pub fn unknown_outcome(&self, intent: Intent, pid: i32) {
+        self.shared.counters.lost.fetch_add(1, Ordering::Relaxed);
+        let mut queue = self.shared.queue.lock();
+        if queue.lost.len() >= LOST_MAX {
+            self.shared.counters.stuck.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(pid, "clock: too many lost backends; some words stay pending");
+            return;
+        }
+        queue.lost.push(Lost { intent, pid, started: None });
+        drop(queue);
+        self.shared.handed_over.notify_one();
+    }
+
+    /// Does the primary answer? While it does not, a promotion may go unnoticed.
+    pub fn connected(&self) -> bool {
+        self.shared.connected.load(Ordering::Relaxed)
+    }
+
+    /// Writes waiting for a position, and writes of unknown outcome.
+    pub fn waiting(&self) -> (usize, usize) {
+        let queue = self.shared.queue.lock();
+        (queue.over.len(), queue.lost.len())
+    }
+
+    pub fn counters(&self) -> &ClockCounters {
+        &self.shared.counters
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A write under way at a backend. Dropped without a verdict (the session failed, its task was cancelled), its outcome is
+/// unknown.
+#[must_use = "dropping it means that the outcome is unknown"]
+pub struct OpenWrite {
+    clock: Arc<Clock>,
+    intent: Option<Intent>,
+    pid: i32,
+}
+
+impl OpenWrite {
+    /// The server said that it is done. Call this before or after the client is told; it does not wait.
+    pub fn acknowledged(mut self) {
+        if let Some(intent) = self.intent.take() {
+            self.clock.post(intent);
+        }
+    }
+
+    /// The server said that it failed, or nothing that may commit was sent.
+    pub fn nothing_written(mut self) {
+        if let Some(intent) = self.intent.take() {
+            self.clock.shared.words.end_write(intent, None);
+        }
+    }
+}
+
+impl Drop for OpenWrite {
+    fn drop(&mut self) {
+        if let Some(intent) = self.intent.take() {
+            self.clock.unknown_outcome(intent, self.pid);
+        }
+    }
+}
+
+/// What makes positions comparable: they are, on the same run of the same timeline of the same system.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Identity {
+    system: String,
+    timeline: String,
+    started: String,
+}
+
+/// Fails on a server in recovery, which is none whose positions are wanted. The timeline comes from the name of the
+/// current WAL file, because the control file learns of a promotion only at the next checkpoint.
+const IDENTITY: &str = "SELECT (pg_control_system()).system_identifier::text, \
+    substring(pg_walfile_name(pg_current_wal_insert_lsn()) for 8), pg_postmaster_start_time()::text, \
+    current_setting('wal_block_size')::int8";
+const POSITION: &str = "SELECT pg_current_wal_insert_lsn()";
+const BACKENDS: &str = "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = ANY($1)";
+
+/// A connection to the primary, with its statements prepared.
+struct Primary {
+    client: Client,
+    identity: Identity,
+    position: Statement,
+    backends: Statement,
+    /// The allowance for page headers holds for standard pages only; otherwise no word is ever given a position.
+    standard_pages: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ClockError {
+    #[error(transparent)]
+    Server(#[from] tokio_postgres::Error),
+    #[error("no answer in time")]
+    Slow(#[from] tokio::time::error::Elapsed),
+}
+
+/// Connects again and again; ends when the clock is dropped.
+async fn run(config: tokio_postgres::Config, shared: Arc<Shared>) {
+    let mut known: Option<Identity> = None;
+    let mut retry = RETRY_MIN;
+    loop {
+        match Primary::connect(&config).await {
+            Ok(primary) => {
+                let served = serve(&primary, &shared, &mut known).await;
+                if shared.connected.swap(false, Ordering::Relaxed) {
+                    retry = RETRY_MIN;
+                }
+                if let Err(error) = served {
+                    shared.counters.errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%error, "clock: lost the primary");
+                }
+            }
+            Err(error) => {
+                shared.counters.errors.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(%error, "clock: no connection to the primary");
+            }
+        }
+        sleep(retry.mul_f64(rand::random_range(0.5..1.0))).await;
+        retry = (retry * 2).min(RETRY_MAX);
+    }
+}
+
+/// Until the connection fails.
+async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>) -> Result<(), ClockError> {
+    let first = primary.position().await?;
+    if known.as_ref() != Some(&primary.identity) {
+        tracing::info!(identity = ?primary.identity, position = %first, "clock: a new floor");
+        shared.words.raise_floor(first);
+        shared.counters.floors.fetch_add(1, Ordering::Relaxed);
+        // Words whose writes ended without a position get theirs with the next one asked for.
+        shared.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
+        shared.handed_over.notify_one();
+        *known = Some(primary.identity.clone());
+    }
+    shared.connected.store(true, Ordering::Relaxed);
+    let mut lost_poll = LOST_POLL_MIN;
+    let mut looked_at = Instant::now();
+    loop {
+        let lost = !shared.queue.lock().lost.is_empty();
+        if !lost {
+            lost_poll = LOST_POLL_MIN;
+        }
+        // `Notify` keeps a permit that comes while nobody waits, so nothing handed over is overlooked.
+        let woken = timeout(if lost { lost_poll } else { IDLE_PROBE }, shared.handed_over.notified()).await;
+        if lost && looked_at.elapsed() >= lost_poll {
+            lost_poll =
+                if look_for_lost(primary, shared).await? { LOST_POLL_MIN } else { (lost_poll * 2).min(LOST_POLL_MAX) };
+            looked_at = Instant::now();
+        }
+        if woken.is_ok() || lost {
+            let asked_at = Instant::now();
+            end_waiting(primary, shared).await?;
+            sleep(POSITION_GAP.saturating_sub(asked_at.elapsed())).await;
+        } else {
+            primary.position().await?;
+        }
+    }
+}
+
+/// Takes all that was handed over, asks for one position, ends them with it. Nothing is asked if nothing waits.
+async fn end_waiting(primary: &Primary, shared: &Shared) -> Result<(), ClockError> {
+    let mut taken = {
+        let mut queue = shared.queue.lock();
+        let over = std::mem::take(&mut queue.over);
+        // Without standard pages words stay unplaced; asking for their sake would never end.
+        let unplaced = if primary.standard_pages { std::mem::take(&mut queue.unplaced) } else { BTreeSet::new() };
+        Taken { shared, over, unplaced }
+    };
+    if taken.over.is_empty() && taken.unplaced.is_empty() {
+        return Ok(());
+    }
+    let position = primary.position().await?;
+    shared.counters.positions.fetch_add(1, Ordering::Relaxed);
+    shared.counters.ended.fetch_add(taken.over.len() as u64, Ordering::Relaxed);
+    let lsn = if primary.standard_pages { position } else { UNPLACED };
+    for intent in taken.over.drain(..) {
+        shared.words.end_write(intent, Some(lsn));
+    }
+    // A word that another write left unplaced since then has to wait for a later position; the lock keeps more such
+    // writes from ending while this is decided.
+    let queue = shared.queue.lock();
+    let placeable = std::mem::take(&mut taken.unplaced);
+    shared.words.place(placeable.difference(&queue.unplaced).copied(), position);
+    Ok(())
+}
+
+/// What was taken from the queue goes back to it unless it was ended: also when the wait for the position is cancelled.
+struct Taken<'a> {
+    shared: &'a Shared,
+    over: Vec<Intent>,
+    unplaced: BTreeSet<u16>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if self.over.is_empty() && self.unplaced.is_empty() {
+            return;
+        }
+        let mut queue = self.shared.queue.lock();
+        // At most one batch more than the queue's bound.
+        self.over.append(&mut queue.over);
+        std::mem::swap(&mut queue.over, &mut self.over);
+        queue.unplaced.append(&mut self.unplaced);
+    }
+}
+
+/// Hands over the writes whose backends have left the server. Was any?
+async fn look_for_lost(primary: &Primary, shared: &Shared) -> Result<bool, ClockError> {
+    let pids: Vec<i32> = shared.queue.lock().lost.iter().map(|lost| lost.pid).collect();
+    let present = primary.present(&pids).await?;
+    let mut queue = shared.queue.lock();
+    let (mut gone, mut still) = (Vec::new(), Vec::new());
+    for (index, mut lost) in std::mem::take(&mut queue.lost).into_iter().enumerate() {
+        let asked_for = index < pids.len();
+        let found = present.iter().find(|(pid, _)| *pid == lost.pid);
+        match (asked_for, found, &lost.started) {
+            (true, None, _) => gone.push(lost.intent),
+            (true, Some((_, now)), Some(before)) if now != before => gone.push(lost.intent),
+            (true, Some((_, now)), None) => {
+                // It may be a newer process under the same pid; waiting for that one too is merely longer.
+                lost.started = Some(now.clone());
+                still.push(lost);
+            }
+            _ => still.push(lost),
+        }
+    }
+    queue.lost = still;
+    let any = !gone.is_empty();
+    // Their commits, if any, are visible by now, so the next position covers them.
+    queue.over.append(&mut gone);
+    Ok(any)
+}
+
+impl Primary {
+    async fn connect(config: &tokio_postgres::Config) -> Result<Primary, ClockError> {
+        let (client, connection) = timeout(CONNECT_TIMEOUT, config.connect(NoTls)).await??;
+        // Ends with the client, or with an error that the next query reports.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "clock: connection ended");
+            }
+        });
+        timeout(CONNECT_TIMEOUT, Self::prepare(client)).await?
+    }
+
+    async fn prepare(client: Client) -> Result<Primary, ClockError> {
+        let row = client.query_one(IDENTITY, &[]).await?;
+        let identity = Identity { system: row.try_get(0)?, timeline: row.try_get(1)?, started: row.try_get(2)? };
+        let page_bytes: i64 = row.try_get(3)?;
+        let standard_pages = u64::try_from(page_bytes) == Ok(WAL_PAGE_BYTES);
+        if !standard_pages {
+            tracing::error!(page_bytes, "clock: the server has another WAL page size than 8192; replicas are not used");
+        }
+        let position = client.prepare(POSITION).await?;
+        let backends = client.prepare(BACKENDS).await?;
+        Ok(Primary { client, identity, position, backends, standard_pages })
+    }
+
+    async fn position(&self) -> Result<Lsn, ClockError> {
+        let row = timeout(QUERY_TIMEOUT, self.client.query_one(&self.position, &[])).await??;
+        let lsn: PgLsn = row.try_get(0)?;
+        Ok(Lsn(lsn.into()))
+    }
+
+    /// Which of these processes exist, and since when.
+    async fn present(&self, pids: &[i32]) -> Result<Vec<(i32, Option<String>)>, ClockError> {
+        let rows = timeout(QUERY_TIMEOUT, self.client.query(&self.backends, &[&pids])).await??;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(index: u16) -> WordSet {
+        WordSet::from_indexes([index])
+    }
+
+    /// Nothing listens there, so the clock never gets a position.
+    fn unreachable() -> (Arc<Clock>, Arc<Words>) {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(1).user("nobody");
+        let words = Arc::new(Words::new());
+        (Arc::new(Clock::start(config, Arc::clone(&words))), words)
+    }
+
+    #[tokio::test]
+    async fn without_the_primary_nothing_ends_and_no_replica_covers_anything() {
+        let (clock, words) = unreachable();
+        let write = clock.begin(&set(3), 77).expect("room");
+        write.acknowledged();
+        drop(clock.begin(&set(4), 77).expect("room"));
+        clock.begin(&set(5), 77).expect("room").nothing_written();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(clock.waiting(), (1, 1));
+        assert!(!clock.connected());
+        for (index, pending) in [(3, true), (4, true), (5, false), (6, false)] {
+            let seen = words.observe(&set(index));
+            assert_eq!((seen.pending(), seen.lsn()), (pending, UNPLACED), "word {index}");
+        }
+    }
+
+    #[tokio::test]
+    async fn beyond_the_queue_writes_end_without_a_position() {
+        let (clock, words) = unreachable();
+        for _ in 0..QUEUE_MAX {
+            clock.begin(&set(3), 77).expect("room").acknowledged();
+        }
+        clock.begin(&set(4), 77).expect("room").acknowledged();
+        assert_eq!(clock.waiting(), (QUEUE_MAX, 0));
+        assert_eq!(clock.counters().unplaced.load(Ordering::Relaxed), 1);
+        assert!(words.observe(&set(3)).pending());
+        let seen = words.observe(&set(4));
+        assert_eq!((seen.pending(), seen.lsn()), (false, UNPLACED));
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_but_not_ended_goes_back() {
+        let (clock, words) = unreachable();
+        let shared = &clock.shared;
+        let intent = words.begin_write(&set(3)).expect("room");
+        drop(Taken { shared, over: vec![intent], unplaced: [9].into() });
+        assert_eq!(clock.waiting(), (1, 0));
+        assert!(shared.queue.lock().unplaced.contains(&9));
+    }
+}

@@ -1,0 +1,76 @@
+//! Declared tables: which keys each kind takes.
+
+use std::collections::BTreeSet;
+
+use toml::Spanned;
+use weir_core::topology::{KeyType, Placement};
+
+use super::super::error::Source;
+use super::super::{TableRuleConfig, raw};
+use super::{Checked, choice, non_empty, unknown};
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Sharded,
+    Reference,
+    Global,
+}
+
+const KINDS: [(&str, Kind); 3] = [("sharded", Kind::Sharded), ("reference", Kind::Reference), ("global", Kind::Global)];
+
+pub(super) fn tables(source: &Source, raw: &[raw::Table]) -> Checked<Vec<TableRuleConfig>> {
+    let mut seen = BTreeSet::new();
+    let mut tables = Vec::with_capacity(raw.len());
+    for table in raw {
+        let rule = rule(source, table)?;
+        if !seen.insert((rule.schema.clone(), rule.name.clone())) {
+            let message = format!("table `{}.{}` is declared twice", rule.schema, rule.name);
+            return Err(source.error(table.name.span(), message));
+        }
+        tables.push(rule);
+    }
+    Ok(tables)
+}
+
+fn rule(source: &Source, raw: &raw::Table) -> Checked<TableRuleConfig> {
+    let name = non_empty(source, &raw.name, "name")?;
+    if let Some((schema, table)) = name.split_once('.') {
+        let hint = format!("write schema = \"{schema}\" and name = \"{table}\"");
+        return Err(source.error(raw.name.span(), "a table name has no dot").hint(hint));
+    }
+    let schema = match &raw.schema {
+        None => "public".to_owned(),
+        Some(schema) => non_empty(source, schema, "schema")?,
+    };
+    let placement = match choice(source, &raw.kind, "kind of table", &KINDS)? {
+        Kind::Sharded => sharded(source, raw, &name)?,
+        Kind::Reference => keyless(source, raw, Placement::Reference)?,
+        Kind::Global => keyless(source, raw, Placement::Global)?,
+    };
+    Ok(TableRuleConfig { schema, name, placement })
+}
+
+fn sharded(source: &Source, raw: &raw::Table, name: &str) -> Checked<Placement> {
+    let missing = |key: &str, example: &str| {
+        source
+            .error(raw.name.span(), format!("sharded table `{name}` has no {key}"))
+            .hint(format!("add {key} = \"{example}\""))
+    };
+    let key = raw.key.as_ref().ok_or_else(|| missing("key", "user_id"))?;
+    let key_type = raw.key_type.as_ref().ok_or_else(|| missing("type", "bigint"))?;
+    let parsed = KeyType::parse(key_type.get_ref()).ok_or_else(|| {
+        unknown(source, key_type, "key type", ["bigint", "text", "uuid", "integer", "smallint", "varchar"].into_iter())
+    })?;
+    Ok(Placement::Sharded { key: non_empty(source, key, "key")?.into(), key_type: parsed })
+}
+
+fn keyless(source: &Source, raw: &raw::Table, placement: Placement) -> Checked<Placement> {
+    let stray: Option<&Spanned<String>> = raw.key.as_ref().or(raw.key_type.as_ref());
+    match stray {
+        None => Ok(placement),
+        Some(stray) => {
+            let message = format!("a {} table has neither key nor type", raw.kind.get_ref());
+            Err(source.error(stray.span(), message).hint("remove them, or write kind = \"sharded\""))
+        }
+    }
+}

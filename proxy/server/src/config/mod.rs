@@ -1,0 +1,298 @@
+//! Configuration: one file, read once, turned from raw TOML into values that cannot be wrong.
+//!
+//! Invariant: a [`Config`] has passed every check; nothing downstream validates again. Paths are absolute, durations and
+//! sizes are typed, every secret is a [`Secret`] that prints as `***`. An error names file, line, what is wrong and the
+//! nearest known key.
+//! Non-goals: talking to servers (the catalogue and the hub have checks of their own), reloading (the caller swaps one
+//! whole value or keeps the old one).
+
+mod checked;
+mod error;
+mod raw;
+mod secret;
+mod users;
+mod value;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use weir_core::id::ShardId;
+use weir_core::topology::{Placement, TableRules};
+
+pub use error::ConfigError;
+pub use secret::Secret;
+pub use users::{User, Users};
+
+/// The whole configuration of one weir process.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it was read from, absolute.
+    pub path: PathBuf,
+    /// Where clients connect. Port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Where /metrics, /livez, /readyz and the status page are served.
+    pub http_listen: SocketAddr,
+    pub users_file: PathBuf,
+    /// Contents of `users_file`.
+    pub users: Users,
+    /// `None` only when every database has one shard.
+    pub hub: Option<HubConfig>,
+    /// At least one, in order of name.
+    pub databases: Vec<DatabaseConfig>,
+    pub pool: PoolConfig,
+    pub limits: LimitsConfig,
+    pub cache: CacheConfig,
+    pub tls: Option<TlsConfig>,
+    pub server_auth: ServerAuth,
+    pub log: LogConfig,
+    /// Users of the admin database who may change things. Each is in `users`.
+    pub admin_users: Vec<String>,
+    /// Users of the admin database who may only look. Each is in `users`.
+    pub stats_users: Vec<String>,
+}
+
+/// The Postgres database that keeps weir's own metadata.
+#[derive(Clone, Debug)]
+pub struct HubConfig {
+    /// A Postgres connection string that tokio-postgres has accepted.
+    pub dsn: Secret,
+}
+
+/// One database as clients see it.
+#[derive(Clone, Debug)]
+pub struct DatabaseConfig {
+    /// The name clients connect to.
+    pub name: String,
+    /// Its name on the servers.
+    pub server_database: String,
+    /// At least one; the index is the [`ShardId`].
+    pub shards: Vec<ShardConfig>,
+    pub tables: Vec<TableRuleConfig>,
+    /// Shard of global tables and of statements without a table.
+    pub home: ShardId,
+    pub freshness: Freshness,
+}
+
+/// One shard: a primary and its streaming replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardConfig {
+    pub name: String,
+    pub primary: Endpoint,
+    pub replicas: Vec<Endpoint>,
+    /// Share of the slots relative to the other shards, 1 to 1000.
+    pub weight: u32,
+}
+
+/// Host name or address, and port, of one Postgres server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// Without the brackets of an IPv6 literal.
+    pub host: String,
+    pub port: u16,
+}
+
+/// Where one declared table lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableRuleConfig {
+    pub schema: String,
+    pub name: String,
+    pub placement: Placement,
+}
+
+/// How fresh reads of a database are. More levels come later; the file already names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Freshness {
+    /// No read shows less than what was acknowledged before it was asked.
+    #[default]
+    Strict,
+}
+
+/// Server connections per database, user, shard and role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    pub size: usize,
+    /// Connections kept open even when idle; at most `size`.
+    pub min: usize,
+    /// Clients that may wait for a connection; one more gets 53300.
+    pub wait_queue_max: usize,
+    /// Longest wait for a connection; then 53300.
+    pub wait_max: Duration,
+    /// An idle connection is closed after this long.
+    pub idle_max: Duration,
+    /// A connection is closed at its next idle moment after this long.
+    pub lifetime_max: Duration,
+}
+
+/// Bounds of one process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    pub client_connections_max: usize,
+    /// From accept to AuthenticationOk.
+    pub login_time_max: Duration,
+    /// To open and log in one server connection.
+    pub connect_time_max: Duration,
+    /// Longest message accepted from a client or server, in bytes.
+    pub message_bytes_max: usize,
+    /// Rows held by one cross-shard merge, in bytes.
+    pub merge_bytes_max: usize,
+    /// Groups held by one cross-shard merge.
+    pub merge_groups_max: usize,
+    /// Prepared statements kept on one server connection.
+    pub prepared_per_server_max: usize,
+    /// How long SIGTERM waits for running transactions.
+    pub drain_time_max: Duration,
+}
+
+/// The read-through cache.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    pub enabled: bool,
+    /// Second level; `None`: the in-process cache alone. May hold a password.
+    pub redis: Option<Secret>,
+    /// Memory of the in-process cache, in bytes.
+    pub l1_bytes: usize,
+    /// A larger reply is not cached, in bytes.
+    pub entry_bytes_max: usize,
+    /// An entry older than this is not served, whatever the protocol says.
+    pub max_age: Duration,
+}
+
+/// TLS towards clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// PEM chain, leaf first.
+    pub certificate: PathBuf,
+    /// PEM private key; not readable by others.
+    pub key: PathBuf,
+    pub mode: TlsMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Answer SSLRequest with N.
+    Disable,
+    /// Both encrypted and plain clients.
+    Allow,
+    /// Refuse clients that do not encrypt.
+    Require,
+}
+
+/// How weir itself logs in to every server: catalogue, probes, LSN clock.
+#[derive(Clone, Debug)]
+pub struct ServerAuth {
+    pub user: String,
+    pub password: Secret,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    pub level: LogLevel,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Config {
+    /// Reads and checks a file, its users file and the secret files it names.
+    pub fn load(path: impl AsRef<Path>) -> Result<Config, ConfigError> {
+        let path = path.as_ref();
+        let absolute = std::path::absolute(path).map_err(|error| ConfigError::unreadable(path, &error))?;
+        let text = std::fs::read_to_string(&absolute).map_err(|error| ConfigError::unreadable(&absolute, &error))?;
+        checked::check(error::Source { path: absolute, text })
+    }
+
+    pub fn database(&self, name: &str) -> Option<&DatabaseConfig> {
+        self.databases.iter().find(|database| database.name == name)
+    }
+}
+
+impl DatabaseConfig {
+    /// The declared tables as planning wants them.
+    pub fn rules(&self) -> TableRules {
+        let mut rules = TableRules::default();
+        for table in &self.tables {
+            rules.insert(&table.schema, &table.name, table.placement.clone());
+        }
+        rules
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl LogLevel {
+    /// As `tracing_subscriber`'s filter spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+impl Freshness {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Freshness::Strict => "strict",
+        }
+    }
+}
+
+/// `weir check <file>`: what the file says, in a few lines, or why it cannot be used.
+pub fn check(path: impl AsRef<Path>) -> Result<String, ConfigError> {
+    use fmt::Write;
+    let config = Config::load(path)?;
+    let mut text = format!("{} is valid\n", config.path.display());
+    // Writing to a String cannot fail, hence the ignored results.
+    let _ = writeln!(text, "  clients on {}, http on {}", config.listen, config.http_listen);
+    for database in &config.databases {
+        let replicas: usize = database.shards.iter().map(|shard| shard.replicas.len()).sum();
+        let count =
+            |wanted: fn(&Placement) -> bool| database.tables.iter().filter(|table| wanted(&table.placement)).count();
+        let _ = writeln!(
+            text,
+            "  database {}: {} shard(s), {replicas} replica(s), {} sharded, {} reference, {} global table(s), home {}",
+            database.name,
+            database.shards.len(),
+            count(|placement| matches!(placement, Placement::Sharded { .. })),
+            count(|placement| matches!(placement, Placement::Reference)),
+            count(|placement| matches!(placement, Placement::Global)),
+            database.shards[usize::from(database.home.0)].name,
+        );
+    }
+    let cache = match (&config.cache.enabled, &config.cache.redis) {
+        (false, _) => "off",
+        (true, None) => "in this process alone",
+        (true, Some(_)) => "in this process and Redis",
+    };
+    let _ = writeln!(text, "  {} user(s), pool size {}, cache {cache}", config.users.len(), config.pool.size);
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests;

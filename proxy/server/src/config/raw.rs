@@ -1,0 +1,135 @@
+//! The file as written: every key there is, with its place, and no judgement beyond types.
+//!
+//! The commented example of every key is `config/weir.toml`; a test keeps the two together.
+
+#![expect(clippy::struct_field_names, reason = "the fields are the file's keys, which end with their unit")]
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::value::{Size, Time};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub listen: Spanned<String>,
+    pub http_listen: Spanned<String>,
+    pub users_file: Spanned<String>,
+    #[serde(default)]
+    pub admin_users: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub stats_users: Vec<Spanned<String>>,
+    pub hub: Option<Spanned<Hub>>,
+    #[serde(default)]
+    pub database: BTreeMap<Spanned<String>, Database>,
+    #[serde(default)]
+    pub pool: Pool,
+    #[serde(default)]
+    pub limits: Limits,
+    #[serde(default)]
+    pub cache: Cache,
+    pub tls: Option<Tls>,
+    pub server_auth: Spanned<ServerAuth>,
+    #[serde(default)]
+    pub log: Log,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Hub {
+    pub dsn: Option<Spanned<String>>,
+    pub dsn_file: Option<Spanned<String>>,
+    pub dsn_env: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Database {
+    pub server_database: Option<Spanned<String>>,
+    #[serde(default)]
+    pub shard: Vec<Shard>,
+    #[serde(default)]
+    pub table: Vec<Table>,
+    pub home: Option<Spanned<String>>,
+    pub freshness: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Shard {
+    pub name: Spanned<String>,
+    pub primary: Spanned<String>,
+    #[serde(default)]
+    pub replicas: Vec<Spanned<String>>,
+    pub weight: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Table {
+    pub schema: Option<Spanned<String>>,
+    pub name: Spanned<String>,
+    pub kind: Spanned<String>,
+    pub key: Option<Spanned<String>>,
+    #[serde(rename = "type")]
+    pub key_type: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pool {
+    pub size: Option<Spanned<i64>>,
+    pub min: Option<Spanned<i64>>,
+    pub wait_queue_max: Option<Spanned<i64>>,
+    pub wait_max: Option<Spanned<Time>>,
+    pub idle_max: Option<Spanned<Time>>,
+    pub lifetime_max: Option<Spanned<Time>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub client_connections_max: Option<Spanned<i64>>,
+    pub login_time_max: Option<Spanned<Time>>,
+    pub connect_time_max: Option<Spanned<Time>>,
+    pub message_bytes_max: Option<Spanned<Size>>,
+    pub merge_bytes_max: Option<Spanned<Size>>,
+    pub merge_groups_max: Option<Spanned<i64>>,
+    pub prepared_per_server_max: Option<Spanned<i64>>,
+    pub drain_time_max: Option<Spanned<Time>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cache {
+    pub enabled: Option<bool>,
+    pub redis: Option<Spanned<String>>,
+    pub l1_bytes: Option<Spanned<Size>>,
+    pub entry_bytes_max: Option<Spanned<Size>>,
+    pub max_age: Option<Spanned<Time>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    pub certificate: Spanned<String>,
+    pub key: Spanned<String>,
+    pub mode: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServerAuth {
+    pub user: Spanned<String>,
+    pub password_file: Option<Spanned<String>>,
+    pub password_env: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Log {
+    pub level: Option<Spanned<String>>,
+    pub format: Option<Spanned<String>>,
+}

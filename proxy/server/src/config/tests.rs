@@ -1,0 +1,203 @@
+//! Configuration files as people write them: the shipped examples, typos, bad values, careless permissions.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::value::{Size, Time};
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../../config/weir.toml");
+const USERS: &str = include_str!("../../../../config/users.toml");
+
+/// A directory with a weir.toml and the secrets it names; removed when dropped.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(config: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("weir-config-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let files = Files(std::env::temp_dir().join(name));
+        std::fs::create_dir(&files.0).expect("a fresh directory");
+        files.write("weir.toml", config, 0o644);
+        files.write("users.toml", USERS, 0o600);
+        files.write("admin.pw", "s3cret-admin\n", 0o600);
+        files.write("hub.dsn", "postgres://weir_admin:s3cret-hub@127.0.0.1:5441/weir_hub\n", 0o400);
+        files.write("server.key", "not a key", 0o640);
+        files
+    }
+
+    fn write(&self, name: &str, text: &str, mode: u32) {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).expect("written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode set");
+    }
+
+    fn load(&self) -> Result<Config, ConfigError> {
+        Config::load(self.0.join("weir.toml"))
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The example with one piece of it replaced.
+fn edited(from: &str, to: &str) -> String {
+    assert!(EXAMPLE.contains(from), "the example has no {from:?}");
+    EXAMPLE.replacen(from, to, 1)
+}
+
+/// Error of the example after an edit, with the line's text that it points at.
+fn refusal(from: &str, to: &str) -> (ConfigError, String) {
+    let text = edited(from, to);
+    let error = Files::new(&text).load().expect_err("refused");
+    let line = error.line.and_then(|line| text.lines().nth(line - 1)).unwrap_or_default().to_owned();
+    (error, line)
+}
+
+#[test]
+fn the_example_says_every_default() {
+    let files = Files::new(EXAMPLE);
+    let config = files.load().expect("the example is valid");
+    assert_eq!(config.database("shop").map(|shop| shop.shards.len()), Some(2));
+    assert_eq!(config.admin_users, ["shop"]);
+    assert_eq!(config.server_auth.password.expose(), "s3cret-admin");
+    assert_eq!(config.users_file, files.0.join("users.toml"));
+    let shop = config.database("shop").expect("declared");
+    assert_eq!(shop.shards[0].primary.to_string(), "shard0.example.com:5432");
+    let key = Placement::Sharded { key: "user_id".into(), key_type: weir_core::topology::KeyType::Int };
+    assert_eq!(*shop.rules().placement("public", "orders"), key);
+    assert_eq!(*shop.rules().placement("public", "products"), Placement::Reference);
+
+    // What the example shows as a default must be the default.
+    let bare: String = EXAMPLE.split("\n[pool]").next().expect("text").to_owned();
+    let bare = Files::new(&bare).load().expect("the optional sections are optional");
+    assert_eq!(bare.pool, config.pool);
+    assert_eq!(bare.limits, config.limits);
+    assert_eq!(bare.log, config.log);
+    let cache = |config: &Config| {
+        (config.cache.enabled, config.cache.l1_bytes, config.cache.entry_bytes_max, config.cache.max_age)
+    };
+    assert_eq!(cache(&bare), cache(&config));
+    assert!(bare.tls.is_none() && bare.cache.redis.is_none());
+}
+
+#[test]
+fn secrets_are_never_printed() {
+    let config = Files::new(EXAMPLE).load().expect("valid");
+    let printed = format!("{config:?} {} {}", config.server_auth.password, config.hub.as_ref().expect("hub").dsn);
+    assert!(!printed.contains("s3cret") && !printed.contains("change-me"), "{printed}");
+    assert!(printed.contains("***"));
+    let text = edited("dsn_file = \"hub.dsn\"", "dsn = \"postgres://u:s3cret@h:port/x\"");
+    let error = Files::new(&text).load().expect_err("a bad port").to_string();
+    assert!(!error.contains("s3cret"), "{error}");
+}
+
+#[test]
+fn a_typo_names_its_line_and_the_nearest_key() {
+    for (from, to, near) in [
+        ("wait_queue_max", "wait_queue_mx", "wait_queue_max"),
+        ("server_database =", "server_databse =", "server_database"),
+        ("http_listen", "http_lsten", "http_listen"),
+        ("replicas = ", "replica = ", "replicas"),
+        ("[limits]", "[limit]", "limits"),
+        ("l1_bytes", "l1bytes", "l1_bytes"),
+    ] {
+        let (error, line) = refusal(from, to);
+        assert_eq!(error.hint, Some(format!("did you mean `{near}`?")), "{error}");
+        assert!(line.contains(to.trim_end_matches(" = ")), "{error} points at {line:?}");
+    }
+    let (error, _) = refusal("size = 20", "zzzzzzzzz = 20");
+    assert!(error.hint.expect("a list").starts_with("known keys here: size, min"));
+}
+
+#[test]
+fn bad_values_name_their_line() {
+    for (from, to, message) in [
+        ("wait_max = \"5s\"", "wait_max = \"5 parsecs\"", "is not a duration"),
+        ("wait_max = \"5s\"", "wait_max = 5", "expected a duration such as"),
+        ("wait_max = \"5s\"", "wait_max = \"0s\"", "more than 0"),
+        ("l1_bytes = \"64MiB\"", "l1_bytes = \"64MB\"", "is not a size"),
+        ("entry_bytes_max = \"256KiB\"", "entry_bytes_max = \"1GiB\"", "more than l1_bytes"),
+        ("listen = \"0.0.0.0:6432\"", "listen = \"everywhere\"", "not an address"),
+        ("primary = \"shard1.example.com:5432\"", "primary = \"shard1.example.com\"", "not host:port"),
+        ("primary = \"shard1.example.com:5432\"", "primary = \"shard0.example.com:5432\"", "used twice"),
+        ("name = \"shard1\"", "name = \"shard0\"", "used twice"),
+        ("home = \"shard0\"", "home = \"shard9\"", "unknown shard"),
+        ("weight = 1 ", "weight = 0 ", "between 1 and 1000"),
+        ("size = 20", "size = 0", "between 1 and"),
+        ("min = 0 ", "min = 21 ", "more than size"),
+        ("freshness = \"strict\"", "freshness = \"session\"", "not yet available"),
+        ("freshness = \"strict\"", "freshness = \"strikt\"", "unknown freshness level"),
+        ("type = \"bigint\"", "type = \"money\"", "unknown key type"),
+        ("kind = \"reference\"", "kind = \"reference\"\nkey = \"x\"", "neither key nor type"),
+        ("kind = \"sharded\"", "kind = \"shraded\"", "unknown kind"),
+        ("name = \"orders\"", "name = \"public.orders\"", "no dot"),
+        ("name = \"orders\"", "name = \"users\"", "declared twice"),
+        ("admin_users = [\"shop\"]", "admin_users = [\"shpo\"]", "unknown user"),
+        ("redis = \"redis://", "redis = \"http://", "not a Redis URL"),
+        ("password_file = \"admin.pw\"", "password_file = \"nowhere.pw\"", "nowhere.pw"),
+        ("mode = \"allow\"", "mode = \"alow\"", "unknown TLS mode"),
+        ("level = \"info\"", "level = \"loud\"", "unknown log level"),
+        ("[database.shop]", "[database.weir]", "admin console"),
+    ] {
+        let (error, line) = refusal(from, to);
+        assert!(error.to_string().contains(message), "{to}: {error}");
+        let pointed = to.lines().any(|part| line.contains(part.trim_end()));
+        assert!(pointed || line.starts_with("[[database") || line.starts_with("name ="), "{error} points at {line:?}");
+        assert!(error.line.is_some(), "{error}");
+    }
+}
+
+#[test]
+fn shared_secrets_are_refused() {
+    for (name, mode) in [("admin.pw", 0o644), ("users.toml", 0o640), ("hub.dsn", 0o604), ("server.key", 0o644)] {
+        let files = Files::new(EXAMPLE);
+        let path = files.0.join(name);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode set");
+        let error = files.load().expect_err("refused").to_string();
+        assert!(error.contains(name) && error.contains("chmod"), "{error}");
+    }
+}
+
+#[test]
+fn many_shards_need_a_hub_and_one_does_not() {
+    let hub = "[hub]\n# Exactly one of dsn, dsn_file (mode 0600), dsn_env (name of an environment variable).\ndsn_file = \"hub.dsn\"";
+    let (error, _) = refusal(hub, "");
+    assert!(error.to_string().contains("there is no [hub]"), "{error}");
+    let single = "listen = \"127.0.0.1:0\"\nhttp_listen = \"127.0.0.1:0\"\nusers_file = \"users.toml\"\n\
+                  [database.a]\n[[database.a.shard]]\nname = \"only\"\nprimary = \"[::1]:5432\"\n\
+                  [server_auth]\nuser = \"u\"\npassword_file = \"admin.pw\"\n";
+    let config = Files::new(single).load().expect("no hub needed");
+    assert!(config.hub.is_none());
+    assert_eq!(config.databases[0].shards[0].primary.to_string(), "[::1]:5432");
+    assert_eq!(config.databases[0].server_database, "a");
+}
+
+#[test]
+fn check_sums_up_a_file() {
+    let files = Files::new(EXAMPLE);
+    let summary = check(files.0.join("weir.toml")).expect("valid");
+    assert!(
+        summary.contains(
+            "database shop: 2 shard(s), 2 replica(s), 2 sharded, 1 reference, 1 global table(s), home shard0"
+        ),
+        "{summary}"
+    );
+    let missing = check(files.0.join("none.toml")).expect_err("no such file").to_string();
+    assert!(missing.contains("none.toml: cannot read it"), "{missing}");
+}
+
+#[test]
+fn units_are_exact() {
+    assert_eq!(Time::parse("500ms"), Some(Time(Duration::from_millis(500))));
+    assert_eq!(Time::parse("2h"), Some(Time(Duration::from_secs(7200))));
+    assert_eq!(Size::parse("3 KiB"), Some(Size(3072)));
+    for bad in ["", "s", "5", "-5s", "5S", "1.5s", "99999999999999999999s", "18446744073709551615d"] {
+        assert_eq!(Time::parse(bad), None, "{bad}");
+    }
+    assert_eq!(Size::parse("64mb"), None);
+}

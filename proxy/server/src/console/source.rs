@@ -1,0 +1,401 @@
+//! The running process as the console and the HTTP side see it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use weir_core::admin::{
+    AdminSource, ConfigRow, DatabaseRow, EndpointRow, PinRow, PoolRow, ShardRow, Show, Snapshot, SocketRow, StatRow, UserRow, slot_ranges,
+};
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::id::ShardId;
+
+use crate::app::App;
+use crate::database::Database;
+use crate::http::{Condition, Operator};
+use crate::metrics::Role;
+use crate::probe::EndpointView;
+
+/// Borrows the process for one answer.
+pub struct Source<'a>(pub &'a App);
+
+impl AdminSource for Source<'_> {
+    fn snapshot(&self, show: Show) -> Snapshot {
+        let app = self.0;
+        let mut snapshot = Snapshot { version: format!("weir {}", env!("CARGO_PKG_VERSION")), ..Snapshot::default() };
+        for db in app.databases() {
+            match show {
+                Show::Pools => snapshot.pools.extend(pools(db)),
+                Show::Stats | Show::StatsTotals | Show::StatsAverages | Show::Totals => snapshot.stats.push(stats(db)),
+                Show::Clients => snapshot.sockets.extend(clients(db)),
+                Show::Servers => snapshot.sockets.extend(servers(db)),
+                Show::Databases => snapshot.databases.extend(databases(app, db)),
+                Show::Users => snapshot.users.extend(users(app, db)),
+                Show::Shards => snapshot.shards.extend(shards(db)),
+                Show::Slots => {
+                    let view = db.view();
+                    let topology = &view.topology;
+                    snapshot.slots.extend(slot_ranges(&db.name, topology.epoch, &topology.slots, &topology.shards));
+                }
+                Show::Replicas => snapshot.endpoints.extend(endpoints(db)),
+                Show::Pins => snapshot.pins.extend(pins(db)),
+                Show::Cache => snapshot.cache.extend(cache(db)),
+                Show::Lists => snapshot.lists.extend(lists(app, db)),
+                _ => {}
+            }
+        }
+        if show == Show::State {
+            let not_ready = app.not_ready();
+            let state = if not_ready.is_empty() { "ready".to_owned() } else { not_ready.join("; ") };
+            snapshot.state.push(("state".to_owned(), state));
+            snapshot.state.push(("uptime_s".to_owned(), app.started.elapsed().as_secs().to_string()));
+        }
+        if show == Show::Config {
+            snapshot.config = config(app);
+        }
+        snapshot
+    }
+
+    fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError> {
+        let found = match database {
+            Some(name) => self.0.database(name),
+            None if self.0.databases().count() == 1 => self.0.databases().next().cloned(),
+            None => None,
+        };
+        let db = found.ok_or_else(|| {
+            let names: Vec<&str> = self.0.databases().map(|db| &*db.name).collect();
+            UserError::new(Blame::Client, sqlstate::UNKNOWN_DATABASE, "ROUTE does not know which database is meant")
+                .hint(format!("Write ROUTE <database> '<sql>' with one of: {}.", names.join(", ")))
+        })?;
+        db.route(sql)
+    }
+
+    fn reload(&self) -> Result<(), UserError> {
+        Err(UserError::new(Blame::Proxy, sqlstate::FEATURE_NOT_SUPPORTED, "RELOAD is not supported yet")
+            .detail("This version reads its configuration once, at the start.")
+            .hint("Check the file with `weir check` and restart weir."))
+    }
+}
+
+fn pools(db: &Arc<Database>) -> Vec<PoolRow> {
+    let live = db.stats.live();
+    let rows = db.all_pools().into_iter().map(|(user, pools)| {
+        let mut row = PoolRow { database: db.name.to_string(), user: user.to_string(), ..PoolRow::default() };
+        for (_, _, pool) in pools.iter() {
+            let counts = pool.counts();
+            row.sv_active += counts.busy as u64;
+            row.sv_idle += counts.idle as u64;
+            row.cl_waiting += counts.waiting as u64;
+            row.wait_us_max = row.wait_us_max.max(pool.longest_wait().as_micros() as u64);
+        }
+        row.cl_active = (live.iter().filter(|session| session.user == user).count() as u64).saturating_sub(row.cl_waiting);
+        row
+    });
+    rows.collect()
+}
+
+fn stats(db: &Database) -> StatRow {
+    StatRow { database: db.name.to_string(), totals: db.stats.database.totals(), averages: db.stats.database.averages() }
+}
+
+fn clients(db: &Database) -> Vec<SocketRow> {
+    let rows = db.stats.live().into_iter().map(|session| SocketRow {
+        is_server: false,
+        user: session.user.to_string(),
+        database: db.name.to_string(),
+        state: if session.is_busy() { "active" } else { "idle" },
+        address: session.address.ip().to_string(),
+        port: session.address.port(),
+        connect_time: utc(session.connected),
+        tls: if session.tls { "TLS".to_owned() } else { String::new() },
+        application_name: session.application_name.clone(),
+        id: session.id,
+        ..SocketRow::default()
+    });
+    rows.collect()
+}
+
+fn servers(db: &Database) -> Vec<SocketRow> {
+    let mut rows = Vec::new();
+    for (user, pools) in db.all_pools() {
+        for (_, _, pool) in pools.iter() {
+            let counts = pool.counts();
+            let row = |state, number: usize| SocketRow {
+                is_server: true,
+                user: user.to_string(),
+                database: pool.name.clone(),
+                state,
+                address: pool.host().to_owned(),
+                port: pool.port(),
+                id: number as u64,
+                ..SocketRow::default()
+            };
+            rows.extend((0..counts.busy).map(|number| row("active", number)));
+            rows.extend((0..counts.idle).map(|number| row("idle", counts.busy + number)));
+        }
+    }
+    rows
+}
+
+fn databases(app: &App, db: &Database) -> Vec<DatabaseRow> {
+    let connections: usize = db.all_pools().iter().flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>()).map(|counts| counts.busy + counts.idle).sum();
+    let rows = db.config.shards.iter().map(|shard| DatabaseRow {
+        name: db.name.to_string(),
+        host: shard.primary.host.clone(),
+        port: shard.primary.port,
+        database: db.config.server_database.clone(),
+        pool_size: app.config.pool.size as u64,
+        min_pool_size: app.config.pool.min as u64,
+        server_lifetime: app.config.pool.lifetime_max.as_secs(),
+        current_connections: connections as u64,
+        max_client_connections: app.config.limits.client_connections_max as u64,
+        current_client_connections: db.stats.live().len() as u64,
+    });
+    rows.collect()
+}
+
+fn users(app: &App, db: &Database) -> Vec<UserRow> {
+    let live = db.stats.live();
+    let pools = db.all_pools();
+    let rows = app.config.users.iter().map(|(name, _)| UserRow {
+        name: name.to_owned(),
+        pool_size: app.config.pool.size as u64,
+        current_connections: pools
+            .iter()
+            .filter(|(user, _)| &**user == name)
+            .flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>())
+            .map(|counts| (counts.busy + counts.idle) as u64)
+            .sum(),
+        current_client_connections: live.iter().filter(|session| &*session.user == name).count() as u64,
+    });
+    rows.collect()
+}
+
+fn shards(db: &Database) -> Vec<ShardRow> {
+    let view = db.view();
+    let slots = view.topology.slots.counts(db.shards.len());
+    let rows = db.config.shards.iter().zip(&db.shards).enumerate().map(|(number, (config, shard))| ShardRow {
+        database: db.name.to_string(),
+        shard: ShardId(number as u16),
+        name: config.name.clone(),
+        primary: config.primary.to_string(),
+        replicas: config.replicas.iter().map(ToString::to_string).collect(),
+        slots: slots[number] as u64,
+        weight: config.weight,
+        epoch: view.topology.epoch,
+        is_up: shard.primary.is_up(),
+        replicas_up: shard.replicas.iter().filter(|replica| replica.view.is_up()).count() as u64,
+        lag_ms: shard.replicas.iter().filter(|replica| replica.view.is_up()).filter_map(|replica| replica.view.lag_ms()).max(),
+    });
+    rows.collect()
+}
+
+fn endpoints(db: &Database) -> Vec<EndpointRow> {
+    let mut rows = Vec::new();
+    for (number, shard) in db.shards.iter().enumerate() {
+        let id = ShardId(number as u16);
+        let views = std::iter::once((&shard.primary, "primary")).chain(shard.replicas.iter().map(|replica| (&replica.view, "replica")));
+        for (index, (view, role)) in views.enumerate() {
+            rows.push(endpoint(db, id, index, view, role));
+        }
+    }
+    rows
+}
+
+fn endpoint(db: &Database, shard: ShardId, index: usize, view: &EndpointView, role: &'static str) -> EndpointRow {
+    EndpointRow {
+        database: db.name.to_string(),
+        shard,
+        role,
+        address: view.endpoint.to_string(),
+        is_up: view.is_up(),
+        in_recovery: view.in_recovery(),
+        replay_lsn: Some(view.replay_lsn()).filter(|lsn| lsn.0 != 0),
+        lag_ms: view.lag_ms(),
+        reads: db.stats.database.endpoint(shard, index).map_or(0, crate::metrics::EndpointMetrics::reads),
+        last_error: if view.is_up() { None } else { view.last_error() },
+    }
+}
+
+fn pins(db: &Database) -> Vec<PinRow> {
+    let counts = db.stats.database.pins.counts();
+    let total = |reason: &str| counts.iter().find(|(name, _)| name == reason).map_or(0, |(_, count)| *count);
+    let rows = weir_core::session::pin::Pin::ALL.into_iter().map(|pin| PinRow {
+        database: db.name.to_string(),
+        reason: pin.as_str(),
+        current: db.stats.pinned_now(pin),
+        total: total(pin.as_str()),
+    });
+    rows.collect()
+}
+
+fn cache(db: &Database) -> Vec<(String, i64)> {
+    let name = |figure: &str| format!("{}.{figure}", db.name);
+    let Some(cache) = &db.cache else { return vec![(name("enabled"), 0)] };
+    let counters = cache.counters();
+    let (entries, bytes) = cache.local_size();
+    let sum = |counts: &[std::sync::atomic::AtomicU64]| counts.iter().map(|count| count.load(Relaxed)).sum::<u64>();
+    [
+        ("enabled", 1),
+        ("entries", entries as u64),
+        ("bytes", bytes),
+        ("hits_memory", counters.hits_l1.load(Relaxed)),
+        ("hits_redis", counters.hits_l2.load(Relaxed)),
+        ("misses_memory", sum(&counters.misses_l1)),
+        ("misses_redis", sum(&counters.misses_l2)),
+        ("stored", counters.stored.load(Relaxed)),
+        ("not_stored", counters.not_stored.load(Relaxed)),
+        ("redis_errors", counters.redis_errors.load(Relaxed)),
+        ("redis_dropped", counters.redis_dropped.load(Relaxed)),
+        ("redis_up", u64::from(cache.redis_up() == Some(true))),
+        ("replica_answers_rejected", db.stats.replica_rejected.load(Relaxed)),
+    ]
+    .into_iter()
+    .map(|(figure, value)| (name(figure), value as i64))
+    .collect()
+}
+
+fn lists(app: &App, db: &Database) -> Vec<(String, i64)> {
+    let pools = db.all_pools();
+    let counts: Vec<_> = pools.iter().flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>()).collect();
+    [
+        ("databases", app.databases().count()),
+        ("users", app.config.users.len()),
+        ("pools", pools.len()),
+        ("free_clients", 0),
+        ("used_clients", app.clients.now() as usize),
+        ("login_clients", 0),
+        ("free_servers", counts.iter().map(|counts| counts.idle).sum()),
+        ("used_servers", counts.iter().map(|counts| counts.busy).sum()),
+    ]
+    .into_iter()
+    .map(|(name, count)| (name.to_owned(), count as i64))
+    .collect()
+}
+
+fn config(app: &App) -> Vec<ConfigRow> {
+    let config = &app.config;
+    let row = |key: &str, value: String| ConfigRow { key: key.to_owned(), value, default: None, is_changeable: false };
+    vec![
+        row("listen", config.listen.to_string()),
+        row("http_listen", config.http_listen.to_string()),
+        row("pool.size", config.pool.size.to_string()),
+        row("pool.wait_queue_max", config.pool.wait_queue_max.to_string()),
+        row("pool.wait_max", format!("{:?}", config.pool.wait_max)),
+        row("limits.client_connections_max", config.limits.client_connections_max.to_string()),
+        row("limits.merge_bytes_max", config.limits.merge_bytes_max.to_string()),
+        row("cache.enabled", config.cache.enabled.to_string()),
+        row("cache.l1_bytes", config.cache.l1_bytes.to_string()),
+        row("cache.max_age", format!("{:?}", config.cache.max_age)),
+        row("tls", if config.tls.is_some() { "on" } else { "off" }.to_owned()),
+    ]
+}
+
+/// `YYYY-MM-DD HH:MM:SS UTC`, by the civil-from-days rule.
+fn utc(time: std::time::SystemTime) -> String {
+    let seconds = time.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (days, rest) = ((seconds / 86_400) as i64, seconds % 86_400);
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
+    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", rest / 3_600, rest / 60 % 60, rest % 60)
+}
+
+/// The process for the HTTP side.
+pub struct HttpSource(pub Arc<App>);
+
+impl AdminSource for HttpSource {
+    fn snapshot(&self, show: Show) -> Snapshot {
+        Source(&self.0).snapshot(show)
+    }
+
+    fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError> {
+        Source(&self.0).route(database, sql)
+    }
+
+    fn reload(&self) -> Result<(), UserError> {
+        Source(&self.0).reload()
+    }
+}
+
+impl Operator for HttpSource {
+    fn metrics(&self) -> String {
+        for db in self.0.databases() {
+            publish_gauges(db);
+        }
+        self.0.metrics.render()
+    }
+
+    fn readiness(&self) -> Vec<Condition> {
+        let app = &self.0;
+        let mut conditions = vec![condition("listening", app.listening.load(Relaxed), true, "clients can connect")];
+        conditions.push(condition("draining", !app.draining.load(Relaxed), true, "not shutting down"));
+        for db in app.databases() {
+            conditions.push(condition(&format!("topology {}", db.name), true, true, &format!("epoch {}", db.view().topology.epoch)));
+            for shard in &db.shards {
+                let reason = shard.primary.last_error().filter(|_| !shard.primary.is_up()).unwrap_or_else(|| shard.primary.endpoint.to_string());
+                conditions.push(condition(&format!("primary {}/{}", db.name, shard.name), shard.primary.has_been_up(), true, &reason));
+                for replica in &shard.replicas {
+                    let name = format!("replica {}/{} {}", db.name, shard.name, replica.view.endpoint);
+                    conditions.push(condition(&name, replica.view.is_up(), false, &replica.view.last_error().unwrap_or_default()));
+                }
+            }
+            if let Some(up) = db.cache.as_ref().and_then(crate::cache::Cache::redis_up) {
+                conditions.push(condition(&format!("redis {}", db.name), up, false, "second level of the cache"));
+            }
+        }
+        conditions
+    }
+
+    fn admin(&self) -> &dyn AdminSource {
+        self
+    }
+}
+
+fn condition(name: &str, ok: bool, required: bool, reason: &str) -> Condition {
+    Condition { name: name.to_owned(), ok, required, reason: reason.to_owned() }
+}
+
+/// Gauges are read off the state when somebody asks.
+fn publish_gauges(db: &Database) {
+    let metrics = &db.stats.database;
+    let live = db.stats.live();
+    let busy = live.iter().filter(|session| session.is_busy()).count();
+    let mut waiting = 0;
+    let mut totals = vec![[(0, 0); 2]; db.shards.len()];
+    for (_, pools) in db.all_pools() {
+        for (shard, primary, pool) in pools.iter() {
+            let counts = pool.counts();
+            waiting += counts.waiting;
+            let role = if primary { Role::Primary } else { Role::Replica };
+            let total = &mut totals[usize::from(shard.0)][role as usize];
+            *total = (total.0 + counts.busy, total.1 + counts.idle);
+        }
+    }
+    metrics.clients_active.set(busy as f64);
+    metrics.clients_idle.set((live.len() - busy) as f64);
+    metrics.clients_waiting.set(waiting as f64);
+    for (number, roles) in totals.iter().enumerate() {
+        for role in Role::ALL {
+            if let Some(pool) = metrics.pool(ShardId(number as u16), role) {
+                pool.active.set(roles[role as usize].0 as f64);
+                pool.idle.set(roles[role as usize].1 as f64);
+            }
+        }
+    }
+    for (number, shard) in db.shards.iter().enumerate() {
+        let views = std::iter::once(&shard.primary).chain(shard.replicas.iter().map(|replica| &replica.view));
+        for (index, view) in views.enumerate() {
+            if let Some(endpoint) = metrics.endpoint(ShardId(number as u16), index) {
+                endpoint.probed(view.is_up(), view.lag_ms().map(std::time::Duration::from_millis));
+            }
+        }
+    }
+    let view = db.view();
+    metrics.topology(view.topology.epoch, &view.topology.slots);
+}

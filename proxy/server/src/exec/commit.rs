@@ -1,0 +1,234 @@
+//! Ending a transaction on every Backend that took part.
+//!
+//! With one writer a plain COMMIT decides. With several, all but one (the *anchor*) PREPARE; the anchor then commits its own
+//! work together with a decision row in `weir.txlog`, and that commit is the decision. Whoever finds a prepared transaction
+//! later asks the anchor ([`crate::recover`]). Protocol and its tests: research on two-phase commit, anchor variant.
+//!
+//! Invariant: nothing is acknowledged before the decision is durable, and COMMIT PREPARED is sent before the acknowledgement,
+//! so that the next read on any connection sees all of it.
+
+use bytes::Bytes;
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::id::Epoch;
+use weir_wire::backend::{Status, tag};
+use weir_wire::frame;
+use weir_wire::frontend::put_query;
+
+use crate::front::session::{End, Failure, Session};
+
+/// What a server answered to a statement of weir's own.
+pub type Answer = Result<(), Bytes>;
+
+impl Session {
+    /// Sends one statement to several held Backends at once. The first server error is passed to the client.
+    pub async fn tell_all(&mut self, indexes: &[usize], sql: &str) -> Result<(), Failure> {
+        let mut first_error = None;
+        for (_, answer) in self.ask_all(indexes, sql).await? {
+            if let Err(body) = answer {
+                first_error.get_or_insert(body);
+            }
+        }
+        match first_error {
+            None => Ok(()),
+            Some(body) => {
+                if let Some(txn) = &mut self.txn {
+                    txn.failed = true;
+                }
+                Err(self.report(&body))
+            }
+        }
+    }
+
+    /// Sends one statement to several held Backends at once and collects what each says.
+    pub async fn ask_all(&mut self, indexes: &[usize], sql: &str) -> Result<Vec<(usize, Answer)>, Failure> {
+        for &index in indexes {
+            let lease = &mut self.held[index].lease;
+            lease.busy = true;
+            put_query(&mut lease.out, sql);
+        }
+        let mut answers = Vec::with_capacity(indexes.len());
+        for &index in indexes {
+            let lease = &mut self.held[index].lease;
+            match answer(lease).await {
+                Ok(answer) => answers.push((index, answer)),
+                Err(error) => return Err(self.lost(index, &error)),
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Sends the transaction's prelude to Backends that are held but not in it yet.
+    pub async fn begin_on_held(&mut self) -> Result<(), Failure> {
+        for index in 0..self.held.len() {
+            if self.held[index].begun {
+                continue;
+            }
+            let mut replies = Default::default();
+            self.prime(index, &mut replies);
+            let mut trail = Default::default();
+            self.relay_on(index, &mut replies, &mut Default::default(), &mut trail).await?;
+            self.held[index].lease.busy = false;
+        }
+        Ok(())
+    }
+
+    /// Passes a server's error on to the client.
+    pub fn report(&mut self, body: &[u8]) -> Failure {
+        self.db.stats.server_error_body(body);
+        frame::put(&mut self.client.out, tag::ERROR, |out| out.extend_from_slice(body));
+        Failure::Reported
+    }
+
+    fn lost(&mut self, index: usize, error: &std::io::Error) -> Failure {
+        let held = &mut self.held[index];
+        held.lease.doubt("lost while ending a transaction");
+        let error = UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost")
+            .detail(format!("{}: {error}", held.lease.pool().name))
+            .hint("Whether the last statement took effect is not known; connect again and check.")
+            .fatal();
+        let (shard, process) = (held.shard, held.lease.cancel_key.process);
+        self.announced.unknown(shard, process);
+        Failure::End(End::Fatal(error))
+    }
+
+    /// COMMIT everywhere, all or nothing. On failure everything is rolled back and the client has the reason.
+    pub async fn commit_all(&mut self) -> Result<(), Failure> {
+        let Some(txn) = self.txn.clone() else { return Ok(()) };
+        if txn.failed {
+            return self.roll_back_all().await;
+        }
+        let begun: Vec<usize> = (0..self.held.len()).filter(|index| self.held[*index].begun).collect();
+        if self.db.tracks_freshness() {
+            for &index in &begun {
+                let held = &self.held[index];
+                self.announced.announce(&self.db, held.shard, &held.dirty)?;
+            }
+        }
+        let (writers, readers): (Vec<usize>, Vec<usize>) = begun.iter().partition(|index| self.held[**index].wrote);
+        let decided = match writers.as_slice() {
+            [] | [_] => self.commit_one(&readers, &writers).await,
+            _ => self.commit_several(&readers, &writers).await,
+        };
+        self.txn = None;
+        self.close_transaction(decided.is_ok());
+        self.announced.publish();
+        decided?;
+        if txn.changed_schema {
+            self.db.refresh_catalog().await;
+        }
+        Ok(())
+    }
+
+    async fn commit_one(&mut self, readers: &[usize], writers: &[usize]) -> Result<(), Failure> {
+        for part in [readers, writers] {
+            let mut refused = None;
+            for (_, answer) in self.ask_all(part, "COMMIT").await? {
+                if let Err(body) = answer {
+                    refused.get_or_insert(body);
+                }
+            }
+            if let Some(body) = refused {
+                self.roll_back_open().await?;
+                return Err(self.report(&body));
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit_several(&mut self, readers: &[usize], writers: &[usize]) -> Result<(), Failure> {
+        let (anchor, others) = (writers[0], &writers[1..]);
+        let gid = gid(&self.view().topology.shards[usize::from(self.held[anchor].shard.0)], self.view().topology.epoch);
+        if let Err(failure) = self.commit_one(readers, &[]).await {
+            self.roll_back_open().await?;
+            return Err(failure);
+        }
+        let mut prepared = Vec::new();
+        let mut refused = None;
+        for (index, answer) in self.ask_all(others, &format!("PREPARE TRANSACTION '{gid}'")).await? {
+            match answer {
+                Ok(()) => prepared.push(index),
+                Err(body) => refused = Some(body),
+            }
+        }
+        if refused.is_none() {
+            let decision = format!("INSERT INTO weir.txlog (gid, decision) VALUES ('{gid}', 'c')");
+            for sql in [&*decision, "COMMIT"] {
+                if let Some((_, Err(body))) = self.ask_all(&[anchor], sql).await?.pop() {
+                    refused = Some(body);
+                    break;
+                }
+            }
+        }
+        if let Some(body) = refused {
+            self.roll_back_open().await?;
+            self.ask_all(&prepared, &format!("ROLLBACK PREPARED '{gid}'")).await?;
+            return Err(self.report(&body));
+        }
+        // Decided. What fails from here on is finished by recovery, and the client is told the truth: it is committed.
+        for &index in &prepared {
+            let done = self.ask_all(&[index], &format!("COMMIT PREPARED '{gid}'")).await;
+            if !matches!(done.as_deref(), Ok([(_, Ok(()))])) {
+                tracing::warn!(%gid, shard = %self.held[index].shard, "COMMIT PREPARED failed; recovery will finish it");
+                self.held[index].lease.doubt("COMMIT PREPARED failed");
+            }
+        }
+        self.db.stats.two_phase_commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// ROLLBACK everywhere.
+    pub async fn roll_back_all(&mut self) -> Result<(), Failure> {
+        self.roll_back_open().await?;
+        self.txn = None;
+        self.close_transaction(false);
+        self.announced.publish();
+        Ok(())
+    }
+
+    async fn roll_back_open(&mut self) -> Result<(), Failure> {
+        let open: Vec<usize> = (0..self.held.len()).filter(|index| self.held[*index].lease.status != Status::Idle).collect();
+        self.ask_all(&open, "ROLLBACK").await?;
+        Ok(())
+    }
+
+    /// Settings made inside the transaction stay or go with it.
+    fn close_transaction(&mut self, committed: bool) {
+        if committed { self.vars.on_commit() } else { self.vars.on_rollback() }
+        for held in &mut self.held {
+            if held.begun {
+                held.lease.vars = if committed { self.vars.current().clone() } else { held.vars_before.clone() };
+            }
+            held.begun = false;
+            held.wrote = false;
+            held.dirty.clear();
+        }
+    }
+}
+
+/// Waits for the whole answer to a simple query of weir's own; rows are ignored.
+async fn answer(lease: &mut crate::back::pool::Lease) -> std::io::Result<Answer> {
+    lease.send().await?;
+    let mut answer = Ok(());
+    loop {
+        let (kind, body) = lease.receive().await?;
+        match kind {
+            tag::ERROR => answer = Err(body),
+            tag::READY => {
+                lease.status = Status::read(&body).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
+                lease.busy = false;
+                return Ok(answer);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// `weir_<anchor shard>_<epoch>_<random>`: all that recovery needs is in the name.
+fn gid(anchor: &str, epoch: Epoch) -> String {
+    format!("weir_{}_{epoch}_{:032x}", plain_name(anchor), rand::random::<u128>())
+}
+
+/// A shard's name in letters, digits and '-'.
+pub fn plain_name(shard: &str) -> String {
+    shard.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect()
+}

@@ -1,0 +1,478 @@
+//! One statement on several shards: reads are merged row by row, writes commit everywhere or nowhere.
+//!
+//! Invariant: the client sees one reply, in the form one Postgres would have given; if any shard fails, the first failure
+//! is the reply, and every Backend has been read to its ReadyForQuery before the session goes on. Rows are held only as
+//! far as the merge needs, within its limits.
+
+use std::task::Poll;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::id::ShardId;
+use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
+use weir_core::plan::{Combine, Plan};
+use weir_core::session::replies::{Owed, Replies, Verdict};
+use weir_wire::backend::{Status, command_rows, command_tag, tag};
+use weir_wire::frame;
+use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_query, put_sync};
+use weir_wire::row;
+
+use crate::front::session::{End, Failure, Session, Transaction};
+use crate::statements::{Prepared, Understood};
+
+/// The client is sent what has gathered whenever it is more than this.
+const OUT_BYTES: usize = 64 * 1024;
+
+/// What every shard is asked.
+#[derive(Clone, Copy)]
+pub enum Question<'a> {
+    Text(&'a str),
+    Portal { prepared: &'a Prepared, bind: &'a Bytes },
+}
+
+/// How much of the reply the client asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// Send the RowDescription.
+    pub description: bool,
+}
+
+/// One shard's reply, as far as it has been read.
+struct Source {
+    index: usize,
+    replies: Replies,
+    /// ReadyForQuery has come.
+    done: bool,
+    /// ErrorResponse body, if it failed.
+    failed: Option<Bytes>,
+    command: Option<Bytes>,
+}
+
+impl Session {
+    /// A simple statement for several shards.
+    pub async fn spread_text(&mut self, shards: &[ShardId], sql: &str, understood: &Understood, plan: &Plan) -> Result<(), Failure> {
+        let rewritten = understood.template.rewrite().filter(|_| plan.merge.is_some()).map(|rewrite| {
+            crate::statements::relex(sql, &mut self.scratch);
+            rewrite.apply(sql, &self.scratch.tokens)
+        });
+        let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
+        let form = Form { description: true };
+        match &plan.merge {
+            Some(spec) => self.merged_read(shards, question, spec.clone(), form).await,
+            None => self.spread_write(shards, question, &understood.shape, plan, form).await,
+        }
+    }
+
+    /// A read whose rows come from several shards.
+    pub async fn merged_read(&mut self, shards: &[ShardId], question: Question<'_>, spec: MergeSpec, form: Form) -> Result<(), Failure> {
+        if self.txn.as_ref().is_some_and(|txn| txn.one_snapshot) {
+            return Err(no_common_snapshot().into());
+        }
+        let mut sources = self.ask(shards, question).await?;
+        let outcome = self.merge(&mut sources, spec, form).await;
+        // Whatever happened, every Backend is read to its end: the next statement finds them clean.
+        self.drain(&mut sources).await?;
+        self.follow_all(&sources);
+        if let Some(body) = sources.iter_mut().find_map(|source| source.failed.take()) {
+            return Err(self.report(&body));
+        }
+        let rows = outcome?;
+        self.put_tag(&format!("SELECT {rows}"));
+        Ok(())
+    }
+
+    async fn merge(&mut self, sources: &mut [Source], spec: MergeSpec, form: Form) -> Result<u64, Failure> {
+        let hidden = spec.hidden;
+        let mut description = None;
+        for source in sources.iter_mut() {
+            while !source.done && source.failed.is_none() {
+                let (kind, body) = self.next_frame(source).await?;
+                if kind == tag::ROW_DESCRIPTION {
+                    description.get_or_insert(body);
+                    break;
+                }
+            }
+        }
+        if sources.iter().any(|source| source.failed.is_some()) {
+            return Ok(0);
+        }
+        let Some(description) = description else { return Err(unexpected("no RowDescription")) };
+        let fields = row::fields(&description).map_err(|_| unexpected("a malformed RowDescription"))?;
+        let columns = fields
+            .iter()
+            .map(|field| ResultColumn { type_oid: field.type_oid, type_modifier: field.type_modifier, binary: field.binary })
+            .collect();
+        let limits = MergeLimits { buffered_bytes_max: self.app.config.limits.merge_bytes_max, groups_max: self.app.config.limits.merge_groups_max };
+        let mut merger = Merger::new(spec, columns, sources.len(), limits)?;
+        if form.description {
+            let mut stripped = BytesMut::new();
+            strip_row_description(&description, hidden, &mut stripped);
+            frame::put(&mut self.client.out, tag::ROW_DESCRIPTION, |out| out.unsplit(stripped));
+        }
+        while !merger.done() {
+            let ready = match merger.wants() {
+                Wants::One(number) => Some(number),
+                Wants::All => Some(self.any_ready(sources).await),
+                Wants::Nothing => None,
+            };
+            if let Some(number) = ready {
+                self.feed(&mut merger, sources, number).await?;
+                if sources[number].failed.is_some() {
+                    return Ok(0);
+                }
+            }
+            merger.poll(&mut self.client.out)?;
+            if self.client.out.len() > OUT_BYTES {
+                self.client.send().await.map_err(|_| End::ClientGone)?;
+            }
+        }
+        Ok(merger.rows())
+    }
+
+    /// Gives the merger the next row of one source, or its end.
+    async fn feed(&mut self, merger: &mut Merger, sources: &mut [Source], number: usize) -> Result<(), Failure> {
+        let source = &mut sources[number];
+        loop {
+            let (kind, body) = self.next_frame(source).await?;
+            match kind {
+                tag::DATA_ROW => return Ok(merger.push(number, &body)?),
+                tag::READY => {
+                    merger.finish(number);
+                    return Ok(());
+                }
+                tag::ERROR => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+
+    /// The number of an unfinished source that has a frame or an error to read.
+    async fn any_ready(&mut self, sources: &[Source]) -> usize {
+        let held = &mut self.held;
+        std::future::poll_fn(|cx| {
+            for (number, source) in sources.iter().enumerate() {
+                if !source.done && held[source.index].lease.poll_has_frame(cx).is_ready() {
+                    return Poll::Ready(number);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// A write for several shards. Outside a transaction it makes its own, so that it commits everywhere or nowhere.
+    pub async fn spread_write(
+        &mut self,
+        shards: &[ShardId],
+        question: Question<'_>,
+        shape: &crate::statements::Shape,
+        plan: &Plan,
+        form: Form,
+    ) -> Result<(), Failure> {
+        if !shape.class.is_transactional() {
+            return self.shard_by_shard(shards, question, shape, form).await;
+        }
+        let own = self.txn.is_none();
+        if own {
+            self.txn = Some(Transaction::implicit());
+            self.vars.on_begin();
+        }
+        let result = self.write_all(shards, question, plan, form).await;
+        if result.is_ok() && shape.class.changes_schema()
+            && let Some(txn) = &mut self.txn
+        {
+            txn.changed_schema = true;
+        }
+        match result {
+            Ok(command) => {
+                if own {
+                    self.commit_all().await?;
+                }
+                frame::put(&mut self.client.out, tag::COMMAND_COMPLETE, |out| {
+                    out.extend_from_slice(&command);
+                    out.put_u8(0);
+                });
+                Ok(())
+            }
+            Err(failure) => {
+                if own && !matches!(failure, Failure::End(_)) {
+                    self.roll_back_all().await?;
+                } else if let Some(txn) = &mut self.txn {
+                    txn.failed = true;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// The first shard goes first and alone: it orders concurrent writers of the same rows, so that they cannot wait for
+    /// each other in a circle that no server sees.
+    async fn write_all(&mut self, shards: &[ShardId], question: Question<'_>, plan: &Plan, form: Form) -> Result<Bytes, Failure> {
+        let mut command = Bytes::new();
+        let mut rows = 0;
+        for (round, part) in [&shards[..1], &shards[1..]].into_iter().enumerate() {
+            let mut sources = self.ask(part, question).await?;
+            for number in 0..sources.len() {
+                let index = sources[number].index;
+                self.note_write(index, plan, false)?;
+                let shown = round + number == 0 || plan.combine() == Combine::Sum;
+                self.pass(&mut sources, number, shown, form.description && round + number == 0).await?;
+            }
+            self.drain(&mut sources).await?;
+            self.follow_all(&sources);
+            for source in &mut sources {
+                if let Some(body) = source.failed.take() {
+                    return Err(self.report(&body));
+                }
+                if let Some(done) = source.command.take() {
+                    rows += command_rows(&done).unwrap_or(0);
+                    if command.is_empty() {
+                        command = done;
+                    }
+                }
+            }
+        }
+        Ok(match (plan.combine(), command_rows(&command)) {
+            (Combine::Sum, Some(_)) => with_rows(&command, rows),
+            _ => command,
+        })
+    }
+
+    /// Reads one source to its end; its rows reach the client if they are `shown`.
+    async fn pass(&mut self, sources: &mut [Source], number: usize, shown: bool, description: bool) -> Result<(), Failure> {
+        loop {
+            if sources[number].done {
+                return Ok(());
+            }
+            let (kind, body) = self.next_frame(&mut sources[number]).await?;
+            let forward = match kind {
+                tag::DATA_ROW => shown,
+                tag::ROW_DESCRIPTION => description,
+                tag::COPY_IN if number == 0 => {
+                    frame::put(&mut self.client.out, kind, |out| out.extend_from_slice(&body));
+                    self.copy_to_all(sources).await?;
+                    continue;
+                }
+                tag::COPY_OUT => return Err(unexpected("COPY TO from several shards")),
+                _ => false,
+            };
+            if forward {
+                frame::put(&mut self.client.out, kind, |out| out.extend_from_slice(&body));
+                if self.client.out.len() > OUT_BYTES {
+                    self.client.send().await.map_err(|_| End::ClientGone)?;
+                }
+            }
+        }
+    }
+
+    /// Hands the client's COPY data to all sources alike.
+    async fn copy_to_all(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
+        self.client.send().await.map_err(|_| End::ClientGone)?;
+        loop {
+            let header = frame::header(&self.client.inbuf, crate::front::batch::MESSAGE_BYTES_MAX)
+                .map_err(|_| unexpected("a malformed copy message"))?;
+            let Some((kind, total)) = header.filter(|(_, total)| self.client.inbuf.len() >= *total) else {
+                match self.client.receive().await {
+                    Ok(0) | Err(_) => return Err(End::ClientGone.into()),
+                    Ok(_) => continue,
+                }
+            };
+            let message = self.client.inbuf.split_to(total);
+            match kind {
+                frontend::tag::SYNC | frontend::tag::FLUSH => continue,
+                frontend::tag::COPY_DATA | frontend::tag::COPY_DONE | frontend::tag::COPY_FAIL => {}
+                _ => return Err(unexpected("a message that is no part of COPY")),
+            }
+            for source in sources.iter_mut() {
+                let lease = &mut self.held[source.index].lease;
+                lease.out.extend_from_slice(&message);
+                lease.send().await.map_err(|error| lost_shard(&error))?;
+                if kind != frontend::tag::COPY_DATA {
+                    source.replies.copy_ended();
+                }
+            }
+            if kind != frontend::tag::COPY_DATA {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Statements that cannot run in a transaction (CREATE INDEX CONCURRENTLY, VACUUM): one shard after the other.
+    async fn shard_by_shard(&mut self, shards: &[ShardId], question: Question<'_>, shape: &crate::statements::Shape, form: Form) -> Result<(), Failure> {
+        if self.txn.is_some() {
+            return Err(UserError::new(Blame::Client, "25001", format!("{} cannot run inside a transaction block", shape.class.name())).into());
+        }
+        let mut command = Bytes::new();
+        let mut finished = Vec::new();
+        for &shard in shards {
+            let mut sources = self.ask(&[shard], question).await?;
+            let index = sources[0].index;
+            self.note_write_of(index, &weir_core::fresh::Dependencies::from_slice(&[weir_core::fresh::Dependency::Anything]), true)?;
+            self.pass(&mut sources, 0, finished.is_empty(), form.description && finished.is_empty()).await?;
+            self.announced.publish();
+            if let Some(body) = sources[0].failed.take() {
+                let names = &self.view().topology.shards;
+                let done: Vec<&str> = finished.iter().map(|shard: &ShardId| &*names[usize::from(shard.0)]).collect();
+                if !done.is_empty() {
+                    self.warn("01000", &format!("done on shards {} before {} failed; repeat it there", done.join(", "), names[usize::from(shard.0)]));
+                }
+                return Err(self.report(&body));
+            }
+            command = sources[0].command.take().unwrap_or(command);
+            finished.push(shard);
+        }
+        self.db.refresh_catalog().await;
+        frame::put(&mut self.client.out, tag::COMMAND_COMPLETE, |out| {
+            out.extend_from_slice(&command);
+            out.put_u8(0);
+        });
+        Ok(())
+    }
+
+    /// Sends the question to shards, in ascending order so that sessions cannot wait for each other's Backends in a circle.
+    async fn ask(&mut self, shards: &[ShardId], question: Question<'_>) -> Result<Vec<Source>, Failure> {
+        let mut sources = Vec::with_capacity(shards.len());
+        for &shard in shards {
+            self.hold(shard).await?;
+        }
+        for &shard in shards {
+            let index = self.hold(shard).await?;
+            let mut replies = Replies::default();
+            self.prime(index, &mut replies);
+            let lease = &mut self.held[index].lease;
+            put_question(lease, question, &mut replies)?;
+            lease.busy = true;
+            self.cancel.slot.begin(&lease.cancel_key);
+            sources.push(Source { index, replies, done: false, failed: None, command: None });
+        }
+        for source in &sources {
+            self.held[source.index].lease.send().await.map_err(|error| lost_shard(&error))?;
+        }
+        Ok(sources)
+    }
+
+    /// The next frame that is part of the reply. ReadyForQuery marks the source as done.
+    async fn next_frame(&mut self, source: &mut Source) -> Result<(u8, Bytes), Failure> {
+        loop {
+            let lease = &mut self.held[source.index].lease;
+            let (kind, body) = match lease.receive().await {
+                Ok(frame) => frame,
+                Err(error) => {
+                    lease.doubt("lost while several shards answered");
+                    return Err(lost_shard(&error));
+                }
+            };
+            let verdict = source.replies.on_frame(kind, &body).map_err(|desync| {
+                lease.doubt("desync");
+                unexpected(&desync.to_string())
+            })?;
+            match verdict {
+                Verdict::Swallow => {}
+                Verdict::Ready { status, hidden } => {
+                    lease.status = status;
+                    if !hidden && source.replies.is_empty() {
+                        lease.busy = false;
+                        source.done = true;
+                        return Ok((kind, body));
+                    }
+                }
+                Verdict::HiddenFailed => {
+                    lease.doubt("a statement of weir's own failed");
+                    return Err(unexpected("a shard could not take over this session's state"));
+                }
+                Verdict::Failed { .. } => {
+                    source.failed = Some(body.clone());
+                    return Ok((kind, body));
+                }
+                Verdict::Forward | Verdict::CopyIn => {
+                    if kind == tag::COMMAND_COMPLETE {
+                        source.command = Some(Bytes::copy_from_slice(command_tag(&body)));
+                    }
+                    return Ok((kind, body));
+                }
+            }
+        }
+    }
+
+    async fn drain(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
+        for source in sources.iter_mut() {
+            while !source.done {
+                self.next_frame(source).await?;
+            }
+        }
+        if !self.cancel.slot.end() && !self.cancel.slot.settle().await {
+            for source in sources.iter() {
+                self.held[source.index].lease.doubt("a cancel request was still on its way");
+            }
+        }
+        Ok(())
+    }
+
+    /// A failed part fails the transaction; nothing else changes it here.
+    fn follow_all(&mut self, sources: &[Source]) {
+        let failed = sources.iter().any(|source| self.held[source.index].lease.status == Status::Failed);
+        if failed && let Some(txn) = &mut self.txn {
+            txn.failed = true;
+        }
+    }
+}
+
+pub fn put_question(lease: &mut crate::back::pool::Lease, question: Question<'_>, replies: &mut Replies) -> Result<(), Failure> {
+    match question {
+        Question::Text(sql) => {
+            put_query(&mut lease.out, sql);
+            replies.push(Owed::Query { hidden: false });
+        }
+        Question::Portal { prepared, bind } => {
+            let (id, sql) = match &prepared.merged {
+                Some(merged) => (merged.id, &merged.sql),
+                None => (prepared.id, &prepared.sql),
+            };
+            let name = Prepared::backend_name(id);
+            if !lease.is_prepared(id) {
+                if let Some(oldest) = lease.note_prepared(id) {
+                    let name = Prepared::backend_name(oldest);
+                    Target { object: Object::Statement, name: name.as_bytes() }.put(frontend::tag::CLOSE, &mut lease.out);
+                    replies.push(Owed::Close { hidden: true, op: u32::MAX });
+                }
+                Parse { name: name.as_bytes(), sql, types: &prepared.types }.put(&mut lease.out);
+                replies.push(Owed::Parse { hidden: true, op: u32::MAX });
+            }
+            let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
+            bind.on_unnamed_portal().put_for(name.as_bytes(), &mut lease.out);
+            Target { object: Object::Portal, name: b"" }.put(frontend::tag::DESCRIBE, &mut lease.out);
+            Execute { portal: b"", rows_max: 0 }.put(&mut lease.out);
+            put_sync(&mut lease.out);
+            for owed in [Owed::BindComplete { hidden: true }, Owed::Describe, Owed::Execute, Owed::Sync { hidden: false }] {
+                replies.push(owed);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A command tag with another row count.
+fn with_rows(command: &[u8], rows: u64) -> Bytes {
+    let text = String::from_utf8_lossy(command);
+    let word = text.rsplit_once(' ').map_or(&*text, |(word, _)| word);
+    Bytes::from(format!("{word} {rows}"))
+}
+
+fn no_common_snapshot() -> UserError {
+    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "no common snapshot over several shards")
+        .detail("The transaction is REPEATABLE READ or SERIALIZABLE, and the statement reads several shards, each with a snapshot of its own.")
+        .hint("Use READ COMMITTED, or restrict the statement to one shard key.")
+}
+
+fn unexpected(what: &str) -> Failure {
+    UserError::new(Blame::Server, sqlstate::INTERNAL, "a shard answered unexpectedly").detail(what.to_owned()).fatal().into()
+}
+
+fn lost_shard(error: &std::io::Error) -> Failure {
+    UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the connection to a shard was lost")
+        .detail(error.to_string())
+        .hint("Whether the last statement took effect is not known; connect again and check.")
+        .fatal()
+        .into()
+}
+

@@ -1,0 +1,7 @@
+//! Running statements: [`relay`] on one Backend without looking into rows, [`fan`] on several with a merge, [`read`]
+//! from the cache or a replica, [`commit`] for what several shards must decide together.
+
+pub mod commit;
+pub mod fan;
+pub mod read;
+pub mod relay;

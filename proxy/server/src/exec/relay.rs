@@ -1,0 +1,262 @@
+//! Passing one Backend's replies to the client as raw frames.
+//!
+//! Invariant: only [`Replies`] decides which frame is whose; a frame it does not expect ends the Backend. Rows are never
+//! decoded, and a row larger than any buffer flows through in pieces. Both directions move at once, so that neither a
+//! long pipeline nor a slow client can block the other for ever.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use bytes::{Buf, BytesMut};
+use smallvec::SmallVec;
+use weir_core::session::replies::{Desync, Replies, Verdict};
+use weir_wire::backend::{Status, tag};
+use weir_wire::frame::{self, HEADER};
+use weir_wire::{frontend, read::Malformed};
+
+use crate::back::conn::{Backend, MESSAGE_BYTES_MAX};
+use crate::front::client::Client;
+
+/// The client is not sent less than this at a time while more is coming.
+const OUT_BYTES: usize = 64 * 1024;
+
+/// Why a relay ended well.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// ReadyForQuery came; it was not forwarded, the session words its own.
+    Ready(Status),
+    /// All is answered and no ReadyForQuery was owed (Flush, or a COPY in the extended protocol).
+    Drained,
+    /// The capture would have grown past its limit; the rest of the reply is unread.
+    Overflow,
+}
+
+/// Why a relay broke.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    #[error("client: {0}")]
+    Client(io::Error),
+    #[error("server: {0}")]
+    Server(io::Error),
+    #[error("{0}")]
+    Desync(#[from] Desync),
+    #[error("a statement of weir's own failed: {0}")]
+    Hidden(String),
+    #[error("client: {0}")]
+    Protocol(#[from] Malformed),
+}
+
+/// What happened on the way.
+#[derive(Debug, Default)]
+pub struct Trail {
+    /// Ops that an error undid, see [`Verdict::Failed`].
+    pub undone: SmallVec<[u32; 8]>,
+    /// The server reported an error to the client.
+    pub failed: bool,
+    /// SQLSTATE of the first error.
+    pub sqlstate: Option<[u8; 5]>,
+    /// Anything but plain results was forwarded (notice, parameter status, notification).
+    pub chatter: bool,
+    pub rows: u64,
+}
+
+/// Keeps a copy of what is forwarded.
+#[derive(Debug, Default)]
+pub enum Capture {
+    /// Forward at once, keep nothing.
+    #[default]
+    Off,
+    /// Hold everything back, and give up ([`Flow::Overflow`]) when it gets larger.
+    Hold { reply: BytesMut, bytes_max: usize },
+}
+
+/// Sends what is in `backend.out` and relays until nothing is owed.
+pub async fn relay(
+    client: &mut Client,
+    backend: &mut Backend,
+    replies: &mut Replies,
+    capture: &mut Capture,
+    trail: &mut Trail,
+) -> Result<Flow, Broken> {
+    backend.busy = true;
+    let mut passing = 0;
+    loop {
+        if let Some(flow) = digest(client, backend, replies, capture, trail, &mut passing)? {
+            backend.busy = !matches!(flow, Flow::Ready(_));
+            return Ok(flow);
+        }
+        if replies.copying_in() && forward_copy(client, backend, replies)? {
+            continue;
+        }
+        wait(client, backend, replies.copying_in()).await?;
+    }
+}
+
+/// Waits until something moved: bytes to or from the server, or to or from the client.
+async fn wait(client: &mut Client, backend: &mut Backend, listen: bool) -> Result<(), Broken> {
+    poll_fn(|cx| {
+        if !backend.out.is_empty()
+            && let Poll::Ready(sent) = backend.poll_send(cx)
+        {
+            sent.map_err(Broken::Server)?;
+        }
+        if client.out.len() < OUT_BYTES
+            && let Poll::Ready(received) = backend.poll_receive(cx)
+        {
+            received.map_err(Broken::Server)?;
+            return Poll::Ready(Ok(()));
+        }
+        // Nothing to read right now: time to let the client have what there is.
+        if !client.out.is_empty()
+            && let Poll::Ready(sent) = client.poll_send(cx)
+        {
+            sent.map_err(Broken::Client)?;
+            return Poll::Ready(Ok(()));
+        }
+        if listen
+            && backend.out.len() < OUT_BYTES
+            && let Poll::Ready(received) = client.poll_receive(cx)
+        {
+            return match received.map_err(Broken::Client)? {
+                0 => Poll::Ready(Err(Broken::Client(io::ErrorKind::UnexpectedEof.into()))),
+                _ => Poll::Ready(Ok(())),
+            };
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Judges every frame that has arrived. `passing`: bytes of a large frame that are still to come and are passed on unseen.
+fn digest(
+    client: &mut Client,
+    backend: &mut Backend,
+    replies: &mut Replies,
+    capture: &mut Capture,
+    trail: &mut Trail,
+    passing: &mut usize,
+) -> Result<Option<Flow>, Broken> {
+    let mut judged = 0;
+    let outcome = loop {
+        if *passing > 0 {
+            let step = (*passing).min(backend.inbuf.len() - judged);
+            judged += step;
+            *passing -= step;
+            if *passing > 0 {
+                break None;
+            }
+        }
+        if let Some(own) = replies.own_due() {
+            forward(client, capture, &backend.inbuf[..judged]);
+            backend.inbuf.advance(judged);
+            judged = 0;
+            forward(client, capture, &own);
+            continue;
+        }
+        if replies.is_empty() {
+            break Some(Flow::Drained);
+        }
+        let rest = &backend.inbuf[judged..];
+        let header = frame::header(rest, MESSAGE_BYTES_MAX).map_err(|bad| Broken::Server(io::Error::new(io::ErrorKind::InvalidData, bad)))?;
+        let Some((kind, total)) = header else { break None };
+        if rest.len() < total {
+            let bulk = matches!(kind, tag::DATA_ROW | tag::COPY_DATA);
+            if !bulk || matches!(capture, Capture::Hold { .. }) || replies.on_frame(kind, &[])? != Verdict::Forward {
+                break None;
+            }
+            note(kind, trail);
+            *passing = total;
+            continue;
+        }
+        let body = &rest[HEADER..total];
+        match replies.on_frame(kind, body)? {
+            Verdict::Forward => {
+                note(kind, trail);
+                judged += total;
+            }
+            Verdict::CopyIn => {
+                judged += total;
+                trail.chatter = true;
+            }
+            Verdict::Failed { undone } => {
+                trail.failed = true;
+                trail.undone.extend(undone);
+                if trail.sqlstate.is_none() {
+                    trail.sqlstate = weir_wire::backend::report_field(body, b'C').and_then(|code| code.try_into().ok());
+                }
+                judged += total;
+            }
+            Verdict::HiddenFailed => return Err(Broken::Hidden(error_text(body))),
+            verdict @ (Verdict::Swallow | Verdict::Ready { .. }) => {
+                forward(client, capture, &backend.inbuf[..judged]);
+                backend.inbuf.advance(judged + total);
+                judged = 0;
+                if let Verdict::Ready { status, hidden } = verdict {
+                    backend.status = status;
+                    if !hidden && replies.is_empty() {
+                        break Some(Flow::Ready(status));
+                    }
+                }
+            }
+        }
+    };
+    forward(client, capture, &backend.inbuf[..judged]);
+    backend.inbuf.advance(judged);
+    Ok(if overflows(capture) { Some(Flow::Overflow) } else { outcome })
+}
+
+fn note(kind: u8, trail: &mut Trail) {
+    match kind {
+        tag::DATA_ROW => trail.rows += 1,
+        tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION | tag::COPY_DATA | tag::COPY_OUT => trail.chatter = true,
+        _ => {}
+    }
+}
+
+fn forward(client: &mut Client, capture: &mut Capture, bytes: &[u8]) {
+    match capture {
+        Capture::Off => client.out.extend_from_slice(bytes),
+        Capture::Hold { reply, .. } => reply.extend_from_slice(bytes),
+    }
+}
+
+fn overflows(capture: &Capture) -> bool {
+    match capture {
+        Capture::Hold { reply, bytes_max } => reply.len() > *bytes_max,
+        _ => false,
+    }
+}
+
+/// While the server wants COPY data: passes the client's copy messages on. True if something was passed.
+fn forward_copy(client: &mut Client, backend: &mut Backend, replies: &mut Replies) -> Result<bool, Broken> {
+    let mut passed = 0;
+    loop {
+        let rest = &client.inbuf[passed..];
+        let header = frame::header(rest, MESSAGE_BYTES_MAX).map_err(|_| Malformed)?;
+        let Some((kind, total)) = header.filter(|(_, total)| rest.len() >= *total) else { break };
+        match kind {
+            frontend::tag::COPY_DATA => passed += total,
+            frontend::tag::COPY_DONE | frontend::tag::COPY_FAIL => {
+                passed += total;
+                replies.copy_ended();
+                break;
+            }
+            // The server ignores these during a copy; so they are not sent and not owed.
+            frontend::tag::SYNC | frontend::tag::FLUSH => {
+                backend.out.extend_from_slice(&client.inbuf[..passed]);
+                client.inbuf.advance(passed + total);
+                passed = 0;
+            }
+            _ => return Err(Malformed.into()),
+        }
+    }
+    backend.out.extend_from_slice(&client.inbuf[..passed]);
+    client.inbuf.advance(passed);
+    Ok(passed > 0)
+}
+
+fn error_text(body: &[u8]) -> String {
+    let field = |code| weir_wire::backend::report_field(body, code).map(String::from_utf8_lossy).unwrap_or_default();
+    format!("{}: {}", field(b'C'), field(b'M'))
+}

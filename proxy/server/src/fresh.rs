@@ -1,0 +1,62 @@
+//! Writes that have been announced and not yet published: what stands between a session and the words of its shards.
+//!
+//! Invariant: every intent ends in exactly one way: published to the shard's clock after the server has answered, or
+//! handed over as unknown when it has not. Dropping a session hands over what is left.
+
+use std::sync::Arc;
+
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::fresh::Dependencies;
+use weir_core::fresh::words::{Intent, WordSet};
+use weir_core::id::ShardId;
+
+use crate::database::Database;
+
+#[derive(Default)]
+pub struct Announced {
+    intents: Vec<(Arc<Database>, ShardId, Intent)>,
+}
+
+impl Announced {
+    /// Raises the words of `writes` on `shard`, before anything that can commit is sent.
+    pub fn announce(&mut self, db: &Arc<Database>, shard: ShardId, writes: &Dependencies) -> Result<(), UserError> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let intent = db.shard(shard).words.begin_write(&WordSet::of(writes)).map_err(|_| {
+            UserError::new(Blame::Proxy, sqlstate::TOO_MANY_CONNECTIONS, "too many writes of one table are under way")
+                .detail("65535 unfinished writes share one dependency word.")
+                .hint("Retry later.")
+        })?;
+        self.intents.push((Arc::clone(db), shard, intent));
+        Ok(())
+    }
+
+    /// The servers have answered: the shards' clocks finish the writes, whatever became of them.
+    pub fn publish(&mut self) {
+        for (db, shard, intent) in self.intents.drain(..) {
+            db.shard(shard).clock.post(intent);
+        }
+    }
+
+    /// The connection of `process` on `shard` died unanswered: its writes end when that server process is gone.
+    pub fn unknown(&mut self, shard: ShardId, process: i32) {
+        for (db, of_shard, intent) in self.intents.drain(..) {
+            // Other shards of the same request are not known to be done either, and their connections go down with it.
+            let process = if of_shard == shard { process } else { 0 };
+            db.shard(of_shard).clock.unknown_outcome(intent, process);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.intents.is_empty()
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        for (db, shard, intent) in self.intents.drain(..) {
+            db.shard(shard).clock.unknown_outcome(intent, 0);
+        }
+    }
+}

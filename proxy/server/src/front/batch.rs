@@ -1,0 +1,134 @@
+//! Cutting a client's bytes into requests: a simple query, or a batch of extended messages up to Sync or Flush.
+//!
+//! Invariant: every message is checked to be well formed before any of its batch is acted upon.
+
+use bytes::{Bytes, BytesMut};
+use weir_wire::frame::{self, HEADER};
+use weir_wire::frontend::{Bind, Execute, Object, Parse, Target, read_query, tag};
+use weir_wire::read::Malformed;
+
+/// Largest message a client may send; Postgres's own limit.
+pub const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff + 6;
+/// A pipeline longer than this is worked off in pieces before its Sync has come.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// What the client asks for next.
+#[derive(Debug)]
+pub enum Request {
+    /// Text of a simple query.
+    Query(Bytes),
+    Batch(Batch),
+    /// A whole FunctionCall frame.
+    FunctionCall(Bytes),
+    Terminate,
+}
+
+/// How a batch ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    Sync,
+    /// Flush, or a piece of a very long pipeline: answers are due, the pipeline goes on.
+    Flush,
+}
+
+#[derive(Debug)]
+pub struct Batch {
+    pub ops: Vec<Op>,
+    pub ending: Ending,
+}
+
+/// One extended message; its parts are slices of the client's bytes.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Parse { name: Bytes, sql: Bytes, types: Bytes },
+    Bind { portal: Bytes, statement: Bytes, body: Bytes },
+    Describe { object: Object, name: Bytes },
+    Execute { portal: Bytes, rows_max: i32 },
+    Close { object: Object, name: Bytes },
+}
+
+/// Collects messages until a request is complete.
+#[derive(Debug, Default)]
+pub struct Collector {
+    ops: Vec<Op>,
+    bytes: usize,
+}
+
+impl Collector {
+    /// Takes as many frames as make one request from the front of `inbuf`; `None`: more bytes are needed.
+    pub fn next(&mut self, inbuf: &mut BytesMut) -> Result<Option<Request>, Malformed> {
+        loop {
+            let Some((kind, total)) = frame::header(inbuf, MESSAGE_BYTES_MAX).map_err(|_| Malformed)? else { return Ok(None) };
+            if inbuf.len() < total {
+                inbuf.reserve(total - inbuf.len());
+                return Ok(None);
+            }
+            let frame = inbuf.split_to(total).freeze();
+            if let Some(request) = self.take(kind, &frame)? {
+                return Ok(Some(request));
+            }
+        }
+    }
+
+    fn take(&mut self, kind: u8, frame: &Bytes) -> Result<Option<Request>, Malformed> {
+        let body = &frame[HEADER..];
+        let part = |part: &[u8]| frame.slice_ref(part);
+        let op = match kind {
+            tag::QUERY => return read_query(body).map(|sql| Some(Request::Query(part(sql)))),
+            tag::TERMINATE => return Ok(Some(Request::Terminate)),
+            tag::FUNCTION_CALL => return Ok(Some(Request::FunctionCall(frame.clone()))),
+            tag::SYNC => return Ok(Some(self.finish(Ending::Sync))),
+            tag::FLUSH => return Ok(Some(self.finish(Ending::Flush))),
+            // What is left of a copy that has failed; Postgres ignores it too.
+            tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL => return Ok(None),
+            tag::PARSE => {
+                let parse = Parse::read(body)?;
+                Op::Parse { name: part(parse.name), sql: part(parse.sql), types: part(parse.types) }
+            }
+            tag::BIND => {
+                let bind = Bind::read(body)?;
+                Op::Bind { portal: part(bind.portal), statement: part(bind.statement), body: part(body) }
+            }
+            tag::DESCRIBE => {
+                let target = Target::read(body)?;
+                Op::Describe { object: target.object, name: part(target.name) }
+            }
+            tag::EXECUTE => {
+                let execute = Execute::read(body)?;
+                Op::Execute { portal: part(execute.portal), rows_max: execute.rows_max }
+            }
+            tag::CLOSE => {
+                let target = Target::read(body)?;
+                Op::Close { object: target.object, name: part(target.name) }
+            }
+            _ => return Err(Malformed),
+        };
+        self.ops.push(op);
+        self.bytes += frame.len();
+        Ok(if self.bytes > BATCH_BYTES_MAX { Some(self.finish(Ending::Flush)) } else { None })
+    }
+
+    fn finish(&mut self, ending: Ending) -> Request {
+        self.bytes = 0;
+        Request::Batch(Batch { ops: std::mem::take(&mut self.ops), ending })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_ends_at_sync_and_a_lying_length_is_malformed() {
+        let mut wire = BytesMut::new();
+        Parse { name: b"a", sql: b"SELECT 1", types: b"" }.put(&mut wire);
+        Execute { portal: b"", rows_max: 0 }.put(&mut wire);
+        let mut collector = Collector::default();
+        assert!(matches!(collector.next(&mut wire), Ok(None)));
+        weir_wire::frontend::put_sync(&mut wire);
+        let Ok(Some(Request::Batch(batch))) = collector.next(&mut wire) else { panic!("no batch") };
+        assert_eq!((batch.ops.len(), batch.ending), (2, Ending::Sync));
+        let mut lying = BytesMut::from(&b"E\0\0\0\x06xx"[..]);
+        assert!(collector.next(&mut lying).is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! The client's socket with its two buffers, plain or TLS.
+//!
+//! Invariant: `inbuf` never grows past the frame it is waiting for plus one read; `out` is bounded by whoever fills it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use weir_core::error::{Severity, UserError};
+use weir_wire::backend::{Report, tag};
+
+use crate::back::conn::read_into;
+
+/// How much is read from a client at once.
+const READ_BYTES: usize = 8 * 1024;
+
+pub enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+pub struct Client {
+    socket: Socket,
+    pub address: SocketAddr,
+    pub inbuf: BytesMut,
+    pub out: BytesMut,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+}
+
+impl Client {
+    pub fn new(socket: Socket, address: SocketAddr) -> Self {
+        Client { socket, address, inbuf: BytesMut::new(), out: BytesMut::new(), received_bytes: 0, sent_bytes: 0 }
+    }
+
+    pub fn is_tls(&self) -> bool {
+        matches!(self.socket, Socket::Tls(_))
+    }
+
+    /// Gives up the plain socket for a TLS handshake. `None` if it is TLS already.
+    pub fn into_plain(self) -> Option<TcpStream> {
+        match self.socket {
+            Socket::Plain(stream) => Some(stream),
+            Socket::Tls(_) => None,
+        }
+    }
+
+    /// Reads once. `Ok(0)`: the client hung up.
+    pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let read = ready!(read_into(&mut self.socket, &mut self.inbuf, READ_BYTES, cx))?;
+        self.received_bytes += read as u64;
+        Poll::Ready(Ok(read))
+    }
+
+    /// Sends `out`. Ready when all of it is with the kernel.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.out))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent_bytes += sent as u64;
+            self.out.advance(sent);
+        }
+        if matches!(self.socket, Socket::Tls(_)) { Pin::new(&mut self.socket).poll_flush(cx) } else { Poll::Ready(Ok(())) }
+    }
+
+    pub async fn send(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.poll_send(cx)).await
+    }
+
+    pub async fn receive(&mut self) -> io::Result<usize> {
+        std::future::poll_fn(|cx| self.poll_receive(cx)).await
+    }
+
+    pub fn put_error(&mut self, error: &UserError) {
+        let severity = match error.severity {
+            Severity::Error => "ERROR",
+            Severity::Fatal => "FATAL",
+        };
+        let report = Report {
+            severity,
+            sqlstate: error.sqlstate,
+            message: &error.message,
+            detail: error.detail.as_deref(),
+            hint: error.hint.as_deref(),
+        };
+        report.put(tag::ERROR, &mut self.out);
+    }
+
+    /// Large buffers are not kept for idle clients.
+    pub fn shrink(&mut self) {
+        const KEEP_BYTES: usize = 64 * 1024;
+        if self.out.is_empty() && self.out.capacity() > KEEP_BYTES {
+            self.out = BytesMut::new();
+        }
+        if self.inbuf.is_empty() && self.inbuf.capacity() > KEEP_BYTES {
+            self.inbuf = BytesMut::new();
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Statements about the session and its transaction, which weir answers itself or must know of.
+//!
+//! Invariant: a setting counts for the session only after a server has accepted it; a savepoint exists on every Backend
+//! of the transaction, those that join later included.
+
+use bytes::BytesMut;
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::session::pin::Pin;
+use weir_core::session::vars::VarSet;
+use weir_core::sql::class::{Class, Discard, Isolation, Scope, Target};
+use weir_wire::backend::{Report, tag};
+use weir_wire::frontend::put_query;
+
+use super::session::{Failure, Joined, Session, Transaction};
+
+impl Session {
+    /// Runs a control statement and writes its reply but ReadyForQuery. False: it is not one.
+    pub async fn control(&mut self, sql: &str, class: &Class) -> Result<bool, Failure> {
+        if self.txn.as_ref().is_some_and(|txn| txn.failed) && !class.ends_failed_transaction() {
+            return Err(aborted().into());
+        }
+        match class {
+            Class::Begin(modes) => {
+                let tag = if sql.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start")) { "START TRANSACTION" } else { "BEGIN" };
+                let one_snapshot = modes.isolation.is_some_and(one_snapshot) || self.defaults_to_one_snapshot();
+                self.begin(sql, one_snapshot, tag);
+            }
+            Class::Commit { chain } => self.end(true, *chain).await?,
+            Class::Rollback { chain } => self.end(false, *chain).await?,
+            Class::Savepoint(name) => self.savepoint(sql, name).await?,
+            Class::Release(name) => self.release_savepoint(sql, name).await?,
+            Class::RollbackTo(name) => self.roll_back_to(sql, name).await?,
+            Class::SetTransaction(_) => self.set_transaction(sql).await?,
+            Class::SetConstraints | Class::Set { scope: Scope::Local, .. } => self.set_local(sql).await?,
+            Class::Set { .. } | Class::Reset(_) | Class::SetCharacteristics(_) => self.set(sql, class).await?,
+            Class::Discard(Discard::All) => self.discard_all(sql).await?,
+            Class::Deallocate(Target::Name(name)) => self.deallocate(sql, Some(name)).await?,
+            Class::Deallocate(Target::All) => self.deallocate(sql, None).await?,
+            Class::Prepare { .. } => self.pin_home(sql, Pin::SqlPrepare, "PREPARE").await?,
+            Class::Execute { .. } => self.on_pinned_or_home(sql).await?,
+            Class::Listen(_) => self.pin_home(sql, Pin::Listen, "LISTEN").await?,
+            Class::Unlisten(_) if self.pinned_index().is_none() => self.put_tag("UNLISTEN"),
+            Class::Unlisten(_) => self.on_pinned_or_home(sql).await?,
+            Class::PrepareTransaction | Class::CommitPrepared | Class::RollbackPrepared if !self.is_single() => {
+                return Err(refused("two-phase commit by the client", "weir itself commits in two phases where a transaction spans shards", "Use COMMIT."));
+            }
+            Class::Fetch { .. } | Class::Move { .. } | Class::CloseCursor(_) => self.on_cursor(sql).await?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn is_single(&self) -> bool {
+        self.view().topology.is_single()
+    }
+
+    fn defaults_to_one_snapshot(&self) -> bool {
+        let level = self.vars.current().get("default_transaction_isolation");
+        level.is_some_and(|level| level.to_ascii_lowercase().contains("repeatable") || level.to_ascii_lowercase().contains("serializable"))
+    }
+
+    fn begin(&mut self, sql: &str, one_snapshot: bool, tag: &str) {
+        if self.txn.is_some() {
+            self.warn("25001", "there is already a transaction in progress");
+        } else {
+            self.txn = Some(Transaction::lazy(sql, one_snapshot));
+            self.vars.on_begin();
+        }
+        self.put_tag(tag);
+    }
+
+    async fn end(&mut self, commit: bool, chain: bool) -> Result<(), Failure> {
+        let Some(txn) = &self.txn else {
+            self.warn("25P01", "there is no transaction in progress");
+            self.put_tag(if commit { "COMMIT" } else { "ROLLBACK" });
+            return Ok(());
+        };
+        let commit = commit && !txn.failed;
+        let again = chain.then(|| Transaction::lazy(&txn.prelude[0].sql, txn.one_snapshot));
+        if commit { self.commit_all().await? } else { self.roll_back_all().await? }
+        self.put_tag(if commit { "COMMIT" } else { "ROLLBACK" });
+        self.txn = again;
+        Ok(())
+    }
+
+    async fn savepoint(&mut self, sql: &str, name: &str) -> Result<(), Failure> {
+        self.require_transaction("SAVEPOINT")?;
+        self.tell_begun(sql).await?;
+        self.join(sql, Some(name.into()));
+        self.vars.on_savepoint(name);
+        self.put_tag("SAVEPOINT");
+        Ok(())
+    }
+
+    async fn release_savepoint(&mut self, sql: &str, name: &str) -> Result<(), Failure> {
+        let place = self.find_savepoint(name)?;
+        self.tell_begun(sql).await?;
+        if let Some(txn) = &mut self.txn {
+            let later = txn.prelude.split_off(place);
+            txn.prelude.extend(later.into_iter().filter(|joined| joined.savepoint.is_none()));
+        }
+        self.put_tag("RELEASE");
+        Ok(())
+    }
+
+    async fn roll_back_to(&mut self, sql: &str, name: &str) -> Result<(), Failure> {
+        let place = self.find_savepoint(name)?;
+        self.tell_begun(sql).await?;
+        if let Some(txn) = &mut self.txn {
+            txn.prelude.truncate(place + 1);
+            txn.failed = false;
+        }
+        self.vars.on_rollback_to(name);
+        self.put_tag("ROLLBACK");
+        Ok(())
+    }
+
+    fn find_savepoint(&mut self, name: &str) -> Result<usize, Failure> {
+        self.require_transaction("savepoints")?;
+        let found = self.txn.as_ref().and_then(|txn| txn.prelude.iter().rposition(|joined| joined.savepoint.as_deref() == Some(name)));
+        found.ok_or_else(|| UserError::new(Blame::Client, "3B001", format!("savepoint \"{name}\" does not exist")).into())
+    }
+
+    fn require_transaction(&self, what: &str) -> Result<(), Failure> {
+        match &self.txn {
+            Some(_) => Ok(()),
+            None => Err(UserError::new(Blame::Client, "25P01", format!("{what} can only be used in transaction blocks")).into()),
+        }
+    }
+
+    fn join(&mut self, sql: &str, savepoint: Option<Box<str>>) {
+        if let Some(txn) = &mut self.txn {
+            txn.prelude.push(Joined { sql: sql.to_owned(), savepoint });
+        }
+    }
+
+    /// Sends a statement to every Backend that is in the transaction already.
+    async fn tell_begun(&mut self, sql: &str) -> Result<(), Failure> {
+        let begun: Vec<usize> = (0..self.held.len()).filter(|index| self.held[*index].begun).collect();
+        self.tell_all(&begun, sql).await
+    }
+
+    async fn set_transaction(&mut self, sql: &str) -> Result<(), Failure> {
+        self.tell_begun(sql).await?;
+        let upper = sql.to_ascii_uppercase();
+        if let Some(txn) = &mut self.txn
+            && (upper.contains("REPEATABLE") || upper.contains("SERIALIZABLE"))
+        {
+            txn.one_snapshot = true;
+        }
+        self.join(sql, None);
+        self.put_tag("SET");
+        Ok(())
+    }
+
+    async fn set_local(&mut self, sql: &str) -> Result<(), Failure> {
+        if self.txn.is_some() {
+            if self.held.iter().all(|held| !held.begun) {
+                // Somebody must say whether the value is valid.
+                let home = self.view().topology.home;
+                self.hold(home).await?;
+                self.begin_on_held().await?;
+            }
+            self.tell_begun(sql).await?;
+            self.join(sql, None);
+        } else {
+            self.warn("25P01", "SET LOCAL can only be used in transaction blocks");
+        }
+        self.put_tag("SET");
+        Ok(())
+    }
+
+    async fn set(&mut self, sql: &str, class: &Class) -> Result<(), Failure> {
+        let mut begun: Vec<usize> = (0..self.held.len()).filter(|index| self.held[*index].begun || self.held[*index].pinned.is_some()).collect();
+        if begun.is_empty() {
+            let home = self.view().topology.home;
+            begun.push(self.hold(home).await?);
+        }
+        // The first one's reply is the client's: its ParameterStatus is how drivers learn of the change.
+        let first = begun.remove(0);
+        let shard = self.held[first].shard;
+        let mut request = BytesMut::new();
+        put_query(&mut request, sql);
+        let trail = self.run_raw(shard, &request, &[]).await?;
+        if trail.failed {
+            return Err(Failure::Reported);
+        }
+        self.tell_all(&begun, sql).await?;
+        for index in std::iter::once(first).chain(begun) {
+            self.note_setting(index, class);
+        }
+        Ok(())
+    }
+
+    /// A server has accepted a SET or RESET on this Backend.
+    pub fn note_setting(&mut self, index: usize, class: &Class) {
+        match class {
+            Class::Set { .. } | Class::Reset(_) | Class::SetCharacteristics(_) | Class::Discard(Discard::All) => {
+                self.vars.on_done(class, self.txn.is_some());
+            }
+            _ => return,
+        }
+        let Some(held) = self.held.get_mut(index) else { return };
+        match class {
+            // The server went back to its own defaults, not to what the client brought at login: that is applied again
+            // before the next statement.
+            Class::Reset(Target::Name(name)) => held.lease.vars.remove(name),
+            Class::Reset(Target::All) => held.lease.vars = VarSet::default(),
+            _ => held.lease.vars = self.vars.current().clone(),
+        }
+    }
+
+    async fn discard_all(&mut self, sql: &str) -> Result<(), Failure> {
+        if self.txn.is_some() {
+            return Err(UserError::new(Blame::Client, "25001", "DISCARD ALL cannot run inside a transaction block").into());
+        }
+        let index = match self.pinned_index() {
+            Some(index) => index,
+            None => {
+                let home = self.view().topology.home;
+                self.hold(home).await?
+            }
+        };
+        let shard = self.held[index].shard;
+        let mut request = BytesMut::new();
+        put_query(&mut request, sql);
+        let trail = self.run_raw(shard, &request, &[]).await?;
+        if trail.failed {
+            return Err(Failure::Reported);
+        }
+        self.names.forget_statements();
+        self.vars.on_discard_all();
+        for (other, held) in self.held.iter_mut().enumerate() {
+            if other == index {
+                held.lease.forget_all_prepared();
+                held.lease.vars = VarSet::default();
+                held.pinned = None;
+            } else {
+                held.lease.doubt("pinned before DISCARD ALL");
+            }
+        }
+        Ok(())
+    }
+
+    async fn deallocate(&mut self, sql: &str, name: Option<&str>) -> Result<(), Failure> {
+        match name {
+            Some(name) if self.names.close_statement(name.as_bytes()).0 => {}
+            Some(_) => return self.on_pinned_or_home(sql).await,
+            None => {
+                self.names.forget_statements();
+                if let Some(index) = self.pinned_index() {
+                    self.tell_all(&[index], sql).await?;
+                    self.held[index].lease.forget_all_prepared();
+                }
+            }
+        }
+        self.put_tag(if name.is_some() { "DEALLOCATE" } else { "DEALLOCATE ALL" });
+        Ok(())
+    }
+
+    /// State that only one server connection can keep: the session stays on it.
+    async fn pin_home(&mut self, sql: &str, pin: Pin, what: &'static str) -> Result<(), Failure> {
+        if !self.is_single() && self.view().rules.any_sharded() {
+            let why = "it would live on one shard only, while the data is spread over several";
+            let hint = if pin == Pin::Listen { "Listen on a shard directly." } else { "Use protocol-level prepared statements, which every driver offers." };
+            return Err(refused(what, why, hint));
+        }
+        self.on_pinned_or_home(sql).await?;
+        if let Some(index) = self.held.iter().position(|held| !held.lease.busy) {
+            self.pin(index, pin);
+        }
+        Ok(())
+    }
+
+    async fn on_pinned_or_home(&mut self, sql: &str) -> Result<(), Failure> {
+        let shard = match self.pinned_index().or(if self.held.is_empty() { None } else { Some(0) }) {
+            Some(index) => self.held[index].shard,
+            None => self.view().topology.home,
+        };
+        let mut request = BytesMut::new();
+        put_query(&mut request, sql);
+        let writes = [weir_core::fresh::Dependency::Anything];
+        let trail = self.run_raw(shard, &request, &writes).await?;
+        if trail.failed { Err(Failure::Reported) } else { Ok(()) }
+    }
+
+    /// FETCH, MOVE and CLOSE go where the transaction is; with several Backends the cursor's is not known.
+    async fn on_cursor(&mut self, sql: &str) -> Result<(), Failure> {
+        if self.held.len() > 1 {
+            return Err(refused("a cursor in a transaction over several shards", "the cursor lives on one of them", "Read with a plain SELECT."));
+        }
+        self.on_pinned_or_home(sql).await
+    }
+
+    pub fn warn(&mut self, sqlstate: &str, message: &str) {
+        Report { severity: "WARNING", sqlstate, message, detail: None, hint: None }.put(tag::NOTICE, &mut self.client.out);
+    }
+}
+
+fn one_snapshot(isolation: Isolation) -> bool {
+    matches!(isolation, Isolation::RepeatableRead | Isolation::Serializable)
+}
+
+fn aborted() -> UserError {
+    UserError::new(Blame::Client, sqlstate::IN_FAILED_TRANSACTION, "current transaction is aborted, commands ignored until end of transaction block")
+}
+
+fn refused(what: &str, why: &'static str, hint: &'static str) -> Failure {
+    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, format!("{what} is not supported over several shards"))
+        .detail(why)
+        .hint(hint)
+        .into()
+}

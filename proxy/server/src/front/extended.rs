@@ -1,0 +1,393 @@
+//! Extended-protocol batches: surveyed first, then relayed to one Backend as they are, or worked off step by step.
+//!
+//! Invariant: names change in message order, and what an error undoes is taken back; a statement reaches a Backend under
+//! weir's own name for it, prepared there when needed, so that a client may find it again on any Backend.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use weir_core::error::UserError;
+use weir_core::id::ShardId;
+use weir_core::plan::{Access, Datum, Plan, Values};
+use weir_core::session::replies::{Owed, Replies};
+use weir_wire::backend::{CLOSE_COMPLETE, PARSE_COMPLETE};
+use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_flush, put_sync};
+
+use super::batch::{Batch, Ending, Op};
+use super::names::{Portal, Undo};
+use super::session::{End, Failure, Session};
+use super::simple::Place;
+use crate::exec::fan::Question;
+use crate::exec::read::Asked;
+use crate::exec::relay::{Capture, Flow, Trail};
+use crate::statements::Prepared;
+
+/// One message with what it refers to.
+pub enum Step {
+    Parse { name: Bytes, prepared: Arc<Prepared>, op: u32 },
+    Bind { portal: Bytes, statement: Bytes, bound: Portal },
+    DescribeStatement { name: Bytes, prepared: Arc<Prepared> },
+    DescribePortal { name: Bytes, portal: Portal },
+    Execute { name: Bytes, portal: Portal, rows_max: i32 },
+    CloseStatement { name: Bytes },
+    ClosePortal { name: Bytes },
+    /// The message cannot be carried out; nothing after it counts.
+    Refuse(UserError),
+}
+
+/// A batch with all names resolved.
+#[derive(Default)]
+pub struct Survey {
+    pub steps: Vec<Step>,
+    pub undo: Vec<Undo>,
+    /// Portals bound in this batch.
+    bound: SmallVec<[(Bytes, Portal); 2]>,
+    /// All steps belong on this one shard.
+    shard: Option<ShardId>,
+    /// They do not, or some step needs weir's own hand.
+    stepwise: bool,
+}
+
+impl Session {
+    pub async fn extended(&mut self, batch: Batch) -> Result<(), End> {
+        if batch.ops.is_empty() {
+            return if batch.ending == Ending::Sync { self.sync_only().await } else { Ok(()) };
+        }
+        let ending = batch.ending;
+        let mut survey = self.survey(batch);
+        let result = if survey.stepwise {
+            self.stepwise(&mut survey, ending).await
+        } else {
+            self.relay_batch(&mut survey, ending).await
+        };
+        match result {
+            Ok(()) | Err(Failure::Reported) => {}
+            Err(Failure::Refused(error)) => {
+                self.announced.publish();
+                self.fail(&error);
+                self.skipping = ending == Ending::Flush;
+                if ending == Ending::Sync {
+                    return self.sync_only().await;
+                }
+            }
+            Err(Failure::End(end)) => return Err(end),
+        }
+        Ok(())
+    }
+
+    /// Sync with nothing before it: ends a pipeline if there is one.
+    pub async fn sync_only(&mut self) -> Result<(), End> {
+        if let Some(index) = self.pipelining() {
+            let mut replies = Replies::default();
+            put_sync(&mut self.held[index].lease.out);
+            replies.push(Owed::Sync { hidden: false });
+            let relayed = self.relay_on(index, &mut replies, &mut Capture::Off, &mut Trail::default()).await;
+            match relayed {
+                Ok(Flow::Ready(status)) => self.follow(index, status),
+                Ok(_) => {}
+                Err(Failure::End(end)) => return Err(end),
+                Err(Failure::Refused(error)) => self.fail(&error),
+                Err(Failure::Reported) => {}
+            }
+            self.announced.publish();
+        }
+        self.put_ready();
+        self.release();
+        Ok(())
+    }
+
+    fn survey(&mut self, batch: Batch) -> Survey {
+        let mut survey = Survey { steps: Vec::with_capacity(batch.ops.len()), ..Survey::default() };
+        for op in batch.ops {
+            match self.resolve(op, &mut survey) {
+                Ok(step) => survey.steps.push(step),
+                Err(error) => {
+                    survey.steps.push(Step::Refuse(error));
+                    survey.stepwise = true;
+                    break;
+                }
+            }
+        }
+        let pipeline = self.pipelining().map(|index| self.held[index].shard);
+        if survey.shard.is_none() {
+            survey.shard = pipeline.or(self.held.first().map(|held| held.shard)).or(Some(self.view().topology.home));
+        }
+        survey.stepwise |= pipeline.is_some() && pipeline != survey.shard;
+        // Weir's own error aborted the transaction and the server does not know: it must not go on there.
+        survey.stepwise |= self.txn.as_ref().is_some_and(|txn| txn.failed);
+        survey
+    }
+
+    fn resolve(&mut self, op: Op, survey: &mut Survey) -> Result<Step, UserError> {
+        Ok(match op {
+            Op::Parse { name, sql, types } => {
+                let prepared = self.db.statements.prepare(&sql, &types, &self.view(), &mut self.scratch);
+                let op = survey.undo.len() as u32;
+                survey.undo.push(self.names.define(&name, Arc::clone(&prepared))?);
+                survey.stepwise |= prepared.shape.class.is_control();
+                Step::Parse { name, prepared, op }
+            }
+            Op::Bind { portal, statement, body } => {
+                let prepared = self.current(&statement)?;
+                let plan = self.bind(&prepared, &body)?;
+                let class = &prepared.shape.class;
+                survey.stepwise |= class.is_control();
+                match self.place(&plan, || spread_of(&body)) {
+                    Place::One(shard) => {
+                        survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
+                        survey.shard.get_or_insert(shard);
+                    }
+                    Place::Several(_) => survey.stepwise = true,
+                }
+                let bound = Portal { prepared, bind: body, plan: Arc::new(plan), bound_on: None };
+                survey.bound.retain(|(name, _)| *name != portal);
+                survey.bound.push((portal.clone(), bound.clone()));
+                Step::Bind { portal, statement, bound }
+            }
+            Op::Describe { object: Object::Statement, name } => {
+                let prepared = self.current(&name)?;
+                survey.stepwise |= prepared.shape.class.is_control() || prepared.template.hidden_columns() > 0;
+                Step::DescribeStatement { name, prepared }
+            }
+            Op::Describe { object: Object::Portal, name } => {
+                let portal = self.find_portal(&name, survey)?;
+                Step::DescribePortal { name, portal }
+            }
+            Op::Execute { portal: name, rows_max } => {
+                let portal = self.find_portal(&name, survey)?;
+                Step::Execute { name, portal, rows_max }
+            }
+            Op::Close { object: Object::Statement, name } => {
+                survey.undo.push(self.names.close_statement(&name).1);
+                Step::CloseStatement { name }
+            }
+            Op::Close { object: Object::Portal, name } => {
+                self.names.close_portal(&name);
+                Step::ClosePortal { name }
+            }
+        })
+    }
+
+    /// What a name stands for, learnt anew if the schema has changed since.
+    fn current(&mut self, name: &Bytes) -> Result<Arc<Prepared>, UserError> {
+        let prepared = self.names.statement(name)?;
+        let view = self.view();
+        if prepared.view_version == view.version {
+            return Ok(prepared);
+        }
+        let fresh = self.db.statements.prepare(&prepared.sql, &prepared.types, &view, &mut self.scratch);
+        self.names.refresh(name, Arc::clone(&fresh));
+        Ok(fresh)
+    }
+
+    fn bind(&self, prepared: &Prepared, body: &Bytes) -> Result<Plan, UserError> {
+        let bind = Bind::read(body).map_err(|_| super::session::malformed())?;
+        let params: SmallVec<[Datum<'_>; 8]> = bind
+            .values()
+            .map(|(binary, value)| match value {
+                None => Datum::Null,
+                Some(bytes) if binary => Datum::Binary(bytes),
+                Some(bytes) => Datum::Text(bytes),
+            })
+            .collect();
+        let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+        prepared.template.bind(&Values { params: &params, sql, literals: &prepared.literals }, &self.view().topology)
+    }
+
+    /// A portal of this batch or an earlier one; one that a server knows already fixes the shard.
+    fn find_portal(&mut self, name: &Bytes, survey: &mut Survey) -> Result<Portal, UserError> {
+        if let Some((_, portal)) = survey.bound.iter().find(|(bound, _)| bound == name) {
+            return Ok(portal.clone());
+        }
+        let portal = self.names.portal(name)?.clone();
+        match portal.bound_on {
+            Some(shard) => {
+                survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
+                survey.shard.get_or_insert(shard);
+            }
+            None => survey.stepwise = true,
+        }
+        Ok(portal)
+    }
+
+    async fn relay_batch(&mut self, survey: &mut Survey, ending: Ending) -> Result<(), Failure> {
+        let shard = survey.shard.unwrap_or(self.view().topology.home);
+        if let Some(asked) = self.lone_read(survey, ending)
+            && self.read_batch(shard, survey, &asked).await?
+        {
+            self.put_ready();
+            return Ok(());
+        }
+        let index = self.hold(shard).await?;
+        let mut replies = Replies::default();
+        if !self.held[index].lease.busy {
+            self.prime(index, &mut replies);
+        }
+        self.put_steps(index, survey, &mut replies)?;
+        if ending == Ending::Sync {
+            put_sync(&mut self.held[index].lease.out);
+            replies.push(Owed::Sync { hidden: false });
+        } else {
+            put_flush(&mut self.held[index].lease.out);
+        }
+        let mut trail = Trail::default();
+        let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
+        self.db.stats.server_error(&trail);
+        if trail.failed {
+            self.undo(index, &mut survey.undo, &trail.undone);
+        } else {
+            for step in &survey.steps {
+                if let Step::Execute { portal, .. } = step {
+                    self.after(index, &portal.prepared.shape).await;
+                }
+            }
+        }
+        match flow {
+            Flow::Ready(status) => {
+                self.announced.publish();
+                self.follow(index, status);
+                self.keep_portals(survey, shard);
+                self.put_ready();
+                self.release();
+            }
+            Flow::Drained | Flow::Overflow => {
+                self.keep_portals(survey, shard);
+                self.skipping = trail.failed;
+            }
+        }
+        Ok(())
+    }
+
+    /// Portals outlive the batch inside a transaction or an unfinished pipeline.
+    fn keep_portals(&mut self, survey: &mut Survey, shard: ShardId) {
+        if self.txn.is_none() && self.pipelining().is_none() {
+            return;
+        }
+        for (name, portal) in survey.bound.drain(..) {
+            self.names.bind(&name, Portal { bound_on: Some(shard), ..portal });
+        }
+    }
+
+    /// Writes the steps to a Backend and what they owe to `replies`.
+    fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
+        let autocommit = self.txn.is_none();
+        for step in &survey.steps {
+            if let Step::Execute { portal, .. } = step
+                && !matches!(portal.plan.access, Access::Read)
+            {
+                self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())?;
+            }
+        }
+        let lease = &mut self.held[index].lease;
+        for step in &survey.steps {
+            match step {
+                Step::Parse { name, prepared, op } => put_parse(lease, name, prepared, *op, &mut survey.undo, replies),
+                Step::Bind { statement, bound, .. } => {
+                    let name = ensure(lease, statement, &bound.prepared, &mut survey.undo, replies);
+                    let bind = Bind::read(&bound.bind).map_err(|_| super::session::malformed())?;
+                    bind.put_for(name.as_bytes(), &mut lease.out);
+                    replies.push(Owed::BindComplete { hidden: false });
+                }
+                Step::DescribeStatement { name, prepared } => {
+                    let name = ensure(lease, name, prepared, &mut survey.undo, replies);
+                    Target { object: Object::Statement, name: name.as_bytes() }.put(frontend::tag::DESCRIBE, &mut lease.out);
+                    replies.push(Owed::Describe);
+                }
+                Step::DescribePortal { name, .. } => {
+                    Target { object: Object::Portal, name }.put(frontend::tag::DESCRIBE, &mut lease.out);
+                    replies.push(Owed::Describe);
+                }
+                Step::Execute { name, rows_max, .. } => {
+                    Execute { portal: name, rows_max: *rows_max }.put(&mut lease.out);
+                    replies.push(Owed::Execute);
+                }
+                Step::CloseStatement { .. } => replies.push(Owed::Own(Bytes::from_static(CLOSE_COMPLETE))),
+                Step::ClosePortal { name } => {
+                    Target { object: Object::Portal, name }.put(frontend::tag::CLOSE, &mut lease.out);
+                    replies.push(Owed::Close { hidden: false, op: u32::MAX });
+                }
+                Step::Refuse(error) => return Err(error.clone().into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Is this batch one read on its own, of the kind that the cache or a replica may answer?
+    fn lone_read(&self, survey: &Survey, ending: Ending) -> Option<Asked> {
+        if ending != Ending::Sync || self.txn.is_some() || !self.held.is_empty() || !self.db.answers_elsewhere() {
+            return None;
+        }
+        let mut asked = Asked::default();
+        for (place, step) in survey.steps.iter().enumerate() {
+            match step {
+                Step::Parse { .. } if place == 0 => asked.parse = true,
+                Step::Bind { bound, .. } if asked.bind.is_none() && matches!(bound.plan.access, Access::Read) => asked.bind = Some(place),
+                Step::DescribePortal { .. } if asked.bind.is_some() && !asked.executed => asked.describe = true,
+                Step::Execute { rows_max: 0, .. } if asked.bind.is_some() && !asked.executed => asked.executed = true,
+                _ => return None,
+            }
+        }
+        asked.executed.then_some(asked)
+    }
+
+    async fn read_batch(&mut self, shard: ShardId, survey: &Survey, asked: &Asked) -> Result<bool, Failure> {
+        let Some(Step::Bind { bound, .. }) = asked.bind.and_then(|place| survey.steps.get(place)) else { return Ok(false) };
+        let question = Question::Portal { prepared: &bound.prepared, bind: &bound.bind };
+        self.read_elsewhere(shard, question, &bound.plan, &bound.prepared.shape, asked).await
+    }
+}
+
+type Lease = crate::back::pool::Lease;
+
+fn put_parse(lease: &mut Lease, name: &Bytes, prepared: &Prepared, op: u32, undo: &mut Vec<Undo>, replies: &mut Replies) {
+    let known = if name.is_empty() { lease.unnamed == Some(prepared.id) } else { lease.is_prepared(prepared.id) };
+    if known {
+        replies.push(Owed::Own(Bytes::from_static(PARSE_COMPLETE)));
+        return;
+    }
+    prepare_on(lease, name.is_empty(), prepared, undo, replies);
+    // One error takes both back: the client's name, and the note that the Backend has it.
+    if let Some(Undo::Statement { backend, .. }) = undo.get_mut(op as usize) {
+        *backend = (!name.is_empty()).then_some(prepared.id);
+    }
+    replies.push(Owed::Parse { hidden: false, op });
+}
+
+/// Makes sure the Backend knows the statement; returns the name it has there.
+pub fn ensure(lease: &mut Lease, name: &Bytes, prepared: &Prepared, undo: &mut Vec<Undo>, replies: &mut Replies) -> String {
+    let unnamed = name.is_empty();
+    let known = if unnamed { lease.unnamed == Some(prepared.id) } else { lease.is_prepared(prepared.id) };
+    if !known {
+        let op = prepare_on(lease, unnamed, prepared, undo, replies);
+        replies.push(Owed::Parse { hidden: true, op });
+    }
+    if unnamed { String::new() } else { Prepared::backend_name(prepared.id) }
+}
+
+/// Sends Parse; returns the op that undoes the note of it.
+fn prepare_on(lease: &mut Lease, unnamed: bool, prepared: &Prepared, undo: &mut Vec<Undo>, replies: &mut Replies) -> u32 {
+    let op = undo.len() as u32;
+    if unnamed {
+        lease.unnamed = Some(prepared.id);
+        undo.push(Undo::BackendUnnamed);
+        Parse { name: b"", sql: &prepared.sql, types: &prepared.types }.put(&mut lease.out);
+        return op;
+    }
+    if let Some(oldest) = lease.note_prepared(prepared.id) {
+        let name = Prepared::backend_name(oldest);
+        Target { object: Object::Statement, name: name.as_bytes() }.put(frontend::tag::CLOSE, &mut lease.out);
+        replies.push(Owed::Close { hidden: true, op: u32::MAX });
+    }
+    undo.push(Undo::BackendPrepared { id: prepared.id });
+    let name = Prepared::backend_name(prepared.id);
+    Parse { name: name.as_bytes(), sql: &prepared.sql, types: &prepared.types }.put(&mut lease.out);
+    op
+}
+
+/// Which of several equal shards a read goes to: the same one for the same question, so that caches stay warm.
+pub fn spread_of(body: &[u8]) -> u64 {
+    use std::hash::BuildHasher;
+    foldhash::fast::FixedState::with_seed(1).hash_one(body)
+}
+

@@ -1,0 +1,15 @@
+//! The client side, in the order of a connection's life: [`listen`] accepts, [`startup`] negotiates TLS and logs in,
+//! [`session`] serves, [`cancel`] ends statements on request.
+
+pub mod batch;
+pub mod cancel;
+pub mod client;
+pub mod control;
+pub mod extended;
+pub mod listen;
+pub mod names;
+pub mod session;
+pub mod simple;
+pub mod startup;
+pub mod stepwise;
+pub mod tls;

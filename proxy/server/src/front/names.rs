@@ -1,0 +1,134 @@
+//! A session's prepared statements and portals, by the names the client gave them.
+//!
+//! Every change can be undone: an error in a pipeline means that what followed never happened.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::id::ShardId;
+use weir_core::plan::Plan;
+
+use crate::statements::Prepared;
+
+/// Statements one client may keep; each costs an entry here, not on a server.
+const STATEMENTS_MAX: usize = 65_536;
+
+#[derive(Default)]
+pub struct Names {
+    statements: HashMap<Bytes, Arc<Prepared>>,
+    unnamed: Option<Arc<Prepared>>,
+    portals: HashMap<Bytes, Portal>,
+}
+
+/// A bound statement.
+#[derive(Clone)]
+pub struct Portal {
+    pub prepared: Arc<Prepared>,
+    /// The whole body of its Bind message.
+    pub bind: Bytes,
+    pub plan: Arc<Plan>,
+    /// Where it lives once a server knows it.
+    pub bound_on: Option<ShardId>,
+}
+
+/// How to take a change back.
+pub enum Undo {
+    /// `backend`: the id under which a Backend was to prepare it.
+    Statement { name: Bytes, before: Option<Arc<Prepared>>, backend: Option<u64> },
+    /// A Backend never got to prepare this.
+    BackendPrepared { id: u64 },
+    BackendUnnamed,
+}
+
+impl Names {
+    pub fn statement(&self, name: &[u8]) -> Result<Arc<Prepared>, UserError> {
+        let found = if name.is_empty() { self.unnamed.clone() } else { self.statements.get(name).cloned() };
+        found.ok_or_else(|| {
+            let name = String::from_utf8_lossy(name);
+            let message = if name.is_empty() {
+                "unnamed prepared statement does not exist".to_owned()
+            } else {
+                format!("prepared statement \"{name}\" does not exist")
+            };
+            UserError::new(Blame::Client, sqlstate::UNKNOWN_STATEMENT, message)
+        })
+    }
+
+    /// Errors: 42P05 when a name is taken, 54000 when there are too many.
+    pub fn define(&mut self, name: &Bytes, prepared: Arc<Prepared>) -> Result<Undo, UserError> {
+        if name.is_empty() {
+            let before = self.unnamed.replace(prepared);
+            return Ok(Undo::Statement { name: Bytes::new(), before, backend: None });
+        }
+        if self.statements.contains_key(name) {
+            let message = format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
+            return Err(UserError::new(Blame::Client, sqlstate::DUPLICATE_STATEMENT, message));
+        }
+        if self.statements.len() >= STATEMENTS_MAX {
+            return Err(UserError::new(Blame::Client, sqlstate::TOO_COMPLEX, "too many prepared statements")
+                .detail(format!("this session keeps {STATEMENTS_MAX} statements"))
+                .hint("Close statements that are no longer needed, or limit the driver's statement cache."));
+        }
+        let name = Bytes::copy_from_slice(name);
+        self.statements.insert(name.clone(), prepared);
+        Ok(Undo::Statement { name, before: None, backend: None })
+    }
+
+    /// Replaces what a name stands for after the schema has changed.
+    pub fn refresh(&mut self, name: &Bytes, prepared: Arc<Prepared>) {
+        if name.is_empty() {
+            self.unnamed = Some(prepared);
+        } else if let Some(slot) = self.statements.get_mut(name) {
+            *slot = prepared;
+        }
+    }
+
+    /// Closing what does not exist is no error, as in Postgres. True: it did exist.
+    pub fn close_statement(&mut self, name: &[u8]) -> (bool, Undo) {
+        let before = if name.is_empty() { self.unnamed.take() } else { self.statements.remove(name) };
+        (before.is_some(), Undo::Statement { name: Bytes::copy_from_slice(name), before, backend: None })
+    }
+
+    pub fn undo_statement(&mut self, name: Bytes, before: Option<Arc<Prepared>>) {
+        match (name.is_empty(), before) {
+            (true, before) => self.unnamed = before,
+            (false, Some(before)) => {
+                self.statements.insert(name, before);
+            }
+            (false, None) => {
+                self.statements.remove(&name);
+            }
+        }
+    }
+
+    pub fn forget_statements(&mut self) {
+        self.statements.clear();
+        self.unnamed = None;
+    }
+
+    pub fn bind(&mut self, name: &Bytes, portal: Portal) {
+        self.portals.insert(Bytes::copy_from_slice(name), portal);
+    }
+
+    pub fn portal(&mut self, name: &[u8]) -> Result<&mut Portal, UserError> {
+        self.portals.get_mut(name).ok_or_else(|| {
+            let message = format!("portal \"{}\" does not exist", String::from_utf8_lossy(name));
+            UserError::new(Blame::Client, sqlstate::UNKNOWN_PORTAL, message)
+        })
+    }
+
+    pub fn close_portal(&mut self, name: &[u8]) {
+        self.portals.remove(name);
+    }
+
+    /// The transaction is over, and with it its portals.
+    pub fn forget_portals(&mut self) {
+        self.portals.clear();
+    }
+
+    pub fn statement_count(&self) -> usize {
+        self.statements.len()
+    }
+}

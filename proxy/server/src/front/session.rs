@@ -1,0 +1,573 @@
+//! One client's session: its loop, its state, and the Backends it holds.
+//!
+//! Invariant: outside a transaction, a pipeline and a pin, a session holds no Backend. A Backend that is held has the
+//! session's settings applied before the first statement runs on it. Errors of weir's own abort the transaction exactly
+//! as an error of the server would. Non-goal: how statements are run ([`crate::exec`]) and what they mean ([`super::simple`],
+//! [`super::extended`]).
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use weir_core::error::{Blame, Severity, UserError, sqlstate};
+use weir_core::fresh::{Dependencies, Dependency};
+use weir_core::id::ShardId;
+use weir_core::plan::Plan;
+use weir_core::session::pin::Pin;
+use weir_core::session::replies::{Owed, Replies};
+use weir_core::session::vars::{VarSet, Vars};
+use weir_wire::backend::{Status, put_command_complete, put_ready, report_field, tag};
+use weir_wire::frontend::put_query;
+
+use super::batch::{Batch, Collector, Ending, Request};
+use super::cancel::Registration;
+use super::client::Client;
+use super::names::{Names, Undo};
+use crate::app::App;
+use crate::back::pool::Lease;
+use crate::database::{Database, UserPools, View};
+use crate::exec::relay::{Broken, Capture, Flow, Trail, relay};
+use crate::fresh::Announced;
+use crate::statements::Scratch;
+
+/// Why a session is over.
+#[derive(Debug)]
+pub enum End {
+    /// The client left, cleanly or not.
+    ClientGone,
+    /// Told to the client as FATAL.
+    Fatal(UserError),
+}
+
+/// Why a statement did not succeed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The server's own error has been passed on.
+    Reported,
+    /// Weir's error, not yet passed on.
+    Refused(UserError),
+    End(End),
+}
+
+impl From<UserError> for Failure {
+    fn from(error: UserError) -> Self {
+        match error.severity {
+            Severity::Error => Failure::Refused(error),
+            Severity::Fatal => Failure::End(End::Fatal(error)),
+        }
+    }
+}
+
+impl From<End> for Failure {
+    fn from(end: End) -> Self {
+        Failure::End(end)
+    }
+}
+
+/// A transaction block as the client sees it. Servers learn of it when a statement needs them (lazy BEGIN).
+#[derive(Debug, Clone)]
+pub struct Transaction {
+    /// What to send to each Backend that joins, in order: BEGIN, savepoints, SET LOCAL.
+    pub prelude: Vec<Joined>,
+    /// Weir's error aborted it; the servers may not know.
+    pub failed: bool,
+    /// Made by weir for one request of several statements or shards; ends with the request.
+    pub implicit: bool,
+    /// One snapshot for the whole transaction: it cannot span shards.
+    pub one_snapshot: bool,
+    /// It changed the schema.
+    pub changed_schema: bool,
+}
+
+/// One statement of a transaction's prelude.
+#[derive(Debug, Clone)]
+pub struct Joined {
+    pub sql: String,
+    /// The savepoint it makes, if it makes one.
+    pub savepoint: Option<Box<str>>,
+}
+
+/// A Backend of this session.
+pub struct Held {
+    pub shard: ShardId,
+    pub lease: Lease,
+    pub pinned: Option<Pin>,
+    /// It has been sent this transaction's prelude, or the client's own BEGIN.
+    pub begun: bool,
+    pub wrote: bool,
+    /// What it has written in this transaction.
+    pub dirty: Dependencies,
+    /// Settings it had when the transaction began; a rollback takes it back there.
+    pub vars_before: VarSet,
+}
+
+pub struct Session {
+    pub app: Arc<App>,
+    pub db: Arc<Database>,
+    pub pools: Arc<UserPools>,
+    pub user: Arc<str>,
+    pub client: Client,
+    pub cancel: Registration,
+    pub names: Names,
+    pub vars: Vars,
+    pub txn: Option<Transaction>,
+    pub held: SmallVec<[Held; 2]>,
+    pub announced: Announced,
+    pub scratch: Scratch,
+    /// The database's view and what this session's own search_path makes of it.
+    own_view: Mutex<Option<(Arc<View>, Arc<View>)>>,
+    /// After an error inside a pipeline: everything up to the next Sync is ignored.
+    pub skipping: bool,
+    pub stats: Arc<crate::stats::SessionStats>,
+}
+
+impl Session {
+    #[allow(clippy::too_many_arguments, reason = "the one place where a session is put together, from login's results")]
+    pub fn new(
+        app: Arc<App>,
+        db: Arc<Database>,
+        pools: Arc<UserPools>,
+        user: Arc<str>,
+        client: Client,
+        cancel: Registration,
+        vars: Vars,
+        stats: Arc<crate::stats::SessionStats>,
+    ) -> Self {
+        Session {
+            app,
+            db,
+            pools,
+            user,
+            client,
+            cancel,
+            names: Names::default(),
+            vars,
+            txn: None,
+            held: SmallVec::new(),
+            announced: Announced::default(),
+            scratch: Scratch::default(),
+            own_view: Mutex::default(),
+            skipping: false,
+            stats,
+        }
+    }
+
+    /// What statements are planned against now: the database's view, under this session's own search_path if it has one.
+    pub fn view(&self) -> Arc<View> {
+        let base = self.db.view_arc();
+        let Some(path) = self.vars.current().search_path() else { return base };
+        let mut known = self.own_view.lock();
+        if let Some((of, own)) = &*known
+            && Arc::ptr_eq(of, &base)
+            && own.search_path.iter().map(|name| &**name).eq(path.iter().map(String::as_str))
+        {
+            return Arc::clone(own);
+        }
+        let own = Arc::new(base.under_search_path(path));
+        *known = Some((base, Arc::clone(&own)));
+        own
+    }
+
+    /// Serves until the client leaves or something fatal happens, and says so to the client.
+    pub async fn run(mut self) {
+        let end = self.serve().await;
+        self.db.stats.close(&self.stats);
+        if let End::Fatal(error) = end {
+            self.db.stats.error(error.sqlstate);
+            self.client.put_error(&error);
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(5), self.client.send()).await;
+        }
+    }
+
+    async fn serve(&mut self) -> End {
+        let mut collector = Collector::default();
+        loop {
+            let request = match collector.next(&mut self.client.inbuf) {
+                Err(_) => return End::Fatal(malformed()),
+                Ok(Some(request)) => request,
+                Ok(None) => match self.await_client().await {
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                },
+            };
+            self.stats.begin();
+            let served = match request {
+                Request::Query(sql) => self.simple(sql).await,
+                Request::Batch(batch) => self.batch(batch).await,
+                Request::FunctionCall(frame) => self.function_call(&frame).await,
+                Request::Terminate => return End::ClientGone,
+            };
+            if let Err(end) = served {
+                return end;
+            }
+            if self.client.send().await.is_err() {
+                return End::ClientGone;
+            }
+            self.client.shrink();
+            self.stats.end(&self.client);
+        }
+    }
+
+    /// Waits for bytes from the client; meanwhile passes on what held Backends say by themselves.
+    async fn await_client(&mut self) -> Result<(), End> {
+        loop {
+            if self.held.is_empty() {
+                return match self.client.receive().await {
+                    Ok(0) | Err(_) => Err(End::ClientGone),
+                    Ok(_) => Ok(()),
+                };
+            }
+            let (client, held) = (&mut self.client, &mut self.held);
+            let event = std::future::poll_fn(|cx| {
+                if let std::task::Poll::Ready(received) = client.poll_receive(cx) {
+                    return std::task::Poll::Ready(Event::Client(received));
+                }
+                for (index, held) in held.iter_mut().enumerate() {
+                    if !held.lease.busy
+                        && let std::task::Poll::Ready(frame) = held.lease.poll_frame(cx)
+                    {
+                        return std::task::Poll::Ready(Event::Backend(index, frame));
+                    }
+                }
+                std::task::Poll::Pending
+            })
+            .await;
+            match event {
+                Event::Client(Ok(0) | Err(_)) => return Err(End::ClientGone),
+                Event::Client(Ok(_)) => return Ok(()),
+                Event::Backend(index, frame) => self.unasked(index, frame).await?,
+            }
+        }
+    }
+
+    /// A held Backend spoke although nothing was asked: a notification, a setting, or its end.
+    async fn unasked(&mut self, index: usize, frame: io::Result<(u8, Bytes)>) -> Result<(), End> {
+        let gone = |why: String| {
+            UserError::new(Blame::Server, sqlstate::ADMIN_SHUTDOWN, "the server connection of this session was closed")
+                .detail(why)
+                .hint("Connect again; the open transaction has been rolled back.")
+                .fatal()
+        };
+        match frame {
+            Ok((kind @ (tag::NOTIFICATION | tag::NOTICE | tag::PARAMETER_STATUS), body)) => {
+                weir_wire::frame::put(&mut self.client.out, kind, |out| out.extend_from_slice(&body));
+                self.client.send().await.map_err(|_| End::ClientGone)
+            }
+            Ok((tag::ERROR, body)) => {
+                self.held[index].lease.doubt("terminated by the server");
+                let text = |code| report_field(&body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
+                Err(End::Fatal(gone(format!("{}: {}", text(b'C'), text(b'M')))))
+            }
+            Ok(_) | Err(_) => {
+                self.held[index].lease.doubt("spoke out of turn or hung up");
+                Err(End::Fatal(gone("the server hung up".to_owned())))
+            }
+        }
+    }
+
+    /// Status for ReadyForQuery.
+    pub fn status(&self) -> Status {
+        match &self.txn {
+            None => Status::Idle,
+            Some(txn) if txn.failed => Status::Failed,
+            Some(_) => Status::InTransaction,
+        }
+    }
+
+    pub fn put_ready(&mut self) {
+        let status = self.status();
+        put_ready(&mut self.client.out, status);
+    }
+
+    pub fn put_tag(&mut self, command: &str) {
+        put_command_complete(&mut self.client.out, command);
+    }
+
+    /// Weir's own error: the client reads it, and an open transaction is aborted by it.
+    pub fn fail(&mut self, error: &UserError) {
+        self.db.stats.error(error.sqlstate);
+        self.client.put_error(error);
+        if let Some(txn) = &mut self.txn {
+            txn.failed = true;
+        }
+    }
+
+    /// Is one Backend in the middle of a pipeline whose Sync has not come?
+    pub fn pipelining(&self) -> Option<usize> {
+        self.held.iter().position(|held| held.lease.busy)
+    }
+
+    /// The Backend for `shard`, leased now if this session does not hold it yet.
+    pub async fn hold(&mut self, shard: ShardId) -> Result<usize, UserError> {
+        if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
+            return Ok(index);
+        }
+        let lease = self.pools.primary(shard).lease().await?;
+        let vars_before = lease.vars.clone();
+        self.held.push(Held {
+            shard,
+            lease,
+            pinned: None,
+            begun: false,
+            wrote: false,
+            dirty: Dependencies::new(),
+            vars_before,
+        });
+        Ok(self.held.len() - 1)
+    }
+
+    /// Brings a held Backend into the session's state: settings, then the open transaction.
+    pub fn prime(&mut self, index: usize, replies: &mut Replies) {
+        let wanted = self.vars.current().clone();
+        let held = &mut self.held[index];
+        if held.lease.vars != wanted {
+            apply_vars(&mut held.lease, &wanted, replies);
+            if !held.begun {
+                held.vars_before = wanted;
+            }
+        }
+        if let Some(txn) = &self.txn
+            && !held.begun
+        {
+            let sql: Vec<&str> = txn.prelude.iter().map(|joined| &*joined.sql).collect();
+            if !sql.is_empty() {
+                put_query(&mut held.lease.out, &sql.join("; "));
+                replies.push(Owed::Query { hidden: true });
+            }
+            held.begun = true;
+        }
+    }
+
+    /// As [`Session::prime`], for a Backend that is used for one read outside any transaction.
+    pub fn prime_lease(&self, lease: &mut Lease, replies: &mut Replies) {
+        let wanted = self.vars.current();
+        if lease.vars != *wanted {
+            apply_vars(lease, wanted, replies);
+        }
+    }
+
+    /// Relays everything owed by a held Backend; the cancel key points at it meanwhile.
+    pub async fn relay_on(
+        &mut self,
+        index: usize,
+        replies: &mut Replies,
+        capture: &mut Capture,
+        trail: &mut Trail,
+    ) -> Result<Flow, Failure> {
+        let lease = &mut self.held[index].lease;
+        self.cancel.slot.begin(&lease.cancel_key);
+        let outcome = relay(&mut self.client, lease, replies, capture, trail).await;
+        if !self.cancel.slot.end() && !self.cancel.slot.settle().await {
+            self.held[index].lease.doubt("a cancel request was still on its way");
+        }
+        outcome.map_err(|broken| self.broken(index, broken))
+    }
+
+    /// A relay broke: the Backend is lost, and what that means for the client.
+    fn broken(&mut self, index: usize, broken: Broken) -> Failure {
+        let held = &mut self.held[index];
+        held.lease.doubt("a relay broke");
+        let name = held.lease.pool().name.clone();
+        let process = held.lease.cancel_key.process;
+        let shard = held.shard;
+        self.announced.unknown(shard, process);
+        match broken {
+            Broken::Client(_) => Failure::End(End::ClientGone),
+            Broken::Protocol(_) => Failure::End(End::Fatal(malformed())),
+            Broken::Hidden(why) => {
+                self.held.remove(index);
+                Failure::Refused(
+                    UserError::new(Blame::Server, sqlstate::INTERNAL, "the server connection could not take over this session's state")
+                        .detail(format!("{name}: {why}"))
+                        .hint("RESET ALL clears the session's settings."),
+                )
+            }
+            Broken::Server(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
+            Broken::Desync(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
+        }
+    }
+
+    /// After a ReadyForQuery of the only Backend in use: what it says of the transaction, and what may go back.
+    pub fn follow(&mut self, index: usize, status: Status) {
+        match (status, &mut self.txn) {
+            (Status::Idle, txn) if self.held[index].begun || txn.is_none() => *txn = None,
+            (Status::Idle, _) => {}
+            (status, Some(txn)) => txn.failed = status == Status::Failed,
+            (status, txn @ None) => {
+                *txn = Some(Transaction::begun_by_client(status == Status::Failed));
+                self.held[index].begun = true;
+            }
+        }
+    }
+
+    /// Gives back what nothing holds any more.
+    pub fn release(&mut self) {
+        if self.txn.is_some() {
+            return;
+        }
+        self.names.forget_portals();
+        for held in &mut self.held {
+            held.begun = false;
+            held.wrote = false;
+            held.dirty.clear();
+        }
+        self.held.retain(|held| held.pinned.is_some() && held.lease.status == Status::Idle);
+    }
+
+    /// Pins the session to a Backend; the reason is counted once.
+    pub fn pin(&mut self, index: usize, pin: Pin) {
+        if self.held[index].pinned.is_none() {
+            self.held[index].pinned = Some(pin);
+            self.db.stats.pinned(pin);
+        }
+    }
+
+    pub fn pinned_index(&self) -> Option<usize> {
+        self.held.iter().position(|held| held.pinned.is_some())
+    }
+
+    /// Notes a write: announced at once if it may commit with this very request, else when the transaction commits.
+    pub fn note_write(&mut self, index: usize, plan: &Plan, commits_now: bool) -> Result<(), UserError> {
+        self.note_write_of(index, &plan.writes, commits_now)
+    }
+
+    pub fn note_write_of(&mut self, index: usize, writes: &Dependencies, commits_now: bool) -> Result<(), UserError> {
+        let held = &mut self.held[index];
+        held.wrote = true;
+        if !self.db.tracks_freshness() {
+            return Ok(());
+        }
+        if commits_now {
+            return self.announced.announce(&self.db, held.shard, writes);
+        }
+        const DIRTY_MAX: usize = 64;
+        if held.dirty.len() + writes.len() > DIRTY_MAX {
+            held.dirty.clear();
+            held.dirty.push(Dependency::Anything);
+        } else {
+            for write in writes {
+                if !held.dirty.contains(write) {
+                    held.dirty.push(*write);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what an error in a pipeline undid.
+    pub fn undo(&mut self, index: usize, log: &mut Vec<Undo>, undone: &[u32]) {
+        for op in undone.iter().rev() {
+            match log.get_mut(*op as usize).map(|undo| std::mem::replace(undo, Undo::BackendUnnamed)) {
+                Some(Undo::Statement { name, before, backend }) => {
+                    self.names.undo_statement(name, before);
+                    if let Some(id) = backend {
+                        self.held[index].lease.forget_prepared(id);
+                    }
+                }
+                Some(Undo::BackendPrepared { id }) => self.held[index].lease.forget_prepared(id),
+                Some(Undo::BackendUnnamed) | None => {}
+            }
+        }
+        if !undone.is_empty() {
+            self.held[index].lease.unnamed = None;
+        }
+    }
+
+    async fn function_call(&mut self, frame: &Bytes) -> Result<(), End> {
+        let home = self.view().topology.home;
+        let result = self.run_raw(home, frame, &[Dependency::Anything]).await;
+        self.conclude(result.map(|_| ()))
+    }
+
+    /// Sends one frame that ends in its own ReadyForQuery to `shard`, as it is.
+    pub async fn run_raw(&mut self, shard: ShardId, frame: &[u8], writes: &[Dependency]) -> Result<Trail, Failure> {
+        let index = self.hold(shard).await?;
+        let mut replies = Replies::default();
+        self.prime(index, &mut replies);
+        if !writes.is_empty() {
+            self.note_write_of(index, &Dependencies::from_slice(writes), true)?;
+        }
+        self.held[index].lease.out.extend_from_slice(frame);
+        replies.push(Owed::Query { hidden: false });
+        let mut trail = Trail::default();
+        let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
+        if let Flow::Ready(status) = flow {
+            self.follow(index, status);
+        }
+        self.announced.publish();
+        self.db.stats.server_error(&trail);
+        Ok(trail)
+    }
+
+    /// The end of a simple request: the error if there is one, ReadyForQuery, and Backends go back.
+    pub fn conclude(&mut self, result: Result<(), Failure>) -> Result<(), End> {
+        match result {
+            Ok(()) | Err(Failure::Reported) => {}
+            Err(Failure::Refused(error)) => {
+                self.announced.publish();
+                self.fail(&error);
+            }
+            Err(Failure::End(end)) => return Err(end),
+        }
+        self.put_ready();
+        self.release();
+        Ok(())
+    }
+
+    async fn batch(&mut self, batch: Batch) -> Result<(), End> {
+        if self.skipping {
+            if batch.ending == Ending::Flush {
+                return Ok(());
+            }
+            self.skipping = false;
+            return self.sync_only().await;
+        }
+        self.extended(batch).await
+    }
+}
+
+fn apply_vars(lease: &mut Lease, wanted: &VarSet, replies: &mut Replies) {
+    if let Some(sql) = weir_core::session::vars::replay(&lease.vars, wanted) {
+        put_query(&mut lease.out, &sql);
+        replies.push(Owed::Query { hidden: true });
+    }
+    lease.vars = wanted.clone();
+}
+
+enum Event {
+    Client(io::Result<usize>),
+    Backend(usize, io::Result<(u8, Bytes)>),
+}
+
+impl Transaction {
+    /// A BEGIN of the client that weir answers itself.
+    pub fn lazy(sql: &str, one_snapshot: bool) -> Self {
+        let begin = Joined { sql: sql.to_owned(), savepoint: None };
+        Transaction { prelude: vec![begin], failed: false, implicit: false, one_snapshot, changed_schema: false }
+    }
+
+    /// For one request of several statements or shards.
+    pub fn implicit() -> Self {
+        Transaction { implicit: true, ..Self::lazy("BEGIN", false) }
+    }
+
+    /// The client's own BEGIN went to a server unseen (in a multi-statement query).
+    fn begun_by_client(failed: bool) -> Self {
+        Transaction { failed, ..Self::lazy("BEGIN", false) }
+    }
+}
+
+pub fn malformed() -> UserError {
+    UserError::new(Blame::Client, sqlstate::PROTOCOL_VIOLATION, "malformed protocol message")
+        .detail("The length or layout of a message does not fit its type.")
+        .fatal()
+}
+
+fn lost(name: &str, why: &str) -> UserError {
+    UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost")
+        .detail(format!("{name}: {why}"))
+        .hint("Whether the last statement took effect is not known; connect again and check.")
+        .fatal()
+}

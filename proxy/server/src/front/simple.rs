@@ -1,0 +1,252 @@
+//! Simple queries: one text, of any number of statements, answered by one ReadyForQuery.
+//!
+//! A single statement goes where its plan says. Several statements go to one server as they are if they all belong there;
+//! otherwise they run one by one inside a transaction that weir makes, so that they still commit or fail together.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::fresh::{Dependencies, Dependency};
+use weir_core::id::ShardId;
+use weir_core::plan::{Access, Plan, Target, Values};
+use weir_core::session::replies::{Owed, Replies};
+use weir_core::sql::class::Class;
+use weir_core::sql::lex::lex;
+use weir_core::sql::normal::split_statements;
+use weir_wire::backend::EMPTY_QUERY;
+use weir_wire::frontend::put_query;
+
+use super::session::{End, Failure, Session, Transaction};
+use crate::exec::fan::Question;
+use crate::exec::read::Asked;
+use crate::exec::relay::{Capture, Flow, Trail};
+use crate::statements::Understood;
+
+/// Longer texts are not looked into; they go to the home server whole, and only where nothing is sharded.
+const TEXT_BYTES_MAX: usize = 1024 * 1024;
+
+impl Session {
+    pub async fn simple(&mut self, sql: Bytes) -> Result<(), End> {
+        let result = match std::str::from_utf8(&sql) {
+            Ok(text) if text.len() <= TEXT_BYTES_MAX => self.text(text).await,
+            _ => self.opaque(&sql).await,
+        };
+        self.conclude(result)
+    }
+
+    async fn text(&mut self, sql: &str) -> Result<(), Failure> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.tokens.clear();
+        let lexed = lex(sql, &mut scratch.tokens);
+        let parts: Vec<std::ops::Range<usize>> = if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { Vec::new() };
+        let single = lexed.is_err() || parts.len() == 1;
+        if lexed.is_ok() && parts.is_empty() {
+            self.scratch = scratch;
+            self.client.out.extend_from_slice(EMPTY_QUERY);
+            return Ok(());
+        }
+        if single {
+            let understood = self.db.statements.understand_tokens(sql, &self.view(), &mut scratch);
+            self.scratch = scratch;
+            return self.statement(sql, &understood).await;
+        }
+        let texts: Vec<&str> = parts
+            .iter()
+            .map(|part| &sql[scratch.tokens[part.start].start as usize..scratch.tokens[part.end - 1].end as usize])
+            .collect();
+        self.scratch = scratch;
+        self.several(sql, &texts).await
+    }
+
+    /// A text weir cannot read (another encoding, or very long).
+    async fn opaque(&mut self, sql: &[u8]) -> Result<(), Failure> {
+        let view = self.view();
+        if view.rules.any_sharded() && !view.topology.is_single() {
+            return Err(UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "this text cannot be routed")
+                .detail("It is longer than 1 MiB or not valid UTF-8, so its shard key cannot be read.")
+                .hint("Use client_encoding UTF8, and parameters or COPY for large values.")
+                .into());
+        }
+        let mut frame = bytes::BytesMut::new();
+        weir_wire::frame::put(&mut frame, b'Q', |out| weir_wire::frame::put_cstr(out, sql));
+        let trail = self.run_raw(view.topology.home, &frame, &[Dependency::Anything]).await?;
+        if trail.failed { Err(Failure::Reported) } else { Ok(()) }
+    }
+
+    /// Runs one statement and writes its whole reply but ReadyForQuery.
+    pub async fn statement(&mut self, sql: &str, understood: &Understood) -> Result<(), Failure> {
+        if self.control(sql, &understood.shape.class).await? {
+            return Ok(());
+        }
+        let view = self.view();
+        let literals = std::mem::take(&mut self.scratch.normal.literals);
+        let bound = understood.template.bind(&Values { params: &[], sql, literals: &literals }, &view.topology);
+        self.scratch.normal.literals = literals;
+        let plan = bound?;
+        match self.place(&plan, || super::extended::spread_of(sql.as_bytes())) {
+            Place::One(shard) => self.single(shard, sql, understood, &plan).await,
+            Place::Several(shards) => self.spread_text(&shards, sql, understood, &plan).await,
+        }
+    }
+
+    /// Which shards a plan means for this session now.
+    /// `spread` chooses among shards that are all alike: the same one for the same question, so that caches stay warm.
+    pub fn place(&self, plan: &Plan, spread: impl FnOnce() -> u64) -> Place {
+        let view = self.view();
+        let topology = &view.topology;
+        match &plan.target {
+            Target::One(shard) => Place::One(*shard),
+            Target::Home => Place::One(topology.home),
+            Target::Any => Place::One(match self.held.first() {
+                Some(held) => held.shard,
+                None => ShardId((spread() % topology.shard_count() as u64) as u16),
+            }),
+            Target::Many(shards) if shards.len() == 1 => Place::One(shards[0]),
+            Target::Many(shards) => Place::Several(shards.to_vec()),
+            Target::All if topology.is_single() => Place::One(ShardId(0)),
+            Target::All => Place::Several((0..topology.shard_count() as u16).map(ShardId).collect()),
+        }
+    }
+
+    async fn single(&mut self, shard: ShardId, sql: &str, understood: &Understood, plan: &Plan) -> Result<(), Failure> {
+        if self.txn.is_none() && self.held.is_empty() && matches!(plan.access, Access::Read) && self.db.answers_elsewhere() {
+            let question = Question::Text(sql);
+            if self.read_elsewhere(shard, question, plan, &understood.shape, &Asked::simple()).await? {
+                return Ok(());
+            }
+        }
+        let index = self.hold(shard).await?;
+        let mut replies = Replies::default();
+        self.prime(index, &mut replies);
+        if !matches!(plan.access, Access::Read) {
+            self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself())?;
+        }
+        put_query(&mut self.held[index].lease.out, sql);
+        replies.push(Owed::Query { hidden: false });
+        let mut trail = Trail::default();
+        let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
+        self.announced.publish();
+        if let Flow::Ready(status) = flow {
+            self.follow(index, status);
+        }
+        self.db.stats.server_error(&trail);
+        if trail.failed {
+            return Err(Failure::Reported);
+        }
+        self.after(index, &understood.shape).await;
+        Ok(())
+    }
+
+    /// What a statement that has succeeded means for the session.
+    pub async fn after(&mut self, index: usize, shape: &Arc<crate::statements::Shape>) {
+        if let Some(pin) = shape.pin() {
+            self.pin(index, pin);
+        }
+        if shape.class.changes_schema() {
+            match &mut self.txn {
+                Some(txn) => txn.changed_schema = true,
+                None => self.db.refresh_catalog().await,
+            }
+        }
+    }
+
+    /// Several statements in one text.
+    async fn several(&mut self, sql: &str, texts: &[&str]) -> Result<(), Failure> {
+        let view = self.view();
+        let mut understood = Vec::with_capacity(texts.len());
+        let mut shards = Vec::with_capacity(texts.len());
+        for text in texts {
+            let known = self.db.statements.understand(text, &view, &mut self.scratch);
+            let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
+            let plan = known.template.bind(&values, &view.topology);
+            shards.push(plan.ok().map(|plan| self.place(&plan, || 0)));
+            understood.push(known);
+        }
+        let home = Some(Place::One(view.topology.home));
+        let together = if view.topology.is_single() { Some(ShardId(0)) } else { common_shard(&shards, &understood) };
+        if let Some(shard) = together {
+            return self.together(shard, sql, &understood).await;
+        }
+        let controls = understood.iter().any(|known| known.shape.class.controls_transaction());
+        if controls && shards.iter().any(|place| *place != home) {
+            return Err(UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "transaction control inside a query of several statements")
+                .detail("The statements belong to different shards, and the text also contains BEGIN, COMMIT, ROLLBACK or a savepoint.")
+                .hint("Send BEGIN and COMMIT as queries of their own.")
+                .into());
+        }
+        self.one_by_one(texts, &understood).await
+    }
+
+    /// All of it on one server, as Postgres would run it.
+    async fn together(&mut self, shard: ShardId, sql: &str, understood: &[Understood]) -> Result<(), Failure> {
+        let index = self.hold(shard).await?;
+        let mut replies = Replies::default();
+        self.prime(index, &mut replies);
+        if understood.iter().any(|known| known.template.is_write() || known.shape.class.controls_transaction()) {
+            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
+        }
+        put_query(&mut self.held[index].lease.out, sql);
+        replies.push(Owed::Query { hidden: false });
+        let mut trail = Trail::default();
+        let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
+        self.announced.publish();
+        if let Flow::Ready(status) = flow {
+            self.follow(index, status);
+        }
+        self.db.stats.server_error(&trail);
+        if trail.failed {
+            // How far it came is not known, so neither is what it has set.
+            if understood.iter().any(|known| known.shape.class.sets_session()) {
+                self.held[index].lease.doubt("settings of a failed text");
+            }
+            return Err(Failure::Reported);
+        }
+        for known in understood {
+            self.note_setting(index, &known.shape.class);
+            self.after(index, &known.shape).await;
+        }
+        Ok(())
+    }
+
+    async fn one_by_one(&mut self, texts: &[&str], understood: &[Understood]) -> Result<(), Failure> {
+        let own = self.txn.is_none();
+        if own {
+            self.txn = Some(Transaction::implicit());
+        }
+        for (text, known) in texts.iter().zip(understood) {
+            // Fills the scratch with this statement's literals again.
+            let fresh = self.db.statements.understand(text, &self.view(), &mut self.scratch);
+            let known = if Arc::ptr_eq(&fresh.shape, &known.shape) { known } else { &fresh };
+            if let Err(failure) = self.statement(text, known).await {
+                if own && !matches!(failure, Failure::End(_)) {
+                    self.roll_back_all().await?;
+                }
+                return Err(failure);
+            }
+        }
+        if own { self.commit_all().await } else { Ok(()) }
+    }
+}
+
+/// Where a plan runs.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    One(ShardId),
+    Several(Vec<ShardId>),
+}
+
+/// The one shard all statements belong to; statements that control the transaction or the session go anywhere.
+fn common_shard(places: &[Option<Place>], understood: &[Understood]) -> Option<ShardId> {
+    let mut common = None;
+    for (place, known) in places.iter().zip(understood) {
+        if known.shape.class.controls_transaction() || matches!(known.shape.class, Class::Set { .. }) {
+            continue;
+        }
+        match place {
+            Some(Place::One(shard)) if common.is_none_or(|common| common == *shard) => common = Some(*shard),
+            _ => return None,
+        }
+    }
+    common
+}

@@ -1,0 +1,270 @@
+//! From the first byte to the first ReadyForQuery: TLS, protocol version, login.
+//!
+//! Invariant: bytes that came before TLS are never interpreted after it (CVE-2021-23214): anything buffered behind an
+//! SSLRequest ends the connection. Before login a client can make weir hold at most [`HELLO_BYTES_MAX`] and one exchange.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio_rustls::TlsAcceptor;
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::session::startup::startup_vars;
+use weir_core::session::vars::{VarSet, Vars};
+use weir_wire::backend::{AUTHENTICATION_OK, put_backend_key, put_negotiate, put_parameter_status, put_ready, Status, tag};
+use weir_wire::frame;
+use weir_wire::frontend;
+use weir_wire::startup::{PROTOCOL_MINOR_MAX, Request, Startup, parse, size};
+
+use super::client::{Client, Socket};
+use super::session::Session;
+use crate::app::App;
+use crate::auth::scram_server::{MECHANISM, ScramServer};
+use crate::config::TlsMode;
+use crate::database::{Database, UserPools};
+
+/// Most a client may have sent before it is logged in.
+const HELLO_BYTES_MAX: usize = 16 * 1024;
+
+/// What became of a new connection.
+pub enum Hello {
+    Session(Box<Session>),
+    /// The admin console.
+    Admin(Client, String),
+    /// Served (a cancel request) or refused; nothing more to do.
+    Done,
+}
+
+/// Takes a new client up to its first ReadyForQuery. Refusals have been told to the client.
+pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
+    let Some((mut client, request)) = negotiate(app, client).await? else { return Ok(Hello::Done) };
+    let result = match parse(&request) {
+        Ok(Request::Cancel { process, secret }) => {
+            app.cancels.cancel(process, secret).await;
+            return Ok(Hello::Done);
+        }
+        Ok(Request::Startup(startup)) => login(app, &mut client, &startup).await,
+        Ok(Request::Unsupported(version)) => Err(UserError::new(
+            Blame::Client,
+            sqlstate::PROTOCOL_VIOLATION,
+            format!("unsupported frontend protocol {}.{}: weir speaks 3.0 to 3.{PROTOCOL_MINOR_MAX}", version >> 16, version & 0xffff),
+        )
+        .fatal()
+        .into()),
+        _ => Err(super::session::malformed().into()),
+    };
+    match result {
+        Ok(LoggedIn::Admin(user)) => Ok(Hello::Admin(client, user)),
+        Ok(LoggedIn::Session { db, pools, user, vars, application_name }) => {
+            greet(app, client, db, pools, user, vars, application_name).await
+        }
+        Err(Refused::Gone(error)) => Err(error),
+        Err(Refused::User(error)) => {
+            client.put_error(&error.fatal());
+            client.send().await?;
+            Ok(Hello::Done)
+        }
+    }
+}
+
+enum LoggedIn {
+    Admin(String),
+    Session { db: Arc<Database>, pools: Arc<UserPools>, user: Arc<str>, vars: VarSet, application_name: String },
+}
+
+enum Refused {
+    User(UserError),
+    Gone(io::Error),
+}
+
+impl From<UserError> for Refused {
+    fn from(error: UserError) -> Self {
+        Refused::User(error)
+    }
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Refused::Gone(error)
+    }
+}
+
+/// Answers SSL and GSS requests until the client sends something else. `None`: the connection is over.
+async fn negotiate(app: &App, mut client: Client) -> io::Result<Option<(Client, Bytes)>> {
+    loop {
+        let Some(request) = first_request(&mut client).await? else { return Ok(None) };
+        match parse(&request) {
+            Ok(Request::Ssl) if !client.is_tls() => {
+                if !client.inbuf.is_empty() {
+                    return Ok(None);
+                }
+                match &app.tls {
+                    Some(acceptor) => client = encrypt(client, acceptor).await?,
+                    None => answer(&mut client, b"N").await?,
+                }
+            }
+            Ok(Request::Gss) => answer(&mut client, b"N").await?,
+            Ok(Request::Startup(_)) if !client.is_tls() && app.config.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Require) => {
+                client.put_error(
+                    &UserError::new(Blame::Client, sqlstate::INVALID_AUTHORIZATION, "this server takes encrypted connections only")
+                        .hint("Connect with sslmode=require.")
+                        .fatal(),
+                );
+                client.send().await?;
+                return Ok(None);
+            }
+            _ => return Ok(Some((client, request))),
+        }
+    }
+}
+
+async fn first_request(client: &mut Client) -> io::Result<Option<Bytes>> {
+    loop {
+        match size(&client.inbuf) {
+            Err(_) => return Ok(None),
+            Ok(Some(total)) if client.inbuf.len() >= total => return Ok(Some(client.inbuf.split_to(total).freeze())),
+            Ok(_) => {}
+        }
+        if client.inbuf.len() > HELLO_BYTES_MAX || client.receive().await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+async fn answer(client: &mut Client, letter: &[u8]) -> io::Result<()> {
+    client.out.extend_from_slice(letter);
+    client.send().await
+}
+
+async fn encrypt(mut client: Client, acceptor: &TlsAcceptor) -> io::Result<Client> {
+    answer(&mut client, b"S").await?;
+    let address = client.address;
+    let Some(stream) = client.into_plain() else { return Err(io::ErrorKind::InvalidData.into()) };
+    let tls = acceptor.accept(stream).await?;
+    Ok(Client::new(Socket::Tls(Box::new(tls)), address))
+}
+
+async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Result<LoggedIn, Refused> {
+    let text = |name: &str| startup.get(name).map(|value| String::from_utf8_lossy(value).into_owned()).filter(|value| !value.is_empty());
+    let user = text("user").ok_or_else(|| {
+        UserError::new(Blame::Client, sqlstate::INVALID_AUTHORIZATION, "no PostgreSQL user name specified in startup packet")
+    })?;
+    let database = text("database").unwrap_or_else(|| user.clone());
+    let extensions: Vec<&[u8]> = startup.extensions().collect();
+    if startup.minor > PROTOCOL_MINOR_MAX || !extensions.is_empty() {
+        put_negotiate(&mut client.out, PROTOCOL_MINOR_MAX.min(startup.minor), &extensions);
+    }
+    let password = authenticate(app, client, &user).await?;
+    if app.is_admin_database(&database) {
+        return app.admit_admin(&user).map(|()| LoggedIn::Admin(user)).map_err(Into::into);
+    }
+    let Some(db) = app.database(&database) else {
+        return Err(unknown_database(app, &database).into());
+    };
+    let pairs: Vec<(String, String)> = startup
+        .parameters
+        .iter()
+        .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(value).into_owned()))
+        .collect();
+    let vars = startup_vars(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
+    if text("replication").is_some_and(|value| !matches!(&*value, "false" | "off" | "no" | "0")) {
+        return Err(UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "replication connections are not served")
+            .hint("Connect to the shard's own server for replication; SHOW SHARDS lists them.")
+            .into());
+    }
+    let pools = db.pools(&app.config, &user, &password);
+    let application_name = text("application_name").unwrap_or_default();
+    Ok(LoggedIn::Session { db, pools, user: user.into(), vars, application_name })
+}
+
+/// SCRAM-SHA-256. Unknown users go through the same exchange and fail at its end. Returns the password for the servers.
+async fn authenticate(app: &App, client: &mut Client, user: &str) -> Result<String, Refused> {
+    let known = app.config.users.get(user);
+    let mut scram = ScramServer::new(user, app.scram_secret(user));
+    frame::put(&mut client.out, tag::AUTHENTICATION, |out| {
+        out.extend_from_slice(&10_i32.to_be_bytes());
+        frame::put_cstr(out, MECHANISM.as_bytes());
+        out.extend_from_slice(&[0]);
+    });
+    client.send().await?;
+    let first = password_message(client).await?;
+    let challenge = scram.on_first(&first)?;
+    put_sasl(client, 11, &challenge);
+    client.send().await?;
+    let last = password_message(client).await?;
+    let proof = scram.on_final(&last)?;
+    put_sasl(client, 12, &proof);
+    match known {
+        Some(user) => Ok(user.password.expose().to_owned()),
+        None => Err(wrong_password(user).into()),
+    }
+}
+
+fn put_sasl(client: &mut Client, code: i32, data: &[u8]) {
+    frame::put(&mut client.out, tag::AUTHENTICATION, |out| {
+        out.extend_from_slice(&code.to_be_bytes());
+        out.extend_from_slice(data);
+    });
+}
+
+fn wrong_password(user: &str) -> UserError {
+    UserError::new(Blame::Client, sqlstate::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
+}
+
+async fn password_message(client: &mut Client) -> Result<Bytes, Refused> {
+    loop {
+        let header = frame::header(&client.inbuf, HELLO_BYTES_MAX).map_err(|_| super::session::malformed())?;
+        if let Some((kind, total)) = header {
+            if kind != frontend::tag::PASSWORD {
+                return Err(super::session::malformed().into());
+            }
+            if client.inbuf.len() >= total {
+                return Ok(client.inbuf.split_to(total).freeze().slice(frame::HEADER..));
+            }
+        }
+        if client.receive().await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+    }
+}
+
+fn unknown_database(app: &App, database: &str) -> UserError {
+    let names: Vec<&str> = app.databases().map(|db| &*db.name).collect();
+    UserError::new(Blame::Client, sqlstate::UNKNOWN_DATABASE, format!("database \"{database}\" does not exist"))
+        .hint(format!("weir serves: {}, and the admin console as \"weir\".", names.join(", ")))
+}
+
+/// Login is done: what a server would report now, the cancel key, and ReadyForQuery.
+async fn greet(
+    app: &Arc<App>,
+    mut client: Client,
+    db: Arc<Database>,
+    pools: Arc<UserPools>,
+    user: Arc<str>,
+    vars: VarSet,
+    application_name: String,
+) -> io::Result<Hello> {
+    client.out.extend_from_slice(AUTHENTICATION_OK);
+    let home = db.view().topology.home;
+    if let Err(error) = report_parameters(&mut client, pools.primary(home), &vars).await {
+        client.put_error(&error.fatal());
+        client.send().await?;
+        return Ok(Hello::Done);
+    }
+    let cancel = app.cancels.register();
+    put_backend_key(&mut client.out, cancel.process, &cancel.secret());
+    put_ready(&mut client.out, Status::Idle);
+    client.send().await?;
+    let Some(stats) = db.stats.open(&db.name, Arc::clone(&user), &client, application_name) else { return Ok(Hello::Done) };
+    Ok(Hello::Session(Box::new(Session::new(Arc::clone(app), db, pools, user, client, cancel, Vars::new(vars), stats))))
+}
+
+/// ParameterStatus as the servers report it, with the client's own settings applied and thereby checked.
+async fn report_parameters(client: &mut Client, pool: &Arc<crate::back::pool::Pool>, vars: &VarSet) -> Result<(), UserError> {
+    let parameters = pool.parameters().await?;
+    for (name, value) in parameters.iter() {
+        put_parameter_status(&mut client.out, name, value);
+    }
+    client.out.extend_from_slice(&pool.reported_settings(vars).await?);
+    Ok(())
+}

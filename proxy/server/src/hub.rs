@@ -1,0 +1,325 @@
+//! The hub: the Postgres database that holds the slot map, its epoch and the table rules, in schema `weir`.
+//!
+//! Invariant: a slot map in the hub is complete (4096 slots, each on a shard that exists) or it is not handed out; and
+//! losing the hub changes nothing for running sessions: the last map stays in force, with a log line and a metric.
+//! Non-goals: changing a map that exists (adding or removing shards is resharding), and rows of applications.
+
+mod schema;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bb8_postgres::PostgresConnectionManager;
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio_postgres::{AsyncMessage, Client, NoTls, Transaction};
+use weir_core::id::{Epoch, ShardId, Slot};
+use weir_core::topology::ring::{self, RingShard};
+use weir_core::topology::{Placement, SlotMap, TableRules, Topology};
+
+use crate::config::{DatabaseConfig, HubConfig};
+
+/// Connections that one process keeps to the hub.
+const CONNECTIONS: u32 = 2;
+/// Longest wait for a connection or an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The map is read again this often, whatever was notified.
+const REREAD: Duration = Duration::from_secs(5);
+/// Notifications not yet looked at; one is as good as many, since each leads to a full read.
+const HINTS: usize = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    #[error("the hub's dsn is not valid")]
+    Dsn,
+    #[error("the hub cannot be reached: {0}")]
+    Unreachable(String),
+    #[error("the hub refused: {0}")]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("the hub has schema version {found}, this weir knows up to {known}; use a newer weir")]
+    TooNew { found: i32, known: i32 },
+    #[error("database {database}: the config names shard(s) {} which the hub does not know; adding shards means moving \
+             slots, which this version cannot do (remove them from the config)", .shards.join(", "))]
+    UnknownShards { database: String, shards: Vec<String> },
+    #[error("database {database}: the hub has shard(s) {} that own slots but are missing from the config; add them \
+             with the same names", .shards.join(", "))]
+    MissingShards { database: String, shards: Vec<String> },
+    #[error("database {database}: the slot map in the hub is not complete: {what}")]
+    Damaged { database: String, what: String },
+}
+
+/// Told by [`Hub::watch`].
+#[derive(Debug)]
+pub enum HubEvent {
+    /// The map was read and its epoch is higher than what was told before.
+    Changed(Topology),
+    /// Reading worked again, or went on working.
+    Reachable,
+    /// Reading failed; the last map stays in force.
+    Lost(HubError),
+}
+
+/// A handle; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    pool: bb8::Pool<PostgresConnectionManager<NoTls>>,
+    config: tokio_postgres::Config,
+}
+
+/// The topology of a database that needs no hub: one shard that owns everything, at epoch 1.
+pub fn without_hub(database: &DatabaseConfig) -> Topology {
+    topology(database, Epoch(1), SlotMap::single(ShardId(0)))
+}
+
+fn topology(database: &DatabaseConfig, epoch: Epoch, slots: SlotMap) -> Topology {
+    let shards: Vec<Box<str>> = database.shards.iter().map(|shard| shard.name.as_str().into()).collect();
+    Topology { epoch, shards: shards.into(), slots, tables: Arc::new(database.rules()), home: database.home }
+}
+
+impl Hub {
+    /// Connects and makes sure that the schema is there; any number of proxies may do so at once.
+    pub async fn connect(hub: &HubConfig) -> Result<Hub, HubError> {
+        let mut config: tokio_postgres::Config = hub.dsn.expose().parse().map_err(|_| HubError::Dsn)?;
+        config.connect_timeout(PATIENCE).application_name("weir hub");
+        let manager = PostgresConnectionManager::new(config.clone(), NoTls);
+        let pool = bb8::Pool::builder()
+            .max_size(CONNECTIONS)
+            .connection_timeout(PATIENCE)
+            .build(manager)
+            .await
+            .map_err(HubError::Postgres)?;
+        let hub = Hub { pool, config };
+        bounded(async {
+            let mut client = hub.client().await?;
+            schema::ensure(&mut client).await
+        })
+        .await?;
+        Ok(hub)
+    }
+
+    /// The map of a database. On its very first start the ring places the slots and the result is stored with epoch 1;
+    /// of several proxies starting at once, one places and the others read.
+    pub async fn load_or_propose(&self, database: &DatabaseConfig) -> Result<Topology, HubError> {
+        bounded(async {
+            let mut client = self.client().await?;
+            let transaction = client.transaction().await?;
+            schema::lock(&transaction).await?;
+            let known = shards(&transaction, &database.name).await?;
+            if known.is_empty() {
+                schema::store(&transaction, database, &propose(database)?).await?;
+            } else {
+                compare(database, &known)?;
+                schema::store_rules(&transaction, &database.name, &database.rules()).await?;
+            }
+            transaction.commit().await?;
+            read(&client, database).await
+        })
+        .await
+    }
+
+    /// Reads the map as it is now.
+    pub async fn read(&self, database: &DatabaseConfig) -> Result<Topology, HubError> {
+        bounded(async {
+            let client = self.client().await?;
+            read(&client, database).await
+        })
+        .await
+    }
+
+    /// Reads the map every five seconds, when `weir_topology` is notified and after every reconnect, for ever; dropping the
+    /// future ends it. `known` is the epoch in force; only a higher one is told as a change.
+    pub async fn watch(&self, database: DatabaseConfig, known: Epoch, tell: impl Fn(HubEvent) + Send) {
+        let (hint, mut hints) = mpsc::channel(HINTS);
+        let listen = self.listen(hint);
+        let reread = async {
+            let mut epoch = known;
+            loop {
+                match self.read(&database).await {
+                    Ok(topology) => {
+                        tell(HubEvent::Reachable);
+                        if topology.epoch > epoch {
+                            epoch = topology.epoch;
+                            tell(HubEvent::Changed(topology));
+                        }
+                    }
+                    Err(error) => tell(HubEvent::Lost(error)),
+                }
+                // Either way the map is read again: a hint only makes it sooner.
+                let _ = tokio::time::timeout(REREAD, hints.recv()).await;
+            }
+        };
+        // Neither ends on its own; join, so that both are dropped together with this future.
+        tokio::join!(listen, reread);
+    }
+
+    /// Keeps one connection that LISTENs, and passes every notification and every reconnect on as a hint.
+    async fn listen(&self, hint: mpsc::Sender<()>) {
+        loop {
+            if let Err(error) = self.listen_once(&hint).await {
+                tracing::debug!(%error, "the hub's notifications are interrupted");
+            }
+            tokio::time::sleep(REREAD).await;
+        }
+    }
+
+    async fn listen_once(&self, hint: &mpsc::Sender<()>) -> Result<(), HubError> {
+        let (client, mut connection) = bounded(async { Ok(self.config.connect(NoTls).await?) }).await?;
+        let mut messages = futures_util::stream::poll_fn(move |task| connection.poll_message(task));
+        let statements = async {
+            client.batch_execute("LISTEN weir_topology").await?;
+            let _ = hint.try_send(());
+            // The client must outlive the loop below, or the connection would close.
+            std::future::pending::<Result<(), HubError>>().await
+        };
+        let received = async {
+            while let Some(message) = messages.next().await {
+                if let AsyncMessage::Notification(_) = message? {
+                    // A full queue already promises a read.
+                    let _ = hint.try_send(());
+                }
+            }
+            Err(HubError::Unreachable("the connection was closed".to_owned()))
+        };
+        // Cancel-safe: both are abandoned when one ends, together with the connection they share.
+        tokio::select! {
+            ended = statements => ended,
+            ended = received => ended,
+        }
+    }
+
+    async fn client(&self) -> Result<bb8::PooledConnection<'_, PostgresConnectionManager<NoTls>>, HubError> {
+        self.pool.get().await.map_err(|error| match error {
+            bb8::RunError::User(error) => HubError::Postgres(error),
+            bb8::RunError::TimedOut => HubError::Unreachable(format!("no connection within {}s", PATIENCE.as_secs())),
+        })
+    }
+}
+
+/// A hub that hangs is a hub that is lost.
+async fn bounded<T>(work: impl Future<Output = Result<T, HubError>>) -> Result<T, HubError> {
+    let answer = tokio::time::timeout(2 * PATIENCE, work).await;
+    answer.unwrap_or_else(|_| Err(HubError::Unreachable(format!("no answer within {}s", 2 * PATIENCE.as_secs()))))
+}
+
+/// First placement of all slots, by the ring. It gives no map only to a list of shards that the config refuses as well.
+fn propose(database: &DatabaseConfig) -> Result<SlotMap, HubError> {
+    let ring: Vec<RingShard<'_>> =
+        database.shards.iter().map(|shard| RingShard { name: &shard.name, weight: shard.weight }).collect();
+    ring::propose(&ring, None).ok_or_else(|| HubError::Damaged {
+        database: database.name.clone(),
+        what: format!("the ring could not place the slots on {} shard(s)", ring.len()),
+    })
+}
+
+/// A shard as the hub knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct KnownShard {
+    name: String,
+    slots: i64,
+}
+
+async fn shards(transaction: &Transaction<'_>, database: &str) -> Result<Vec<KnownShard>, HubError> {
+    let rows = transaction
+        .query(
+            "SELECT s.name, (SELECT count(*) FROM weir.slot t WHERE t.database = s.database AND t.shard = s.id) \
+             FROM weir.shard s WHERE s.database = $1 ORDER BY s.id",
+            &[&database],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(KnownShard { name: row.try_get(0)?, slots: row.try_get(1)? })).collect()
+}
+
+/// Config and hub must mean the same shards: anything else would lose sight of rows.
+fn compare(database: &DatabaseConfig, known: &[KnownShard]) -> Result<(), HubError> {
+    let configured = |name: &str| database.shards.iter().any(|shard| shard.name == name);
+    let missing: Vec<String> = known
+        .iter()
+        .filter(|shard| shard.slots > 0 && !configured(&shard.name))
+        .map(|shard| shard.name.clone())
+        .collect();
+    if !missing.is_empty() {
+        return Err(HubError::MissingShards { database: database.name.clone(), shards: missing });
+    }
+    let unknown: Vec<String> = database
+        .shards
+        .iter()
+        .filter(|shard| known.iter().all(|known| known.name != shard.name))
+        .map(|shard| shard.name.clone())
+        .collect();
+    if !unknown.is_empty() {
+        return Err(HubError::UnknownShards { database: database.name.clone(), shards: unknown });
+    }
+    Ok(())
+}
+
+/// One consistent read: a single statement sees one snapshot. Shards are matched by name, so that their order in the config
+/// does not matter.
+async fn read(client: &Client, database: &DatabaseConfig) -> Result<Topology, HubError> {
+    let rows = client
+        .query(
+            "SELECT t.epoch, l.slot, s.name FROM weir.topology t JOIN weir.slot l USING (database) \
+             JOIN weir.shard s ON s.database = l.database AND s.id = l.shard WHERE t.database = $1 ORDER BY l.slot",
+            &[&database.name],
+        )
+        .await?;
+    let damaged = |what: String| HubError::Damaged { database: database.name.clone(), what };
+    let ids: BTreeMap<&str, ShardId> =
+        database.shards.iter().enumerate().map(|(index, shard)| (shard.name.as_str(), ShardId(index as u16))).collect();
+    let mut owners = Vec::with_capacity(Slot::COUNT);
+    let mut epoch = Epoch(0);
+    for row in &rows {
+        let slot: i16 = row.try_get(1)?;
+        if usize::try_from(slot) != Ok(owners.len()) {
+            return Err(damaged(format!("slot {} is not there exactly once", owners.len())));
+        }
+        let name: &str = row.try_get(2)?;
+        let owner = ids.get(name).ok_or_else(|| HubError::MissingShards {
+            database: database.name.clone(),
+            shards: vec![name.to_owned()],
+        })?;
+        owners.push(*owner);
+        epoch = Epoch(row.try_get::<_, i64>(0)? as u64);
+    }
+    let found = owners.len();
+    let slots =
+        SlotMap::new(owners).ok_or_else(|| damaged(format!("{found} of {} slots have an owner", Slot::COUNT)))?;
+    Ok(topology(database, epoch, slots))
+}
+
+/// Kind, key and key type of a rule as the hub stores them.
+fn rule_columns(placement: &Placement) -> (&'static str, Option<&str>, Option<&'static str>) {
+    match placement {
+        Placement::Sharded { key, key_type } => ("sharded", Some(key), Some(key_type.name())),
+        Placement::Reference => ("reference", None, None),
+        Placement::Global => ("global", None, None),
+    }
+}
+
+/// The rules as parallel arrays, for one statement.
+#[derive(Default)]
+struct RuleArrays<'a> {
+    schemas: Vec<&'a str>,
+    names: Vec<&'a str>,
+    kinds: Vec<&'static str>,
+    keys: Vec<Option<&'a str>>,
+    types: Vec<Option<&'static str>>,
+}
+
+impl<'a> RuleArrays<'a> {
+    fn of(rules: &'a TableRules) -> Self {
+        let mut arrays = RuleArrays::default();
+        for (schema, name, placement) in rules.iter() {
+            let (kind, key, key_type) = rule_columns(placement);
+            arrays.schemas.push(schema);
+            arrays.names.push(name);
+            arrays.kinds.push(kind);
+            arrays.keys.push(key);
+            arrays.types.push(key_type);
+        }
+        arrays
+    }
+}
+
+#[cfg(test)]
+mod tests;

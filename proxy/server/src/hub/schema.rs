@@ -1,0 +1,128 @@
+//! Schema `weir`: made once, idempotently, under an advisory lock that every proxy takes.
+
+use tokio_postgres::{Client, Transaction};
+use weir_core::topology::{SlotMap, TableRules};
+
+use super::{HubError, RuleArrays};
+use crate::config::DatabaseConfig;
+
+/// Version of the statements below.
+const VERSION: i32 = 1;
+
+/// Key of the advisory lock: "weirhub1" as bytes.
+const LOCK: i64 = i64::from_be_bytes(*b"weirhub1");
+
+/// Key overrides, moves and leases get tables of their own in later versions.
+const TABLES: &str = "
+CREATE SCHEMA IF NOT EXISTS weir;
+CREATE TABLE IF NOT EXISTS weir.schema_version (version integer NOT NULL);
+CREATE TABLE IF NOT EXISTS weir.topology (
+    database text PRIMARY KEY,
+    epoch    bigint NOT NULL CHECK (epoch > 0)
+);
+CREATE TABLE IF NOT EXISTS weir.shard (
+    database text NOT NULL REFERENCES weir.topology,
+    id       smallint NOT NULL CHECK (id >= 0),
+    name     text NOT NULL,
+    weight   integer NOT NULL CHECK (weight > 0),
+    PRIMARY KEY (database, id),
+    UNIQUE (database, name)
+);
+CREATE TABLE IF NOT EXISTS weir.slot (
+    database text NOT NULL,
+    slot     smallint NOT NULL CHECK (slot BETWEEN 0 AND 4095),
+    shard    smallint NOT NULL,
+    epoch    bigint NOT NULL,
+    PRIMARY KEY (database, slot),
+    FOREIGN KEY (database, shard) REFERENCES weir.shard
+);
+CREATE TABLE IF NOT EXISTS weir.table_rule (
+    database    text NOT NULL REFERENCES weir.topology,
+    schema_name text NOT NULL,
+    table_name  text NOT NULL,
+    kind        text NOT NULL CHECK (kind IN ('sharded', 'reference', 'global')),
+    key_column  text,
+    key_type    text,
+    PRIMARY KEY (database, schema_name, table_name),
+    CHECK ((kind = 'sharded') = (key_column IS NOT NULL AND key_type IS NOT NULL))
+);
+INSERT INTO weir.schema_version SELECT 1 WHERE NOT EXISTS (SELECT FROM weir.schema_version);
+";
+
+pub(super) async fn ensure(client: &mut Client) -> Result<(), HubError> {
+    let transaction = client.transaction().await?;
+    lock(&transaction).await?;
+    let exists: bool =
+        transaction.query_one("SELECT to_regclass('weir.schema_version') IS NOT NULL", &[]).await?.try_get(0)?;
+    if !exists {
+        transaction.batch_execute(TABLES).await?;
+    }
+    let found: i32 = transaction.query_one("SELECT max(version) FROM weir.schema_version", &[]).await?.try_get(0)?;
+    if found > VERSION {
+        return Err(HubError::TooNew { found, known: VERSION });
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Serialises everything that changes the hub; released with the transaction.
+pub(super) async fn lock(transaction: &Transaction<'_>) -> Result<(), HubError> {
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    Ok(())
+}
+
+/// Writes a database that the hub does not know yet, with epoch 1.
+pub(super) async fn store(
+    transaction: &Transaction<'_>,
+    database: &DatabaseConfig,
+    slots: &SlotMap,
+) -> Result<(), HubError> {
+    let name = &database.name;
+    transaction
+        .execute("INSERT INTO weir.topology (database, epoch) VALUES ($1, 1) ON CONFLICT DO NOTHING", &[name])
+        .await?;
+    for (index, shard) in database.shards.iter().enumerate() {
+        let row: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+            [name, &(index as i16), &shard.name, &(shard.weight as i32)];
+        transaction
+            .execute("INSERT INTO weir.shard (database, id, name, weight) VALUES ($1, $2, $3, $4)", &row)
+            .await?;
+    }
+    let owners: Vec<i16> = slots.owners().iter().map(|owner| owner.0 as i16).collect();
+    transaction
+        .execute(
+            "INSERT INTO weir.slot (database, slot, shard, epoch) \
+             SELECT $1, (ordinal - 1)::smallint, shard, 1 FROM unnest($2::smallint[]) WITH ORDINALITY AS o(shard, ordinal)",
+            &[name, &owners],
+        )
+        .await?;
+    store_rules(transaction, name, &database.rules()).await
+}
+
+/// The config declares the tables; the hub's copy is for people and tools. Written only where it differs, so that a
+/// start without changes leaves no dead rows.
+pub(super) async fn store_rules(
+    transaction: &Transaction<'_>,
+    database: &str,
+    rules: &TableRules,
+) -> Result<(), HubError> {
+    let rules = RuleArrays::of(rules);
+    transaction
+        .execute(
+            "DELETE FROM weir.table_rule WHERE database = $1 AND (schema_name, table_name) NOT IN \
+             (SELECT * FROM unnest($2::text[], $3::text[]))",
+            &[&database, &rules.schemas, &rules.names],
+        )
+        .await?;
+    transaction
+        .execute(
+            "INSERT INTO weir.table_rule AS r (database, schema_name, table_name, kind, key_column, key_type) \
+             SELECT $1, u.* FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) AS u \
+             ON CONFLICT (database, schema_name, table_name) DO UPDATE \
+             SET kind = excluded.kind, key_column = excluded.key_column, key_type = excluded.key_type \
+             WHERE (r.kind, r.key_column, r.key_type) IS DISTINCT FROM (excluded.kind, excluded.key_column, excluded.key_type)",
+            &[&database, &rules.schemas, &rules.names, &rules.kinds, &rules.keys, &rules.types],
+        )
+        .await?;
+    Ok(())
+}

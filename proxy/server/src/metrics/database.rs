@@ -1,0 +1,426 @@
+//! Handles of one database: what its sessions, pools, probes and cache count.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram};
+use parking_lot::Mutex;
+use weir_core::admin::StatCounts;
+use weir_core::id::{Epoch, ShardId};
+use weir_core::topology::SlotMap;
+
+use super::stripe::{Stripe, Striped};
+use super::tally::Tally;
+use super::{Registry, Subject};
+
+/// Label `role` of a server connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    Primary,
+    Replica,
+}
+
+/// Label `route`: how a statement's target was chosen, coarsely.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RouteKind {
+    /// One shard, by key.
+    Single,
+    /// Any shard would do.
+    Any,
+    /// The home shard.
+    Home,
+    /// A read of several shards.
+    Scatter,
+    /// A write on several shards.
+    Broadcast,
+}
+
+/// Label `result` of the cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CacheResult {
+    /// Answered by the in-process cache.
+    HitLocal,
+    /// Answered by Redis.
+    HitShared,
+    Miss,
+    /// There was an entry, but what it depends on has moved.
+    Stale,
+    /// Could have been cached but its fill was not valid any more.
+    FillRefused,
+    Filled,
+}
+
+impl Role {
+    pub const ALL: [Role; 2] = [Role::Primary, Role::Replica];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::Replica => "replica",
+        }
+    }
+}
+
+impl RouteKind {
+    pub const ALL: [RouteKind; 5] =
+        [RouteKind::Single, RouteKind::Any, RouteKind::Home, RouteKind::Scatter, RouteKind::Broadcast];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RouteKind::Single => "single",
+            RouteKind::Any => "any",
+            RouteKind::Home => "home",
+            RouteKind::Scatter => "scatter",
+            RouteKind::Broadcast => "broadcast",
+        }
+    }
+}
+
+impl CacheResult {
+    pub const ALL: [CacheResult; 6] = [
+        CacheResult::HitLocal,
+        CacheResult::HitShared,
+        CacheResult::Miss,
+        CacheResult::Stale,
+        CacheResult::FillRefused,
+        CacheResult::Filled,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CacheResult::HitLocal => "hit_local",
+            CacheResult::HitShared => "hit_shared",
+            CacheResult::Miss => "miss",
+            CacheResult::Stale => "stale",
+            CacheResult::FillRefused => "fill_refused",
+            CacheResult::Filled => "filled",
+        }
+    }
+}
+
+/// A striped count and the counter it is published as.
+struct Published {
+    count: Striped,
+    counter: Counter,
+}
+
+impl Published {
+    fn new(counter: Counter) -> Self {
+        Published { count: Striped::default(), counter }
+    }
+
+    fn publish(&self) {
+        self.counter.absolute(self.count.value());
+    }
+}
+
+/// Gauges of one pool.
+#[derive(Clone)]
+pub struct PoolMetrics {
+    pub active: Gauge,
+    pub idle: Gauge,
+    pub login: Gauge,
+}
+
+/// Handles of one server.
+pub struct EndpointMetrics {
+    /// host:port
+    pub name: String,
+    reads: Published,
+    up: Gauge,
+    lag: Gauge,
+}
+
+struct ShardMetrics {
+    pools: [PoolMetrics; 2],
+    /// By route and role.
+    queries: [[Published; 2]; RouteKind::ALL.len()],
+    endpoints: Vec<EndpointMetrics>,
+    slots: Gauge,
+}
+
+#[derive(Default)]
+struct Totals {
+    server_assignments: Striped,
+    transaction_us: Striped,
+    query_us: Striped,
+    wait_us: Striped,
+    client_parses: Striped,
+    server_parses: Striped,
+    binds: Striped,
+    client_logins: Striped,
+    queries: Striped,
+}
+
+/// All handles of one database.
+pub struct DatabaseMetrics {
+    name: String,
+    pub clients_active: Gauge,
+    pub clients_idle: Gauge,
+    pub clients_waiting: Gauge,
+    query_seconds: Histogram,
+    transaction_seconds: Histogram,
+    wait_seconds: Histogram,
+    shards: Vec<ShardMetrics>,
+    cache: [Published; CacheResult::ALL.len()],
+    transactions: Published,
+    received: Published,
+    sent: Published,
+    totals: Totals,
+    /// Why sessions kept their server connection.
+    pub pins: Tally,
+    epoch: Gauge,
+    period: Mutex<Period>,
+}
+
+/// Counts at the end of the last period, and what the period before it averaged.
+#[derive(Default)]
+struct Period {
+    last: StatCounts,
+    averages: StatCounts,
+}
+
+impl DatabaseMetrics {
+    pub(super) fn new(registry: &Registry, subject: &Subject) -> Arc<Self> {
+        let name = subject.database.as_str();
+        let clients = |state| registry.gauge("weir_client_connections", &[("pool", name), ("state", state)]);
+        let histogram = |metric| registry.histogram(metric, &[("database", name)]);
+        let counted = |metric| Published::new(registry.counter(metric, &[("database", name)]));
+        let cache = CacheResult::ALL.map(|result| {
+            Published::new(
+                registry.counter("weir_cache_requests_total", &[("database", name), ("result", result.as_str())]),
+            )
+        });
+        Arc::new(DatabaseMetrics {
+            name: name.to_owned(),
+            clients_active: clients("active"),
+            clients_idle: clients("idle"),
+            clients_waiting: clients("waiting"),
+            query_seconds: histogram("weir_query_duration_seconds"),
+            transaction_seconds: histogram("weir_transaction_duration_seconds"),
+            wait_seconds: histogram("weir_pool_wait_duration_seconds"),
+            shards: subject.shards.iter().map(|shard| ShardMetrics::new(registry, name, shard)).collect(),
+            cache,
+            transactions: counted("weir_transactions_total"),
+            received: counted("weir_client_received_bytes_total"),
+            sent: counted("weir_client_sent_bytes_total"),
+            totals: Totals::default(),
+            pins: Tally::default(),
+            epoch: registry.gauge("weir_topology_epoch", &[("database", name)]),
+            period: Mutex::default(),
+        })
+    }
+
+    /// Gauges of a shard's pool; `None` for a shard that does not exist.
+    pub fn pool(&self, shard: ShardId, role: Role) -> Option<PoolMetrics> {
+        self.shards.get(usize::from(shard.0)).map(|shard| shard.pools[role as usize].clone())
+    }
+
+    /// A server of a shard; the primary is the first.
+    pub fn endpoint(&self, shard: ShardId, index: usize) -> Option<&EndpointMetrics> {
+        self.shards.get(usize::from(shard.0))?.endpoints.get(index)
+    }
+
+    /// A new slot map came into force.
+    pub fn topology(&self, epoch: Epoch, slots: &SlotMap) {
+        self.epoch.set(epoch.0 as f64);
+        for (shard, count) in self.shards.iter().zip(slots.counts(self.shards.len())) {
+            shard.slots.set(count as f64);
+        }
+    }
+
+    /// Totals since the start, for SHOW STATS.
+    pub fn totals(&self) -> StatCounts {
+        let totals = &self.totals;
+        StatCounts {
+            server_assignments: totals.server_assignments.value(),
+            transactions: self.transactions.count.value(),
+            queries: totals.queries.value(),
+            bytes_received: self.received.count.value(),
+            bytes_sent: self.sent.count.value(),
+            transaction_us: totals.transaction_us.value(),
+            query_us: totals.query_us.value(),
+            wait_us: totals.wait_us.value(),
+            client_parses: totals.client_parses.value(),
+            server_parses: totals.server_parses.value(),
+            binds: totals.binds.value(),
+            client_logins: totals.client_logins.value(),
+        }
+    }
+
+    /// What SHOW STATS calls averages: of the last whole period.
+    pub fn averages(&self) -> StatCounts {
+        self.period.lock().averages
+    }
+
+    /// How often the cache gave each answer.
+    pub fn cache_results(&self) -> impl Iterator<Item = (CacheResult, u64)> {
+        CacheResult::ALL.into_iter().zip(&self.cache).map(|(result, published)| (result, published.count.value()))
+    }
+
+    pub(super) fn tick(&self, elapsed: Duration) {
+        let now = self.totals();
+        let mut period = self.period.lock();
+        period.averages = averages(&period.last, &now, elapsed);
+        period.last = now;
+    }
+
+    pub(super) fn publish(&self, registry: &Registry) {
+        let counted = self.cache.iter().chain([&self.transactions, &self.received, &self.sent]);
+        counted.for_each(Published::publish);
+        for shard in &self.shards {
+            shard.queries.iter().flatten().for_each(Published::publish);
+            shard.endpoints.iter().for_each(|endpoint| endpoint.reads.publish());
+        }
+        self.pins.publish(registry, "weir_pins_total", "reason", &[("database", &self.name)]);
+    }
+}
+
+/// Per second; times per transaction, query or assignment (PgBouncer, src/stats.c, calc_average).
+fn averages(before: &StatCounts, now: &StatCounts, elapsed: Duration) -> StatCounts {
+    let seconds = elapsed.as_secs_f64().max(1e-9);
+    let grown = |field: fn(&StatCounts) -> u64| field(now).saturating_sub(field(before));
+    let rate = |field| (grown(field) as f64 / seconds).round() as u64;
+    let mean = |sum, count| grown(sum) / grown(count).max(1);
+    StatCounts {
+        server_assignments: rate(|counts| counts.server_assignments),
+        transactions: rate(|counts| counts.transactions),
+        queries: rate(|counts| counts.queries),
+        bytes_received: rate(|counts| counts.bytes_received),
+        bytes_sent: rate(|counts| counts.bytes_sent),
+        transaction_us: mean(|counts| counts.transaction_us, |counts| counts.transactions),
+        query_us: mean(|counts| counts.query_us, |counts| counts.queries),
+        wait_us: rate(|counts| counts.wait_us),
+        client_parses: rate(|counts| counts.client_parses),
+        server_parses: rate(|counts| counts.server_parses),
+        binds: rate(|counts| counts.binds),
+        client_logins: rate(|counts| counts.client_logins),
+    }
+}
+
+impl ShardMetrics {
+    fn new(registry: &Registry, database: &str, (shard, servers): &(String, Vec<String>)) -> Self {
+        let labels = |role: Role| [("database", database), ("shard", shard.as_str()), ("role", role.as_str())];
+        let pool = |role: Role| {
+            let [database, shard, role] = labels(role);
+            let gauge = |state| registry.gauge("weir_server_connections", &[database, shard, role, ("state", state)]);
+            PoolMetrics { active: gauge("active"), idle: gauge("idle"), login: gauge("login") }
+        };
+        let queries = |route: RouteKind, role: Role| {
+            let [database, shard, role] = labels(role);
+            Published::new(registry.counter("weir_queries_total", &[database, shard, role, ("route", route.as_str())]))
+        };
+        let endpoint = |name: &String| {
+            let labels = [("database", database), ("shard", shard.as_str()), ("endpoint", name.as_str())];
+            EndpointMetrics {
+                name: name.clone(),
+                reads: Published::new(registry.counter("weir_reads_total", &labels)),
+                up: registry.gauge("weir_server_up", &labels),
+                lag: registry.gauge("weir_replica_lag_seconds", &labels),
+            }
+        };
+        ShardMetrics {
+            pools: Role::ALL.map(pool),
+            queries: RouteKind::ALL.map(|route| Role::ALL.map(|role| queries(route, role))),
+            endpoints: servers.iter().map(endpoint).collect(),
+            slots: registry.gauge("weir_slots", &[("database", database), ("shard", shard)]),
+        }
+    }
+}
+
+impl EndpointMetrics {
+    /// Reads it has answered.
+    pub fn reads(&self) -> u64 {
+        self.reads.count.value()
+    }
+
+    /// What a probe saw. A lag that is not known leaves the last one.
+    pub fn probed(&self, is_up: bool, lag: Option<Duration>) {
+        self.up.set(f64::from(u8::from(is_up)));
+        if let Some(lag) = lag {
+            self.lag.set(lag.as_secs_f64());
+        }
+    }
+}
+
+/// One session's way to count; made at its start, with a stripe that is mostly its own.
+#[derive(Clone)]
+pub struct SessionMetrics {
+    database: Arc<DatabaseMetrics>,
+    stripe: Stripe,
+}
+
+impl SessionMetrics {
+    pub(super) fn new(database: Arc<DatabaseMetrics>, stripe: Stripe) -> Self {
+        SessionMetrics { database, stripe }
+    }
+
+    pub fn database(&self) -> &Arc<DatabaseMetrics> {
+        &self.database
+    }
+
+    /// One statement was sent to a shard; a scatter counts once per shard.
+    pub fn sent_to(&self, route: RouteKind, shard: ShardId, role: Role) {
+        if let Some(shard) = self.database.shards.get(usize::from(shard.0)) {
+            shard.queries[route as usize][role as usize].count.add(self.stripe, 1);
+        }
+    }
+
+    /// One statement of the client has its whole answer.
+    pub fn query(&self, elapsed: Duration) {
+        self.database.query_seconds.record(elapsed.as_secs_f64());
+        self.database.totals.queries.add(self.stripe, 1);
+        self.database.totals.query_us.add(self.stripe, elapsed.as_micros() as u64);
+    }
+
+    pub fn transaction(&self, elapsed: Duration) {
+        self.database.transaction_seconds.record(elapsed.as_secs_f64());
+        self.database.transactions.count.add(self.stripe, 1);
+        self.database.totals.transaction_us.add(self.stripe, elapsed.as_micros() as u64);
+    }
+
+    /// A server connection was handed over after this wait.
+    pub fn assigned(&self, wait: Duration) {
+        self.database.wait_seconds.record(wait.as_secs_f64());
+        self.database.totals.server_assignments.add(self.stripe, 1);
+        self.database.totals.wait_us.add(self.stripe, wait.as_micros() as u64);
+    }
+
+    /// A read was answered by the server at `index` of the shard; the primary is 0.
+    pub fn read_by(&self, shard: ShardId, index: usize) {
+        if let Some(endpoint) = self.database.endpoint(shard, index) {
+            endpoint.reads.count.add(self.stripe, 1);
+        }
+    }
+
+    pub fn cache(&self, result: CacheResult) {
+        self.database.cache[result as usize].count.add(self.stripe, 1);
+    }
+
+    /// Bytes that came from the client and went to it.
+    pub fn traffic(&self, received: u64, sent: u64) {
+        self.database.received.count.add(self.stripe, received);
+        self.database.sent.count.add(self.stripe, sent);
+    }
+
+    pub fn client_parse(&self) {
+        self.database.totals.client_parses.add(self.stripe, 1);
+    }
+
+    pub fn server_parse(&self) {
+        self.database.totals.server_parses.add(self.stripe, 1);
+    }
+
+    pub fn bind(&self) {
+        self.database.totals.binds.add(self.stripe, 1);
+    }
+
+    pub fn login(&self) {
+        self.database.totals.client_logins.add(self.stripe, 1);
+    }
+
+    /// The session keeps its server connection, for a reason of a closed list.
+    pub fn pinned(&self, reason: &'static str) {
+        self.database.pins.add(reason);
+    }
+}

@@ -1,0 +1,298 @@
+//! Is a server there, what role has it, how far has it replayed: asked once a second on a connection of its own.
+//!
+//! Invariant: [`EndpointHealth`] is the state and is moved by two functions that take time and jitter as arguments; the
+//! task around it only asks and sleeps. [`EndpointView`] is what others read, without locks.
+//! Non-goals: deciding freshness. The replay position here is a hint up to a second old; a read that must be fresh asks
+//! on its own connection.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio_postgres::{Client, NoTls};
+use weir_core::id::Lsn;
+
+use crate::config::{Endpoint, ServerAuth};
+
+/// Pause between probes of a server that answers.
+const EVERY: Duration = Duration::from_secs(1);
+/// First and longest pause after failures; it doubles in between.
+const BACKOFF: Duration = Duration::from_millis(250);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for a connection or an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Stands for "not known" in the atomic.
+const NO_LAG: u64 = u64::MAX;
+
+/// What one successful probe saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observation {
+    pub in_recovery: bool,
+    /// Replay position of a standby, insert position of a primary.
+    pub lsn: Lsn,
+    /// `None` on a primary, and on a standby that has replayed nothing yet.
+    pub lag: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Not yet probed.
+    Unknown,
+    Up(Observation),
+    /// `failures` in a row; the last one with `error`.
+    Down {
+        failures: u32,
+        error: String,
+    },
+}
+
+/// State of one server and when to ask it again.
+#[derive(Clone, Debug)]
+pub struct EndpointHealth {
+    health: Health,
+    next: Duration,
+}
+
+impl EndpointHealth {
+    pub fn new() -> Self {
+        EndpointHealth { health: Health::Unknown, next: Duration::ZERO }
+    }
+
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// When the next probe is due, on the clock of the caller's `now`.
+    pub fn next(&self) -> Duration {
+        self.next
+    }
+
+    pub fn succeeded(&mut self, now: Duration, observation: Observation) {
+        self.health = Health::Up(observation);
+        self.next = now + EVERY;
+    }
+
+    /// `jitter` in 0..1 spreads the retries of many proxies over half to all of the pause.
+    pub fn failed(&mut self, now: Duration, jitter: f64, error: String) {
+        let failures = match self.health {
+            Health::Down { failures, .. } => failures.saturating_add(1),
+            Health::Unknown | Health::Up(_) => 1,
+        };
+        let pause = BACKOFF.saturating_mul(1 << (failures - 1).min(10)).min(BACKOFF_MAX);
+        self.health = Health::Down { failures, error };
+        self.next = now + pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
+    }
+}
+
+impl Default for EndpointHealth {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the last probe found, readable from any thread at the cost of a load.
+#[derive(Debug)]
+pub struct EndpointView {
+    pub endpoint: Endpoint,
+    /// 0 unknown, 1 up, 2 down.
+    state: AtomicU8,
+    has_been_up: AtomicBool,
+    in_recovery: AtomicBool,
+    replay_lsn: AtomicU64,
+    lag_ms: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+impl EndpointView {
+    pub fn new(endpoint: Endpoint) -> Arc<Self> {
+        Arc::new(EndpointView {
+            endpoint,
+            state: AtomicU8::new(0),
+            has_been_up: AtomicBool::new(false),
+            in_recovery: AtomicBool::new(false),
+            replay_lsn: AtomicU64::new(0),
+            lag_ms: AtomicU64::new(NO_LAG),
+            last_error: Mutex::new(None),
+        })
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.state.load(Ordering::Acquire) == 1
+    }
+
+    /// Has no probe ended yet?
+    pub fn is_unknown(&self) -> bool {
+        self.state.load(Ordering::Acquire) == 0
+    }
+
+    /// For readiness: reached at least once since the start.
+    pub fn has_been_up(&self) -> bool {
+        self.has_been_up.load(Ordering::Acquire)
+    }
+
+    /// Of the last probe that succeeded.
+    pub fn in_recovery(&self) -> bool {
+        self.in_recovery.load(Ordering::Acquire)
+    }
+
+    /// A hint, up to a probe interval old; zero before the first probe.
+    pub fn replay_lsn(&self) -> Lsn {
+        Lsn(self.replay_lsn.load(Ordering::Acquire))
+    }
+
+    pub fn lag_ms(&self) -> Option<u64> {
+        Some(self.lag_ms.load(Ordering::Acquire)).filter(|lag| *lag != NO_LAG)
+    }
+
+    /// Why the last failed probe failed; kept after recovery, for people.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().clone()
+    }
+
+    /// Makes a state visible. `state` is stored last, so that whoever sees "up" sees what belongs to it.
+    pub fn publish(&self, health: &Health) {
+        match health {
+            Health::Unknown => self.state.store(0, Ordering::Release),
+            Health::Up(observation) => {
+                let lag = observation.lag.map_or(NO_LAG, |lag| lag.as_millis() as u64);
+                self.in_recovery.store(observation.in_recovery, Ordering::Release);
+                self.replay_lsn.store(observation.lsn.0, Ordering::Release);
+                self.lag_ms.store(lag, Ordering::Release);
+                self.has_been_up.store(true, Ordering::Release);
+                self.state.store(1, Ordering::Release);
+            }
+            Health::Down { error, .. } => {
+                *self.last_error.lock() = Some(error.clone());
+                self.state.store(2, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// A standby that is connected and has replayed all it received has no lag, however old its last transaction is.
+const QUESTION: &str = "
+SELECT r, CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_insert_lsn() END::text,
+       CASE WHEN NOT r THEN NULL
+            WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
+            ELSE greatest(0, extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000)::bigint END
+FROM pg_is_in_recovery() AS r";
+
+/// Probes one server for ever; dropping the future ends it and its connection.
+pub async fn run(view: Arc<EndpointView>, auth: ServerAuth, database: String) {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(&view.endpoint.host)
+        .port(view.endpoint.port)
+        .user(&auth.user)
+        .password(auth.password.expose())
+        .dbname(&database)
+        .application_name("weir probe")
+        .connect_timeout(PATIENCE);
+    let start = Instant::now();
+    let mut health = EndpointHealth::new();
+    let mut client = None;
+    loop {
+        let was_up = matches!(health.health(), Health::Up(_));
+        let answer = tokio::time::timeout(2 * PATIENCE, probe(&config, &mut client)).await;
+        match answer.unwrap_or_else(|_| Err(format!("no answer within {}s", 2 * PATIENCE.as_secs()))) {
+            Ok(observation) => health.succeeded(start.elapsed(), observation),
+            Err(error) => {
+                client = None;
+                health.failed(start.elapsed(), rand::random(), error);
+            }
+        }
+        view.publish(health.health());
+        match health.health() {
+            Health::Up(seen) if !was_up => {
+                tracing::info!(server = %view.endpoint, in_recovery = seen.in_recovery, "server is up")
+            }
+            Health::Down { failures: 1, error } => tracing::warn!(server = %view.endpoint, %error, "server is down"),
+            _ => {}
+        }
+        tokio::time::sleep(health.next().saturating_sub(start.elapsed())).await;
+    }
+}
+
+/// Asks on the open connection, or opens one first.
+async fn probe(config: &tokio_postgres::Config, client: &mut Option<Client>) -> Result<Observation, String> {
+    let open = match client {
+        Some(open) if !open.is_closed() => open,
+        _ => client.insert(connect(config).await.map_err(|error| sentence(&error))?),
+    };
+    let row = open.query_one(QUESTION, &[]).await.map_err(|error| sentence(&error))?;
+    let read = || -> Result<_, tokio_postgres::Error> {
+        Ok((row.try_get::<_, bool>(0)?, row.try_get::<_, String>(1)?, row.try_get::<_, Option<i64>>(2)?))
+    };
+    let (in_recovery, lsn, lag_ms) = read().map_err(|error| sentence(&error))?;
+    let lsn = Lsn::parse(&lsn).ok_or_else(|| format!("{lsn} is not a WAL position"))?;
+    Ok(Observation { in_recovery, lsn, lag: lag_ms.map(|lag| Duration::from_millis(lag.max(0) as u64)) })
+}
+
+async fn connect(config: &tokio_postgres::Config) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = config.connect(NoTls).await?;
+    // Ends when the client is dropped. Its errors come back through the client as well.
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    Ok(client)
+}
+
+/// The error with its causes: tokio-postgres alone would say "db error".
+fn sentence(error: &tokio_postgres::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEEN: Observation = Observation { in_recovery: true, lsn: Lsn(77), lag: Some(Duration::from_millis(5)) };
+
+    #[test]
+    fn failures_back_off_and_success_resets() {
+        let mut health = EndpointHealth::new();
+        let now = Duration::from_secs(100);
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            health.failed(now, 1.0, "refused".into());
+            pauses.push((health.next() - now).as_millis());
+        }
+        assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 5000, 5000, 5000]);
+        health.failed(now, 0.0, "refused".into());
+        assert_eq!(health.next() - now, BACKOFF_MAX / 2, "jitter halves at most");
+        assert!(matches!(health.health(), Health::Down { failures: 9, .. }));
+        health.succeeded(now, SEEN);
+        assert_eq!((health.health(), health.next()), (&Health::Up(SEEN), now + EVERY));
+        health.failed(now, 1.0, "gone".into());
+        assert_eq!(health.next() - now, BACKOFF, "a new outage starts over");
+    }
+
+    #[test]
+    fn a_very_long_outage_does_not_overflow() {
+        let mut health =
+            EndpointHealth { health: Health::Down { failures: u32::MAX, error: String::new() }, next: Duration::ZERO };
+        health.failed(Duration::ZERO, 1.0, "still".into());
+        assert_eq!(health.next(), BACKOFF_MAX);
+    }
+
+    #[test]
+    fn the_view_shows_the_last_state() {
+        let view = EndpointView::new(Endpoint { host: "h".into(), port: 1 });
+        assert!(view.is_unknown() && !view.is_up() && !view.has_been_up());
+        view.publish(&Health::Up(SEEN));
+        assert!(view.is_up() && view.in_recovery() && view.has_been_up());
+        assert_eq!((view.replay_lsn(), view.lag_ms()), (Lsn(77), Some(5)));
+        view.publish(&Health::Down { failures: 1, error: "gone".into() });
+        assert!(!view.is_up() && view.has_been_up());
+        assert_eq!(view.last_error().as_deref(), Some("gone"));
+        view.publish(&Health::Up(Observation { in_recovery: false, lag: None, ..SEEN }));
+        assert_eq!((view.in_recovery(), view.lag_ms()), (false, None));
+    }
+}

@@ -1,0 +1,245 @@
+//! What is known of statement texts: parsed once, found again by hash.
+//!
+//! Two maps per database, both bounded. *Shapes* are found by normalised text (literals lifted), so that a simple query
+//! with ever new literals is parsed once. *Prepared* statements are found by exact text and parameter types, and carry the
+//! names under which Backends keep them. What must not enter either: anything of one session, one user or one epoch.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use quick_cache::Equivalent;
+use quick_cache::sync::Cache;
+use weir_core::plan::{self, Schema, Template};
+use weir_core::session::effect::{Effects, session_effects};
+use weir_core::session::pin::Pin;
+use weir_core::sql::class::{Class, classify};
+use weir_core::sql::lex::{Token, lex};
+use weir_core::sql::normal::{Literal, Normal, normalize};
+
+use crate::database::View;
+
+/// Texts kept per database.
+const SHAPES_MAX: usize = 20_000;
+const PREPARED_MAX: usize = 10_000;
+/// Templates kept for one shape whose literals shape the plan (ORDER BY 1 against ORDER BY 2).
+const VARIANTS_MAX: usize = 64;
+
+/// Everything that depends on the text alone.
+pub struct Shape {
+    pub class: Class,
+    pub effects: Effects,
+    /// A replica's answer was too large to hold back; replicas are not asked again.
+    large: AtomicBool,
+    structural: Vec<u16>,
+    first: Arc<Template>,
+    variants: Mutex<HashMap<Box<[u8]>, Arc<Template>>>,
+}
+
+/// A statement of the extended protocol.
+pub struct Prepared {
+    pub id: u64,
+    pub sql: Bytes,
+    pub types: Bytes,
+    pub view_version: u64,
+    pub shape: Arc<Shape>,
+    pub template: Arc<Template>,
+    pub literals: Vec<Literal>,
+    /// How shards are asked when their answers are merged, if that differs.
+    pub merged: Option<Merged>,
+}
+
+pub struct Merged {
+    pub id: u64,
+    pub sql: Bytes,
+}
+
+/// A text with its template for this very set of literals.
+pub struct Understood {
+    pub shape: Arc<Shape>,
+    pub template: Arc<Template>,
+}
+
+/// Buffers a session reuses from statement to statement.
+#[derive(Default)]
+pub struct Scratch {
+    pub tokens: Vec<Token>,
+    pub normal: Normal,
+}
+
+pub struct Statements {
+    shapes: Cache<ShapeKey, Arc<Shape>, quick_cache::UnitWeighter, foldhash::fast::RandomState>,
+    prepared: Cache<PreparedKey, Arc<Prepared>, quick_cache::UnitWeighter, foldhash::fast::RandomState>,
+    next_id: AtomicU64,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct ShapeKey {
+    version: u64,
+    /// The client's own parameters: `$1` of the client and a literal lifted to `$1` are not the same.
+    params: u16,
+    text: Box<str>,
+}
+
+struct ShapeLookup<'a> {
+    version: u64,
+    params: u16,
+    text: &'a str,
+}
+
+impl Hash for ShapeLookup<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.version.hash(state);
+        self.params.hash(state);
+        self.text.hash(state);
+    }
+}
+
+impl Equivalent<ShapeKey> for ShapeLookup<'_> {
+    fn equivalent(&self, key: &ShapeKey) -> bool {
+        self.version == key.version && self.params == key.params && self.text == &*key.text
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PreparedKey {
+    version: u64,
+    sql: Bytes,
+    types: Bytes,
+}
+
+impl Statements {
+    pub fn new() -> Self {
+        let cache = |items| Cache::with(items, items as u64, quick_cache::UnitWeighter, foldhash::fast::RandomState::default(), quick_cache::sync::DefaultLifecycle::default());
+        Statements {
+            shapes: cache(SHAPES_MAX),
+            prepared: Cache::with(
+                PREPARED_MAX,
+                PREPARED_MAX as u64,
+                quick_cache::UnitWeighter,
+                foldhash::fast::RandomState::default(),
+                quick_cache::sync::DefaultLifecycle::default(),
+            ),
+            next_id: AtomicU64::new(1),
+        }
+    }
+
+    /// Shape and template of one statement; leaves its tokens and literals in `scratch`.
+    pub fn understand(&self, sql: &str, view: &View, scratch: &mut Scratch) -> Understood {
+        // What our lexer rejects Postgres rejects too; let it say so.
+        relex(sql, scratch);
+        self.understand_tokens(sql, view, scratch)
+    }
+
+    /// As [`Statements::understand`], for tokens that are there already.
+    pub fn understand_tokens(&self, sql: &str, view: &View, scratch: &mut Scratch) -> Understood {
+        normalize(sql, &scratch.tokens, &mut scratch.normal);
+        let lookup = ShapeLookup { version: view.version, params: scratch.normal.params, text: &scratch.normal.text };
+        let shape = match self.shapes.get(&lookup) {
+            Some(shape) => shape,
+            None => {
+                let shape = Arc::new(learn(sql, view, scratch));
+                let key = ShapeKey { version: view.version, params: scratch.normal.params, text: scratch.normal.text.as_str().into() };
+                self.shapes.insert(key, Arc::clone(&shape));
+                shape
+            }
+        };
+        let template = shape.template(sql, view, scratch);
+        Understood { shape, template }
+    }
+
+    /// The statement of a Parse message.
+    pub fn prepare(&self, sql: &Bytes, types: &Bytes, view: &View, scratch: &mut Scratch) -> Arc<Prepared> {
+        let key = PreparedKey { version: view.version, sql: sql.clone(), types: types.clone() };
+        if let Some(known) = self.prepared.get(&key) {
+            return known;
+        }
+        let text = std::str::from_utf8(sql).unwrap_or_default();
+        let understood = self.understand(text, view, scratch);
+        let merged = understood.template.rewrite().map(|rewrite| Merged {
+            id: self.next_id.fetch_add(1, Relaxed),
+            sql: Bytes::from(rewrite.apply(text, &scratch.tokens)),
+        });
+        let prepared = Arc::new(Prepared {
+            id: self.next_id.fetch_add(1, Relaxed),
+            // Own copies: the key must not keep a client's whole read buffer alive.
+            sql: Bytes::copy_from_slice(sql),
+            types: Bytes::copy_from_slice(types),
+            view_version: view.version,
+            shape: understood.shape,
+            template: understood.template,
+            literals: scratch.normal.literals.clone(),
+            merged,
+        });
+        let key = PreparedKey { version: view.version, sql: prepared.sql.clone(), types: prepared.types.clone() };
+        self.prepared.insert(key, Arc::clone(&prepared));
+        prepared
+    }
+}
+
+fn schema(view: &View) -> Schema<'_> {
+    Schema { rules: &view.rules, catalog: &view.catalog, search_path: &view.search_path, shards: view.shards }
+}
+
+fn learn(sql: &str, view: &View, scratch: &Scratch) -> Shape {
+    let class = classify(sql, &scratch.tokens);
+    let effects = session_effects(sql, &scratch.tokens);
+    let compiled = plan::compile(&scratch.normal, &class, sql, &schema(view));
+    Shape { class, effects, large: AtomicBool::new(false), structural: compiled.structural, first: Arc::new(compiled.template), variants: Mutex::default() }
+}
+
+impl Shape {
+    /// Why the session must stay on the connection that has run this; the first reason stands for all.
+    pub fn pin(&self) -> Option<Pin> {
+        self.effects.pins.iter().next()
+    }
+
+    pub fn is_large(&self) -> bool {
+        self.large.load(Relaxed)
+    }
+
+    pub fn mark_large(&self) {
+        self.large.store(true, Relaxed);
+    }
+
+    fn template(&self, sql: &str, view: &View, scratch: &Scratch) -> Arc<Template> {
+        if self.structural.is_empty() {
+            return Arc::clone(&self.first);
+        }
+        let mut key = Vec::with_capacity(16);
+        for index in &self.structural {
+            if let Some(literal) = scratch.normal.literals.get(usize::from(*index)) {
+                key.extend_from_slice(sql[literal.start as usize..literal.end as usize].as_bytes());
+                key.push(0);
+            }
+        }
+        if let Some(known) = self.variants.lock().get(key.as_slice()) {
+            return Arc::clone(known);
+        }
+        let template = Arc::new(plan::compile(&scratch.normal, &self.class, sql, &schema(view)).template);
+        let mut variants = self.variants.lock();
+        if variants.len() >= VARIANTS_MAX {
+            variants.clear();
+        }
+        variants.insert(key.into(), Arc::clone(&template));
+        template
+    }
+}
+
+/// Cuts the text into tokens again.
+pub fn relex(sql: &str, scratch: &mut Scratch) {
+    scratch.tokens.clear();
+    if lex(sql, &mut scratch.tokens).is_err() {
+        scratch.tokens.clear();
+    }
+}
+
+impl Prepared {
+    /// The name under which Backends keep it.
+    pub fn backend_name(id: u64) -> String {
+        format!("weir_{id}")
+    }
+}

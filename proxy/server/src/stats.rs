@@ -1,0 +1,204 @@
+//! Who is connected, and counting on behalf of a session.
+//!
+//! Figures live in [`crate::metrics`]; here are the sessions themselves, for SHOW CLIENTS and for draining, and the one
+//! place that knows which figure an event belongs to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use weir_core::id::ShardId;
+use weir_core::session::pin::Pin;
+
+use crate::exec::relay::Trail;
+use crate::front::client::Client;
+use crate::metrics::{CacheResult, DatabaseMetrics, Metrics, Role, RouteKind, SessionMetrics};
+
+/// One connected session.
+pub struct SessionStats {
+    pub id: u64,
+    pub user: Arc<str>,
+    pub address: std::net::SocketAddr,
+    pub tls: bool,
+    pub application_name: String,
+    pub connected: SystemTime,
+    started: Instant,
+    /// When the current request began, in microseconds since `started`; 0: none is running.
+    busy_since_us: AtomicU64,
+    received_bytes: AtomicU64,
+    sent_bytes: AtomicU64,
+    metrics: SessionMetrics,
+}
+
+impl SessionStats {
+    pub fn begin(&self) {
+        self.busy_since_us.store(self.started.elapsed().as_micros().max(1) as u64, Relaxed);
+    }
+
+    pub fn end(&self, client: &Client) {
+        let now_us = self.started.elapsed().as_micros() as u64;
+        let took = Duration::from_micros(now_us.saturating_sub(self.busy_since_us.swap(0, Relaxed)));
+        self.metrics.query(took);
+        let received = client.received_bytes - self.received_bytes.swap(client.received_bytes, Relaxed);
+        let sent = client.sent_bytes - self.sent_bytes.swap(client.sent_bytes, Relaxed);
+        self.metrics.traffic(received, sent);
+    }
+
+    /// A statement ran on the primary of one shard, or of several.
+    pub fn ran_on(&self, kind: RouteKind, shard: ShardId) {
+        self.metrics.sent_to(kind, shard, Role::Primary);
+    }
+
+    /// A read was answered by a replica that was proven fresh.
+    pub fn read_replica(&self, shard: ShardId, number: usize) {
+        self.metrics.sent_to(RouteKind::Single, shard, Role::Replica);
+        self.metrics.read_by(shard, number + 1);
+    }
+
+    pub fn cache(&self, result: CacheResult) {
+        self.metrics.cache(result);
+    }
+
+    pub fn transaction(&self) {
+        let now_us = self.started.elapsed().as_micros() as u64;
+        self.metrics.transaction(Duration::from_micros(now_us.saturating_sub(self.busy_since_us.load(Relaxed))));
+    }
+
+    pub fn parse(&self) {
+        self.metrics.client_parse();
+    }
+
+    pub fn bind(&self) {
+        self.metrics.bind();
+    }
+
+    pub fn is_busy(&self) -> bool {
+        self.busy_since_us.load(Relaxed) != 0
+    }
+}
+
+/// The sessions of one database, and its rare events.
+pub struct DatabaseStats {
+    live: Mutex<HashMap<u64, Arc<SessionStats>>>,
+    next_id: AtomicU64,
+    pub two_phase_commits: AtomicU64,
+    /// Replica answers that could not be proven fresh and were thrown away.
+    pub replica_rejected: AtomicU64,
+    pinned_now: [AtomicU64; Pin::ALL.len()],
+    metrics: Arc<Metrics>,
+    pub database: Arc<DatabaseMetrics>,
+}
+
+impl DatabaseStats {
+    pub fn new(metrics: Arc<Metrics>, database: Arc<DatabaseMetrics>) -> Self {
+        DatabaseStats {
+            live: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            two_phase_commits: AtomicU64::new(0),
+            replica_rejected: AtomicU64::new(0),
+            pinned_now: Default::default(),
+            metrics,
+            database,
+        }
+    }
+
+    /// `None` only for a database that was not registered.
+    pub fn open(&self, name: &str, user: Arc<str>, client: &Client, application_name: String) -> Option<Arc<SessionStats>> {
+        let metrics = self.metrics.session(name)?;
+        metrics.login();
+        let stats = Arc::new(SessionStats {
+            id: self.next_id.fetch_add(1, Relaxed),
+            user,
+            address: client.address,
+            tls: client.is_tls(),
+            application_name,
+            connected: SystemTime::now(),
+            started: Instant::now(),
+            busy_since_us: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
+            metrics,
+        });
+        self.live.lock().insert(stats.id, Arc::clone(&stats));
+        Some(stats)
+    }
+
+    pub fn close(&self, stats: &SessionStats) {
+        self.live.lock().remove(&stats.id);
+    }
+
+    pub fn live(&self) -> Vec<Arc<SessionStats>> {
+        self.live.lock().values().cloned().collect()
+    }
+
+    /// A session has just been pinned.
+    pub fn pinned(&self, pin: Pin) {
+        self.database.pins.add(pin.as_str());
+        self.pinned_now[pin as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A pinned Backend was let go.
+    pub fn unpinned(&self, pin: Pin) {
+        self.pinned_now[pin as usize].fetch_sub(1, Relaxed);
+    }
+
+    pub fn pinned_now(&self, pin: Pin) -> u64 {
+        self.pinned_now[pin as usize].load(Relaxed)
+    }
+
+    pub fn error(&self, sqlstate: &str) {
+        self.metrics.error(sqlstate);
+    }
+
+    /// Counts the server error of a relay, if there was one.
+    pub fn server_error(&self, trail: &Trail) {
+        if trail.failed {
+            let code = trail.sqlstate.unwrap_or(*b"?????");
+            self.metrics.error(&String::from_utf8_lossy(&code));
+        }
+    }
+
+    pub fn server_error_body(&self, body: &[u8]) {
+        let code = weir_wire::backend::report_field(body, b'C').unwrap_or_default();
+        self.metrics.error(&String::from_utf8_lossy(code));
+    }
+}
+
+/// How many clients are connected, against a limit.
+#[derive(Debug)]
+pub struct ClientCount {
+    now: AtomicU32,
+    max: u32,
+}
+
+impl ClientCount {
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(ClientCount { now: AtomicU32::new(0), max: max as u32 })
+    }
+
+    /// `None` when the limit is reached.
+    pub fn enter(self: &Arc<Self>) -> Option<ClientSeat> {
+        let entered = self.now.fetch_update(Relaxed, Relaxed, |now| (now < self.max).then_some(now + 1));
+        entered.ok().map(|_| ClientSeat(Arc::clone(self)))
+    }
+
+    pub fn now(&self) -> u32 {
+        self.now.load(Relaxed)
+    }
+
+    pub fn max(&self) -> u32 {
+        self.max
+    }
+}
+
+/// One connected client.
+#[derive(Debug)]
+pub struct ClientSeat(Arc<ClientCount>);
+
+impl Drop for ClientSeat {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Relaxed);
+    }
+}

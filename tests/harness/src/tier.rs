@@ -1,0 +1,160 @@
+//! The tier under test: servers, configuration, weir.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use tokio_postgres::Client;
+use weir_local::{ConfigSpec, Run, TierSpec, Weir, free_port, http_get};
+
+use crate::{binary, connect};
+
+/// weir's ports are picked before it binds them; another process may be quicker.
+const PORT_ATTEMPTS: u32 = 4;
+
+/// A running tier. Its servers are reached as fields: `tier.shards[0].primary`, `tier.shards[0].replicas[0]`, `tier.hub`,
+/// `tier.redis`. Dropping it stops everything.
+#[derive(Debug)]
+pub struct Tier {
+    weir: Weir,
+    port: u16,
+    http_port: u16,
+    servers: weir_local::Tier,
+}
+
+/// What a tier is to be like. Made by [`Tier::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    servers: TierSpec,
+    config_extra: String,
+}
+
+impl Deref for Tier {
+    type Target = weir_local::Tier;
+
+    fn deref(&self) -> &weir_local::Tier {
+        &self.servers
+    }
+}
+
+impl Builder {
+    /// How many shards (default 2).
+    #[must_use]
+    pub fn shards(mut self, shards: u32) -> Self {
+        self.servers.shards = shards;
+        self
+    }
+
+    /// How many replicas each shard has (default 0).
+    #[must_use]
+    pub fn replicas(mut self, replicas: u32) -> Self {
+        self.servers.replicas = replicas;
+        self
+    }
+
+    /// Whether there is a Redis (default no).
+    #[must_use]
+    pub fn redis(mut self, redis: bool) -> Self {
+        self.servers.redis = redis;
+        self
+    }
+
+    /// Whether each Postgres server logs every statement; read them with `server.log()` (default no).
+    #[must_use]
+    pub fn log_statements(mut self, log_statements: bool) -> Self {
+        self.servers.log_statements = log_statements;
+        self
+    }
+
+    /// TOML that is merged over the generated `weir.toml`: tables key by key, anything else as a whole.
+    #[must_use]
+    pub fn config_extra(mut self, toml: &str) -> Self {
+        self.config_extra.push_str(toml);
+        self.config_extra.push('\n');
+        self
+    }
+
+    /// Starts the servers and weir. Returns when weir says that it is ready.
+    pub async fn start(self) -> Result<Tier> {
+        let weir = binary("WEIR_BIN", "weir")?;
+        let run = Run::temporary("test")?;
+        let servers = weir_local::Tier::start(&run, &self.servers, Arc::new(|_| {})).await?;
+        for attempt in 1.. {
+            let (port, http_port) = (free_port()?, free_port()?);
+            let config = servers.write_config(&ConfigSpec { port, http_port, extra: self.config_extra.clone() })?;
+            match Weir::start(&run, &weir, &config, http_port).await {
+                Ok(weir) => return Ok(Tier { weir, port, http_port, servers }),
+                Err(error) if attempt < PORT_ATTEMPTS && format!("{error:#}").contains("in use") => {}
+                Err(error) => return Err(error),
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+}
+
+impl Tier {
+    /// A tier of 2 shards without replicas and without Redis, to be changed from there.
+    pub fn builder() -> Builder {
+        Builder {
+            servers: TierSpec { shards: 2, replicas: 0, redis: false, log_statements: false },
+            config_extra: String::new(),
+        }
+    }
+
+    /// A URL for role `shop` on `database` through weir.
+    pub fn dsn(&self, database: &str) -> String {
+        format!("postgres://shop:{}@127.0.0.1:{}/{database}", self.state.shop_password, self.port)
+    }
+
+    /// A URL for weir's admin database.
+    pub fn admin_dsn(&self) -> String {
+        self.dsn("weir")
+    }
+
+    /// weir's port for Postgres clients.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A new connection of role `shop` to database `shop` through weir.
+    pub async fn connect(&self) -> Result<Client> {
+        connect(&self.dsn("shop"))
+            .await
+            .with_context(|| format!("connecting to weir. Its log ends with:\n{}", self.weir.log_tail()))
+    }
+
+    /// weir's metrics page.
+    pub fn metrics_url(&self) -> String {
+        format!("http://127.0.0.1:{}/metrics", self.http_port)
+    }
+
+    /// A GET on weir's HTTP port: (status, body).
+    pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
+        http_get(self.http_port, path).await
+    }
+
+    /// weir's process id; none while it is killed.
+    pub fn weir_pid(&self) -> Option<u32> {
+        self.weir.pid()
+    }
+
+    /// Kills weir as `kill -9` does.
+    pub fn kill_weir(&self) {
+        self.weir.kill9();
+    }
+
+    /// Asks weir to end (SIGTERM) and waits until it has; kills it if it takes more than 5 s.
+    pub fn stop_weir(&self) {
+        self.weir.stop();
+    }
+
+    /// Kills weir if it runs and starts it again on the same ports and configuration. Returns when it is ready.
+    pub async fn restart_weir(&self) -> Result<()> {
+        self.weir.restart().await
+    }
+
+    /// All weir has logged, over all its starts.
+    pub fn weir_log(&self) -> String {
+        self.weir.log()
+    }
+}

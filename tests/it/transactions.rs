@@ -1,0 +1,174 @@
+//! Transactions on one shard and over several.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use weir_harness::Tier;
+
+use crate::placement::{column, create_schema};
+
+async fn tier() -> Result<Tier> {
+    let tier = Tier::builder().shards(2).start().await?;
+    let client = tier.connect().await?;
+    create_schema(&client).await?;
+    for key in 1..=10_i64 {
+        client.execute("INSERT INTO users (user_id, name) VALUES ($1, '100')", &[&key]).await?;
+    }
+    Ok(tier)
+}
+
+async fn total(client: &tokio_postgres::Client) -> Result<i64> {
+    Ok(column(client, "SELECT sum(name::bigint) FROM users").await?[0].parse()?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_over_shards_commits_or_fails_as_one() -> Result<()> {
+    let tier = tier().await?;
+    let mut client = tier.connect().await?;
+    // Keys 1 and 2 are on different shards (slots 3280 and 809 of a levelled map of two), and if not, the sum holds anyway.
+    for (commit, expected) in [(true, "99"), (false, "99")] {
+        let transaction = client.transaction().await?;
+        for key in 1..=4_i64 {
+            let by = if key % 2 == 1 { -1_i64 } else { 1 };
+            transaction.execute("UPDATE users SET name = (name::bigint + $2)::text WHERE user_id = $1", &[&key, &by]).await?;
+        }
+        if commit { transaction.commit().await? } else { transaction.rollback().await? }
+        assert_eq!(column(&client, "SELECT name FROM users WHERE user_id = 1").await?, [expected]);
+        assert_eq!(total(&client).await?, 1000);
+    }
+    // An error on one shard undoes the other's part.
+    let transaction = client.transaction().await?;
+    transaction.execute("UPDATE users SET name = '0' WHERE user_id = $1", &[&1_i64]).await?;
+    for key in 2..=6_i64 {
+        if transaction.execute("INSERT INTO users (user_id) VALUES ($1)", &[&key]).await.is_err() {
+            break;
+        }
+    }
+    let refused = transaction.execute("UPDATE users SET name = '0' WHERE user_id = $1", &[&3_i64]).await.expect_err("aborted");
+    assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("25P02"));
+    transaction.rollback().await?;
+    assert_eq!(total(&client).await?, 1000);
+    for shard in &tier.shards {
+        let open = column(&shard.primary.admin("shop").await?, "SELECT count(*) FROM pg_prepared_xacts").await?;
+        assert_eq!(open, ["0"]);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn savepoints_hold_on_every_shard() -> Result<()> {
+    let tier = tier().await?;
+    let client = tier.connect().await?;
+    client.batch_execute("BEGIN").await?;
+    client.batch_execute("UPDATE users SET name = '101' WHERE user_id = 1").await?;
+    client.batch_execute("SAVEPOINT a").await?;
+    for key in 2..=6 {
+        client.batch_execute(&format!("UPDATE users SET name = '0' WHERE user_id = {key}")).await?;
+    }
+    client.batch_execute("ROLLBACK TO SAVEPOINT a").await?;
+    client.batch_execute("UPDATE users SET name = '99' WHERE user_id = 2").await?;
+    client.batch_execute("COMMIT").await?;
+    assert_eq!(total(&client).await?, 1000);
+    assert_eq!(column(&client, "SELECT name FROM users WHERE user_id IN (1, 2) ORDER BY user_id").await?, ["101", "99"]);
+    // An error after a savepoint can be taken back, on whichever shard it was.
+    client.batch_execute("BEGIN").await?;
+    client.batch_execute("UPDATE users SET name = '100' WHERE user_id = 1").await?;
+    client.batch_execute("SAVEPOINT b").await?;
+    assert!(client.batch_execute("INSERT INTO users (user_id) VALUES (2)").await.is_err());
+    client.batch_execute("ROLLBACK TO b").await?;
+    client.batch_execute("UPDATE users SET name = '100' WHERE user_id = 2").await?;
+    client.batch_execute("COMMIT").await?;
+    assert_eq!(total(&client).await?, 1000);
+    assert!(client.batch_execute("ROLLBACK TO nowhere").await.is_err());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_and_read_only_transactions_cost_nothing_and_say_the_right_things() -> Result<()> {
+    let tier = tier().await?;
+    let client = tier.connect().await?;
+    client.batch_execute("BEGIN").await?;
+    client.batch_execute("COMMIT").await?;
+    client.batch_execute("COMMIT").await?;
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
+    assert_eq!(column(&client, "SHOW transaction_isolation").await?, ["repeatable read"]);
+    let refused = client.simple_query("SELECT count(*) FROM users").await.expect_err("no common snapshot");
+    assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("0A000"));
+    client.batch_execute("ROLLBACK").await?;
+    assert_eq!(total(&client).await?, 1000);
+    Ok(())
+}
+
+/// A proxy that dies between PREPARE and COMMIT PREPARED leaves nothing in doubt: the next one finishes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_proxy_left_prepared_is_finished() -> Result<()> {
+    let tier = tier().await?;
+    let (anchor, other) = (&tier.shards[0], &tier.shards[1]);
+    // As the coordinator leaves it: one decided (row on the anchor), one not.
+    for (gid, decided) in [("weir_shard0_1_00000000000000000000000000000001", true), ("weir_shard0_1_00000000000000000000000000000002", false)] {
+        let part = other.primary.admin("shop").await?;
+        let key = if decided { 1001 } else { 1002 };
+        part.batch_execute(&format!("BEGIN; INSERT INTO users (user_id, name) VALUES ({key}, '0')")).await?;
+        part.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).await?;
+        if decided {
+            anchor.primary.admin("shop").await?.batch_execute(&format!("INSERT INTO weir.txlog (gid, decision) VALUES ('{gid}', 'c')")).await?;
+        }
+    }
+    let direct = other.primary.admin("shop").await?;
+    for _ in 0..300 {
+        if column(&direct, "SELECT count(*) FROM pg_prepared_xacts").await? == ["0"] {
+            let rows = column(&direct, "SELECT user_id FROM users WHERE user_id > 1000").await?;
+            assert_eq!(rows, ["1001"], "the decided one is committed, the other rolled back");
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("transactions are still in doubt");
+}
+
+/// Transfers between shards while the proxy is killed again and again: the sum never changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_proxy_conserves_money() -> Result<()> {
+    let tier = tier().await?;
+    for round in 0..4_u64 {
+        let mut workers = Vec::new();
+        for worker in 0..4_i64 {
+            let dsn = tier.dsn("shop");
+            workers.push(tokio::spawn(async move {
+                let Ok(mut client) = weir_harness::connect(&dsn).await else { return };
+                for step in 0..10_000_i64 {
+                    let (from, to) = ((worker + step) % 10 + 1, (worker + step * 3 + 1) % 10 + 1);
+                    let moved = async {
+                        let transaction = client.transaction().await?;
+                        // In key order, so that workers do not wait for each other in a circle.
+                        for (key, by) in if from < to { [(from, -1_i64), (to, 1)] } else { [(to, 1), (from, -1)] } {
+                            transaction.execute("UPDATE users SET name = (name::bigint + $2)::text WHERE user_id = $1", &[&key, &by]).await?;
+                        }
+                        transaction.commit().await
+                    };
+                    if moved.await.is_err() && client.is_closed() {
+                        return;
+                    }
+                }
+            }));
+        }
+        tokio::time::sleep(Duration::from_millis(300 + 170 * round)).await;
+        tier.kill_weir();
+        for worker in workers {
+            worker.await?;
+        }
+        tier.restart_weir().await?;
+        for shard in &tier.shards {
+            let direct = shard.primary.admin("shop").await?;
+            for attempt in 0.. {
+                if column(&direct, "SELECT count(*) FROM pg_prepared_xacts").await? == ["0"] {
+                    break;
+                }
+                assert!(attempt < 200, "transactions are still in doubt");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        assert_eq!(total(&tier.connect().await?).await?, 1000, "round {round}");
+    }
+    Ok(())
+}
