@@ -38,8 +38,15 @@ const PINNING: [(&str, Pin); 12] = [
 ];
 
 /// Functions that write, as the text alone shows.
-const WRITING: [&str; 7] =
-    ["pg_notify", "nextval", "setval", "pg_logical_emit_message", "pg_create_restore_point", "pg_switch_wal", "pg_cancel_backend"];
+const WRITING: [&str; 7] = [
+    "pg_notify",
+    "nextval",
+    "setval",
+    "pg_logical_emit_message",
+    "pg_create_restore_point",
+    "pg_switch_wal",
+    "pg_cancel_backend",
+];
 
 /// Scans the one statement in `tokens` (a range of the tokens of `sql`).
 pub fn session_effects(sql: &str, tokens: &[Token]) -> Effects {
@@ -95,10 +102,12 @@ fn scan_call(sql: &str, tokens: &[Token], index: usize, effects: &mut Effects) {
 fn is_local_set_config(sql: &str, arguments: &[Token]) -> bool {
     let Some(open) = arguments.first() else { return false };
     let inside = open.depth.saturating_add(1);
-    let Some(close) = arguments.iter().position(|token| token.kind == TokenKind::RightParen && token.depth == inside) else {
+    let Some(close) = arguments.iter().position(|token| token.kind == TokenKind::RightParen && token.depth == inside)
+    else {
         return false;
     };
-    let commas = arguments[..close].iter().filter(|token| token.kind == TokenKind::Comma && token.depth == inside).count();
+    let commas =
+        arguments[..close].iter().filter(|token| token.kind == TokenKind::Comma && token.depth == inside).count();
     let last = arguments[close - 1];
     let alone = arguments[close.saturating_sub(2)].kind == TokenKind::Comma;
     let value = last.is_word(sql, "true") || matches!(last.text(sql), "'t'" | "'true'");
@@ -211,7 +220,13 @@ mod tests {
 
     #[test]
     fn what_writes() {
-        for sql in ["select pg_notify('a', 'b')", "select nextval('s')", "select lo_create(1)", "notify a", "do $$ begin end $$"] {
+        for sql in [
+            "select pg_notify('a', 'b')",
+            "select nextval('s')",
+            "select lo_create(1)",
+            "notify a",
+            "do $$ begin end $$",
+        ] {
             assert!(effects(sql).writes, "{sql}");
         }
         assert!(effects("select nextval('s')").draws);

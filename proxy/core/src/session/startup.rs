@@ -12,7 +12,8 @@ use crate::sql::word::{quote_literal, quote_name};
 use super::vars::VarSet;
 
 /// Settings whose text is a list of identifiers (GUC_LIST_QUOTE in src/include/utils/guc.h): as one literal it would be one name.
-const NAME_LISTS: [&str; 4] = ["local_preload_libraries", "search_path", "session_preload_libraries", "temp_tablespaces"];
+const NAME_LISTS: [&str; 4] =
+    ["local_preload_libraries", "search_path", "session_preload_libraries", "temp_tablespaces"];
 
 /// The settings of a StartupMessage: `options` first, then the parameters by name, as the server applies them.
 /// `user`, `database`, `replication` and protocol options (`_pq_.…`) are none.
@@ -30,7 +31,9 @@ pub fn startup_vars<'a>(parameters: impl Iterator<Item = (&'a str, &'a str)> + C
         let name = canonical(&name);
         let text = sql_value(&name, &value)?;
         if !vars.set(&name, &text) {
-            return Err(refused("too many settings in the startup packet").hint("Move some of them into ALTER ROLE … SET."));
+            return Err(
+                refused("too many settings in the startup packet").hint("Move some of them into ALTER ROLE … SET.")
+            );
         }
     }
     Ok(vars)
@@ -85,7 +88,8 @@ fn sql_value(name: &str, value: &str) -> Result<String, UserError> {
     if !NAME_LISTS.contains(&name) || value.trim().is_empty() {
         return Ok(quote_literal(value));
     }
-    let names = split_names(value).ok_or_else(|| refused(format!("invalid list of names for \"{name}\" in the startup packet")))?;
+    let names = split_names(value)
+        .ok_or_else(|| refused(format!("invalid list of names for \"{name}\" in the startup packet")))?;
     Ok(names.iter().map(|name| quote_name(name)).collect::<Vec<_>>().join(", "))
 }
 

@@ -107,7 +107,9 @@ impl PartialEq for VarSet {
     fn eq(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (None, None) => true,
-            (Some(left), Some(right)) => Arc::ptr_eq(left, right) || (left.hash == right.hash && left.vars == right.vars),
+            (Some(left), Some(right)) => {
+                Arc::ptr_eq(left, right) || (left.hash == right.hash && left.vars == right.vars)
+            }
             _ => false,
         }
     }
@@ -177,11 +179,15 @@ impl Vars {
     pub fn on_done(&mut self, class: &Class, in_transaction: bool) {
         match class {
             Class::Begin(_) => self.on_begin(),
-            Class::Set { name, value: SetValue::Text(value), scope } => self.on_set(name, value, *scope, in_transaction),
-            Class::Set { name, value: SetValue::Default, scope } => self.change(*scope, in_transaction, |vars, startup| {
-                reset(vars, startup, name);
-                true
-            }),
+            Class::Set { name, value: SetValue::Text(value), scope } => {
+                self.on_set(name, value, *scope, in_transaction);
+            }
+            Class::Set { name, value: SetValue::Default, scope } => {
+                self.change(*scope, in_transaction, |vars, startup| {
+                    reset(vars, startup, name);
+                    true
+                });
+            }
             Class::SetCharacteristics(modes) => self.on_characteristics(*modes, in_transaction),
             Class::Reset(target) => self.on_reset(target, in_transaction),
             Class::Discard(Discard::All) => self.on_discard_all(),

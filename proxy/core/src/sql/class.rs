@@ -22,9 +22,13 @@ pub enum Class {
     /// BEGIN, START TRANSACTION.
     Begin(Modes),
     /// COMMIT, END; `chain` starts the next transaction at once.
-    Commit { chain: bool },
+    Commit {
+        chain: bool,
+    },
     /// ROLLBACK, ABORT.
-    Rollback { chain: bool },
+    Rollback {
+        chain: bool,
+    },
     Savepoint(String),
     Release(String),
     RollbackTo(String),
@@ -38,7 +42,11 @@ pub enum Class {
     /// SET CONSTRAINTS, for this transaction only.
     SetConstraints,
     /// SET in all its spellings; the name is the server's own (`timezone`, `client_encoding`, `role`, …), in lower case.
-    Set { name: String, value: SetValue, scope: Scope },
+    Set {
+        name: String,
+        value: SetValue,
+        scope: Scope,
+    },
     /// RESET, and SET … TO DEFAULT of the session.
     Reset(Target),
     Show,
@@ -53,24 +61,42 @@ pub enum Class {
     Delete,
     Merge,
     /// WITH …: the verb behind the CTEs; `writes` if that verb or one in a CTE changes data.
-    With { verb: Verb, writes: bool },
+    With {
+        verb: Verb,
+        writes: bool,
+    },
     /// SELECT … INTO t.
     SelectInto,
     Copy(Copy),
-    Declare { name: String, hold: bool },
-    Fetch { name: String },
-    Move { name: String },
+    Declare {
+        name: String,
+        hold: bool,
+    },
+    Fetch {
+        name: String,
+    },
+    Move {
+        name: String,
+    },
     CloseCursor(Target),
     /// SQL PREPARE; `inner` is the index of the first token of the prepared statement.
-    Prepare { name: String, inner: usize },
-    Execute { name: String },
+    Prepare {
+        name: String,
+        inner: usize,
+    },
+    Execute {
+        name: String,
+    },
     Deallocate(Target),
     Listen(String),
     Unlisten(Target),
     Notify(String),
     Lock,
     /// `inner` is the index of the first token of the explained statement; only with `analyze` is it run.
-    Explain { analyze: bool, inner: usize },
+    Explain {
+        analyze: bool,
+        inner: usize,
+    },
     Call,
     Do,
     /// LOAD of a library into the server process.
@@ -262,7 +288,8 @@ fn with(mut cursor: Cursor<'_>) -> Class {
     let start = cursor.at;
     let base = cursor.peek().map_or(0, |token| token.depth);
     let (sql, tokens) = (cursor.sql, cursor.tokens);
-    let writes_at = |at: usize| ["insert", "update", "delete", "merge"].iter().any(|verb| tokens[at].is_word(sql, verb));
+    let writes_at =
+        |at: usize| ["insert", "update", "delete", "merge"].iter().any(|verb| tokens[at].is_word(sql, verb));
     // A CTE's name may be any of the verbs but stands behind WITH, RECURSIVE or a comma; SEARCH and CYCLE name columns.
     let names = |token: Token| {
         token.kind == TokenKind::Comma || ["by", "set", "cycle", "using"].iter().any(|word| token.is_word(sql, word))

@@ -302,7 +302,8 @@ impl Lexer<'_> {
         let escapes = kind == TokenKind::EscapeString;
         let mut open = self.at + prefix;
         loop {
-            let close = if escapes { escape_string_end(self.text, open + 1) } else { quote_end(self.text, open + 1, b'\'') };
+            let close =
+                if escapes { escape_string_end(self.text, open + 1) } else { quote_end(self.text, open + 1, b'\'') };
             let end = close.ok_or(match kind {
                 TokenKind::BitString => LexFault::UnterminatedBitString,
                 _ => LexFault::UnterminatedString,
@@ -436,7 +437,8 @@ impl Lexer<'_> {
         }
         let signed = |length: usize| length > 1 && matches!(rest[length - 1], b'+' | b'-');
         if signed(length) {
-            let unusual = |byte: &u8| matches!(byte, b'~' | b'!' | b'@' | b'#' | b'^' | b'&' | b'|' | b'`' | b'?' | b'%');
+            let unusual =
+                |byte: &u8| matches!(byte, b'~' | b'!' | b'@' | b'#' | b'^' | b'&' | b'|' | b'`' | b'?' | b'%');
             if !rest[..length - 1].iter().any(unusual) {
                 self.signs_end = self.at + length;
                 while signed(length) {
@@ -536,39 +538,40 @@ mod tests {
 
     #[test]
     fn words_and_quoted_words() {
-        assert_eq!(kinds("selecT naïve a$1$b _x"), [
-            (Word, "selecT"),
-            (Word, "naïve"),
-            (Word, "a$1$b"),
-            (Word, "_x")
-        ]);
-        assert_eq!(kinds(r#""a""b".U&"d\0061" u&x u & "x""#), [
-            (QuotedWord, r#""a""b""#),
-            (Dot, "."),
-            (QuotedWord, r#"U&"d\0061""#),
-            (Word, "u"),
-            (Operator, "&"),
-            (Word, "x"),
-            (Word, "u"),
-            (Operator, "&"),
-            (QuotedWord, r#""x""#),
-        ]);
+        assert_eq!(kinds("selecT naïve a$1$b _x"), [(Word, "selecT"), (Word, "naïve"), (Word, "a$1$b"), (Word, "_x")]);
+        assert_eq!(
+            kinds(r#""a""b".U&"d\0061" u&x u & "x""#),
+            [
+                (QuotedWord, r#""a""b""#),
+                (Dot, "."),
+                (QuotedWord, r#"U&"d\0061""#),
+                (Word, "u"),
+                (Operator, "&"),
+                (Word, "x"),
+                (Word, "u"),
+                (Operator, "&"),
+                (QuotedWord, r#""x""#),
+            ]
+        );
         assert_eq!(fault(r#"select """#), Some(LexFault::EmptyIdentifier));
         assert_eq!(fault(r#"select "a"#), Some(LexFault::UnterminatedIdentifier));
     }
 
     #[test]
     fn strings_of_every_prefix() {
-        assert_eq!(kinds(r"'it''s \' E'a\'b''c' e'\\' b'01' X'fF' U&'\0061' n'x'"), [
-            (String, r"'it''s \'"),
-            (EscapeString, r"E'a\'b''c'"),
-            (EscapeString, r"e'\\'"),
-            (BitString, "b'01'"),
-            (BitString, "X'fF'"),
-            (UnicodeString, r"U&'\0061'"),
-            (Word, "n"),
-            (String, "'x'"),
-        ]);
+        assert_eq!(
+            kinds(r"'it''s \' E'a\'b''c' e'\\' b'01' X'fF' U&'\0061' n'x'"),
+            [
+                (String, r"'it''s \'"),
+                (EscapeString, r"E'a\'b''c'"),
+                (EscapeString, r"e'\\'"),
+                (BitString, "b'01'"),
+                (BitString, "X'fF'"),
+                (UnicodeString, r"U&'\0061'"),
+                (Word, "n"),
+                (String, "'x'"),
+            ]
+        );
         let mut tokens = Vec::new();
         lex_with(r"'a\'b'", Strings::Escaping, &mut tokens).expect("one string");
         assert_eq!(tokens, [Token { kind: EscapeString, start: 0, end: 6, depth: 0 }]);
@@ -596,12 +599,10 @@ mod tests {
 
     #[test]
     fn dollar_quotes_follow_identifier_rules() {
-        assert_eq!(kinds("$$a'b$$ $t1$ $x$ $$ $t1$1$$$$"), [
-            (DollarString, "$$a'b$$"),
-            (DollarString, "$t1$ $x$ $$ $t1$"),
-            (Integer, "1"),
-            (DollarString, "$$$$"),
-        ]);
+        assert_eq!(
+            kinds("$$a'b$$ $t1$ $x$ $$ $t1$1$$$$"),
+            [(DollarString, "$$a'b$$"), (DollarString, "$t1$ $x$ $$ $t1$"), (Integer, "1"), (DollarString, "$$$$"),]
+        );
         assert_eq!(kinds("a$$b$$"), [(Word, "a$$b$$")]);
         assert_eq!(kinds("$ä$x$a$ $ä$").len(), 1);
         assert_eq!(fault("$a$ $A$"), Some(LexFault::UnterminatedDollarString));
@@ -618,23 +619,26 @@ mod tests {
 
     #[test]
     fn numbers() {
-        assert_eq!(kinds("1 1_000 0xFf_F 0o17 0b_1 1.5 1. .5 1e5 1.e-5 .5E+10 1..2 00"), [
-            (Integer, "1"),
-            (Integer, "1_000"),
-            (Integer, "0xFf_F"),
-            (Integer, "0o17"),
-            (Integer, "0b_1"),
-            (Decimal, "1.5"),
-            (Decimal, "1."),
-            (Decimal, ".5"),
-            (Decimal, "1e5"),
-            (Decimal, "1.e-5"),
-            (Decimal, ".5E+10"),
-            (Integer, "1"),
-            (DotDot, ".."),
-            (Integer, "2"),
-            (Integer, "00"),
-        ]);
+        assert_eq!(
+            kinds("1 1_000 0xFf_F 0o17 0b_1 1.5 1. .5 1e5 1.e-5 .5E+10 1..2 00"),
+            [
+                (Integer, "1"),
+                (Integer, "1_000"),
+                (Integer, "0xFf_F"),
+                (Integer, "0o17"),
+                (Integer, "0b_1"),
+                (Decimal, "1.5"),
+                (Decimal, "1."),
+                (Decimal, ".5"),
+                (Decimal, "1e5"),
+                (Decimal, "1.e-5"),
+                (Decimal, ".5E+10"),
+                (Integer, "1"),
+                (DotDot, ".."),
+                (Integer, "2"),
+                (Integer, "00"),
+            ]
+        );
         for junk in ["1a", "1_", "1__0", "1e", "1e+", "0x", "0b2", "0o8", "1.5a", "1_000é", "0xg"] {
             assert_eq!(fault(junk), Some(LexFault::BadNumber), "{junk}");
         }
@@ -693,10 +697,43 @@ mod tests {
     /// Pieces that meet in every order, so that the property tests reach the inside of each rule.
     fn sqlish() -> impl Strategy<Value = std::string::String> {
         let piece = prop_oneof![
-            Just(" "), Just("\n"), Just("--"), Just("/*"), Just("*/"), Just("'"), Just("''"), Just("E'"), Just("U&'"),
-            Just("u&\""), Just("b'"), Just("\""), Just("$$"), Just("$a$"), Just("$1"), Just("\\"), Just("1"), Just("1_0"),
-            Just("0x1"), Just(".5"), Just("."), Just(".."), Just("e5"), Just("abc"), Just("ü"), Just("+"), Just("-"),
-            Just("*"), Just("/"), Just("@"), Just("<="), Just(":"), Just("("), Just(")"), Just("["), Just("]"), Just(","),
+            Just(" "),
+            Just("\n"),
+            Just("--"),
+            Just("/*"),
+            Just("*/"),
+            Just("'"),
+            Just("''"),
+            Just("E'"),
+            Just("U&'"),
+            Just("u&\""),
+            Just("b'"),
+            Just("\""),
+            Just("$$"),
+            Just("$a$"),
+            Just("$1"),
+            Just("\\"),
+            Just("1"),
+            Just("1_0"),
+            Just("0x1"),
+            Just(".5"),
+            Just("."),
+            Just(".."),
+            Just("e5"),
+            Just("abc"),
+            Just("ü"),
+            Just("+"),
+            Just("-"),
+            Just("*"),
+            Just("/"),
+            Just("@"),
+            Just("<="),
+            Just(":"),
+            Just("("),
+            Just(")"),
+            Just("["),
+            Just("]"),
+            Just(","),
             Just(";"),
         ];
         proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())

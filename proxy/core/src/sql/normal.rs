@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use memchr::memchr2;
+
 use super::lex::{Token, TokenKind};
 
 /// The result of [`normalize`]; reused, so that a repeated statement allocates nothing.
@@ -41,19 +43,62 @@ pub enum LiteralKind {
 
 /// Words after which an expression starts; in lower case, sorted.
 const BEFORE_VALUE: [&str; 18] = [
-    "and", "between", "case", "else", "ilike", "in", "like", "limit", "not", "offset", "or", "returning", "select", "set",
-    "then", "values", "when", "where",
+    "and",
+    "between",
+    "case",
+    "else",
+    "ilike",
+    "in",
+    "like",
+    "limit",
+    "not",
+    "offset",
+    "or",
+    "returning",
+    "select",
+    "set",
+    "then",
+    "values",
+    "when",
+    "where",
 ];
 
 /// Words that make the parenthesis behind them hold type modifiers, or (`extract`) a field name; sorted.
 const BEFORE_MODIFIER: [&str; 18] = [
-    "bit", "bpchar", "char", "character", "dec", "decimal", "extract", "float", "interval", "nchar", "numeric", "time",
-    "timestamp", "timestamptz", "timetz", "varbit", "varchar", "varying",
+    "bit",
+    "bpchar",
+    "char",
+    "character",
+    "dec",
+    "decimal",
+    "extract",
+    "float",
+    "interval",
+    "nchar",
+    "numeric",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "timetz",
+    "varbit",
+    "varchar",
+    "varying",
 ];
 
 /// Words that end a BY list at its own depth; sorted.
 const AFTER_LIST: [&str; 12] = [
-    "except", "fetch", "for", "having", "intersect", "limit", "offset", "order", "returning", "union", "window", "with",
+    "except",
+    "fetch",
+    "for",
+    "having",
+    "intersect",
+    "limit",
+    "offset",
+    "order",
+    "returning",
+    "union",
+    "window",
+    "with",
 ];
 
 /// Statements whose literals are values; sorted.
@@ -136,7 +181,9 @@ fn lift(sql: &str, tokens: &[Token], out: &mut Normal) {
         let kind = literal_kind(token.kind).filter(|_| matches!(quiet, Quiet::No) && is_value(sql, behind));
         lifted_before = kind.is_some() && u16::try_from(number).is_ok();
         match kind {
-            Some(kind) if lifted_before => push_param(number, Literal { kind, start: token.start, end: token.end }, out),
+            Some(kind) if lifted_before => {
+                push_param(number, Literal { kind, start: token.start, end: token.end }, out);
+            }
             _ => out.text.push_str(token.text(sql)),
         }
         if matches!(quiet, Quiet::No) {
@@ -206,7 +253,9 @@ fn starts_quiet(sql: &str, behind: &[Token], token: Token) -> Quiet {
 
 fn push_gap(sql: &str, left: Token, right: Token, text: &mut String) {
     let gap = &sql[left.end as usize..right.start as usize];
-    text.push_str(if gap.contains("--") || gap.contains("/*") { " " } else { gap });
+    // Blanks alone or with a comment: a dash or slash in a gap can only be a comment's, and one byte cannot be one.
+    let comment = gap.len() > 1 && memchr2(b'-', b'/', gap.as_bytes()).is_some();
+    text.push_str(if comment { " " } else { gap });
 }
 
 /// Is the token an unquoted word of this sorted lower-case list?
@@ -283,14 +332,30 @@ mod tests {
         let cases: [(&str, &str, &[&str]); 12] = [
             ("select * from t where id = 42", "select * from t where id = $1", &["42"]),
             ("SELECT'x'and 1", "SELECT $1 and $2", &["'x'", "1"]),
-            ("select $2 + 1, -1.5 limit 10 offset 5;;", "select $2 + $3, -$4 limit $5 offset $6", &["1", "1.5", "10", "5"]),
-            ("insert into t values (1,'it''s'), (2, null)", "insert into t values ($1,$2), ($3, null)", &["1", "'it''s'", "2"]),
+            (
+                "select $2 + 1, -1.5 limit 10 offset 5;;",
+                "select $2 + $3, -$4 limit $5 offset $6",
+                &["1", "1.5", "10", "5"],
+            ),
+            (
+                "insert into t values (1,'it''s'), (2, null)",
+                "insert into t values ($1,$2), ($3, null)",
+                &["1", "'it''s'", "2"],
+            ),
             ("update t set a='b' where c in(1,2)", "update t set a=$1 where c in($2,$3)", &["'b'", "1", "2"]),
             ("/* x */ select 1 /* y */ , /* z */ 2 -- w", "select $1 , $2", &["1", "2"]),
-            ("select a from t where b between 1 and 2 and c like 'x%'", "select a from t where b between $1 and $2 and c like $3", &["1", "2", "'x%'"]),
+            (
+                "select a from t where b between 1 and 2 and c like 'x%'",
+                "select a from t where b between $1 and $2 and c like $3",
+                &["1", "2", "'x%'"],
+            ),
             ("delete from t where a = 'x'::uuid", "delete from t where a = $1::uuid", &["'x'"]),
             ("select case when a then 1 else 2 end", "select case when a then $1 else $2 end", &["1", "2"]),
-            ("with x as materialized (select 1) select * from x", "with x as materialized (select $1) select * from x", &["1"]),
+            (
+                "with x as materialized (select 1) select * from x",
+                "with x as materialized (select $1) select * from x",
+                &["1"],
+            ),
             ("(select 1)", "(select $1)", &["1"]),
             ("select array[1, 2]", "select array[$1, $2]", &["1", "2"]),
         ];
@@ -346,7 +411,8 @@ mod tests {
         assert_eq!(split(";; select 1;/*;*/; select ';' ;"), ["select 1", "select ';'"]);
         assert_eq!(split(" -- nothing"), Vec::<String>::new());
         assert_eq!(split("create rule r as on insert to t do (select 1; select 2); select 3").len(), 2);
-        let body = "create or replace function f() returns int begin atomic select case when a then 1 end; select 2; end";
+        let body =
+            "create or replace function f() returns int begin atomic select case when a then 1 end; select 2; end";
         assert_eq!(split(&format!("{body}; select 4")), [body, "select 4"]);
         assert_eq!(split("begin; select 1; end"), ["begin", "select 1", "end"]);
         assert_eq!(split("create table begin (atomic int); select 1").len(), 2);

@@ -120,7 +120,9 @@ fn escape(text: &[u8], body: &mut Vec<u8>) -> Option<usize> {
         tail.iter().take(max).take_while(|&&byte| (byte as char).is_digit(radix)).count()
     };
     let number = |from: usize, length: usize, radix: u32| {
-        text[from..from + length].iter().fold(0u32, |sum, &byte| sum * radix + (byte as char).to_digit(radix).unwrap_or(0))
+        text[from..from + length]
+            .iter()
+            .fold(0u32, |sum, &byte| sum * radix + (byte as char).to_digit(radix).unwrap_or(0))
     };
     match *text.first()? {
         b'b' => body.push(8),
@@ -147,12 +149,13 @@ fn escape(text: &[u8], body: &mut Vec<u8>) -> Option<usize> {
             let first = number(1, length, 16);
             // A surrogate pair may be written as two escapes.
             let pair = (0xd800..0xdc00).contains(&first) && text.get(1 + length) == Some(&b'\\');
-            let (code, used) = if pair && text.get(2 + length) == Some(&unicode) && digits(3 + length, length, 16) == length {
-                let second = number(3 + length, length, 16).checked_sub(0xdc00).filter(|low| *low < 0x400)?;
-                (0x10000 + ((first - 0xd800) << 10) + second, 2 * length + 3)
-            } else {
-                (first, length + 1)
-            };
+            let (code, used) =
+                if pair && text.get(2 + length) == Some(&unicode) && digits(3 + length, length, 16) == length {
+                    let second = number(3 + length, length, 16).checked_sub(0xdc00).filter(|low| *low < 0x400)?;
+                    (0x10000 + ((first - 0xd800) << 10) + second, 2 * length + 3)
+                } else {
+                    (first, length + 1)
+                };
             body.extend_from_slice(char::from_u32(code)?.encode_utf8(&mut [0; 4]).as_bytes());
             return Some(used);
         }
@@ -175,7 +178,8 @@ fn unicode_escapes(text: &str) -> Option<String> {
             rest = after;
         } else {
             let (from, length) = if rest.starts_with("\\+") { (2, 6) } else { (1, 4) };
-            let digits = rest.get(from..from + length).filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+            let digits =
+                rest.get(from..from + length).filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
             let code = u32::from_str_radix(digits, 16).ok()?;
             rest = &rest[from + length..];
             match (high.take(), code) {

@@ -60,7 +60,10 @@ fn settings_follow_transactions() {
         ("begin; set local a.x = 2; set a.x = 1", &[("a.x", "1"), ("timezone", "'UTC'")]),
         ("begin; set a.x = 1; savepoint s; set a.x = 2; rollback to s; commit", &[("a.x", "1"), ("timezone", "'UTC'")]),
         ("begin; savepoint s; set a.x = 2; release s; commit", &[("a.x", "2"), ("timezone", "'UTC'")]),
-        ("begin; savepoint s; set a.x = 1; savepoint s; set a.x = 2; release s; rollback to s; commit", &[("timezone", "'UTC'")]),
+        (
+            "begin; savepoint s; set a.x = 1; savepoint s; set a.x = 2; release s; rollback to s; commit",
+            &[("timezone", "'UTC'")],
+        ),
         ("begin; set a.x = 1; commit and chain; set a.x = 2; rollback", &[("a.x", "1"), ("timezone", "'UTC'")]),
         ("set timezone = 5; reset timezone", &[("timezone", "'UTC'")]),
         ("set timezone = 5; set role x; set a.x = 1; reset all", &[("role", "x"), ("timezone", "'UTC'")]),
@@ -69,7 +72,11 @@ fn settings_follow_transactions() {
         ("begin; set transaction_isolation = 'serializable'; set seed = 0.1; commit", &[("timezone", "'UTC'")]),
         (
             "set session characteristics as transaction read only, isolation level serializable",
-            &[("default_transaction_isolation", "'serializable'"), ("default_transaction_read_only", "on"), ("timezone", "'UTC'")],
+            &[
+                ("default_transaction_isolation", "'serializable'"),
+                ("default_transaction_read_only", "on"),
+                ("timezone", "'UTC'"),
+            ],
         ),
     ];
     for (sql, expected) in cases {

@@ -49,8 +49,20 @@ const OBJECTS: [(&str, [&str; 3]); 36] = [
 
 /// Words that may stand between the verb and the object.
 const MODIFIERS: [&str; 14] = [
-    "or", "replace", "global", "local", "temp", "temporary", "unlogged", "unique", "trusted", "procedural", "constraint",
-    "recursive", "default", "access",
+    "or",
+    "replace",
+    "global",
+    "local",
+    "temp",
+    "temporary",
+    "unlogged",
+    "unique",
+    "trusted",
+    "procedural",
+    "constraint",
+    "recursive",
+    "default",
+    "access",
 ];
 
 /// `None` if `verb`, which has been read, starts no statement of this kind.
@@ -119,10 +131,8 @@ pub(super) fn copy(cursor: &mut Cursor<'_>) -> Option<Copy> {
     let relation = if cursor.sees_kind(TokenKind::LeftParen) {
         None
     } else {
-        let binary = cursor.sees("binary") && !cursor.sees_at(1, "from") && !cursor.sees_at(1, "to");
-        let dotted = cursor.tokens.get(cursor.at + 1).is_some_and(|token| token.kind == TokenKind::Dot);
-        cursor.at += usize::from(binary && !dotted);
-        cursor.eat("only");
+        // A reserved word: a table of this name has to be quoted.
+        cursor.eat("binary");
         copy_relation(cursor)
     };
     cursor.skip_parens();

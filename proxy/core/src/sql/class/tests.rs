@@ -30,8 +30,14 @@ fn transactions() {
         ("begin work", Class::Begin(plain)),
         ("start transaction", Class::Begin(plain)),
         ("begin transaction isolation level serializable, read only deferrable", Class::Begin(full)),
-        ("begin not deferrable, read write", Class::Begin(Modes { isolation: None, read_only: Some(false), deferrable: Some(false) })),
-        ("start transaction isolation level repeatable read", Class::Begin(Modes { isolation: Some(Isolation::RepeatableRead), ..plain })),
+        (
+            "begin not deferrable, read write",
+            Class::Begin(Modes { isolation: None, read_only: Some(false), deferrable: Some(false) }),
+        ),
+        (
+            "start transaction isolation level repeatable read",
+            Class::Begin(Modes { isolation: Some(Isolation::RepeatableRead), ..plain }),
+        ),
         ("commit", Class::Commit { chain: false }),
         ("end transaction and chain", Class::Commit { chain: true }),
         ("commit and no chain", Class::Commit { chain: false }),
@@ -47,10 +53,22 @@ fn transactions() {
         ("rollback prepared 'x'", Class::RollbackPrepared),
         ("set transaction read only", Class::SetTransaction(Modes { read_only: Some(true), ..plain })),
         ("set local transaction snapshot '1'", Class::SetTransaction(plain)),
-        ("set session characteristics as transaction read only", Class::SetCharacteristics(Modes { read_only: Some(true), ..plain })),
+        (
+            "set session characteristics as transaction read only",
+            Class::SetCharacteristics(Modes { read_only: Some(true), ..plain }),
+        ),
         ("set constraints all deferred", Class::SetConstraints),
     ]);
-    for broken in ["begin foo", "commit x", "begin read only,", "rollback to", "commit and", "savepoint", "savepoint a b", "begin isolation level"] {
+    for broken in [
+        "begin foo",
+        "commit x",
+        "begin read only,",
+        "rollback to",
+        "commit and",
+        "savepoint",
+        "savepoint a b",
+        "begin isolation level",
+    ] {
         assert_eq!(class(broken), Class::Other, "{broken}");
     }
 }
@@ -66,14 +84,20 @@ fn settings() {
         ("set session work_mem = '4MB'", set("work_mem", "'4MB'", Scope::Session)),
         ("set local my.\"Var\" = -1.5", set("my.var", "-1.5", Scope::Local)),
         ("set time zone 'UTC'", set("timezone", "'UTC'", Scope::Session)),
-        ("set time zone interval '-08:00' hour to minute", set("timezone", "interval '-08:00' hour to minute", Scope::Session)),
+        (
+            "set time zone interval '-08:00' hour to minute",
+            set("timezone", "interval '-08:00' hour to minute", Scope::Session),
+        ),
         ("set time zone local", Class::Reset(Target::Name(named("timezone")))),
         ("set names 'utf8'", set("client_encoding", "'utf8'", Scope::Session)),
         ("set names", Class::Reset(Target::Name(named("client_encoding")))),
         ("set role 'x'", set("role", "'x'", Scope::Session)),
         ("set session role none", set("role", "none", Scope::Session)),
         ("set session authorization 'x'", set("session_authorization", "'x'", Scope::Session)),
-        ("set local session authorization default", Class::Set { name: named("session_authorization"), value: SetValue::Default, scope: Scope::Local }),
+        (
+            "set local session authorization default",
+            Class::Set { name: named("session_authorization"), value: SetValue::Default, scope: Scope::Local },
+        ),
         ("set session authorization default", Class::Reset(Target::Name(named("session_authorization")))),
         ("set schema 'x'", set("search_path", "'x'", Scope::Session)),
         ("set work_mem to default", Class::Reset(Target::Name(named("work_mem")))),
@@ -90,7 +114,8 @@ fn settings() {
         ("discard temporary", Class::Discard(Discard::Temp)),
         ("discard all", Class::Discard(Discard::All)),
     ]);
-    for broken in ["set", "set x", "set x =", "set x = 1;2", "set x from current", "reset", "discard x", "set x = a.b"] {
+    for broken in ["set", "set x", "set x =", "set x = 1;2", "set x from current", "reset", "discard x", "set x = a.b"]
+    {
         assert_eq!(class(broken), Class::Other, "{broken}");
     }
 }
@@ -111,13 +136,19 @@ fn data_statements() {
         ("delete from t", Class::Delete),
         ("merge into t using s on true when matched then delete", Class::Merge),
         ("with x as (select 1) select 2", Class::With { verb: Verb::Select, writes: false }),
-        ("with recursive update(a) as not materialized (select 1), delete as (values (1)) table delete", Class::With { verb: Verb::Select, writes: false }),
+        (
+            "with recursive update(a) as not materialized (select 1), delete as (values (1)) table delete",
+            Class::With { verb: Verb::Select, writes: false },
+        ),
         ("with x as (select 1) (select 2)", Class::With { verb: Verb::Select, writes: false }),
         ("with x as (delete from t returning *) select * from x", Class::With { verb: Verb::Select, writes: true }),
         ("with x as (select 1) insert into t select * from x", Class::With { verb: Verb::Insert, writes: true }),
         ("with x as (select 1) update t set a = 1", Class::With { verb: Verb::Update, writes: true }),
         ("(with x as (select 1) select 2)", Class::With { verb: Verb::Select, writes: false }),
-        ("with x as (insert into t values (1)) select a into b from x", Class::With { verb: Verb::SelectInto, writes: true }),
+        (
+            "with x as (insert into t values (1)) select a into b from x",
+            Class::With { verb: Verb::SelectInto, writes: true },
+        ),
         ("explain select 1", Class::Explain { analyze: false, inner: 1 }),
         ("explain analyze verbose select 1", Class::Explain { analyze: true, inner: 3 }),
         ("explain (costs off, analyze) select 1", Class::Explain { analyze: true, inner: 7 }),
@@ -128,7 +159,10 @@ fn data_statements() {
         ("lock table t", Class::Lock),
         ("truncate t", Class::Truncate),
         ("load 'x'", Class::Load),
-        ("security label on table t is 'x'", Class::Ddl(Ddl { transactional: true, what: "SECURITY LABEL", temporary: false })),
+        (
+            "security label on table t is 'x'",
+            Class::Ddl(Ddl { transactional: true, what: "SECURITY LABEL", temporary: false }),
+        ),
         ("frobnicate", Class::Other),
         ("'x'", Class::Other),
         ("with x", Class::Other),
@@ -147,7 +181,10 @@ fn data_statements() {
 fn cursors_and_prepared_statements() {
     check(&[
         ("declare c cursor for select 1", Class::Declare { name: named("c"), hold: false }),
-        ("declare \"C\" binary no scroll cursor with hold for select 1", Class::Declare { name: named("C"), hold: true }),
+        (
+            "declare \"C\" binary no scroll cursor with hold for select 1",
+            Class::Declare { name: named("C"), hold: true },
+        ),
         ("fetch forward 5 from c", Class::Fetch { name: named("c") }),
         ("fetch c", Class::Fetch { name: named("c") }),
         ("move absolute -1 in c", Class::Move { name: named("c") }),
@@ -179,7 +216,8 @@ fn copies() {
         ("copy t from stdin", copy(From, Stdin, Some((None, "t")))),
         ("copy s.t (a, b) from stdout with (format csv)", copy(From, Stdin, Some((Some("s"), "t")))),
         ("copy binary t to stdout", copy(To, Stdout, Some((None, "t")))),
-        ("copy binary to stdout", copy(To, Stdout, Some((None, "binary")))),
+        ("copy \"binary\" to stdout", copy(To, Stdout, Some((None, "binary")))),
+        ("copy binary to stdout", Class::Other),
         ("copy (select 1 from t) to stdout", copy(To, Stdout, None)),
         ("copy t to '/x'", copy(To, File, Some((None, "t")))),
         ("copy t from program 'x'", copy(From, Program, Some((None, "t")))),
@@ -193,7 +231,10 @@ fn definitions() {
     check(&[
         ("create table t (a int)", ddl("CREATE TABLE", true)),
         ("create temp table t (a int)", Class::Ddl(Ddl { transactional: true, what: "CREATE TABLE", temporary: true })),
-        ("create or replace temporary view v as select 1", Class::Ddl(Ddl { transactional: true, what: "CREATE VIEW", temporary: true })),
+        (
+            "create or replace temporary view v as select 1",
+            Class::Ddl(Ddl { transactional: true, what: "CREATE VIEW", temporary: true }),
+        ),
         ("create unique index concurrently i on t (a)", ddl("CREATE INDEX", false)),
         ("create index i on t (a)", ddl("CREATE INDEX", true)),
         ("drop index concurrently i", ddl("DROP INDEX", false)),
