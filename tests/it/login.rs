@@ -85,7 +85,7 @@ async fn clients_are_served_over_tls() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_refuse_with_a_reason() -> Result<()> {
-    let tier = Tier::builder().shards(1).config_extra("[limits]\nclient_connections_max = 2\n[pool]\nsize = 1\nwait = \"300ms\"").start().await?;
+    let tier = Tier::builder().shards(1).config_extra("[limits]\nclient_connections_max = 2\n[pool]\nsize = 1\nwait_max = \"300ms\"").start().await?;
     let (one, other) = (tier.connect().await?, tier.connect().await?);
     let refused = weir_harness::connect(&tier.dsn("shop")).await.err().context("refused")?;
     assert_eq!(refused.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code).map(|code| code.code().to_owned()).as_deref(), Some("53300"));

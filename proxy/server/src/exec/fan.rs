@@ -12,6 +12,7 @@ use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
 use weir_core::plan::{Combine, Plan};
 use weir_core::session::replies::{Owed, Replies, Verdict};
+use weir_core::sql::class::Class;
 use weir_wire::backend::{Status, command_rows, command_tag, tag};
 use weir_wire::frame;
 use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_query, put_sync};
@@ -27,7 +28,8 @@ const OUT_BYTES: usize = 64 * 1024;
 #[derive(Clone, Copy)]
 pub enum Question<'a> {
     Text(&'a str),
-    Portal { prepared: &'a Prepared, bind: &'a Bytes },
+    /// `merged`: ask with the text whose answers are made to be merged.
+    Portal { prepared: &'a Prepared, bind: &'a Bytes, merged: bool },
 }
 
 /// How much of the reply the client asked for.
@@ -177,7 +179,10 @@ impl Session {
             self.txn = Some(Transaction::implicit());
             self.vars.on_begin();
         }
-        let result = self.write_all(shards, question, plan, form).await;
+        // One stream of COPY data feeds all shards, so they must all be listening.
+        let first = if matches!(shape.class, Class::Copy(_)) { shards.len() } else { 1 };
+        let (first, rest) = shards.split_at(first);
+        let result = self.write_all([first, rest], question, plan, form).await;
         if result.is_ok() && shape.class.changes_schema()
             && let Some(txn) = &mut self.txn
         {
@@ -207,10 +212,10 @@ impl Session {
 
     /// The first shard goes first and alone: it orders concurrent writers of the same rows, so that they cannot wait for
     /// each other in a circle that no server sees.
-    async fn write_all(&mut self, shards: &[ShardId], question: Question<'_>, plan: &Plan, form: Form) -> Result<Bytes, Failure> {
+    async fn write_all(&mut self, rounds: [&[ShardId]; 2], question: Question<'_>, plan: &Plan, form: Form) -> Result<Bytes, Failure> {
         let mut command = Bytes::new();
         let mut rows = 0;
-        for (round, part) in [&shards[..1], &shards[1..]].into_iter().enumerate() {
+        for (round, part) in rounds.into_iter().enumerate() {
             let mut sources = self.ask(part, question).await?;
             for number in 0..sources.len() {
                 let index = sources[number].index;
@@ -430,10 +435,10 @@ pub fn put_question(lease: &mut crate::back::pool::Lease, question: Question<'_>
             put_query(&mut lease.out, sql);
             replies.push(Owed::Query { hidden: false });
         }
-        Question::Portal { prepared, bind } => {
+        Question::Portal { prepared, bind, merged } => {
             let (id, sql) = match &prepared.merged {
-                Some(merged) => (merged.id, &merged.sql),
-                None => (prepared.id, &prepared.sql),
+                Some(form) if merged => (form.id, &form.sql),
+                _ => (prepared.id, &prepared.sql),
             };
             let name = Prepared::backend_name(id);
             if !lease.is_prepared(id) {

@@ -129,7 +129,7 @@ impl Session {
         };
         match question {
             Question::Text(sql) => Some(parts(sql, &[], &[])),
-            Question::Portal { prepared, bind } => {
+            Question::Portal { prepared, bind, .. } => {
                 let bind = Bind::read(bind).ok()?;
                 let params: Vec<Param<'_>> = bind
                     .values()

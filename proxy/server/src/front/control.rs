@@ -234,9 +234,11 @@ impl Session {
             if other == index {
                 held.lease.forget_all_prepared();
                 held.lease.vars = VarSet::default();
-                held.pinned = None;
             } else {
                 held.lease.doubt("pinned before DISCARD ALL");
+            }
+            if let Some(pin) = held.pinned.take() {
+                self.db.stats.unpinned(pin);
             }
         }
         Ok(())

@@ -333,7 +333,7 @@ impl Session {
 
     async fn read_batch(&mut self, shard: ShardId, survey: &Survey, asked: &Asked) -> Result<bool, Failure> {
         let Some(Step::Bind { bound, .. }) = asked.bind.and_then(|place| survey.steps.get(place)) else { return Ok(false) };
-        let question = Question::Portal { prepared: &bound.prepared, bind: &bound.bind };
+        let question = Question::Portal { prepared: &bound.prepared, bind: &bound.bind, merged: false };
         self.read_elsewhere(shard, question, &bound.plan, &bound.prepared.shape, asked).await
     }
 }

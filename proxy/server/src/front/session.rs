@@ -539,6 +539,18 @@ fn apply_vars(lease: &mut Lease, wanted: &VarSet, replies: &mut Replies) {
     lease.vars = wanted.clone();
 }
 
+impl Drop for Session {
+    /// What pinned a Backend dies with its session: such a Backend is closed, never lent again.
+    fn drop(&mut self) {
+        for held in &mut self.held {
+            if let Some(pin) = held.pinned.take() {
+                held.lease.doubt("pinned by a session that has ended");
+                self.db.stats.unpinned(pin);
+            }
+        }
+    }
+}
+
 enum Event {
     Client(io::Result<usize>),
     Backend(usize, io::Result<(u8, Bytes)>),

@@ -192,7 +192,7 @@ impl Session {
             Place::One(shard) => self.execute_on(shard, name, portal, rows_max).await,
             Place::Several(_) if rows_max != 0 => Err(partial_fetch().into()),
             Place::Several(shards) => {
-                let question = Question::Portal { prepared, bind: &portal.bind };
+                let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
                 let form = Form { description: false };
                 match &portal.plan.merge {
                     Some(spec) => self.merged_read(&shards, question, spec.clone(), form).await,
