@@ -3,6 +3,7 @@
 mod cancel;
 mod compose;
 mod console;
+mod differential;
 mod freshness;
 mod journey;
 mod login;

@@ -15,7 +15,7 @@ use weir_core::session::replies::{Owed, Replies, Verdict};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{Status, command_rows, command_tag, tag};
 use weir_wire::frame;
-use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_query, put_sync};
+use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_copy_fail, put_query, put_sync};
 use weir_wire::row;
 
 use crate::front::session::{End, Failure, Session, Transaction};
@@ -254,8 +254,12 @@ impl Session {
                 tag::DATA_ROW => shown,
                 tag::ROW_DESCRIPTION => description,
                 tag::COPY_IN if number == 0 => {
-                    frame::put(&mut self.client.out, kind, |out| out.extend_from_slice(&body));
-                    self.copy_to_all(sources).await?;
+                    if self.all_listen(sources).await? {
+                        frame::put(&mut self.client.out, kind, |out| out.extend_from_slice(&body));
+                        self.copy_to_all(sources).await?;
+                    } else {
+                        self.call_off_copy(sources).await?;
+                    }
                     continue;
                 }
                 tag::COPY_OUT => return Err(unexpected("COPY TO from several shards")),
@@ -268,6 +272,48 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Waits until every source but the first asks for COPY data, too. False: one of them failed instead.
+    async fn all_listen(&mut self, sources: &mut [Source]) -> Result<bool, Failure> {
+        for source in &mut sources[1..] {
+            while !source.replies.copying_in() {
+                if source.done || source.failed.is_some() {
+                    return Ok(false);
+                }
+                self.next_frame(source).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Ends a COPY that not every shard accepts, before the client has sent anything.
+    async fn call_off_copy(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
+        for source in sources.iter_mut().filter(|source| source.replies.copying_in()) {
+            put_copy_fail(&mut self.held[source.index].lease.out, "another shard refused");
+            self.end_copy(source).await?;
+        }
+        // The shard that refused says why; the others only say that they were called off.
+        let refusal = sources.iter().find_map(|source| source.failed.clone());
+        for source in sources.iter_mut() {
+            while !source.done {
+                self.next_frame(source).await?;
+            }
+            source.failed.clone_from(&refusal);
+        }
+        Ok(())
+    }
+
+    /// Sends what is in `out`, which ends a COPY, and asks for the ReadyForQuery that is due now.
+    async fn end_copy(&mut self, source: &mut Source) -> Result<(), Failure> {
+        let lease = &mut self.held[source.index].lease;
+        source.replies.copy_ended();
+        // In the extended protocol the server has ignored the Sync that was sent along with Execute.
+        if !source.replies.owes_ready() {
+            put_sync(&mut lease.out);
+            source.replies.push(Owed::Sync { hidden: false });
+        }
+        lease.send().await.map_err(|error| lost_shard(&error))
     }
 
     /// Hands the client's COPY data to all sources alike.
@@ -291,15 +337,10 @@ impl Session {
             for source in sources.iter_mut() {
                 let lease = &mut self.held[source.index].lease;
                 lease.out.extend_from_slice(&message);
-                lease.send().await.map_err(|error| lost_shard(&error))?;
-                if kind != frontend::tag::COPY_DATA {
-                    source.replies.copy_ended();
-                    // The server has ignored the Sync that was sent along with Execute; it needs one now.
-                    if !source.replies.owes_ready() {
-                        put_sync(&mut lease.out);
-                        source.replies.push(Owed::Sync { hidden: false });
-                        lease.send().await.map_err(|error| lost_shard(&error))?;
-                    }
+                if kind == frontend::tag::COPY_DATA {
+                    lease.send().await.map_err(|error| lost_shard(&error))?;
+                } else {
+                    self.end_copy(source).await?;
                 }
             }
             self.copied_in = true;

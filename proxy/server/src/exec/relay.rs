@@ -231,6 +231,7 @@ fn overflows(capture: &Capture) -> bool {
 /// While the server wants COPY data: passes the client's copy messages on. True if something was passed.
 fn forward_copy(client: &mut Client, backend: &mut Backend, replies: &mut Replies) -> Result<bool, Broken> {
     let mut passed = 0;
+    let mut ended = false;
     loop {
         let rest = &client.inbuf[passed..];
         let header = frame::header(rest, MESSAGE_BYTES_MAX).map_err(|_| Malformed)?;
@@ -240,6 +241,7 @@ fn forward_copy(client: &mut Client, backend: &mut Backend, replies: &mut Replie
             frontend::tag::COPY_DONE | frontend::tag::COPY_FAIL => {
                 passed += total;
                 replies.copy_ended();
+                ended = true;
                 break;
             }
             // The server ignores these during a copy; so they are not sent and not owed.
@@ -253,6 +255,10 @@ fn forward_copy(client: &mut Client, backend: &mut Backend, replies: &mut Replie
     }
     backend.out.extend_from_slice(&client.inbuf[..passed]);
     client.inbuf.advance(passed);
+    // In the extended protocol the server keeps its answer until Flush or Sync, and the Sync of before was ignored.
+    if ended && !replies.owes_ready() {
+        frontend::put_flush(&mut backend.out);
+    }
     Ok(passed > 0)
 }
 
