@@ -3,10 +3,12 @@
 mod cancel;
 mod compose;
 mod console;
+mod dev;
 mod differential;
 mod freshness;
 mod journey;
 mod login;
+mod outage;
 mod placement;
 mod protocol;
 mod raw;

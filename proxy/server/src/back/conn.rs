@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use weir_core::session::vars::VarSet;
 use weir_wire::backend::Status;
 use weir_wire::frame;
+use weir_wire::frontend;
 
 use super::connect::CancelKey;
 
@@ -76,6 +77,18 @@ impl Backend {
 
     pub fn is_prepared(&self, id: u64) -> bool {
         self.prepared.ids.contains(&id)
+    }
+
+    /// Writes a simple query. It ends the unnamed statement, as it does on the server.
+    pub fn put_query(&mut self, sql: &str) {
+        frontend::put_query(&mut self.out, sql);
+        self.unnamed = None;
+    }
+
+    /// Writes a whole frame that acts like a simple query.
+    pub fn put_raw(&mut self, frame: &[u8]) {
+        self.out.extend_from_slice(frame);
+        self.unnamed = None;
     }
 
     /// Notes that statement `id` is prepared; returns one to close when there are too many.

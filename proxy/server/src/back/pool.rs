@@ -18,7 +18,6 @@ use weir_core::pool::{Acquire, Counts, Release, Shelf, Ticket};
 use weir_core::session::vars::{VarSet, replay};
 use weir_wire::backend::{report_field, tag};
 use weir_wire::frame;
-use weir_wire::frontend::put_query;
 
 use super::conn::Backend;
 use super::connect::{self, Login, Parameters};
@@ -226,7 +225,7 @@ impl Pool {
 async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserError> {
     let Some(sql) = replay(&lease.vars, vars) else { return Ok(Bytes::new()) };
     lease.busy = true;
-    put_query(&mut lease.out, &sql);
+    lease.put_query(&sql);
     let lost = |error: std::io::Error| UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost").detail(error.to_string());
     lease.send().await.map_err(lost)?;
     let mut reported = BytesMut::new();

@@ -12,7 +12,6 @@ use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::Epoch;
 use weir_wire::backend::{Status, tag};
 use weir_wire::frame;
-use weir_wire::frontend::put_query;
 
 use crate::front::session::{End, Failure, Session};
 
@@ -44,7 +43,7 @@ impl Session {
         for &index in indexes {
             let lease = &mut self.held[index].lease;
             lease.busy = true;
-            put_query(&mut lease.out, sql);
+            lease.put_query(sql);
         }
         let mut answers = Vec::with_capacity(indexes.len());
         for &index in indexes {

@@ -15,7 +15,7 @@ use weir_core::session::replies::{Owed, Replies, Verdict};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{Status, command_rows, command_tag, tag};
 use weir_wire::frame;
-use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_copy_fail, put_query, put_sync};
+use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_copy_fail, put_sync};
 use weir_wire::row;
 
 use crate::front::session::{End, Failure, Session, Transaction};
@@ -473,7 +473,7 @@ impl Session {
 pub fn put_question(lease: &mut crate::back::pool::Lease, question: Question<'_>, replies: &mut Replies) -> Result<(), Failure> {
     match question {
         Question::Text(sql) => {
-            put_query(&mut lease.out, sql);
+            lease.put_query(sql);
             replies.push(Owed::Query { hidden: false });
         }
         Question::Portal { prepared, bind, merged } => {

@@ -15,7 +15,7 @@ use weir_core::plan::Plan;
 use weir_core::session::replies::{Owed, Replies};
 use weir_wire::backend::{BIND_COMPLETE, PARSE_COMPLETE, Status, tag};
 use weir_wire::frame;
-use weir_wire::frontend::{Bind, is_binary, put_query};
+use weir_wire::frontend::{Bind, is_binary};
 use weir_wire::row;
 
 use super::fan::{Question, put_question};
@@ -156,7 +156,7 @@ impl Session {
         };
         let mut replies = Replies::default();
         self.prime_lease(&mut lease, &mut replies);
-        put_query(&mut lease.out, REPLAY_POSITION);
+        lease.put_query(REPLAY_POSITION);
         replies.push(Owed::Query { hidden: false });
         put_question(&mut lease, question, &mut replies)?;
         let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: REPLICA_REPLY_BYTES_MAX };

@@ -213,11 +213,16 @@ impl Session {
 
     async fn relay_batch(&mut self, survey: &mut Survey, ending: Ending) -> Result<(), Failure> {
         let shard = survey.shard.unwrap_or(self.view().topology.home);
-        if let Some(asked) = self.lone_read(survey, ending)
-            && self.read_batch(shard, survey, &asked).await?
-        {
-            self.put_ready();
-            return Ok(());
+        if let Some(asked) = self.lone_read(survey, ending) {
+            match self.read_batch(shard, survey, &asked).await {
+                Ok(false) => {}
+                Ok(true) | Err(Failure::Reported) => {
+                    self.put_ready();
+                    self.release();
+                    return Ok(());
+                }
+                Err(failure) => return Err(failure),
+            }
         }
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();

@@ -19,7 +19,6 @@ use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars};
 use weir_wire::backend::{Status, put_command_complete, put_ready, report_field, tag};
-use weir_wire::frontend::put_query;
 
 use super::batch::{Batch, Collector, Ending, Request};
 use super::cancel::Registration;
@@ -336,7 +335,7 @@ impl Session {
         {
             let sql: Vec<&str> = txn.prelude.iter().map(|joined| &*joined.sql).collect();
             if !sql.is_empty() {
-                put_query(&mut held.lease.out, &sql.join("; "));
+                held.lease.put_query(&sql.join("; "));
                 replies.push(Owed::Query { hidden: true });
             }
             held.begun = true;
@@ -492,7 +491,7 @@ impl Session {
         if !writes.is_empty() {
             self.note_write_of(index, &Dependencies::from_slice(writes), true)?;
         }
-        self.held[index].lease.out.extend_from_slice(frame);
+        self.held[index].lease.put_raw(frame);
         replies.push(Owed::Query { hidden: false });
         let mut trail = Trail::default();
         let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
@@ -533,7 +532,7 @@ impl Session {
 
 fn apply_vars(lease: &mut Lease, wanted: &VarSet, replies: &mut Replies) {
     if let Some(sql) = weir_core::session::vars::replay(&lease.vars, wanted) {
-        put_query(&mut lease.out, &sql);
+        lease.put_query(&sql);
         replies.push(Owed::Query { hidden: true });
     }
     lease.vars = wanted.clone();

@@ -15,7 +15,6 @@ use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
 use weir_core::sql::normal::split_statements;
 use weir_wire::backend::EMPTY_QUERY;
-use weir_wire::frontend::put_query;
 
 use super::session::{End, Failure, Session, Transaction};
 use crate::exec::fan::Question;
@@ -122,7 +121,7 @@ impl Session {
         if !matches!(plan.access, Access::Read) {
             self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself())?;
         }
-        put_query(&mut self.held[index].lease.out, sql);
+        self.held[index].lease.put_query(sql);
         replies.push(Owed::Query { hidden: false });
         let mut trail = Trail::default();
         let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
@@ -186,7 +185,7 @@ impl Session {
         if understood.iter().any(|known| known.template.is_write() || known.shape.class.controls_transaction()) {
             self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
         }
-        put_query(&mut self.held[index].lease.out, sql);
+        self.held[index].lease.put_query(sql);
         replies.push(Owed::Query { hidden: false });
         let mut trail = Trail::default();
         let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
