@@ -3,14 +3,18 @@
 //! Invariant: one snapshot (a read-only repeatable-read transaction), so that a table is never seen with another
 //! table's keys. Where a question has no certain answer the cautious one is given: a relation is "other", a collation
 //! is not byte order, a write may spread.
-//! Source: pg_class, pg_attribute, pg_index, pg_constraint, pg_proc, pg_collation, pg_database of Postgres 13 to 18.
+//! Source: pg_class, pg_attribute, pg_attrdef, pg_index, pg_constraint, pg_rewrite, pg_policy, pg_inherits, pg_depend, pg_proc,
+//! pg_collation, pg_database of Postgres 13 to 18.
 
 mod rules;
 
 use std::collections::BTreeMap;
 
 use tokio_postgres::{Client, Error, Row};
-use weir_core::topology::catalog::{Catalog, Column, Relation, RelationKind, Volatility};
+use weir_core::topology::catalog::reach::{BODY_BYTES_MAX, Graph, Names, is_system_schema};
+use weir_core::topology::catalog::{
+    Catalog, Column, DefaultKind, Overload, Relation, RelationKind, RelationName, Volatility,
+};
 
 pub use rules::{ForeignKey, RuleProblem, check_rules};
 
@@ -37,15 +41,23 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'";
 
 /// A domain is named by its base type, as RowDescription does. A type with a collation of its own that is not one of
-/// the plain text types (citext, arrays) may compare in its own way.
+/// the plain text types (citext, arrays) may compare in its own way. A default's stored tree names every function it calls by OID;
+/// literals in it are bytes, so that none can be taken for a call.
 const COLUMNS: &str = "
 SELECT a.attrelid, a.attname::text, coalesce(nullif(t.typbasetype, 0), t.oid), a.attnotnull,
        a.attcollation = 0 OR (
            coalesce(nullif(t.typbasetype, 0), t.oid) IN (25, 1043, 1042, 19)
            AND CASE WHEN a.attcollation = 100 THEN $1
                     WHEN o.collprovider = 'c' THEN o.collcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8')
-                    ELSE o.collprovider = 'b' END)
+                    ELSE o.collprovider = 'b' END),
+       CASE WHEN a.attidentity <> '' THEN 'differs'
+            WHEN a.attgenerated <> '' OR coalesce(f.adbin, t.typdefaultbin) IS NULL THEN 'none'
+            WHEN coalesce(f.adbin, t.typdefaultbin)::text ~ '\\m(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO)\\M' OR EXISTS (
+                 SELECT FROM regexp_matches(coalesce(f.adbin, t.typdefaultbin)::text, ':(?:op)?funcid (\\d+)', 'g') AS m
+                 LEFT JOIN pg_proc p ON p.oid = m[1]::oid WHERE p.provolatile IS DISTINCT FROM 'i') THEN 'differs'
+            ELSE 'constant' END
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
 LEFT JOIN pg_collation o ON o.oid = a.attcollation
 WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
 ORDER BY a.attrelid, a.attnum";
@@ -61,13 +73,36 @@ FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.o
 WHERE (i.indisunique OR i.indisexclusion) AND n.nspname <> 'pg_catalog' AND n.nspname !~ '^pg_toast'
 ORDER BY i.indrelid, i.indexrelid";
 
-/// The codes i, s, v happen to sort from harmless to harmful.
+/// The codes i, s, v happen to sort from harmless to harmful. A variadic function takes any number of arguments, also none.
 const BUILTINS: &str = "
-SELECT proname::text, max(provolatile::text) FROM pg_proc
-WHERE pronamespace = 'pg_catalog'::regnamespace GROUP BY proname";
+SELECT proname::text,
+       (pronargs - pronargdefaults - CASE WHEN provariadic <> 0 THEN 1 ELSE 0 END)::int4,
+       (CASE WHEN provariadic <> 0 THEN 32767 ELSE pronargs END)::int4,
+       max(provolatile::text)
+FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace GROUP BY 1, 2, 3 ORDER BY 1, 2, 3";
 
+/// A function of C or of the server itself says nothing of tables; one in SQL's own syntax has no text but its definition.
 const USER_FUNCTIONS: &str = "
-SELECT DISTINCT proname::text FROM pg_proc WHERE pronamespace <> 'pg_catalog'::regnamespace";
+SELECT p.proname::text, p.provolatile = 'v',
+       CASE WHEN p.prokind = 'a' OR l.lanname IN ('c', 'internal') THEN ''
+            WHEN octet_length(p.prosrc) > $1 THEN NULL
+            WHEN p.prosrc <> '' THEN p.prosrc
+            ELSE pg_get_functiondef(p.oid) END
+FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang WHERE p.pronamespace <> 'pg_catalog'::regnamespace";
+
+const AGGREGATES: &str = "SELECT DISTINCT proname::text, prokind = 'a' FROM pg_proc WHERE prokind IN ('a', 'w')";
+
+/// What rules (views are rules), policies and partitions use: a relation by its OID, or a function by its name. Parent and
+/// child are parts of each other. A sequence is no rows.
+const USES: &str = "
+SELECT u.object, CASE WHEN d.refclassid = 'pg_class'::regclass THEN d.refobjid ELSE 0 END, p.proname::text
+FROM (SELECT ev_class AS object, 'pg_rewrite'::regclass::oid AS classid, oid FROM pg_rewrite
+      UNION ALL SELECT polrelid, 'pg_policy'::regclass::oid, oid FROM pg_policy) u
+JOIN pg_depend d ON d.classid = u.classid AND d.objid = u.oid AND d.refobjid <> u.object
+LEFT JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+WHERE d.refclassid IN ('pg_class'::regclass, 'pg_proc'::regclass)
+UNION SELECT inhparent, inhrelid, NULL FROM pg_inherits
+UNION SELECT inhrelid, inhparent, NULL FROM pg_inherits";
 
 const FOREIGN_KEYS: &str = "
 SELECT n.nspname::text, c.relname::text, fn.nspname::text, fc.relname::text,
@@ -107,21 +142,62 @@ async fn read_all(client: &Client, version: u64) -> Result<Catalog, Error> {
     columns(client, database_byte_order, &mut relations).await?;
     unique_indexes(client, &mut relations).await?;
     let mut catalog = Catalog { database_byte_order, version, ..Catalog::default() };
-    for (_, Named { schema, name, relation }) in relations {
+    let mut named = BTreeMap::new();
+    for (oid, Named { schema, name, relation }) in relations {
+        if relation.kind != RelationKind::Sequence {
+            named.insert(oid, (schema.clone(), name.clone()));
+        }
         catalog.relations.entry(schema).or_default().insert(name, relation);
     }
+    functions(client, &mut catalog).await?;
+    let mut graph = uses(client, &named).await?;
+    bodies(client, &mut graph, &mut catalog).await?;
+    graph.close(&mut catalog);
+    Ok(catalog)
+}
+
+async fn functions(client: &Client, catalog: &mut Catalog) -> Result<(), Error> {
     for row in client.query(BUILTINS, &[]).await? {
-        let volatility = match row.try_get(1)? {
+        let volatility = match row.try_get(3)? {
             "i" => Volatility::Immutable,
             "s" => Volatility::Stable,
             _ => Volatility::Volatile,
         };
-        catalog.builtin_functions.insert(text(&row, 0)?, volatility);
+        let arguments = |index| row.try_get::<_, i32>(index).map(|count| u16::try_from(count).unwrap_or(0));
+        let overload = Overload { least_arguments: arguments(1)?, most_arguments: arguments(2)?, volatility };
+        catalog.builtin_functions.entry(text(&row, 0)?).or_default().push(overload);
     }
-    for row in client.query(USER_FUNCTIONS, &[]).await? {
-        catalog.user_functions.insert(text(&row, 0)?);
+    for row in client.query(AGGREGATES, &[]).await? {
+        let names = if row.try_get(1)? { &mut catalog.aggregates } else { &mut catalog.windows };
+        names.insert(text(&row, 0)?);
     }
-    Ok(catalog)
+    Ok(())
+}
+
+/// What rules, policies and partitions use.
+async fn uses(client: &Client, names: &BTreeMap<u32, RelationName>) -> Result<Graph, Error> {
+    let mut graph = Graph::default();
+    for row in client.query(USES, &[]).await? {
+        let Some(user) = names.get(&row.try_get(0)?).filter(|name| !is_system_schema(&name.0)) else { continue };
+        let uses = graph.relations.entry(user.clone()).or_default();
+        uses.relations.extend(names.get(&row.try_get(1)?).filter(|name| !is_system_schema(&name.0)).cloned());
+        uses.functions.extend(row.try_get::<_, Option<String>>(2)?.map(String::into_boxed_str));
+    }
+    Ok(graph)
+}
+
+/// The user's functions and what their bodies mention.
+async fn bodies(client: &Client, graph: &mut Graph, catalog: &mut Catalog) -> Result<(), Error> {
+    let limit = BODY_BYTES_MAX as i32;
+    let rows = client.query(USER_FUNCTIONS, &[&limit]).await?;
+    for row in &rows {
+        catalog.user_functions.entry(text(row, 0)?).or_default().may_write |= row.try_get::<_, bool>(1)?;
+    }
+    let names = Names::of(catalog);
+    for row in &rows {
+        graph.add_body(row.try_get(0)?, row.try_get(2)?, &names, catalog);
+    }
+    Ok(())
 }
 
 struct Named {
@@ -142,8 +218,13 @@ async fn named_relations(client: &Client) -> Result<BTreeMap<u32, Named>, Error>
             "S" => RelationKind::Sequence,
             _ => RelationKind::OtherTable,
         };
-        let relation =
-            Relation { kind, columns: Vec::new(), writes_spread: row.try_get(5)?, unique_columns: Vec::new() };
+        let relation = Relation {
+            kind,
+            columns: Vec::new(),
+            writes_spread: row.try_get(5)?,
+            unique_columns: Vec::new(),
+            reads: Vec::new(),
+        };
         relations.insert(row.try_get(0)?, Named { schema: text(&row, 1)?, name: text(&row, 2)?, relation });
     }
     Ok(relations)
@@ -161,6 +242,11 @@ async fn columns(
                 type_oid: row.try_get(2)?,
                 byte_order: row.try_get(4)?,
                 not_null: row.try_get(3)?,
+                default: match row.try_get(5)? {
+                    "none" => DefaultKind::None,
+                    "constant" => DefaultKind::Constant,
+                    _ => DefaultKind::Differs,
+                },
             });
         }
     }

@@ -83,11 +83,10 @@ impl Folder {
                 Kind::Float4 | Kind::Float8 => Rule::SumFloat(own),
                 _ => return Err(refuse("sum")),
             },
-            FoldKind::Min | FoldKind::Max if !own.kind.is_collated() => {
+            FoldKind::Min { byte_order } | FoldKind::Max { byte_order } if byte_order || !own.kind.is_collated() => {
                 let Source { column, kind, binary } = own;
-                Rule::Extreme {
-                    by: Comparable { column, kind, binary, descending: fold.kind == FoldKind::Max, nulls_first: false },
-                }
+                let descending = matches!(fold.kind, FoldKind::Max { .. });
+                Rule::Extreme { by: Comparable { column, kind, binary, descending, nulls_first: false } }
             }
             FoldKind::Avg { sum, count } => {
                 let (sum, count) =

@@ -79,8 +79,13 @@ pub enum FoldKind {
     Count,
     /// sum(x): adds; null only if all parts are null.
     Sum,
-    Min,
-    Max,
+    /// min(x); `byte_order`: may text be compared by bytes (its collation is known to be C-like)?
+    Min {
+        byte_order: bool,
+    },
+    Max {
+        byte_order: bool,
+    },
     /// avg(x) recomposed from hidden columns that hold sum(x) and count(x).
     Avg {
         sum: usize,

@@ -268,7 +268,7 @@ proptest! {
         // Order by count, then by the key.
         expected.sort_by_key(|group| if descending { -group.count } else { group.count });
         let expected: Vec<Cells> = window(expected, offset, limit).iter().map(Aggregate::cells).collect();
-        let folds = [FoldKind::Count, FoldKind::Sum, FoldKind::Sum, FoldKind::Min, FoldKind::Max, FoldKind::And];
+        let folds = [FoldKind::Count, FoldKind::Sum, FoldKind::Sum, FoldKind::Min { byte_order: false }, FoldKind::Max { byte_order: false }, FoldKind::And];
         let folds = folds.into_iter().enumerate().map(|(index, kind)| Fold { column: index + 1, kind }).collect();
         let spec = MergeSpec {
             group: Some(GroupSpec { keys: vec![0], folds }),
@@ -603,11 +603,11 @@ fn folds_answer_as_postgres_does() {
         (Sum, FLOAT8, &["-0", "null"], "-0"),
         (Sum, FLOAT8, &["Infinity", "1"], "Infinity"),
         (Sum, 700, &["16777216", "1"], "1.6777216e+07"),
-        (Min, NUMERIC, &["2", "null", "-1.50"], "-1.50"),
-        (Max, NUMERIC, &["2", "NaN", "Infinity"], "NaN"),
-        (Max, NUMERIC, &["2.0", "2.00"], "2.0"),
-        (Min, 1184, &["2000-01-01 00:00:00+00", "2000-01-01 00:30:00+01"], "2000-01-01 00:30:00+01"),
-        (Max, 1082, &["null", "null"], "null"),
+        (Min { byte_order: false }, NUMERIC, &["2", "null", "-1.50"], "-1.50"),
+        (Max { byte_order: false }, NUMERIC, &["2", "NaN", "Infinity"], "NaN"),
+        (Max { byte_order: false }, NUMERIC, &["2.0", "2.00"], "2.0"),
+        (Min { byte_order: false }, 1184, &["2000-01-01 00:00:00+00", "2000-01-01 00:30:00+01"], "2000-01-01 00:30:00+01"),
+        (Max { byte_order: false }, 1082, &["null", "null"], "null"),
         (And, BOOL, &["t", "null", "f"], "f"),
         (And, BOOL, &["t", "null"], "t"),
         (Or, BOOL, &["f", "t"], "t"),
@@ -671,6 +671,16 @@ fn an_aggregate_over_nothing_is_one_row() {
     assert_eq!(merge(MergeSpec { offset: 1, ..spec }, columns, &[vec![cells(&["1", "1"])]]), Ok(vec![]));
 }
 
+#[test]
+fn text_in_byte_order_has_a_smallest_and_a_largest() {
+    let folds = [FoldKind::Min { byte_order: true }, FoldKind::Max { byte_order: true }];
+    let folds = folds.into_iter().enumerate().map(|(column, kind)| Fold { column, kind }).collect();
+    let spec = MergeSpec { group: Some(GroupSpec { keys: vec![], folds }), ..MergeSpec::default() };
+    let sources =
+        [vec![cells(&["b", "b"])], vec![cells(&["null", "null"])], vec![cells(&["Z", "é"])], vec![cells(&["ab", "z"])]];
+    assert_eq!(merge(spec, text_columns(&[25, 1043]), &sources), Ok(vec![cells(&["Z", "é"])]));
+}
+
 // ---- refusals, bounds, calling order ----
 
 #[test]
@@ -689,7 +699,8 @@ fn what_cannot_be_exact_is_refused_before_the_first_row() {
     let unproven = MergeSpec { order: vec![OrderKey { byte_order: false, ..ascending(0) }], ..MergeSpec::default() };
     for collated in [25, 1042, 1043] {
         assert_eq!(refusal(unproven.clone(), &[collated]), Some("0A000"));
-        assert_eq!(refusal(group(FoldKind::Min), &[collated]), Some("0A000"));
+        assert_eq!(refusal(group(FoldKind::Min { byte_order: false }), &[collated]), Some("0A000"));
+        assert_eq!(refusal(group(FoldKind::Max { byte_order: true }), &[collated]), None);
     }
     assert_eq!(refusal(unproven, &[19]), None, "name always is in C order");
     for (kind, oid) in [
@@ -698,7 +709,7 @@ fn what_cannot_be_exact_is_refused_before_the_first_row() {
         (FoldKind::Sum, 23),
         (FoldKind::Count, NUMERIC),
         (FoldKind::And, INT8),
-        (FoldKind::Max, 1186),
+        (FoldKind::Max { byte_order: true }, 1186),
         (FoldKind::Avg { sum: 0, count: 0 }, NUMERIC),
     ] {
         assert_eq!(refusal(group(kind), &[oid]), Some("0A000"), "{kind:?} {oid}");

@@ -1,23 +1,27 @@
 //! Statement → template: every class of statement in one place, DML by its facts.
 
+mod wrapped;
+
 use std::sync::Arc;
 
 use super::bind::{Demand, Keyed, Need, Route, Scatter, Shape};
 use super::clauses::clauses;
 use super::functions::{Harm, worst};
+use super::hidden;
 use super::reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 use super::refuse;
 use super::scatter::{Text, read_scatter};
 use super::values::is_time_word;
 use super::{Access, Target, Template};
 use crate::fresh::{Dependency, TableHash};
-use crate::sql::class::{Class, CopyDirection, CopyEndpoint, CopyRelation, classify};
+use crate::sql::class::{Class, Ddl};
 use crate::sql::facts::{Facts, Instance, KeySet, KeySetting, Literal, Schema, Spread, TableName, Term, Use, Verb};
 use crate::sql::lex::{Token, TokenKind, lex};
 use crate::sql::normal::Normal;
 use crate::sql::{parse, word};
 use crate::topology::Placement;
 use crate::topology::catalog::RelationKind;
+use crate::topology::catalog::reach::is_system_schema;
 use crate::topology::hash::hash_bytes_extended;
 
 /// A template, and what a cache of templates must know of it.
@@ -93,15 +97,13 @@ impl Compiler<'_> {
             Class::Explain { analyze, inner } => self.explain(*analyze, *inner, source),
             Class::Declare { .. } => self.declare(source),
             Class::Copy(copy) => self.copy(copy.direction, copy.endpoint, copy.relation.as_ref(), source),
-            Class::Ddl(ddl) if ddl.temporary => home(Access::Write, RouteReason::Temporary, false),
-            Class::Ddl(_) => self.everywhere(RouteReason::EveryShard),
+            Class::Ddl(ddl) => self.ddl(ddl, source),
             Class::Truncate | Class::Lock => match self.mentioned(source) {
                 Some(_) => self.everywhere(RouteReason::EveryShard),
                 None => home(Access::Write, RouteReason::GlobalTable, true),
             },
-            Class::Call | Class::Do | Class::Load | Class::Execute { .. } => {
-                home(Access::Write, RouteReason::SessionStatement, true)
-            }
+            Class::Call | Class::Do => self.code(source),
+            Class::Load | Class::Execute { .. } => home(Access::Write, RouteReason::SessionStatement, true),
             Class::Listen(_) | Class::Unlisten(_) | Class::Notify(_) | Class::Discard(_) => {
                 home(Access::Write, RouteReason::SessionStatement, false)
             }
@@ -109,14 +111,36 @@ impl Compiler<'_> {
         }
     }
 
-    /// A sharded or reference table whose name is a word of the text.
+    fn ddl(&self, ddl: &Ddl, source: Source<'_>) -> Shape {
+        if !self.single()
+            && (ddl.temporary || ddl.what == "CREATE TABLE")
+            && let Some(name) = hidden::created_from(source.text, source.tokens, self.schema)
+        {
+            return Shape::refusing(refuse::created_from(&name), Access::Write);
+        }
+        if ddl.temporary {
+            return home(Access::Write, RouteReason::Temporary, false);
+        }
+        self.everywhere(RouteReason::EveryShard)
+    }
+
+    /// CALL and DO.
+    fn code(&self, source: Source<'_>) -> Shape {
+        let named = |token: &Token| word::name(source.text, *token);
+        let called = || {
+            let mut names = source.tokens.iter().filter_map(named);
+            names.find_map(|name| hidden::function_refusal(&name, self.schema))
+        };
+        let inside = || hidden::named_anywhere(source.sql, self.schema).map(|name| refuse::block(&name));
+        match Some(()).filter(|()| !self.single()).and_then(|()| called().or_else(inside)) {
+            Some(error) => Shape::refusing(error, Access::Write),
+            None => home(Access::Write, RouteReason::SessionStatement, true),
+        }
+    }
+
+    /// A word of the text that is the name of a sharded or reference table, or of what leads to one.
     fn mentioned(&self, source: Source<'_>) -> Option<String> {
-        source.tokens.iter().find_map(|&token| {
-            let name = word::name(source.text, token)?;
-            let declared =
-                |(_, table, placement): (&str, &str, &Placement)| *placement != Placement::Global && table == name;
-            self.schema.rules.iter().any(declared).then_some(name)
-        })
+        hidden::named(source.text, source.tokens, self.schema)
     }
 
     fn unparsed(&self, source: Source<'_>, why: &str) -> Shape {
@@ -125,97 +149,6 @@ impl Compiler<'_> {
             _ => home(Access::Write, RouteReason::Unparsed, true),
         };
         shape.cacheable = Err(NoCacheReason::Unparsed);
-        shape
-    }
-
-    /// The statement inside EXPLAIN, DECLARE or COPY, without the right to be merged.
-    fn inner(&mut self, source: Source<'_>, tokens: &[Token], why: &'static str) -> Shape {
-        let (Some(first), Some(last)) = (tokens.first(), tokens.last()) else { return self.unparsed(source, why) };
-        let text = &source.text[first.start as usize..last.end as usize];
-        let mut own = Vec::new();
-        if lex(text, &mut own).is_err() {
-            return self.unparsed(source, why);
-        }
-        let inner = Source { sql: text, original: &own, text, tokens: &own, params: source.params };
-        let mut shape = match classify(text, &own) {
-            Class::Select | Class::Values | Class::Insert | Class::Update | Class::Delete | Class::With { .. } => {
-                self.data(inner, None)
-            }
-            _ => self.unparsed(inner, "this kind of statement is not analysed"),
-        };
-        shape.scatter = Err(why.into());
-        shape.cacheable = Err(NoCacheReason::NotSelect);
-        shape
-    }
-
-    fn explain(&mut self, analyze: bool, inner: usize, source: Source<'_>) -> Shape {
-        let mut shape = self.inner(
-            source,
-            source.tokens.get(inner..).unwrap_or_default(),
-            "each shard would have a plan of its own; ask ROUTE '<statement>' in the admin database \"weir\" instead",
-        );
-        if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
-            return Shape::refusing(refuse::explain_spread(), shape.access);
-        }
-        if !analyze {
-            shape.writes.clear();
-            shape.access = Access::PrimaryRead(PrimaryReason::SessionStatement);
-        }
-        shape
-    }
-
-    /// `DECLARE name … CURSOR … FOR query`
-    fn declare(&mut self, source: Source<'_>) -> Shape {
-        let query =
-            source.tokens.iter().position(|token| token.is_word(source.text, "for")).map_or(0, |index| index + 1);
-        let shape = self.inner(source, &source.tokens[query..], "a cursor reads one shard");
-        if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
-            return Shape::refusing(refuse::cursor_spread(), shape.access);
-        }
-        shape
-    }
-
-    fn copy(
-        &mut self,
-        direction: CopyDirection,
-        endpoint: CopyEndpoint,
-        relation: Option<&CopyRelation>,
-        source: Source<'_>,
-    ) -> Shape {
-        let Some(relation) = relation else {
-            let end = source.tokens.iter().position(|token| token.kind == TokenKind::RightParen && token.depth <= 1);
-            if source.tokens.get(1).is_none_or(|token| token.kind != TokenKind::LeftParen) {
-                return self.unparsed(source, "its COPY is not understood");
-            }
-            let shape = self.inner(source, &source.tokens[2..end.unwrap_or(2)], "COPY of a query reads one shard");
-            if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
-                return Shape::refusing(refuse::copy_spread(), shape.access);
-            }
-            return shape;
-        };
-        let table = self.schema.resolve(relation.schema.as_deref(), &relation.name);
-        let instance = |usage| Instance { table: table.clone(), usage, keys: None, spread: Spread::Free, top: true };
-        let loads = direction == CopyDirection::From;
-        let usage = if loads { Use::Insert } else { Use::Read };
-        let server_side = matches!(endpoint, CopyEndpoint::File | CopyEndpoint::Program);
-        let access = if loads || server_side { Access::Write } else { self.read_access(&[&instance(usage)], false) };
-        let (target, reason) = match self.schema.placement(&table) {
-            _ if self.single() => (Target::Home, RouteReason::SingleShard),
-            Placement::Sharded { .. } => return Shape::refusing(refuse::copy_sharded(&relation.name), access),
-            Placement::Reference if loads && endpoint == CopyEndpoint::Stdin => {
-                (Target::All, RouteReason::ReferenceWrite)
-            }
-            Placement::Reference if loads => {
-                return Shape::refusing(
-                    refuse::reference_shape(&table, "a source that each server reads by itself"),
-                    access,
-                );
-            }
-            Placement::Reference if access == Access::Read => (Target::Any, RouteReason::ReferenceRead),
-            Placement::Reference | Placement::Global => (Target::Home, RouteReason::GlobalTable),
-        };
-        let mut shape = Shape::fixed(target, access, reason);
-        self.needs(&[instance(usage)], &mut shape);
         shape
     }
 
@@ -229,6 +162,9 @@ impl Compiler<'_> {
         shape.client_params = source.params;
         shape.ambiguous.clone_from(&facts.ambiguous_params);
         self.needs(&facts.instances, &mut shape);
+        if facts.updates_conflicts {
+            self.conflict_needs(&facts.instances, &mut shape);
+        }
         let harm = worst(&facts.functions, self.schema.catalog);
         if harm == Harm::Unknown {
             shape.writes.push(Need::Fixed(Dependency::Anything));
@@ -249,6 +185,7 @@ impl Compiler<'_> {
                 Placement::Sharded { .. } => &mut placed.sharded,
                 Placement::Reference => &mut placed.reference,
                 Placement::Global if is_system(&instance.table) => &mut placed.system,
+                Placement::Global if hidden::is_reference_view(&instance.table, self.schema) => &mut placed.reference,
                 Placement::Global => &mut placed.global,
             };
             list.push(instance);
@@ -292,6 +229,9 @@ impl Compiler<'_> {
         if self.single() {
             return fixed(Target::Home, RouteReason::SingleShard);
         }
+        if let Some(error) = hidden::refusal(facts, self.schema) {
+            return Shape::refusing(error, access);
+        }
         if let Some(target) = placed.reference.iter().find(|instance| instance.usage.is_write()) {
             return self.reference_write(facts, &placed, target, access);
         }
@@ -326,6 +266,12 @@ impl Compiler<'_> {
         });
         if let Some(function) = unsteady {
             return refused(refuse::reference_function(&target.table, &function.name));
+        }
+        if let Some((table, column)) = facts.differing_defaults.first() {
+            return refused(refuse::reference_default(table, column));
+        }
+        if placed.reference.iter().any(|instance| self.schema.placement(&instance.table) == &Placement::Global) {
+            return refused(refuse::reference_shape(&target.table, "a view, whose rows may come in another order"));
         }
         if facts.limited_subquery {
             return refused(refuse::reference_shape(&target.table, "a sub-query that returns only some of its rows"));
@@ -405,6 +351,10 @@ impl Compiler<'_> {
         if let Some(table) = placed.global.first() {
             return Err(format!("{} lives on the home shard only", table.table));
         }
+        if let Some(view) = placed.reference.iter().find(|one| self.schema.placement(&one.table) == &Placement::Global)
+        {
+            return Err(format!("{} is a view, which may choose other rows on each shard", view.table));
+        }
         if let Some(why) = facts.unspreadable {
             return Err(format!("it has {why}"));
         }
@@ -444,6 +394,20 @@ impl Compiler<'_> {
         let clauses = clauses(source.sql, source.original).ok_or("weir cannot tell its clauses apart")?;
         let text = Text { sql: source.sql, tokens: source.original, clauses: &clauses };
         Ok(Scatter { read: Some(read_scatter(shape, text)?) })
+    }
+
+    /// ON CONFLICT DO UPDATE may change a row of another key, where a unique index does not hold the key.
+    fn conflict_needs(&self, instances: &[Instance], shape: &mut Shape) {
+        for instance in instances.iter().filter(|instance| instance.usage == Use::Insert) {
+            let Placement::Sharded { key, .. } = self.schema.placement(&instance.table) else { continue };
+            let keyed = |columns: &Vec<Box<str>>| columns.contains(key);
+            if !self.schema.relation(&instance.table).is_some_and(|relation| relation.unique_columns.iter().all(keyed))
+            {
+                let table = table_hash(&instance.table);
+                shape.writes.push(Need::Fixed(Dependency::Table(table)));
+                shape.writes.push(Need::Fixed(Dependency::Keyless(table)));
+            }
+        }
     }
 
     /// Fills in what is read and written, for freshness.
@@ -521,7 +485,7 @@ fn structural(normal: &Normal, source: Source<'_>) -> Vec<u16> {
 }
 
 fn is_system(table: &TableName) -> bool {
-    matches!(&*table.schema, "pg_catalog" | "information_schema" | "pg_toast")
+    is_system_schema(&table.schema)
 }
 
 fn table_hash(table: &TableName) -> TableHash {

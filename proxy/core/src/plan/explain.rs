@@ -102,8 +102,10 @@ fn fold_name(kind: FoldKind) -> String {
     match kind {
         FoldKind::Count => "count".to_owned(),
         FoldKind::Sum => "sum".to_owned(),
-        FoldKind::Min => "min".to_owned(),
-        FoldKind::Max => "max".to_owned(),
+        FoldKind::Min { byte_order: true } => "min by bytes".to_owned(),
+        FoldKind::Max { byte_order: true } => "max by bytes".to_owned(),
+        FoldKind::Min { .. } => "min".to_owned(),
+        FoldKind::Max { .. } => "max".to_owned(),
         FoldKind::Avg { sum, count } => format!("avg({sum}/{count})"),
         FoldKind::And => "and".to_owned(),
         FoldKind::Or => "or".to_owned(),

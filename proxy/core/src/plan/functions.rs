@@ -73,7 +73,7 @@ fn harm(function: &FunctionName, catalog: &Catalog) -> Harm {
         Some("pg_catalog") => {}
         Some(_) => return Harm::Unknown,
         // An unqualified name may mean a user's function, whatever the search path is by now.
-        None if catalog.user_functions.contains(name) => return Harm::Unknown,
+        None if catalog.user_functions.contains_key(name) => return Harm::Unknown,
         None if SYNTAX_IMMUTABLE.contains(&name) => return Harm::Immutable,
         None if SYNTAX_STABLE.contains(&name) => return Harm::Stable,
         None => {}
@@ -85,7 +85,7 @@ fn harm(function: &FunctionName, catalog: &Catalog) -> Harm {
     if PRIMARY_ONLY.contains(&name) {
         return Harm::Volatile;
     }
-    match catalog.builtin(name) {
+    match catalog.builtin(name, function.arguments) {
         Some(Volatility::Immutable) => Harm::Immutable,
         Some(Volatility::Stable) => Harm::Stable,
         Some(Volatility::Volatile) => Harm::Volatile,

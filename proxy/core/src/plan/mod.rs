@@ -11,6 +11,7 @@ mod clauses;
 mod compile;
 mod explain;
 mod functions;
+mod hidden;
 mod reason;
 mod refuse;
 mod rewrite;

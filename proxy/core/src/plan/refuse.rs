@@ -113,6 +113,62 @@ pub fn reference_shape(table: &TableName, why: &str) -> UserError {
     )
 }
 
+pub fn reference_default(table: &TableName, column: &str) -> UserError {
+    refuse(
+        "this write of a reference table would differ from shard to shard",
+        format!("{table} is written on every shard, and the default of {column} may give each another value."),
+        format!("Give {column} a value: compute it first and pass it as a parameter."),
+    )
+}
+
+pub fn view_sharded(view: &TableName, table: &TableName) -> UserError {
+    refuse(
+        "a view or special table over sharded tables is not supported on several shards",
+        format!("{view} reads {table}, whose rows live on several shards."),
+        format!("Query the tables themselves ({table} with its shard key) instead of {view}."),
+    )
+}
+
+pub fn view_reference_write(view: &TableName, table: &TableName) -> UserError {
+    refuse(
+        "a reference table cannot be written through a view",
+        format!("{view} leads to {table}, which must be written on every shard."),
+        format!("Write {table} itself."),
+    )
+}
+
+pub fn function_reaches(function: &str, table: &TableName) -> UserError {
+    refuse(
+        "a function that uses sharded or reference tables is not supported on several shards",
+        format!("The body of {function}() mentions {table}, and it would see or write one shard's rows only."),
+        "Run the function's statements themselves, or declare it STABLE if it only reads reference tables.".to_owned(),
+    )
+}
+
+pub fn function_opaque(function: &str) -> UserError {
+    refuse(
+        "a function that weir cannot look into is not supported on several shards",
+        format!("The body of {function}(), or of a function it calls, is too long to be read."),
+        "Split it into shorter functions, or run its statements themselves.".to_owned(),
+    )
+}
+
+pub fn block(name: &str) -> UserError {
+    refuse(
+        "a code block that uses sharded or reference tables is not supported on several shards",
+        format!("It names \"{name}\", and it would see or write one shard's rows only."),
+        "Send its statements one by one.".to_owned(),
+    )
+}
+
+pub fn created_from(name: &str) -> UserError {
+    refuse(
+        "rows of sharded tables cannot be put into a new or temporary table",
+        format!("Its query names \"{name}\", and each shard would fill it with its own rows only."),
+        "Create the table first, declare it, and fill it with INSERT … SELECT for one shard key.".to_owned(),
+    )
+}
+
 pub fn ambiguous(number: u16) -> UserError {
     refuse(
         "the type of a shard key parameter is not certain",

@@ -389,8 +389,8 @@ impl<'s> Builder<'s> {
         let kind = match &*aggregate.name {
             "count" => FoldKind::Count,
             "sum" => FoldKind::Sum,
-            "min" => FoldKind::Min,
-            "max" => FoldKind::Max,
+            "min" => FoldKind::Min { byte_order: aggregate.argument_byte_order },
+            "max" => FoldKind::Max { byte_order: aggregate.argument_byte_order },
             "bool_and" | "every" => FoldKind::And,
             "bool_or" => FoldKind::Or,
             "avg" => return self.fold_avg(column, aggregate, tokens),

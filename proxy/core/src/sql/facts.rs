@@ -144,6 +144,8 @@ pub struct Instance {
 pub struct FunctionName {
     pub schema: Option<Box<str>>,
     pub name: Box<str>,
+    /// How many arguments, where that can be told from the text.
+    pub arguments: Option<u16>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -179,6 +181,10 @@ pub struct Facts {
     pub writes_in_with: bool,
     pub with: bool,
     pub key_setting: KeySetting,
+    /// Columns of written tables that get a default which may differ between servers: `(table, column)`.
+    pub differing_defaults: Vec<(TableName, Box<str>)>,
+    /// ON CONFLICT DO UPDATE: an INSERT that may change rows it does not give the key of.
+    pub updates_conflicts: bool,
     /// Any sub-query with LIMIT, OFFSET, FETCH or DISTINCT ON over a sharded table.
     pub limited_subquery: bool,
     /// ctid, xmin and the like, or TABLESAMPLE: true of one server only.
@@ -271,6 +277,8 @@ pub struct Aggregate {
     pub argument_is_key: bool,
     /// Type of the argument if it is a plain column, else 0.
     pub argument_type: u32,
+    /// May text of its one argument be compared by bytes?
+    pub argument_byte_order: bool,
     /// ORDER BY inside, WITHIN GROUP, or several arguments.
     pub ordered: bool,
     pub filtered: bool,

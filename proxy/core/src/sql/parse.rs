@@ -8,6 +8,7 @@
 
 mod analyse;
 mod block;
+mod defaults;
 mod dml;
 mod env;
 mod from;
@@ -17,7 +18,9 @@ mod terms;
 
 use std::ops::ControlFlow;
 
-use sqlparser::ast::{Expr, Query, SetExpr, Statement, TableFactor, Visit, Visitor};
+use sqlparser::ast::{
+    Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Query, SetExpr, Statement, TableFactor, Visit, Visitor,
+};
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 
@@ -93,6 +96,8 @@ pub fn facts(text: &str, tokens: &[Token], params: u16, schema: &Schema<'_>) -> 
         unspreadable: analyser.unspreadable,
         ambiguous_params: ambiguous(&analyser, tokens),
         key_setting: analyser.key_setting.clone(),
+        differing_defaults: std::mem::take(&mut analyser.differing_defaults),
+        updates_conflicts: analyser.updates_conflicts,
         select: analyser.select.take(),
         instances,
     })
@@ -255,6 +260,20 @@ fn mentions_system_columns(text: &str, tokens: &[Token]) -> bool {
     })
 }
 
+/// Number of the arguments of a call; `None` where named or spread ones make it unclear.
+fn arguments(arguments: &FunctionArguments) -> Option<u16> {
+    match arguments {
+        FunctionArguments::None => Some(0),
+        FunctionArguments::Subquery(_) => Some(1),
+        FunctionArguments::List(list) => positional(&list.args),
+    }
+}
+
+fn positional(arguments: &[FunctionArg]) -> Option<u16> {
+    let plain = arguments.iter().all(|argument| matches!(argument, FunctionArg::Unnamed(FunctionArgExpr::Expr(_))));
+    u16::try_from(arguments.len()).ok().filter(|_| plain)
+}
+
 /// What is true of the statement as a whole, wherever in it it stands.
 #[derive(Default)]
 struct Survey {
@@ -265,18 +284,18 @@ struct Survey {
 }
 
 impl Survey {
-    fn call(&mut self, name: &sqlparser::ast::ObjectName) {
+    fn call(&mut self, name: &sqlparser::ast::ObjectName, arguments: Option<u16>) {
         let Some(parts) = name_parts(name) else {
             self.unnamed = true;
             return;
         };
         let mut parts = parts.into_iter().rev();
         let Some(name) = parts.next() else { return };
-        self.functions.push(FunctionName { name: name.into(), schema: parts.next().map(Into::into) });
+        self.functions.push(FunctionName { name: name.into(), schema: parts.next().map(Into::into), arguments });
     }
 
     fn builtin(&mut self, name: &str) {
-        self.functions.push(FunctionName { schema: Some("pg_catalog".into()), name: name.into() });
+        self.functions.push(FunctionName { schema: Some("pg_catalog".into()), name: name.into(), arguments: None });
     }
 }
 
@@ -290,7 +309,7 @@ impl Visitor for Survey {
 
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
         match expr {
-            Expr::Function(function) => self.call(&function.name),
+            Expr::Function(function) => self.call(&function.name, arguments(&function.args)),
             // What a user-defined conversion or an operator of another schema does is not known.
             Expr::Cast { data_type: sqlparser::ast::DataType::Custom(name, _), .. } => {
                 let parts = name_parts(name).unwrap_or_default();
@@ -306,12 +325,12 @@ impl Visitor for Survey {
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
         match factor {
             TableFactor::Table { name, args, sample, .. } => {
-                if args.is_some() {
-                    self.call(name);
+                if let Some(args) = args {
+                    self.call(name, positional(&args.args));
                 }
                 self.sampled |= sample.is_some();
             }
-            TableFactor::Function { name, .. } => self.call(name),
+            TableFactor::Function { name, args, .. } => self.call(name, positional(args)),
             TableFactor::UNNEST { .. } => self.builtin("unnest"),
             TableFactor::Derived { sample, .. } => self.sampled |= sample.is_some(),
             _ => {}

@@ -3,6 +3,8 @@
 //! One immutable value per database; a new one is made after DDL. Nothing here says where a table lives (that is
 //! [`super::TableRules`]), only what it is.
 
+pub mod reach;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What kind of relation a name stands for (pg_class.relkind, narrowed to what planning needs).
@@ -27,7 +29,22 @@ pub struct Column {
     /// Does ordering or equality of this column follow byte order (collation C, POSIX, C.UTF-8, or none needed)?
     pub byte_order: bool,
     pub not_null: bool,
+    pub default: DefaultKind,
 }
+
+/// What an INSERT that leaves the column out puts there (pg_attrdef, pg_attribute.attidentity).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DefaultKind {
+    #[default]
+    None,
+    /// The same whenever and wherever it is computed.
+    Constant,
+    /// It may differ between servers or moments: now(), a sequence, an identity column, a random value.
+    Differs,
+}
+
+/// Schema and name of a relation.
+pub type RelationName = (Box<str>, Box<str>);
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Relation {
@@ -37,9 +54,12 @@ pub struct Relation {
     pub writes_spread: bool,
     /// Has a primary key or unique index whose columns do not include the given shard key: filled by name, for checks.
     pub unique_columns: Vec<Vec<Box<str>>>,
+    /// Other relations whose rows its rows are made of or depend on, through any number of views, rules, policies,
+    /// partitions and functions (see [`reach`]). Sorted; system catalogues are left out.
+    pub reads: Vec<RelationName>,
 }
 
-/// Volatility of all functions of one name together: the worst of the overloads (pg_proc.provolatile).
+/// How far a function's answer can be relied on (pg_proc.provolatile).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Volatility {
     Immutable,
@@ -47,14 +67,37 @@ pub enum Volatility {
     Volatile,
 }
 
+/// Functions of one name that accept the same numbers of arguments; their worst volatility.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Overload {
+    pub least_arguments: u16,
+    pub most_arguments: u16,
+    pub volatility: Volatility,
+}
+
+/// All functions and procedures of one name outside pg_catalog together.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct UserFunction {
+    /// Relations their bodies mention, directly or through views and other functions (see [`reach`]). Sorted.
+    pub mentions: Vec<RelationName>,
+    /// A body could not be read: it may mention anything.
+    pub opaque: bool,
+    /// One of them is volatile, so that Postgres lets it write.
+    pub may_write: bool,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Catalog {
     /// By schema, then name.
     pub relations: BTreeMap<Box<str>, BTreeMap<Box<str>, Relation>>,
     /// Functions of schema pg_catalog.
-    pub builtin_functions: BTreeMap<Box<str>, Volatility>,
-    /// Names of functions in any other schema: a call of such a name is never known harmless.
-    pub user_functions: BTreeSet<Box<str>>,
+    pub builtin_functions: BTreeMap<Box<str>, Vec<Overload>>,
+    /// Functions in any other schema: a call of such a name is never known harmless.
+    pub user_functions: BTreeMap<Box<str>, UserFunction>,
+    /// Names of aggregates in any schema (pg_proc.prokind 'a').
+    pub aggregates: BTreeSet<Box<str>>,
+    /// Names of window functions in any schema (pg_proc.prokind 'w').
+    pub windows: BTreeSet<Box<str>>,
     /// Does the database's default collation order by bytes (C, POSIX, C.UTF-8)?
     pub database_byte_order: bool,
     /// Grows with every re-read, so that cached templates of an older one are dropped.
@@ -71,11 +114,19 @@ impl Catalog {
         self.relations == other.relations
             && self.builtin_functions == other.builtin_functions
             && self.user_functions == other.user_functions
+            && self.aggregates == other.aggregates
+            && self.windows == other.windows
             && self.database_byte_order == other.database_byte_order
     }
 
-    /// `None`: no built-in of that name.
-    pub fn builtin(&self, name: &str) -> Option<Volatility> {
-        self.builtin_functions.get(name).copied()
+    /// The worst of the built-ins of that name that accept so many arguments; of all of them where the number is not
+    /// known or fits none. `None`: no built-in of that name.
+    pub fn builtin(&self, name: &str, arguments: Option<u16>) -> Option<Volatility> {
+        let overloads = self.builtin_functions.get(name)?;
+        let accepts = |overload: &&Overload| {
+            arguments.is_some_and(|count| (overload.least_arguments..=overload.most_arguments).contains(&count))
+        };
+        let worst = |overload: &Overload| overload.volatility;
+        overloads.iter().filter(accepts).map(worst).max().or_else(|| overloads.iter().map(worst).max())
     }
 }

@@ -8,7 +8,9 @@ use weir_core::plan::{Compiled, Schema, compile};
 use weir_core::sql::class::classify;
 use weir_core::sql::lex::lex;
 use weir_core::sql::normal::{Normal, normalize};
-use weir_core::topology::catalog::{Catalog, Column, Relation, RelationKind, Volatility};
+use weir_core::topology::catalog::{
+    Catalog, Column, DefaultKind, Overload, Relation, RelationKind, RelationName, UserFunction, Volatility,
+};
 use weir_core::topology::{KeyType, Placement, SlotMap, TableRules, Topology};
 
 pub struct Fixture {
@@ -109,6 +111,13 @@ pub const TABLES: &[Table] = &[
     // Not the storefront's: a table with one home, a view, and a sharded table by uuid.
     ("settings", &[("name", TEXT), ("value", TEXT)]),
     ("recent", &[("user_id", INT8), ("n", INT8)]),
+    // A view of reference tables, one of a table with one home, one without a table, and a partition of a sharded table.
+    ("listing", &[("product_id", INT8), ("category", TEXT)]),
+    ("features", &[("name", TEXT)]),
+    ("constants", &[("pi", FLOAT4)]),
+    ("orders_2024", &[("user_id", INT8), ("order_id", UUID)]),
+    // A reference table with defaults that differ between servers.
+    ("brands", &[("brand_id", INT8), ("name", TEXT), ("active", BOOL), ("created_at", TIMESTAMPTZ)]),
     ("devices", &[("device_id", UUID), ("label", TEXT), ("weight", FLOAT4)]),
 ];
 
@@ -158,8 +167,7 @@ const IMMUTABLE: &[&str] = &[
     "percentile_cont",
     "date_part",
 ];
-const STABLE: &[&str] =
-    &["date_trunc", "now", "to_char", "version", "websearch_to_tsquery", "txid_current", "table_to_xml"];
+const STABLE: &[&str] = &["date_trunc", "now", "to_char", "version", "txid_current", "table_to_xml"];
 const VOLATILE: &[&str] = &["clock_timestamp", "gen_random_uuid", "nextval", "pg_notify", "random", "setval"];
 
 impl Fixture {
@@ -173,6 +181,7 @@ impl Fixture {
         }
         rules.insert("public", "categories", Placement::Reference);
         rules.insert("public", "products", Placement::Reference);
+        rules.insert("public", "brands", Placement::Reference);
         let names: Vec<Box<str>> = (1..=shards).map(|number| format!("shard{number}").into()).collect();
         let topology = Topology {
             epoch: Epoch(1),
@@ -212,10 +221,24 @@ fn catalog() -> Catalog {
                 // The database's collation is not C; one column is declared COLLATE "C".
                 byte_order: *type_oid != TEXT || *name == "slug",
                 not_null: false,
+                default: default_of(table, name),
             })
             .collect();
-        let kind = if *table == "recent" { RelationKind::View } else { RelationKind::PlainTable };
-        let relation = Relation { kind, columns, writes_spread: *table == "users", unique_columns: Vec::new() };
+        let (kind, reads) = match *table {
+            "recent" => (RelationKind::View, public(&["orders", "settings"])),
+            "listing" => (RelationKind::View, public(&["categories", "products"])),
+            "features" => (RelationKind::View, public(&["settings"])),
+            "constants" => (RelationKind::View, Vec::new()),
+            "orders_2024" => (RelationKind::OtherTable, public(&["orders"])),
+            _ => (RelationKind::PlainTable, Vec::new()),
+        };
+        // Carts are unique by user and product; a payment's reference by itself, which is no shard key.
+        let unique_columns = match *table {
+            "payments" => vec![vec!["user_id".into(), "order_id".into()], vec!["provider_ref".into()]],
+            "cart_items" => vec![vec!["user_id".into(), "product_id".into()]],
+            _ => Vec::new(),
+        };
+        let relation = Relation { kind, columns, writes_spread: *table == "users", unique_columns, reads };
         relations.insert((*table).into(), relation);
     }
     catalog.relations.insert("public".into(), relations);
@@ -223,9 +246,36 @@ fn catalog() -> Catalog {
         [(IMMUTABLE, Volatility::Immutable), (STABLE, Volatility::Stable), (VOLATILE, Volatility::Volatile)]
     {
         for name in names {
-            catalog.builtin_functions.insert((*name).into(), volatility);
+            let overload = Overload { least_arguments: 0, most_arguments: 9, volatility };
+            catalog.builtin_functions.insert((*name).into(), vec![overload]);
         }
     }
-    catalog.user_functions.insert("do_something".into());
+    let overload = |count, volatility| Overload { least_arguments: count, most_arguments: count, volatility };
+    let overloads = vec![overload(1, Volatility::Stable), overload(2, Volatility::Immutable)];
+    catalog.builtin_functions.insert("websearch_to_tsquery".into(), overloads);
+    for (name, mentions, may_write) in [
+        ("do_something", &[][..], true),
+        ("order_count", &["orders"], false),
+        ("product_price", &["products"], false),
+        ("set_price", &["products"], true),
+        ("first_of", &[], false),
+    ] {
+        let function = UserFunction { mentions: public(mentions), opaque: false, may_write };
+        catalog.user_functions.insert(name.into(), function);
+    }
+    catalog.user_functions.insert("endless".into(), UserFunction { opaque: true, ..UserFunction::default() });
+    catalog.aggregates.insert("first_of".into());
     catalog
+}
+
+fn public(names: &[&str]) -> Vec<RelationName> {
+    names.iter().map(|name| ("public".into(), (*name).into())).collect()
+}
+
+fn default_of(table: &str, column: &str) -> DefaultKind {
+    match (table, column) {
+        ("brands", "brand_id" | "created_at") => DefaultKind::Differs,
+        ("brands", "active") => DefaultKind::Constant,
+        _ => DefaultKind::None,
+    }
 }

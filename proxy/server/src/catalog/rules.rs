@@ -172,7 +172,7 @@ impl ForeignKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weir_core::topology::catalog::Column;
+    use weir_core::topology::catalog::{Column, DefaultKind};
 
     fn relation(columns: &[(&str, u32)], unique: &[&[&str]]) -> Relation {
         let column = |(name, type_oid): &(&str, u32)| Column {
@@ -180,12 +180,14 @@ mod tests {
             type_oid: *type_oid,
             byte_order: true,
             not_null: !name.starts_with("maybe"),
+            default: DefaultKind::None,
         };
         Relation {
             kind: RelationKind::PlainTable,
             columns: columns.iter().map(column).collect(),
             writes_spread: false,
             unique_columns: unique.iter().map(|names| names.iter().map(|name| (*name).into()).collect()).collect(),
+            reads: Vec::new(),
         }
     }
 

@@ -53,6 +53,8 @@ pub struct Analyser<'a> {
     /// How often each parameter was met as a key.
     pub key_uses: HashMap<u16, usize>,
     pub key_setting: KeySetting,
+    pub differing_defaults: Vec<(TableName, Box<str>)>,
+    pub updates_conflicts: bool,
     /// Instances mentioned inside sub-queries that return only some of their rows.
     pub limited: Vec<std::ops::Range<usize>>,
     pub writes_in_with: bool,
@@ -74,6 +76,8 @@ impl<'a> Analyser<'a> {
             node_ids: HashMap::new(),
             key_uses: HashMap::new(),
             key_setting: KeySetting::Fine,
+            differing_defaults: Vec::new(),
+            updates_conflicts: false,
             limited: Vec::new(),
             writes_in_with: false,
             with: false,

@@ -9,6 +9,7 @@ use super::scope::{CteEntry, Output, Outputs, Scope, ident};
 use super::shape;
 use super::terms::{bare, constant};
 use crate::sql::facts::{KeySet, Term};
+use crate::topology::catalog::Catalog;
 
 impl Analyser<'_> {
     pub fn subquery(
@@ -196,7 +197,7 @@ impl Analyser<'_> {
         {
             for (index, (left, output)) in left.iter().zip(&outputs).enumerate() {
                 if let (Some(left), Some(node)) = (left, output.node)
-                    && keeps_column(select, index)
+                    && keeps_column(select, index, self.schema.catalog)
                 {
                     env.union(*left, node);
                 }
@@ -235,13 +236,13 @@ impl Analyser<'_> {
 }
 
 /// Is the n-th output a column that a row of FROM passes on unchanged? In a grouped block only grouped columns are.
-fn keeps_column(select: &Select, index: usize) -> bool {
+fn keeps_column(select: &Select, index: usize, catalog: &Catalog) -> bool {
     let grouped = match &select.group_by {
         GroupByExpr::Expressions(exprs, _) => exprs,
         GroupByExpr::All(_) => return false,
     };
     if grouped.is_empty() && select.having.is_none() {
-        return !shape::projects_aggregate(select);
+        return !shape::projects_aggregate(select, catalog);
     }
     match select.projection.get(index) {
         Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) => {
@@ -252,7 +253,7 @@ fn keeps_column(select: &Select, index: usize) -> bool {
 }
 
 /// A sub-query in FROM whose rows are rows of its own FROM: conditions outside may be thought of as inside.
-pub fn transparent(query: &Query) -> Option<&Select> {
+pub fn transparent<'q>(query: &'q Query, catalog: &Catalog) -> Option<&'q Select> {
     let SetExpr::Select(select) = &*query.body else { return None };
     let grouped = !matches!(&select.group_by, GroupByExpr::Expressions(exprs, modifiers) if exprs.is_empty() && modifiers.is_empty());
     if query.with.is_some()
@@ -263,7 +264,7 @@ pub fn transparent(query: &Query) -> Option<&Select> {
         || grouped
         || select.having.is_some()
         || !select.named_window.is_empty()
-        || shape::projects_aggregate(select)
+        || shape::projects_aggregate(select, catalog)
         || has_outer_join(&select.from)
         || plain_select(select).is_err()
     {

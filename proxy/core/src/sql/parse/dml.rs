@@ -57,10 +57,12 @@ impl Analyser<'_> {
             None => None,
         };
         // WITH in front of INSERT belongs to the source query, so its names are visible in there only.
+        let mut outputs = None;
         if let Some(source) = &insert.source {
-            let keys = self.insert_source(source, outer, env, position.zip(key.as_ref().map(|key| key.1)))?;
-            self.instances[instance].keys = keys;
+            let wanted = position.zip(key.as_ref().map(|key| key.1));
+            (self.instances[instance].keys, outputs) = self.insert_source(source, outer, env, wanted)?;
         }
+        self.inserted_defaults(insert, &table, outputs);
         if key.is_some() && self.key_setting == KeySetting::Fine {
             if position.is_none() || insert.source.is_none() {
                 self.key_setting = KeySetting::Missing;
@@ -78,6 +80,8 @@ impl Analyser<'_> {
         if let Some(OnInsert::OnConflict(conflict)) = &insert.on
             && let OnConflictAction::DoUpdate(update) = &conflict.action
         {
+            self.updates_conflicts = true;
+            self.assigned_defaults(&update.assignments, &table);
             self.conflict_update(&update.assignments, key.as_ref(), instance);
             self.visit_subqueries(&update.assignments, &own, env)?;
             self.visit_subqueries(&update.selection, &own, env)?;
@@ -100,13 +104,14 @@ impl Analyser<'_> {
         env
     }
 
+    /// The keys of the inserted rows, and the number of the source's columns, each if it is known.
     fn insert_source(
         &mut self,
         source: &Query,
         scope: &Scope<'_>,
         env: &Env,
         key: Option<(usize, KeyType)>,
-    ) -> Result<Option<KeySet>, Unparsed> {
+    ) -> Result<(Option<KeySet>, Option<usize>), Unparsed> {
         if let SetExpr::Values(values) = &*source.body
             && source.with.is_none()
             && source.limit_clause.is_none()
@@ -117,16 +122,20 @@ impl Analyser<'_> {
                     self.visit_subqueries(value, scope, env)?;
                 }
             }
-            let Some((position, family)) = key else { return Ok(None) };
+            let width = values.rows.first().map(|row| row.content.len());
+            let Some((position, family)) = key else { return Ok((None, width)) };
             let constants: Option<Vec<_>> =
                 values.rows.iter().map(|row| row.content.get(position).and_then(constant)).collect();
-            return Ok(constants.and_then(|constants| self.key_set(constants, family)));
+            return Ok((constants.and_then(|constants| self.key_set(constants, family)), width));
         }
         let outputs = self.query(source, scope, env, None)?;
-        let Some((position, family)) = key else { return Ok(None) };
-        let Some(output) = outputs.and_then(|outputs| outputs.into_iter().nth(position)) else { return Ok(None) };
+        let width = outputs.as_ref().map(Vec::len);
+        let Some((position, family)) = key else { return Ok((None, width)) };
+        let Some(output) = outputs.and_then(|outputs| outputs.into_iter().nth(position)) else {
+            return Ok((None, width));
+        };
         let fits = output.column.is_none_or(|column| column.family.is_none_or(|other| other == family));
-        Ok(output.keys.filter(|_| fits))
+        Ok((output.keys.filter(|_| fits), width))
     }
 
     fn conflict_update(&mut self, assignments: &[Assignment], key: Option<&(String, KeyType)>, instance: usize) {
@@ -165,7 +174,9 @@ impl Analyser<'_> {
         };
         self.joined(from, update.selection.as_ref(), &mut scope, &mut env)?;
         let instance = self.owners[owner].instance.ok_or(Unparsed("weir cannot read its target table"))?;
-        if let Some((key, family)) = self.shard_key(&self.instances[instance].table.clone()) {
+        let table = self.instances[instance].table.clone();
+        self.assigned_defaults(&update.assignments, &table);
+        if let Some((key, family)) = self.shard_key(&table) {
             for assignment in &update.assignments {
                 if assigns(assignment, &key) && !self.keeps_key(assignment, (owner, &key, family), &scope, &env) {
                     self.key_setting = KeySetting::Changes;

@@ -287,7 +287,7 @@ impl Analyser<'_> {
             alias.iter().flat_map(|alias| &alias.columns).map(|column| ident(&column.name)).collect();
         if !from.has_outer
             && !lateral
-            && let Some(select) = transparent(subquery)
+            && let Some(select) = transparent(subquery, self.schema.catalog)
         {
             let mut inner = Scope { parent: scope.parent, ..Scope::default() };
             for tree in &select.from {

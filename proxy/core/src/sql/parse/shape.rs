@@ -15,6 +15,7 @@ use super::terms::{bare, constant};
 use crate::sql::facts::{
     Aggregate, ColumnFacts, Expression, ItemKind, Limit, Ordering, SelectItem, SelectShape, WildcardColumn,
 };
+use crate::topology::catalog::Catalog;
 
 /// Every aggregate of pg_catalog up to PostgreSQL 18 (pg_proc.dat, prokind 'a'); sorted.
 const AGGREGATES: &[&str] = &[
@@ -77,14 +78,24 @@ const AGGREGATES: &[&str] = &[
     "xmlagg",
 ];
 
-fn is_aggregate(function: &Function) -> bool {
+/// By name alone: a plain function that shares its name with an aggregate counts as one.
+fn is_aggregate(function: &Function, catalog: &Catalog) -> bool {
     let name = name_parts(&function.name).and_then(|parts| parts.last().cloned());
-    name.is_some_and(|name| AGGREGATES.binary_search(&name.as_str()).is_ok())
+    name.is_some_and(|name| {
+        catalog.aggregates.contains(name.as_str()) || AGGREGATES.binary_search(&name.as_str()).is_ok()
+    })
+}
+
+fn is_window(function: &Function, catalog: &Catalog) -> bool {
+    let name = name_parts(&function.name).and_then(|parts| parts.last().cloned());
+    // rank() and its like are both; without OVER they are aggregates.
+    function.over.is_some()
+        || !is_aggregate(function, catalog) && name.is_some_and(|name| catalog.windows.contains(name.as_str()))
 }
 
 /// Aggregates and windows of an expression, outside its sub-queries.
-#[derive(Default)]
-struct Contents {
+struct Contents<'c> {
+    catalog: &'c Catalog,
     aggregate: bool,
     window: bool,
     subquery: bool,
@@ -92,7 +103,7 @@ struct Contents {
     depth: usize,
 }
 
-impl Visitor for Contents {
+impl Visitor for Contents<'_> {
     type Break = ();
 
     fn pre_visit_query(&mut self, _query: &Query) -> ControlFlow<()> {
@@ -109,9 +120,9 @@ impl Visitor for Contents {
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
         match expr {
             Expr::Function(function) if self.depth == 0 => {
-                if function.over.is_some() {
+                if is_window(function, self.catalog) {
                     self.window = true;
-                } else if is_aggregate(function) {
+                } else if is_aggregate(function, self.catalog) {
                     self.aggregate = true;
                 }
             }
@@ -122,15 +133,16 @@ impl Visitor for Contents {
     }
 }
 
-fn contents(node: &impl Visit) -> Contents {
-    let mut contents = Contents::default();
+fn contents<'c>(node: &impl Visit, catalog: &'c Catalog) -> Contents<'c> {
+    let mut contents =
+        Contents { catalog, aggregate: false, window: false, subquery: false, collation: false, depth: 0 };
     let _ = node.visit(&mut contents);
     contents
 }
 
 /// Does the block aggregate or number its rows?
-pub fn projects_aggregate(select: &Select) -> bool {
-    let contents = contents(&select.projection);
+pub fn projects_aggregate(select: &Select, catalog: &Catalog) -> bool {
+    let contents = contents(&select.projection, catalog);
     contents.aggregate || contents.window
 }
 
@@ -369,16 +381,24 @@ impl Reader<'_, '_, '_> {
     }
 
     fn expression(&self, expr: &Expr) -> Expression {
-        let inside = contents(expr);
+        let inside = contents(expr, self.analyser.schema.catalog);
         let column = self.column_of(expr);
+        let aggregate = match expr {
+            Expr::Function(function) => self.aggregate(function),
+            _ => None,
+        };
         let explicit = match bare(expr) {
             Expr::Collate { collation, .. } => Some(is_byte_collation(collation)),
             _ => None,
         };
-        let byte_order = match (&column, explicit) {
-            (Some(column), _) => column.byte_order,
-            (None, Some(bytes)) => bytes,
-            (None, None) => {
+        let byte_order = match (&column, explicit, &aggregate) {
+            (Some(column), ..) => column.byte_order,
+            (None, Some(bytes), _) => bytes,
+            // Their result has the collation of their argument.
+            (None, None, Some(Aggregate { name, argument_byte_order, .. })) if matches!(&**name, "min" | "max") => {
+                *argument_byte_order
+            }
+            (None, None, _) => {
                 !inside.collation && self.analyser.schema.catalog.database_byte_order && self.all_byte_order(expr)
             }
         };
@@ -392,10 +412,7 @@ impl Reader<'_, '_, '_> {
                 Expr::Value(_) | Expr::UnaryOp { .. } => constant(expr).map(|constant| constant.term),
                 _ => None,
             },
-            aggregate: match expr {
-                Expr::Function(function) => self.aggregate(function),
-                _ => None,
-            },
+            aggregate,
             has_aggregate: inside.aggregate,
             has_window: inside.window,
             has_subquery: inside.subquery,
@@ -412,21 +429,24 @@ impl Reader<'_, '_, '_> {
     }
 
     fn aggregate(&self, function: &Function) -> Option<Aggregate> {
-        if !is_aggregate(function) || function.over.is_some() {
+        if function.over.is_some() || !is_aggregate(function, self.analyser.schema.catalog) {
             return None;
         }
         let parts = name_parts(&function.name)?;
         let FunctionArguments::List(list) = &function.args else { return None };
-        let argument = match list.args.as_slice() {
-            [FunctionArg::Unnamed(FunctionArgExpr::Expr(expr))] => self.column_of(expr),
+        let only = match list.args.as_slice() {
+            [FunctionArg::Unnamed(FunctionArgExpr::Expr(expr))] => Some(expr),
             _ => None,
         };
+        let argument = only.and_then(|expr| self.column_of(expr));
+        let order = only.map(|expr| self.expression(expr));
         Some(Aggregate {
             name: parts.last()?.as_str().into(),
             plain_name: parts.len() == 1,
             distinct: list.duplicate_treatment == Some(DuplicateTreatment::Distinct),
             argument_is_key: argument.as_ref().is_some_and(|column| column.is_key),
             argument_type: argument.map_or(0, |column| column.type_oid),
+            argument_byte_order: order.is_some_and(|order| order.byte_order && !order.foreign_collation),
             ordered: !list.clauses.is_empty() || !function.within_group.is_empty() || list.args.len() != 1,
             filtered: function.filter.is_some(),
         })
