@@ -24,13 +24,19 @@ async fn the_console_shows_what_runs() -> Result<()> {
     let stats = table(&console, "show stats;").await?;
     assert_eq!(stats[0][0], "shop");
     assert!(stats[0][3].parse::<u64>()? >= 5, "queries are counted: {stats:?}");
-    assert_eq!(table(&console, "SHOW SHARDS").await?.iter().map(|row| row[5].parse::<u32>().unwrap_or(0)).collect::<Vec<_>>(), [2048, 2048]);
+    assert_eq!(
+        table(&console, "SHOW SHARDS").await?.iter().map(|row| row[5].parse::<u32>().unwrap_or(0)).collect::<Vec<_>>(),
+        [2048, 2048]
+    );
     let slots = table(&console, "SHOW SLOTS").await?;
     assert_eq!(slots.iter().map(|row| row[3].parse::<u32>().unwrap_or(0)).sum::<u32>(), 4096);
     let route = table(&console, "ROUTE 'SELECT name FROM users WHERE user_id = 42'").await?;
     assert!(route.iter().any(|row| row[0] == "slots" && row[1] == "1778"), "{route:?}");
     // Where ROUTE says it goes is where the slot map says it lives.
-    let owner = slots.iter().find(|row| row[1].parse::<u32>().unwrap_or(0) <= 1778 && 1778 <= row[2].parse::<u32>().unwrap_or(0)).context("slot")?;
+    let owner = slots
+        .iter()
+        .find(|row| row[1].parse::<u32>().unwrap_or(0) <= 1778 && 1778 <= row[2].parse::<u32>().unwrap_or(0))
+        .context("slot")?;
     assert!(route.iter().any(|row| row[0] == "shards" && row[1] == owner[5]), "{route:?} {owner:?}");
     // The extended protocol works too.
     assert_eq!(console.query("SHOW SHARDS", &[]).await?.len(), 2);
@@ -47,7 +53,14 @@ async fn metrics_and_health_are_served() -> Result<()> {
     client.batch_execute("SELECT 1 FROM nowhere").await.expect_err("no such table");
     let (status, page) = tier.http_get("/metrics").await?;
     assert_eq!(status, 200);
-    for name in ["weir_queries_total", "weir_client_connections", "weir_query_duration_seconds_bucket", "weir_slots{", "weir_errors_total{sqlstate=\"42P01\"} 1", "weir_build_info"] {
+    for name in [
+        "weir_queries_total",
+        "weir_client_connections",
+        "weir_query_duration_seconds_bucket",
+        "weir_slots{",
+        "weir_errors_total{sqlstate=\"42P01\"} 1",
+        "weir_build_info",
+    ] {
         assert!(page.contains(name), "{name} is missing from\n{page}");
     }
     assert_eq!(tier.http_get("/livez").await?.0, 200);

@@ -72,7 +72,11 @@ impl Dev {
         ensure!(rest.is_empty(), "more than one line: {rest}");
         let deadline = Instant::now() + END_WAIT;
         while pids.values().any(|pid| runs(*pid)) {
-            ensure!(Instant::now() < deadline, "still running: {:?}", pids.iter().filter(|(_, pid)| runs(**pid)).collect::<Vec<_>>());
+            ensure!(
+                Instant::now() < deadline,
+                "still running: {:?}",
+                pids.iter().filter(|(_, pid)| runs(**pid)).collect::<Vec<_>>()
+            );
             tokio::time::sleep(POLL).await;
         }
         ensure!(!self.state_dir.exists(), "the state directory is left");
@@ -155,6 +159,9 @@ async fn the_number_of_shards_and_replicas_is_as_asked() -> Result<()> {
     let console = weir_harness::connect(dev.text("admin")?).await?;
     ensure!(column(&console, "SHOW SHARDS").await?.len() == 3);
     let shards = dev.line["shards"].as_array().context("shards")?;
-    ensure!(shards.len() == 3 && shards.iter().all(|shard| shard["replicas"] == Value::Array(Vec::new())), "{shards:?}");
+    ensure!(
+        shards.len() == 3 && shards.iter().all(|shard| shard["replicas"] == Value::Array(Vec::new())),
+        "{shards:?}"
+    );
     dev.interrupt().await
 }

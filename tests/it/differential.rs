@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use bytes::BytesMut;
 use tokio_postgres::types::{Format, FromSql, IsNull, ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage};
-use weir_harness::{Plain, Tier};
+use weir_harness::{Builder, Plain, Tier};
 
 const CORPUS: &str = include_str!("differential/corpus.txt");
 /// The corpus has at least this many statements, or something went wrong with reading it.
@@ -63,17 +63,17 @@ enum Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_shards_answer_as_one_postgres_or_refuse() -> Result<()> {
-    run(2).await
+    run(2, Tier::builder().shards(2)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_shards_answer_as_one_postgres_or_refuse() -> Result<()> {
-    run(3).await
+async fn three_shards_with_replicas_and_redis_answer_as_one_postgres_or_refuse() -> Result<()> {
+    run(3, Tier::builder().shards(3).replicas(1).redis(true)).await
 }
 
-async fn run(shards: u32) -> Result<()> {
+async fn run(shards: u32, tier: Builder) -> Result<()> {
     let statements = corpus()?;
-    let (tier, plain) = (Tier::builder().shards(shards).start().await?, Plain::start().await?);
+    let (tier, plain) = (tier.start().await?, Plain::start().await?);
     let (mut sharded, single) = (tier.connect().await?, weir_harness::connect(&plain.dsn()).await?);
     let console = weir_harness::connect(&tier.admin_dsn()).await?;
     data::load(&single).await?;
@@ -221,7 +221,8 @@ fn failed(error: tokio_postgres::Error) -> Result<Answer> {
     Ok(Answer::Failed {
         code: told.code().code().to_owned(),
         message: format!("{} / {} / {}", told.message(), told.detail().unwrap_or("-"), told.hint().unwrap_or("-")),
-        explained: told.detail().is_some_and(|text| !text.is_empty()) && told.hint().is_some_and(|text| !text.is_empty()),
+        explained: told.detail().is_some_and(|text| !text.is_empty())
+            && told.hint().is_some_and(|text| !text.is_empty()),
     })
 }
 
@@ -303,7 +304,8 @@ fn corpus() -> Result<Vec<Statement>> {
         };
         let (sql, parameters) = rest.split_once(" @@ ").unwrap_or((rest, ""));
         let parameter = |text: &str| Parameter((text != "NULL").then(|| text.to_owned()));
-        let parameters = if parameters.is_empty() { Vec::new() } else { parameters.split(" | ").map(parameter).collect() };
+        let parameters =
+            if parameters.is_empty() { Vec::new() } else { parameters.split(" | ").map(parameter).collect() };
         let (family, sql) = (family.to_owned(), sql.to_owned());
         statements.push(Statement { family, must_be_answered, order, sql, parameters });
     }
@@ -322,7 +324,8 @@ fn show(answer: &Answer) -> String {
 }
 
 fn show_row(row: Option<&Vec<Option<Vec<u8>>>>) -> String {
-    let value = |value: &Option<Vec<u8>>| value.as_ref().map_or("NULL".to_owned(), |bytes| bytes.escape_ascii().to_string());
+    let value =
+        |value: &Option<Vec<u8>>| value.as_ref().map_or("NULL".to_owned(), |bytes| bytes.escape_ascii().to_string());
     row.map_or("no row".to_owned(), |row| format!("({})", row.iter().map(value).collect::<Vec<_>>().join(", ")))
 }
 

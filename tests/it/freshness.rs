@@ -85,7 +85,10 @@ async fn a_paused_replica_is_never_believed() -> Result<()> {
         let name = format!("after {round}");
         writer.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&name]).await?;
         assert_eq!(column(&reader, "SELECT name FROM users WHERE user_id = 1").await?, [name.clone()]);
-        assert_eq!(reader.query_one("SELECT name FROM users WHERE user_id = $1", &[&1_i64]).await?.get::<_, String>(0), name);
+        assert_eq!(
+            reader.query_one("SELECT name FROM users WHERE user_id = $1", &[&1_i64]).await?.get::<_, String>(0),
+            name
+        );
         assert_eq!(column(&reader, "SELECT name FROM users WHERE user_id = 2").await?, ["quiet"]);
     }
     tier.shards[0].replicas[0].resume_replay().await?;

@@ -15,8 +15,17 @@ async fn wrong_logins_are_refused_alike() -> Result<()> {
     let tier = Tier::builder().shards(1).start().await?;
     let dsn = tier.dsn("shop");
     let password = dsn.split([':', '@']).nth(2).context("password")?.to_owned();
-    for (from, to, code) in [(&*password, "wrong", "28P01"), ("//shop:", "//nobody:", "28P01"), ("/shop", "/elsewhere", "3D000"), ("/shop", "/weir_hub", "3D000")] {
-        let wrong = if from == "/shop" { format!("{}{to}", dsn.strip_suffix("/shop").context("suffix")?) } else { dsn.replace(from, to) };
+    for (from, to, code) in [
+        (&*password, "wrong", "28P01"),
+        ("//shop:", "//nobody:", "28P01"),
+        ("/shop", "/elsewhere", "3D000"),
+        ("/shop", "/weir_hub", "3D000"),
+    ] {
+        let wrong = if from == "/shop" {
+            format!("{}{to}", dsn.strip_suffix("/shop").context("suffix")?)
+        } else {
+            dsn.replace(from, to)
+        };
         let error = Raw::login(&wrong, &[]).await.err().context("refused")?.to_string();
         assert!(error.contains(code), "{wrong}: {error}");
     }
@@ -39,7 +48,10 @@ async fn bytes_before_tls_and_nonsense_end_the_connection() -> Result<()> {
         stream.write_all(bytes).await?;
         stream.shutdown().await?;
         let mut answer = Vec::new();
-        tokio::time::timeout(std::time::Duration::from_secs(10), stream.read_to_end(&mut answer)).await.context("closed")?.ok();
+        tokio::time::timeout(std::time::Duration::from_secs(10), stream.read_to_end(&mut answer))
+            .await
+            .context("closed")?
+            .ok();
         assert!(!answer.starts_with(b"R"), "nobody is asked for a password after {bytes:?}");
     }
     // A password message that lies about its length, after a real startup.
@@ -48,7 +60,10 @@ async fn bytes_before_tls_and_nonsense_end_the_connection() -> Result<()> {
     stream.write_all(b"shop\0\0").await?;
     stream.write_all(b"p\0\0\0\0").await?;
     let mut answer = Vec::new();
-    tokio::time::timeout(std::time::Duration::from_secs(20), stream.read_to_end(&mut answer)).await.context("closed")?.ok();
+    tokio::time::timeout(std::time::Duration::from_secs(20), stream.read_to_end(&mut answer))
+        .await
+        .context("closed")?
+        .ok();
     assert_eq!(tier.connect().await?.query("SELECT 1", &[]).await?.len(), 1, "others are served");
     Ok(())
 }
@@ -69,13 +84,17 @@ async fn clients_are_served_over_tls() -> Result<()> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(signed.cert.der().clone())?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth();
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     let mut stream = TcpStream::connect(("127.0.0.1", tier.port())).await?;
     stream.write_all(b"\0\0\0\x08\x04\xd2\x16\x2f").await?;
     let mut answer = [0];
     stream.read_exact(&mut answer).await?;
     assert_eq!(&answer, b"S");
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost")?, stream).await?;
+    let stream =
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost")?, stream).await?;
     let config: tokio_postgres::Config = tier.dsn("shop").parse()?;
     let (client, connection) = config.connect_raw(stream, tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
@@ -85,10 +104,21 @@ async fn clients_are_served_over_tls() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_refuse_with_a_reason() -> Result<()> {
-    let tier = Tier::builder().shards(1).config_extra("[limits]\nclient_connections_max = 2\n[pool]\nsize = 1\nwait_max = \"300ms\"").start().await?;
+    let tier = Tier::builder()
+        .shards(1)
+        .config_extra("[limits]\nclient_connections_max = 2\n[pool]\nsize = 1\nwait_max = \"300ms\"")
+        .start()
+        .await?;
     let (one, other) = (tier.connect().await?, tier.connect().await?);
     let refused = weir_harness::connect(&tier.dsn("shop")).await.err().context("refused")?;
-    assert_eq!(refused.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code).map(|code| code.code().to_owned()).as_deref(), Some("53300"));
+    assert_eq!(
+        refused
+            .downcast_ref::<tokio_postgres::Error>()
+            .and_then(tokio_postgres::Error::code)
+            .map(|code| code.code().to_owned())
+            .as_deref(),
+        Some("53300")
+    );
     one.batch_execute("BEGIN").await?;
     one.batch_execute("SELECT 1").await?;
     let error = other.simple_query("SELECT 1").await.expect_err("the pool is exhausted");

@@ -72,7 +72,8 @@ async fn reference_tables_are_written_everywhere_and_read_anywhere() -> Result<(
     create_schema(&client).await?;
     let written = client.execute("INSERT INTO products VALUES ($1, $2, $3)", &[&1_i64, &"tea", &500_i64]).await?;
     assert_eq!(written, 1, "one row, however many copies");
-    let copied: Vec<_> = client.query("UPDATE products SET price_cents = 550 WHERE product_id = 1 RETURNING name", &[]).await?;
+    let copied: Vec<_> =
+        client.query("UPDATE products SET price_cents = 550 WHERE product_id = 1 RETURNING name", &[]).await?;
     assert_eq!(copied.len(), 1);
     for shard in &tier.shards {
         let direct = shard.primary.admin("shop").await?;
@@ -82,8 +83,16 @@ async fn reference_tables_are_written_everywhere_and_read_anywhere() -> Result<(
         assert_eq!(open, 0);
     }
     // A copy that one shard refuses is refused everywhere.
-    tier.shards[1].primary.admin("shop").await?.batch_execute("INSERT INTO products VALUES (9, 'only here', 1)").await?;
-    let error = client.execute("INSERT INTO products VALUES ($1, $2, $3)", &[&9_i64, &"x", &1_i64]).await.expect_err("duplicate on one shard");
+    tier.shards[1]
+        .primary
+        .admin("shop")
+        .await?
+        .batch_execute("INSERT INTO products VALUES (9, 'only here', 1)")
+        .await?;
+    let error = client
+        .execute("INSERT INTO products VALUES ($1, $2, $3)", &[&9_i64, &"x", &1_i64])
+        .await
+        .expect_err("duplicate on one shard");
     assert_eq!(error.code().map(tokio_postgres::error::SqlState::code), Some("23505"));
     let direct = tier.shards[0].primary.admin("shop").await?;
     let rows: i64 = direct.query_one("SELECT count(*) FROM products WHERE product_id = 9", &[]).await?.get(0);
@@ -126,7 +135,9 @@ async fn scatter_reads_equal_one_postgres() -> Result<()> {
     ] {
         let text = |messages: Vec<SimpleQueryMessage>| {
             let rows = messages.into_iter().filter_map(|message| match message {
-                SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect::<Vec<_>>()),
+                SimpleQueryMessage::Row(row) => {
+                    Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect::<Vec<_>>())
+                }
                 _ => None,
             });
             rows.collect::<Vec<_>>()
@@ -139,7 +150,12 @@ async fn scatter_reads_equal_one_postgres() -> Result<()> {
         let theirs = single.query(sql, &[]).await?;
         assert_eq!(ours.len(), theirs.len(), "{sql}");
         for (one, other) in ours.iter().zip(&theirs) {
-            let types = |row: &tokio_postgres::Row| row.columns().iter().map(|column| (column.name().to_owned(), column.type_().clone())).collect::<Vec<_>>();
+            let types = |row: &tokio_postgres::Row| {
+                row.columns()
+                    .iter()
+                    .map(|column| (column.name().to_owned(), column.type_().clone()))
+                    .collect::<Vec<_>>()
+            };
             assert_eq!(types(one), types(other), "{sql}");
         }
     }
@@ -183,7 +199,8 @@ async fn other_tables_live_on_the_home_shard() -> Result<()> {
     assert_eq!(column(&client, "SELECT value FROM settings").await?, ["green"]);
     let mut rows = Vec::new();
     for shard in &tier.shards {
-        let count: i64 = shard.primary.admin("shop").await?.query_one("SELECT count(*) FROM settings", &[]).await?.get(0);
+        let count: i64 =
+            shard.primary.admin("shop").await?.query_one("SELECT count(*) FROM settings", &[]).await?.get(0);
         rows.push(count);
     }
     assert_eq!(rows, [1, 0], "the table is everywhere, its rows are at home");

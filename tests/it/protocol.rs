@@ -174,7 +174,9 @@ async fn large_rows_and_large_results_flow() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_messages_end_only_their_own_session() -> Result<()> {
     let tier = Tier::builder().shards(1).start().await?;
-    for hostile in [&b"P\0\0\0\x05x"[..], b"B\0\0\0\x04", b"E\0\0\0\x03", b"\0\0\0\0\x04", b"Q\xff\xff\xff\xff", b"D\0\0\0\x06Xa"] {
+    for hostile in
+        [&b"P\0\0\0\x05x"[..], b"B\0\0\0\x04", b"E\0\0\0\x03", b"\0\0\0\0\x04", b"Q\xff\xff\xff\xff", b"D\0\0\0\x06Xa"]
+    {
         let mut client = raw(&tier).await?;
         client.out.extend_from_slice(hostile);
         assert!(client.closed().await, "{hostile:?}");

@@ -30,8 +30,14 @@ impl Raw {
         let database = config.get_dbname().context("database")?.to_owned();
         let password = config.get_password().context("password")?.to_vec();
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        let mut raw =
-            Raw { stream, inbuf: BytesMut::new(), out: BytesMut::new(), process: 0, secret: Bytes::new(), parameters: Vec::new() };
+        let mut raw = Raw {
+            stream,
+            inbuf: BytesMut::new(),
+            out: BytesMut::new(),
+            process: 0,
+            secret: Bytes::new(),
+            parameters: Vec::new(),
+        };
         let mut parameters = vec![("user", user.as_str()), ("database", database.as_str())];
         parameters.extend_from_slice(settings);
         startup::put_startup(&mut raw.out, &parameters);
@@ -95,7 +101,8 @@ impl Raw {
                 let (kind, total) = (found.tag, found.raw.len());
                 return Ok((kind, self.inbuf.split_to(total).freeze().slice(frame::HEADER..)));
             }
-            let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.inbuf)).await.context("no reply")??;
+            let read =
+                tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.inbuf)).await.context("no reply")??;
             if read == 0 {
                 bail!("connection closed");
             }
@@ -123,7 +130,12 @@ impl Raw {
         for (kind, body) in tags.bytes().zip(&bodies) {
             if kind == tag::DATA_ROW {
                 let row = weir_wire::row::values(body)?;
-                values.push(row.first().copied().flatten().map_or("NULL".to_owned(), |text| String::from_utf8_lossy(text).into_owned()));
+                values.push(
+                    row.first()
+                        .copied()
+                        .flatten()
+                        .map_or("NULL".to_owned(), |text| String::from_utf8_lossy(text).into_owned()),
+                );
             }
             if kind == tag::ERROR {
                 values.push(error_text(body));

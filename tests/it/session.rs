@@ -43,15 +43,25 @@ async fn settings_follow_their_session_and_nobody_else() -> Result<()> {
 async fn startup_settings_hold_for_the_whole_session() -> Result<()> {
     let tier = narrow().await?;
     let dsn = tier.dsn("shop");
-    let mut one = Raw::login(&dsn, &[("application_name", "till"), ("options", "-c statement_timeout=7s"), ("DateStyle", "German")]).await?;
+    let mut one = Raw::login(
+        &dsn,
+        &[("application_name", "till"), ("options", "-c statement_timeout=7s"), ("DateStyle", "German")],
+    )
+    .await?;
     let mut other = Raw::login(&dsn, &[]).await?;
-    assert!(one.parameters.iter().any(|(name, value)| name == "DateStyle" && value.starts_with("German")), "reported as in force");
+    assert!(
+        one.parameters.iter().any(|(name, value)| name == "DateStyle" && value.starts_with("German")),
+        "reported as in force"
+    );
     for _ in 0..3 {
         assert_eq!(one.query("SHOW statement_timeout").await?.1, ["7s"]);
         assert_eq!(one.query("SHOW application_name").await?.1, ["till"]);
         assert_eq!(other.query("SHOW statement_timeout").await?.1, ["0"]);
     }
-    assert!(Raw::login(&dsn, &[("DateStyle", "no such style")]).await.is_err(), "a bad setting ends the login, as in Postgres");
+    assert!(
+        Raw::login(&dsn, &[("DateStyle", "no such style")]).await.is_err(),
+        "a bad setting ends the login, as in Postgres"
+    );
     Ok(())
 }
 

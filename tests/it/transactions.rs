@@ -30,9 +30,15 @@ async fn a_transaction_over_shards_commits_or_fails_as_one() -> Result<()> {
         let transaction = client.transaction().await?;
         for key in 1..=4_i64 {
             let by = if key % 2 == 1 { -1_i64 } else { 1 };
-            transaction.execute("UPDATE users SET name = (name::bigint + $2)::text WHERE user_id = $1", &[&key, &by]).await?;
+            transaction
+                .execute("UPDATE users SET name = (name::bigint + $2)::text WHERE user_id = $1", &[&key, &by])
+                .await?;
         }
-        if commit { transaction.commit().await? } else { transaction.rollback().await? }
+        if commit {
+            transaction.commit().await?
+        } else {
+            transaction.rollback().await?
+        }
         assert_eq!(column(&client, "SELECT name FROM users WHERE user_id = 1").await?, [expected]);
         assert_eq!(total(&client).await?, 1000);
     }
@@ -44,7 +50,8 @@ async fn a_transaction_over_shards_commits_or_fails_as_one() -> Result<()> {
             break;
         }
     }
-    let refused = transaction.execute("UPDATE users SET name = '0' WHERE user_id = $1", &[&3_i64]).await.expect_err("aborted");
+    let refused =
+        transaction.execute("UPDATE users SET name = '0' WHERE user_id = $1", &[&3_i64]).await.expect_err("aborted");
     assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("25P02"));
     transaction.rollback().await?;
     assert_eq!(total(&client).await?, 1000);
@@ -69,7 +76,10 @@ async fn savepoints_hold_on_every_shard() -> Result<()> {
     client.batch_execute("UPDATE users SET name = '99' WHERE user_id = 2").await?;
     client.batch_execute("COMMIT").await?;
     assert_eq!(total(&client).await?, 1000);
-    assert_eq!(column(&client, "SELECT name FROM users WHERE user_id IN (1, 2) ORDER BY user_id").await?, ["101", "99"]);
+    assert_eq!(
+        column(&client, "SELECT name FROM users WHERE user_id IN (1, 2) ORDER BY user_id").await?,
+        ["101", "99"]
+    );
     // An error after a savepoint can be taken back, on whichever shard it was.
     client.batch_execute("BEGIN").await?;
     client.batch_execute("UPDATE users SET name = '100' WHERE user_id = 1").await?;
@@ -105,13 +115,21 @@ async fn what_a_dead_proxy_left_prepared_is_finished() -> Result<()> {
     let tier = tier().await?;
     let (anchor, other) = (&tier.shards[0], &tier.shards[1]);
     // As the coordinator leaves it: one decided (row on the anchor), one not.
-    for (gid, decided) in [("weir_shard0_1_00000000000000000000000000000001", true), ("weir_shard0_1_00000000000000000000000000000002", false)] {
+    for (gid, decided) in [
+        ("weir_shard0_1_00000000000000000000000000000001", true),
+        ("weir_shard0_1_00000000000000000000000000000002", false),
+    ] {
         let part = other.primary.admin("shop").await?;
         let key = if decided { 1001 } else { 1002 };
         part.batch_execute(&format!("BEGIN; INSERT INTO users (user_id, name) VALUES ({key}, '0')")).await?;
         part.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).await?;
         if decided {
-            anchor.primary.admin("shop").await?.batch_execute(&format!("INSERT INTO weir.txlog (gid, decision) VALUES ('{gid}', 'c')")).await?;
+            anchor
+                .primary
+                .admin("shop")
+                .await?
+                .batch_execute(&format!("INSERT INTO weir.txlog (gid, decision) VALUES ('{gid}', 'c')"))
+                .await?;
         }
     }
     let direct = other.primary.admin("shop").await?;
@@ -142,7 +160,12 @@ async fn killing_the_proxy_conserves_money() -> Result<()> {
                         let transaction = client.transaction().await?;
                         // In key order, so that workers do not wait for each other in a circle.
                         for (key, by) in if from < to { [(from, -1_i64), (to, 1)] } else { [(to, 1), (from, -1)] } {
-                            transaction.execute("UPDATE users SET name = (name::bigint + $2)::text WHERE user_id = $1", &[&key, &by]).await?;
+                            transaction
+                                .execute(
+                                    "UPDATE users SET name = (name::bigint + $2)::text WHERE user_id = $1",
+                                    &[&key, &by],
+                                )
+                                .await?;
                         }
                         transaction.commit().await
                     };

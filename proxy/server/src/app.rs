@@ -72,8 +72,12 @@ impl App {
         if named(&self.config.admin_users) || named(&self.config.stats_users) {
             return Ok(());
         }
-        Err(UserError::new(Blame::Client, sqlstate::INVALID_AUTHORIZATION, format!("user \"{user}\" may not use the admin console"))
-            .hint("List the user in admin_users or stats_users of the config file."))
+        Err(UserError::new(
+            Blame::Client,
+            sqlstate::INVALID_AUTHORIZATION,
+            format!("user \"{user}\" may not use the admin console"),
+        )
+        .hint("List the user in admin_users or stats_users of the config file."))
     }
 
     /// What a user's proof is checked against; one that nothing fits for users that are not known.
@@ -104,8 +108,11 @@ impl App {
 impl Running {
     /// Connects to hub and servers, reads map and catalogue, and opens the sockets.
     pub async fn start(config: Config) -> Result<Running> {
-        let listener = TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
-        let http = TcpListener::bind(config.http_listen).await.with_context(|| format!("cannot listen on {}", config.http_listen))?;
+        let listener =
+            TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+        let http = TcpListener::bind(config.http_listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.http_listen))?;
         let hub = match &config.hub {
             Some(hub) => Some(Hub::connect(hub).await.context("hub")?),
             None => None,
@@ -123,7 +130,11 @@ impl Running {
             cancels: Arc::default(),
             tls,
             metrics,
-            secrets: config.users.iter().filter_map(|(name, user)| Some((name.to_owned(), Secret::derive(user.password.expose())?))).collect(),
+            secrets: config
+                .users
+                .iter()
+                .filter_map(|(name, user)| Some((name.to_owned(), Secret::derive(user.password.expose())?)))
+                .collect(),
             mock_key: MockKey(rand::random()),
             started: Instant::now(),
             listening: AtomicBool::new(false),
@@ -163,13 +174,20 @@ impl App {
     }
 }
 
-async fn start_database(config: &Config, database: &DatabaseConfig, hub: Option<&Hub>, metrics: &Arc<Metrics>, tasks: &mut JoinSet<()>) -> Result<Arc<Database>> {
+async fn start_database(
+    config: &Config,
+    database: &DatabaseConfig,
+    hub: Option<&Hub>,
+    metrics: &Arc<Metrics>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Arc<Database>> {
     let topology = match hub {
         Some(hub) => hub.load_or_propose(database).await.with_context(|| format!("hub, database {}", database.name))?,
         None => without_hub(database),
     };
     let epoch = topology.epoch;
-    let logins: Vec<Login> = database.shards.iter().map(|shard| control_login(config, database, &shard.primary)).collect();
+    let logins: Vec<Login> =
+        database.shards.iter().map(|shard| control_login(config, database, &shard.primary)).collect();
     if logins.len() > 1 {
         crate::recover::prepare(&logins).await.with_context(|| format!("database {}", database.name))?;
     }
@@ -264,7 +282,9 @@ async fn watch_hub(hub: Hub, db: Arc<Database>, epoch: weir_core::id::Epoch) {
             db.install_topology(topology);
         }
         HubEvent::Reachable => {}
-        HubEvent::Lost(error) => tracing::warn!(database = %db.name, "the hub is out of reach, the last map stays in force: {error}"),
+        HubEvent::Lost(error) => {
+            tracing::warn!(database = %db.name, "the hub is out of reach, the last map stays in force: {error}")
+        }
     })
     .await;
 }

@@ -12,8 +12,8 @@ use hashbrown::HashMap;
 use weir_core::admin::{self, Command, Table};
 use weir_core::error::UserError;
 use weir_wire::backend::{
-    AUTHENTICATION_OK, BIND_COMPLETE, CLOSE_COMPLETE, EMPTY_QUERY, NO_PARAMETERS, PARSE_COMPLETE, Status, put_backend_key,
-    put_parameter_status, put_ready,
+    AUTHENTICATION_OK, BIND_COMPLETE, CLOSE_COMPLETE, EMPTY_QUERY, NO_PARAMETERS, PARSE_COMPLETE, Status,
+    put_backend_key, put_parameter_status, put_ready,
 };
 use weir_wire::frontend::{Bind, Object, is_binary};
 
@@ -102,8 +102,12 @@ impl Console<'_> {
     fn table(&self, text: &str) -> Result<Table, UserError> {
         let command = admin::command::parse(text)?;
         if matches!(command, Command::Reload) && !self.may_change {
-            return Err(UserError::new(weir_core::error::Blame::Client, "42501", "permission denied: only admin_users may change things")
-                .hint("List the user in admin_users of the config file."));
+            return Err(UserError::new(
+                weir_core::error::Blame::Client,
+                "42501",
+                "permission denied: only admin_users may change things",
+            )
+            .hint("List the user in admin_users of the config file."));
         }
         admin::answer(&command, &source::Source(self.app))
     }
@@ -131,7 +135,9 @@ impl Console<'_> {
             Op::Bind { portal, statement, body } => {
                 let text = self.statements.get(&statement).cloned().ok_or_else(crate::front::session::malformed)?;
                 let bind = Bind::read(&body).map_err(|_| crate::front::session::malformed())?;
-                let formats = (0..bind.result_formats.len() / 2).map(|column| i16::from(is_binary(bind.result_formats, column))).collect();
+                let formats = (0..bind.result_formats.len() / 2)
+                    .map(|column| i16::from(is_binary(bind.result_formats, column)))
+                    .collect();
                 keep(&mut self.portals, portal, (text, formats))?;
                 self.client.out.extend_from_slice(BIND_COMPLETE);
             }
@@ -168,8 +174,12 @@ impl Console<'_> {
 
 fn keep<V>(names: &mut HashMap<Bytes, V>, name: Bytes, value: V) -> Result<(), UserError> {
     if names.len() >= NAMES_MAX && !names.contains_key(&name) {
-        return Err(UserError::new(weir_core::error::Blame::Client, "54000", "too many statements in one console session")
-            .hint("Close what is no longer needed."));
+        return Err(UserError::new(
+            weir_core::error::Blame::Client,
+            "54000",
+            "too many statements in one console session",
+        )
+        .hint("Close what is no longer needed."));
     }
     names.insert(Bytes::copy_from_slice(&name), value);
     Ok(())

@@ -23,7 +23,8 @@ pub fn config(login: &Login) -> tokio_postgres::Config {
 
 /// Logs in; the connection lives as long as the client does.
 pub async fn connect(login: &Login) -> Result<Client> {
-    let (client, connection) = config(login).connect(NoTls).await.with_context(|| format!("{}:{}", login.host, login.port))?;
+    let (client, connection) =
+        config(login).connect(NoTls).await.with_context(|| format!("{}:{}", login.host, login.port))?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!("control connection ended: {error}");

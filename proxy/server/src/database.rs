@@ -138,7 +138,14 @@ impl View {
 }
 
 impl Database {
-    pub fn new(config: &Config, database: DatabaseConfig, topology: Topology, shards: Vec<Shard>, cache: Option<Cache>, stats: DatabaseStats) -> Arc<Self> {
+    pub fn new(
+        config: &Config,
+        database: DatabaseConfig,
+        topology: Topology,
+        shards: Vec<Shard>,
+        cache: Option<Cache>,
+        stats: DatabaseStats,
+    ) -> Arc<Self> {
         let home = &database.shards[usize::from(database.home.0)].primary;
         let catalog_login = Login {
             host: home.host.as_str().into(),
@@ -201,7 +208,9 @@ impl Database {
             return None;
         }
         let first = self.turn.fetch_add(1, Relaxed);
-        (0..replicas.len()).map(|step| (first + step) % replicas.len()).find(|number| replicas[*number].is_worth_asking(need))
+        (0..replicas.len())
+            .map(|step| (first + step) % replicas.len())
+            .find(|number| replicas[*number].is_worth_asking(need))
     }
 
     /// The pools of a user, made at the first login.
@@ -239,7 +248,9 @@ impl Database {
             let replicas = shard.replicas.iter().enumerate();
             ShardPools {
                 primary: pool(&shard.primary, format!("{base}/primary")),
-                replicas: replicas.map(|(number, endpoint)| pool(endpoint, format!("{base}/replica{number}"))).collect(),
+                replicas: replicas
+                    .map(|(number, endpoint)| pool(endpoint, format!("{base}/replica{number}")))
+                    .collect(),
             }
         });
         UserPools { shards: shards.collect() }

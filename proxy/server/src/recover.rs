@@ -47,8 +47,12 @@ pub async fn run(db: Arc<Database>, logins: Vec<Login>) {
         tokio::time::sleep(EVERY).await;
         match tokio::time::timeout(PATIENCE, sweep(&db, &logins)).await {
             Ok(Ok(0)) => {}
-            Ok(Ok(count)) => tracing::info!(database = %db.name, count, "finished distributed transactions left in doubt"),
-            Ok(Err(error)) => tracing::debug!(database = %db.name, "looking for prepared transactions failed: {error:#}"),
+            Ok(Ok(count)) => {
+                tracing::info!(database = %db.name, count, "finished distributed transactions left in doubt")
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(database = %db.name, "looking for prepared transactions failed: {error:#}")
+            }
             Err(_) => tracing::debug!(database = %db.name, "looking for prepared transactions took too long"),
         }
     }
@@ -79,7 +83,10 @@ async fn sweep(db: &Database, logins: &[Login]) -> Result<usize> {
     }
     for client in &clients {
         client
-            .execute(&format!("DELETE FROM weir.txlog WHERE at < now() - interval '{KEEP}' AND gid <> ALL($1)"), &[&live])
+            .execute(
+                &format!("DELETE FROM weir.txlog WHERE at < now() - interval '{KEEP}' AND gid <> ALL($1)"),
+                &[&live],
+            )
             .await?;
     }
     Ok(finished)

@@ -129,7 +129,15 @@ struct PreparedKey {
 
 impl Statements {
     pub fn new() -> Self {
-        let cache = |items| Cache::with(items, items as u64, quick_cache::UnitWeighter, foldhash::fast::RandomState::default(), quick_cache::sync::DefaultLifecycle::default());
+        let cache = |items| {
+            Cache::with(
+                items,
+                items as u64,
+                quick_cache::UnitWeighter,
+                foldhash::fast::RandomState::default(),
+                quick_cache::sync::DefaultLifecycle::default(),
+            )
+        };
         Statements {
             shapes: cache(SHAPES_MAX),
             prepared: Cache::with(
@@ -204,7 +212,14 @@ fn learn(sql: &str, view: &View, scratch: &Scratch) -> Shape {
     let class = classify(sql, &scratch.tokens);
     let effects = session_effects(sql, &scratch.tokens);
     let compiled = plan::compile(&scratch.normal, &class, sql, &schema(view));
-    Shape { class, effects, large: AtomicBool::new(false), structural: compiled.structural, first: Arc::new(compiled.template), variants: Mutex::default() }
+    Shape {
+        class,
+        effects,
+        large: AtomicBool::new(false),
+        structural: compiled.structural,
+        first: Arc::new(compiled.template),
+        variants: Mutex::default(),
+    }
 }
 
 impl Shape {

@@ -105,7 +105,13 @@ impl DatabaseStats {
     }
 
     /// `None` only for a database that was not registered.
-    pub fn open(&self, name: &str, user: Arc<str>, client: &Client, application_name: String) -> Option<Arc<SessionStats>> {
+    pub fn open(
+        &self,
+        name: &str,
+        user: Arc<str>,
+        client: &Client,
+        application_name: String,
+    ) -> Option<Arc<SessionStats>> {
         let metrics = self.metrics.session(name)?;
         metrics.login();
         let stats = Arc::new(SessionStats {

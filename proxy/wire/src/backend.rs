@@ -180,7 +180,8 @@ mod tests {
     #[test]
     fn reports_carry_their_fields() {
         let mut out = BytesMut::new();
-        Report { severity: "ERROR", sqlstate: "0A000", message: "no", detail: None, hint: Some("do") }.put(tag::ERROR, &mut out);
+        Report { severity: "ERROR", sqlstate: "0A000", message: "no", detail: None, hint: Some("do") }
+            .put(tag::ERROR, &mut out);
         assert_eq!(report_field(&out[5..], b'C'), Some(&b"0A000"[..]));
         assert_eq!(report_field(&out[5..], b'D'), None);
         assert_eq!(report_field(&out[5..], b'H'), Some(&b"do"[..]));

@@ -20,7 +20,10 @@ pub const PROTOCOL_MINOR_MAX: u16 = 2;
 pub enum Request<'a> {
     Ssl,
     Gss,
-    Cancel { process: i32, secret: &'a [u8] },
+    Cancel {
+        process: i32,
+        secret: &'a [u8],
+    },
     Startup(Startup<'a>),
     /// A protocol major version weir does not speak.
     Unsupported(u32),
@@ -126,10 +129,10 @@ mod tests {
         assert_eq!(size(&[0xff; 4]), Err(Malformed));
         assert_eq!(size(&[0, 0]), Ok(None));
         for bad in [
-            &b"\0\0\0\x09\0\x03\0\0\0x"[..],          // length lies
-            &b"\0\0\0\x0b\0\x03\0\0a\0b"[..],         // value without NUL
-            &b"\0\0\0\x0a\0\x03\0\0\0x"[..],          // bytes after the end
-            &b"\0\0\0\x0c\x04\xd2\x16\x2f\0\0\0\0"[..], // SSLRequest with a tail
+            &b"\0\0\0\x09\0\x03\0\0\0x"[..],              // length lies
+            &b"\0\0\0\x0b\0\x03\0\0a\0b"[..],             // value without NUL
+            &b"\0\0\0\x0a\0\x03\0\0\0x"[..],              // bytes after the end
+            &b"\0\0\0\x0c\x04\xd2\x16\x2f\0\0\0\0"[..],   // SSLRequest with a tail
             &b"\0\0\0\x0d\x04\xd2\x16\x2e\0\0\0\0\0"[..], // cancel with a one-byte key
         ] {
             assert_eq!(parse(bad), Err(Malformed), "{bad:?}");

@@ -89,7 +89,11 @@ fn score(index: i64) -> String {
     let (places, sign) = (index % 4, if digits < 0 { "-" } else { "" });
     let unit = 10_i64.pow(u32::try_from(places).unwrap_or(0));
     let whole = digits.abs() / unit;
-    if places == 0 { format!("{sign}{whole}") } else { format!("{sign}{whole}.{:0w$}", digits.abs() % unit, w = places as usize) }
+    if places == 0 {
+        format!("{sign}{whole}")
+    } else {
+        format!("{sign}{whole}.{:0w$}", digits.abs() % unit, w = places as usize)
+    }
 }
 
 fn user(index: i64) -> String {
@@ -110,9 +114,23 @@ fn user(index: i64) -> String {
         n(15, &|| format!("{}", index as f64 * 0.1 + 1.0 / (index as f64))),
         n(16, &|| pick(&ODD, index).to_owned()),
         n(6, &|| format!("{}", (index * 17 % 200 - 100) as f32 * 0.5)),
-        n(17, &|| format!("'{}-{:02}-{:02}{}'", 1950 + index % 70, 1 + index % 12, 1 + index % 28, if index % 83 == 0 { " BC" } else { "" })),
+        n(17, &|| {
+            format!(
+                "'{}-{:02}-{:02}{}'",
+                1950 + index % 70,
+                1 + index % 12,
+                1 + index % 28,
+                if index % 83 == 0 { " BC" } else { "" }
+            )
+        }),
         n(18, &|| format!("'2024-{:02}-{:02} {:02}:30:15.{:03}'", 1 + index % 12, 1 + index % 28, index % 24, index)),
-        n(21, &|| if index % 90 == 1 { "'infinity'".to_owned() } else { format!("'2025-{:02}-01 {:02}:00:00.5+{:02}'", 1 + index % 12, index % 24, index % 5) }),
+        n(21, &|| {
+            if index % 90 == 1 {
+                "'infinity'".to_owned()
+            } else {
+                format!("'2025-{:02}-01 {:02}:00:00.5+{:02}'", 1 + index % 12, index % 24, index % 5)
+            }
+        }),
         n(22, &|| format!("'{:02}:{:02}:00.25'", index % 24, index % 60)),
         n(23, &|| format!("'{}'", pick(&SPANS, index))),
         n(5, &|| (index % 3 == 0).to_string()),
@@ -145,7 +163,13 @@ fn orders(index: i64) -> Vec<String> {
         let lines: Vec<String> = (1..=1 + seed % 3)
             .map(|line| {
                 let product = nullable(seed, 20, || (1 + (seed * 7 + line) % (PRODUCTS - 4)).to_string());
-                format!("({}, {order}, {line}, {product}, {}, {}.{:02})", key(index), 1 + seed % 5, seed % 90, seed % 100)
+                format!(
+                    "({}, {order}, {line}, {product}, {}, {}.{:02})",
+                    key(index),
+                    1 + seed % 5,
+                    seed % 90,
+                    seed % 100
+                )
             })
             .collect();
         statements.push(format!("INSERT INTO order_items VALUES {}", lines.join(", ")));
@@ -156,7 +180,9 @@ fn orders(index: i64) -> Vec<String> {
 fn categories() -> String {
     let rows: Vec<String> = (1..)
         .zip(CATEGORIES)
-        .map(|(id, name): (i64, _)| format!("({id}, '{name}', {})", nullable(id, 3, || (id / 2 + 1).min(id - 1).to_string())))
+        .map(|(id, name): (i64, _)| {
+            format!("({id}, '{name}', {})", nullable(id, 3, || (id / 2 + 1).min(id - 1).to_string()))
+        })
         .collect();
     format!("INSERT INTO categories VALUES {}", rows.join(", "))
 }

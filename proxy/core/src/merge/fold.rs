@@ -1,10 +1,8 @@
 //! Folding the partial aggregates of several shards into the one Postgres would have computed over all rows.
 //!
 //! Invariants: a column type whose fold is not exact is refused before the first row; the answer does not depend on
-//! the order in which shards answer (sums are kept wide and checked at the end, ties go to the lowest source, floats are added in
-//! source order).
-
-use smallvec::SmallVec;
+//! the order in which shards answer (sums are kept wide and checked at the end, ties go to the lowest source). Sums and
+//! averages of floats are refused: their last digits depend on the order in which rows are added, which no merge can know.
 
 use super::numeric::{Decimal, Numeric};
 use super::row::Row;
@@ -35,25 +33,15 @@ enum Rule {
     Count(Source),
     SumInt8(Source),
     SumNumeric(Source),
-    SumFloat(Source),
     Extreme { by: Comparable },
     AvgNumeric { sum: Source, count: Source },
-    AvgFloat { sum: Source, count: Source },
     Bool { column: usize, and: bool },
 }
 
 /// The fold of one group so far.
 pub(super) enum State {
     Integer(Option<i128>),
-    Numeric {
-        sum: Option<Numeric>,
-        count: i128,
-    },
-    /// Each source's sum, so that they can be added in source order whatever the order they came in.
-    Float {
-        sums: SmallVec<[(usize, f64); 4]>,
-        count: i128,
-    },
+    Numeric { sum: Option<Numeric>, count: i128 },
     Extreme(Option<Extreme>),
     Bool(Option<bool>),
 }
@@ -80,7 +68,6 @@ impl Folder {
             FoldKind::Sum => match own.kind {
                 Kind::Int { bytes: 8 } => Rule::SumInt8(own),
                 Kind::Numeric => Rule::SumNumeric(own),
-                Kind::Float4 | Kind::Float8 => Rule::SumFloat(own),
                 _ => return Err(refuse("sum")),
             },
             FoldKind::Min { byte_order } | FoldKind::Max { byte_order } if byte_order || !own.kind.is_collated() => {
@@ -93,7 +80,6 @@ impl Folder {
                     source(sum).zip(source(count)).filter(|(_, count)| is_count(count)).ok_or_else(|| refuse("avg"))?;
                 match (own.kind, sum.kind) {
                     (Kind::Numeric, Kind::Int { .. } | Kind::Numeric) => Rule::AvgNumeric { sum, count },
-                    (Kind::Float8, Kind::Float8) => Rule::AvgFloat { sum, count },
                     _ => return Err(refuse("avg")),
                 }
             }
@@ -110,7 +96,6 @@ impl Folder {
             Rule::Count(_) => State::Integer(Some(0)),
             Rule::SumInt8(_) => State::Integer(None),
             Rule::SumNumeric(_) | Rule::AvgNumeric { .. } => State::Numeric { sum: None, count: 0 },
-            Rule::SumFloat(_) | Rule::AvgFloat { .. } => State::Float { sums: SmallVec::new(), count: 0 },
             Rule::Extreme { .. } => State::Extreme(None),
             Rule::Bool { .. } => State::Bool(None),
         }
@@ -129,12 +114,6 @@ impl Folder {
                 add_numeric(sum, part.numeric(row)?);
                 *count += parts.integer(row)?.unwrap_or(0);
             }
-            (Rule::SumFloat(part), State::Float { sums, .. }) => self.add_float(sums, source, part.float(row)?)?,
-            (Rule::AvgFloat { sum: part, count: parts }, State::Float { sums, count }) => {
-                // avg starts from zero, so that a lone -0 becomes 0.
-                self.add_float(sums, source, part.float(row)?.map(|value| value + 0.0))?;
-                *count += parts.integer(row)?.unwrap_or(0);
-            }
             (Rule::Extreme { by }, State::Extreme(best)) => take_if_better(by, best, source, row)?,
             (Rule::Bool { column, and }, State::Bool(total)) => {
                 if let Some(value) = row.get(*column) {
@@ -146,32 +125,6 @@ impl Folder {
             _ => {}
         }
         Ok(())
-    }
-
-    fn add_float(
-        &self,
-        sums: &mut SmallVec<[(usize, f64); 4]>,
-        source: usize,
-        value: Option<f64>,
-    ) -> Result<(), UserError> {
-        let Some(value) = value else { return Ok(()) };
-        match sums.iter_mut().find(|sum| sum.0 == source) {
-            Some(sum) => sum.1 = self.float_sum(sum.1, value)?,
-            None => sums.push((source, value)),
-        }
-        Ok(())
-    }
-
-    /// float4pl or float8pl: an infinity that was not in the input is an error.
-    fn float_sum(&self, left: f64, right: f64) -> Result<f64, UserError> {
-        let sum = match self.rule {
-            Rule::SumFloat(Source { kind: Kind::Float4, .. }) => f64::from(left as f32 + right as f32),
-            _ => left + right,
-        };
-        if sum.is_infinite() && left.is_finite() && right.is_finite() {
-            return Err(UserError::new(Blame::Client, OUT_OF_RANGE, "value out of range: overflow"));
-        }
-        Ok(sum)
     }
 
     /// The value to show, in the format of its column; `None` is null.
@@ -190,18 +143,6 @@ impl Folder {
                 (Rule::AvgNumeric { .. }, Some(sum)) => self.numeric(&sum.divide(*count)).map(Some),
                 (_, Some(sum)) => self.numeric(sum).map(Some),
             },
-            State::Float { sums, count } => {
-                let mut sums = sums.clone();
-                sums.sort_by_key(|sum| sum.0);
-                let Some((first, rest)) = sums.split_first() else { return Ok(None) };
-                let total = rest.iter().try_fold(first.1, |total, sum| self.float_sum(total, sum.1))?;
-                match self.rule {
-                    Rule::AvgFloat { .. } if *count <= 0 => Ok(None),
-                    Rule::AvgFloat { .. } => Ok(Some(self.float8(total / *count as f64))),
-                    Rule::SumFloat(Source { kind: Kind::Float4, .. }) => Ok(Some(self.float4(total as f32))),
-                    _ => Ok(Some(self.float8(total))),
-                }
-            }
         }
     }
 
@@ -216,14 +157,6 @@ impl Folder {
             return Ok(value.to_text().into_bytes());
         }
         value.to_binary().ok_or_else(|| UserError::new(Blame::Client, OUT_OF_RANGE, "value overflows numeric format"))
-    }
-
-    fn float8(&self, value: f64) -> Vec<u8> {
-        if self.binary { value.to_be_bytes().to_vec() } else { super::float::text8(value).into_bytes() }
-    }
-
-    fn float4(&self, value: f32) -> Vec<u8> {
-        if self.binary { value.to_be_bytes().to_vec() } else { super::float::text4(value).into_bytes() }
     }
 }
 
@@ -252,11 +185,6 @@ impl Source {
         value::integer(self.kind, self.binary, value)
             .map(|value| Some(value.into()))
             .ok_or_else(|| malformed(self.column))
-    }
-
-    fn float(&self, row: &Row<'_>) -> Result<Option<f64>, UserError> {
-        let Some(value) = row.get(self.column) else { return Ok(None) };
-        value::float(self.kind, self.binary, value).map(Some).ok_or_else(|| malformed(self.column))
     }
 
     /// Of a numeric or an integer column.

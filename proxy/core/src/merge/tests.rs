@@ -599,14 +599,15 @@ fn folds_answer_as_postgres_does() {
         (Sum, INT8, &["9223372036854775807", "1", "-1"], "9223372036854775807"),
         (Sum, NUMERIC, &["1.5", "null", "2.250"], "3.750"),
         (Sum, NUMERIC, &["Infinity", "-Infinity"], "NaN"),
-        (Sum, FLOAT8, &["0.1", "0.2"], "0.30000000000000004"),
-        (Sum, FLOAT8, &["-0", "null"], "-0"),
-        (Sum, FLOAT8, &["Infinity", "1"], "Infinity"),
-        (Sum, 700, &["16777216", "1"], "1.6777216e+07"),
         (Min { byte_order: false }, NUMERIC, &["2", "null", "-1.50"], "-1.50"),
         (Max { byte_order: false }, NUMERIC, &["2", "NaN", "Infinity"], "NaN"),
         (Max { byte_order: false }, NUMERIC, &["2.0", "2.00"], "2.0"),
-        (Min { byte_order: false }, 1184, &["2000-01-01 00:00:00+00", "2000-01-01 00:30:00+01"], "2000-01-01 00:30:00+01"),
+        (
+            Min { byte_order: false },
+            1184,
+            &["2000-01-01 00:00:00+00", "2000-01-01 00:30:00+01"],
+            "2000-01-01 00:30:00+01",
+        ),
         (Max { byte_order: false }, 1082, &["null", "null"], "null"),
         (And, BOOL, &["t", "null", "f"], "f"),
         (And, BOOL, &["t", "null"], "t"),
@@ -618,8 +619,6 @@ fn folds_answer_as_postgres_does() {
     for (kind, oid, parts, message) in [
         (Count, INT8, &["9223372036854775807", "1"][..], "bigint out of range"),
         (Sum, INT8, &["-9223372036854775808", "-1"], "bigint out of range"),
-        (Sum, FLOAT8, &["1.7e+308", "1.7e+308"], "value out of range: overflow"),
-        (Sum, 700, &["3e+38", "3e+38"], "value out of range: overflow"),
     ] {
         let error = fold_text(kind, oid, parts).expect_err("overflow");
         assert_eq!((error.sqlstate, &*error.message), ("22003", message));
@@ -630,8 +629,6 @@ fn folds_answer_as_postgres_does() {
 fn binary_folds_are_binary() {
     let int8 = |value: i64| Some(value.to_be_bytes().to_vec());
     assert_eq!(fold_one(FoldKind::Sum, INT8, true, &[int8(2), int8(-5), None]), Ok(int8(-3)));
-    let float8 = |value: f64| Some(value.to_be_bytes().to_vec());
-    assert_eq!(fold_one(FoldKind::Sum, FLOAT8, true, &[float8(2.0), float8(-0.5)]), Ok(float8(1.5)));
     // 9999.5 + 0.50 = 10000.00: one group of weight 1 and display scale 2.
     let left = vec![0, 2, 0, 0, 0, 0, 0, 1, 0x27, 0x0F, 0x13, 0x88];
     let right = vec![0, 1, 0xff, 0xff, 0, 0, 0, 2, 0x13, 0x88];
@@ -653,8 +650,6 @@ fn averages_are_recomposed() {
     assert_eq!(of(&integers, &[["7", "7", "1"], ["1", "3", "3"]]), "2.5000000000000000");
     assert_eq!(of(&integers, &[["null", "null", "0"], ["null", "null", "0"]]), "null");
     assert_eq!(of(&[NUMERIC, NUMERIC, INT8], &[["1", "1.00", "1"], ["1", "1.0", "2"]]), "0.66666666666666666667");
-    assert_eq!(of(&[FLOAT8, FLOAT8, INT8], &[["1", "1", "1"], ["1", "-0.5", "3"]]), "0.125");
-    assert_eq!(of(&[FLOAT8, FLOAT8, INT8], &[["-0", "-0", "1"]]), "0");
 }
 
 #[test]
@@ -715,6 +710,7 @@ fn what_cannot_be_exact_is_refused_before_the_first_row() {
         assert_eq!(refusal(group(kind), &[oid]), Some("0A000"), "{kind:?} {oid}");
     }
     assert_eq!(refusal(average(), &[FLOAT8, 700, INT8]), Some("0A000"));
+    assert_eq!(refusal(average(), &[FLOAT8, FLOAT8, INT8]), Some("0A000"), "the order of addition shows");
     assert_eq!(refusal(MergeSpec { distinct: true, ..MergeSpec::default() }, &[INT8, 114]), Some("0A000"));
     assert_eq!(refusal(MergeSpec { distinct: true, hidden: 1, ..MergeSpec::default() }, &[INT8, 114]), None);
     assert_eq!(refusal(MergeSpec::default(), &[114]), None, "any type passes through");

@@ -319,7 +319,6 @@ fn binary_array<'v>(bytes: &'v [u8], key_type: KeyType, keys: &mut Keys<'v>) -> 
 
 const INVALID_TEXT: &str = "22P02";
 const OUT_OF_RANGE: &str = "22003";
-const BAD_ROW_COUNT: &str = "2201W";
 
 fn missing(number: u16) -> UserError {
     UserError::new(Blame::Client, sqlstate::PROTOCOL_VIOLATION, format!("there is no value for parameter ${number}"))
@@ -352,6 +351,7 @@ fn bad_array() -> UserError {
 }
 
 fn bad_count() -> UserError {
-    UserError::new(Blame::Client, BAD_ROW_COUNT, "LIMIT and OFFSET must be whole numbers that are not negative")
+    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "this LIMIT or OFFSET cannot be merged")
         .detail("The rows come from several shards, so weir itself applies LIMIT and OFFSET.")
+        .hint("Give whole numbers that are not negative.")
 }

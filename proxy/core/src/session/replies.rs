@@ -14,18 +14,30 @@ use weir_wire::backend::{Status, tag};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Owed {
     /// ParseComplete. `op` names the change that an error undoes.
-    Parse { hidden: bool, op: u32 },
-    BindComplete { hidden: bool },
+    Parse {
+        hidden: bool,
+        op: u32,
+    },
+    BindComplete {
+        hidden: bool,
+    },
     /// CloseComplete. `op` as above.
-    Close { hidden: bool, op: u32 },
+    Close {
+        hidden: bool,
+        op: u32,
+    },
     /// ParameterDescription (statements only), then RowDescription or NoData.
     Describe,
     /// Rows, a COPY, or nothing, then CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
     /// ReadyForQuery that ends a pipeline.
-    Sync { hidden: bool },
+    Sync {
+        hidden: bool,
+    },
     /// Everything up to and including ReadyForQuery of a simple query or function call.
-    Query { hidden: bool },
+    Query {
+        hidden: bool,
+    },
     /// Bytes weir itself owes the client at this place.
     Own(Bytes),
 }
@@ -36,9 +48,14 @@ pub enum Verdict {
     Forward,
     Swallow,
     /// ReadyForQuery.
-    Ready { status: Status, hidden: bool },
+    Ready {
+        status: Status,
+        hidden: bool,
+    },
     /// ErrorResponse: forward it; the listed ops never happened.
-    Failed { undone: SmallVec<[u32; 8]> },
+    Failed {
+        undone: SmallVec<[u32; 8]>,
+    },
     /// ErrorResponse to a message of weir's own.
     HiddenFailed,
     /// CopyInResponse: forward it, then pass the client's copy messages on until the server ends the copy.
@@ -155,7 +172,9 @@ impl Replies {
 
     fn unless_hidden(&self) -> Verdict {
         match self.queue.front() {
-            Some(Owed::Query { hidden: true } | Owed::Sync { hidden: true } | Owed::Parse { hidden: true, .. }) => Verdict::Swallow,
+            Some(Owed::Query { hidden: true } | Owed::Sync { hidden: true } | Owed::Parse { hidden: true, .. }) => {
+                Verdict::Swallow
+            }
             _ => Verdict::Forward,
         }
     }

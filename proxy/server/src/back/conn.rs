@@ -72,7 +72,11 @@ impl Backend {
 
     /// May it be lent to somebody else?
     pub fn is_clean(&self) -> bool {
-        self.doubt.is_none() && !self.busy && self.status == Status::Idle && self.inbuf.is_empty() && self.out.is_empty()
+        self.doubt.is_none()
+            && !self.busy
+            && self.status == Status::Idle
+            && self.inbuf.is_empty()
+            && self.out.is_empty()
     }
 
     pub fn is_prepared(&self, id: u64) -> bool {
@@ -120,8 +124,9 @@ impl Backend {
 
     /// Reads what has come into `inbuf`. An end of stream is an error: servers do not hang up between frames for fun.
     pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        read_into(&mut self.stream, &mut self.inbuf, READ_BYTES, cx)
-            .map(|result| result.and_then(|read| if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }))
+        read_into(&mut self.stream, &mut self.inbuf, READ_BYTES, cx).map(|result| {
+            result.and_then(|read| if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
+        })
     }
 
     /// Sends `out`, reading meanwhile so that neither side can block the other. Cancel-safe.
@@ -212,6 +217,9 @@ impl Prepared {
 
 impl std::fmt::Debug for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Backend").field("process", &self.cancel_key.process).field("status", &self.status).finish_non_exhaustive()
+        f.debug_struct("Backend")
+            .field("process", &self.cancel_key.process)
+            .field("status", &self.status)
+            .finish_non_exhaustive()
     }
 }

@@ -54,7 +54,12 @@ async fn open(login: &Login) -> Result<(Backend, Parameters), UserError> {
     stream.set_nodelay(true).map_err(unreachable_io)?;
     let address = stream.peer_addr().map_err(unreachable_io)?;
     let mut hello = BytesMut::new();
-    let parameters = [("user", &*login.user), ("database", &*login.database), ("application_name", "weir"), ("client_encoding", "UTF8")];
+    let parameters = [
+        ("user", &*login.user),
+        ("database", &*login.database),
+        ("application_name", "weir"),
+        ("client_encoding", "UTF8"),
+    ];
     startup::put_startup(&mut hello, &parameters);
     stream.write_all(&hello).await.map_err(unreachable_io)?;
 
@@ -103,8 +108,13 @@ fn unreachable(login: &Login, why: &str) -> UserError {
 }
 
 fn refused(login: &Login, body: &[u8]) -> UserError {
-    let field = |code| report_field(body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
-    UserError::new(Blame::Server, sqlstate::CANNOT_CONNECT, format!("server {}:{} refused the login", login.host, login.port))
-        .detail(format!("{}: {}", field(b'C'), field(b'M')))
-        .hint("Check the user's password in users_file and pg_hba.conf of that server.")
+    let field =
+        |code| report_field(body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
+    UserError::new(
+        Blame::Server,
+        sqlstate::CANNOT_CONNECT,
+        format!("server {}:{} refused the login", login.host, login.port),
+    )
+    .detail(format!("{}: {}", field(b'C'), field(b'M')))
+    .hint("Check the user's password in users_file and pg_hba.conf of that server.")
 }

@@ -173,7 +173,9 @@ impl Pool {
     /// Closes what has been idle or alive for too long. Call every few seconds.
     pub fn retire(&self, now: Instant) {
         let (idle_max, lifetime) = (self.limits.idle_max, self.limits.lifetime);
-        let stale = |backend: &Box<Backend>| now.duration_since(backend.idle_since) > idle_max || now.duration_since(backend.since) > lifetime;
+        let stale = |backend: &Box<Backend>| {
+            now.duration_since(backend.idle_since) > idle_max || now.duration_since(backend.since) > lifetime
+        };
         drop(self.inner.lock().shelf.retire(stale));
     }
 
@@ -217,7 +219,9 @@ impl Pool {
     fn exhausted(&self, message: &str, counts: Counts) -> UserError {
         UserError::new(Blame::Proxy, sqlstate::TOO_MANY_CONNECTIONS, message.to_owned())
             .detail(format!("pool {} {}/{} busy, {} waiting", self.name, counts.busy, counts.size, counts.waiting))
-            .hint("Raise pool.size, shorten transactions, or look for idle ones with SHOW CLIENTS in the admin database.")
+            .hint(
+                "Raise pool.size, shorten transactions, or look for idle ones with SHOW CLIENTS in the admin database.",
+            )
     }
 }
 
@@ -226,7 +230,10 @@ async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserErro
     let Some(sql) = replay(&lease.vars, vars) else { return Ok(Bytes::new()) };
     lease.busy = true;
     lease.put_query(&sql);
-    let lost = |error: std::io::Error| UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost").detail(error.to_string());
+    let lost = |error: std::io::Error| {
+        UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost")
+            .detail(error.to_string())
+    };
     lease.send().await.map_err(lost)?;
     let mut reported = BytesMut::new();
     let mut refused = None;

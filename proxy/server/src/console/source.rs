@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weir_core::admin::{
-    AdminSource, ConfigRow, DatabaseRow, EndpointRow, PinRow, PoolRow, ShardRow, Show, Snapshot, SocketRow, StatRow, UserRow, slot_ranges,
+    AdminSource, ConfigRow, DatabaseRow, EndpointRow, PinRow, PoolRow, ShardRow, Show, Snapshot, SocketRow, StatRow,
+    UserRow, slot_ranges,
 };
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
@@ -87,14 +88,19 @@ fn pools(db: &Arc<Database>) -> Vec<PoolRow> {
             row.cl_waiting += counts.waiting as u64;
             row.wait_us_max = row.wait_us_max.max(pool.longest_wait().as_micros() as u64);
         }
-        row.cl_active = (live.iter().filter(|session| session.user == user).count() as u64).saturating_sub(row.cl_waiting);
+        row.cl_active =
+            (live.iter().filter(|session| session.user == user).count() as u64).saturating_sub(row.cl_waiting);
         row
     });
     rows.collect()
 }
 
 fn stats(db: &Database) -> StatRow {
-    StatRow { database: db.name.to_string(), totals: db.stats.database.totals(), averages: db.stats.database.averages() }
+    StatRow {
+        database: db.name.to_string(),
+        totals: db.stats.database.totals(),
+        averages: db.stats.database.averages(),
+    }
 }
 
 fn clients(db: &Database) -> Vec<SocketRow> {
@@ -137,7 +143,12 @@ fn servers(db: &Database) -> Vec<SocketRow> {
 }
 
 fn databases(app: &App, db: &Database) -> Vec<DatabaseRow> {
-    let connections: usize = db.all_pools().iter().flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>()).map(|counts| counts.busy + counts.idle).sum();
+    let connections: usize = db
+        .all_pools()
+        .iter()
+        .flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>())
+        .map(|counts| counts.busy + counts.idle)
+        .sum();
     let rows = db.config.shards.iter().map(|shard| DatabaseRow {
         name: db.name.to_string(),
         host: shard.primary.host.clone(),
@@ -184,7 +195,12 @@ fn shards(db: &Database) -> Vec<ShardRow> {
         epoch: view.topology.epoch,
         is_up: shard.primary.is_up(),
         replicas_up: shard.replicas.iter().filter(|replica| replica.view.is_up()).count() as u64,
-        lag_ms: shard.replicas.iter().filter(|replica| replica.view.is_up()).filter_map(|replica| replica.view.lag_ms()).max(),
+        lag_ms: shard
+            .replicas
+            .iter()
+            .filter(|replica| replica.view.is_up())
+            .filter_map(|replica| replica.view.lag_ms())
+            .max(),
     });
     rows.collect()
 }
@@ -193,7 +209,8 @@ fn endpoints(db: &Database) -> Vec<EndpointRow> {
     let mut rows = Vec::new();
     for (number, shard) in db.shards.iter().enumerate() {
         let id = ShardId(number as u16);
-        let views = std::iter::once((&shard.primary, "primary")).chain(shard.replicas.iter().map(|replica| (&replica.view, "replica")));
+        let views = std::iter::once((&shard.primary, "primary"))
+            .chain(shard.replicas.iter().map(|replica| (&replica.view, "replica")));
         for (index, (view, role)) in views.enumerate() {
             rows.push(endpoint(db, id, index, view, role));
         }
@@ -256,7 +273,10 @@ fn cache(db: &Database) -> Vec<(String, i64)> {
 
 fn lists(app: &App, db: &Database) -> Vec<(String, i64)> {
     let pools = db.all_pools();
-    let counts: Vec<_> = pools.iter().flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>()).collect();
+    let counts: Vec<_> = pools
+        .iter()
+        .flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>())
+        .collect();
     [
         ("databases", app.databases().count()),
         ("users", app.config.users.len()),
@@ -336,13 +356,32 @@ impl Operator for HttpSource {
         let mut conditions = vec![condition("listening", app.listening.load(Relaxed), true, "clients can connect")];
         conditions.push(condition("draining", !app.draining.load(Relaxed), true, "not shutting down"));
         for db in app.databases() {
-            conditions.push(condition(&format!("topology {}", db.name), true, true, &format!("epoch {}", db.view().topology.epoch)));
+            conditions.push(condition(
+                &format!("topology {}", db.name),
+                true,
+                true,
+                &format!("epoch {}", db.view().topology.epoch),
+            ));
             for shard in &db.shards {
-                let reason = shard.primary.last_error().filter(|_| !shard.primary.is_up()).unwrap_or_else(|| shard.primary.endpoint.to_string());
-                conditions.push(condition(&format!("primary {}/{}", db.name, shard.name), shard.primary.has_been_up(), true, &reason));
+                let reason = shard
+                    .primary
+                    .last_error()
+                    .filter(|_| !shard.primary.is_up())
+                    .unwrap_or_else(|| shard.primary.endpoint.to_string());
+                conditions.push(condition(
+                    &format!("primary {}/{}", db.name, shard.name),
+                    shard.primary.has_been_up(),
+                    true,
+                    &reason,
+                ));
                 for replica in &shard.replicas {
                     let name = format!("replica {}/{} {}", db.name, shard.name, replica.view.endpoint);
-                    conditions.push(condition(&name, replica.view.is_up(), false, &replica.view.last_error().unwrap_or_default()));
+                    conditions.push(condition(
+                        &name,
+                        replica.view.is_up(),
+                        false,
+                        &replica.view.last_error().unwrap_or_default(),
+                    ));
                 }
             }
             if let Some(up) = db.cache.as_ref().and_then(crate::cache::Cache::redis_up) {

@@ -185,14 +185,19 @@ impl Session {
     }
 
     async fn roll_back_open(&mut self) -> Result<(), Failure> {
-        let open: Vec<usize> = (0..self.held.len()).filter(|index| self.held[*index].lease.status != Status::Idle).collect();
+        let open: Vec<usize> =
+            (0..self.held.len()).filter(|index| self.held[*index].lease.status != Status::Idle).collect();
         self.ask_all(&open, "ROLLBACK").await?;
         Ok(())
     }
 
     /// Settings made inside the transaction stay or go with it.
     fn close_transaction(&mut self, committed: bool) {
-        if committed { self.vars.on_commit() } else { self.vars.on_rollback() }
+        if committed {
+            self.vars.on_commit()
+        } else {
+            self.vars.on_rollback()
+        }
         for held in &mut self.held {
             if held.begun {
                 held.lease.vars = if committed { self.vars.current().clone() } else { held.vars_before.clone() };
@@ -213,7 +218,8 @@ async fn answer(lease: &mut crate::back::pool::Lease) -> std::io::Result<Answer>
         match kind {
             tag::ERROR => answer = Err(body),
             tag::READY => {
-                lease.status = Status::read(&body).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
+                lease.status =
+                    Status::read(&body).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
                 lease.busy = false;
                 return Ok(answer);
             }

@@ -29,7 +29,11 @@ const OUT_BYTES: usize = 64 * 1024;
 pub enum Question<'a> {
     Text(&'a str),
     /// `merged`: ask with the text whose answers are made to be merged.
-    Portal { prepared: &'a Prepared, bind: &'a Bytes, merged: bool },
+    Portal {
+        prepared: &'a Prepared,
+        bind: &'a Bytes,
+        merged: bool,
+    },
 }
 
 /// How much of the reply the client asked for.
@@ -52,7 +56,13 @@ struct Source {
 
 impl Session {
     /// A simple statement for several shards.
-    pub async fn spread_text(&mut self, shards: &[ShardId], sql: &str, understood: &Understood, plan: &Plan) -> Result<(), Failure> {
+    pub async fn spread_text(
+        &mut self,
+        shards: &[ShardId],
+        sql: &str,
+        understood: &Understood,
+        plan: &Plan,
+    ) -> Result<(), Failure> {
         let rewritten = understood.template.rewrite().filter(|_| plan.merge.is_some()).map(|rewrite| {
             crate::statements::relex(sql, &mut self.scratch);
             rewrite.apply(sql, &self.scratch.tokens)
@@ -66,7 +76,13 @@ impl Session {
     }
 
     /// A read whose rows come from several shards.
-    pub async fn merged_read(&mut self, shards: &[ShardId], question: Question<'_>, spec: MergeSpec, form: Form) -> Result<(), Failure> {
+    pub async fn merged_read(
+        &mut self,
+        shards: &[ShardId],
+        question: Question<'_>,
+        spec: MergeSpec,
+        form: Form,
+    ) -> Result<(), Failure> {
         if self.txn.as_ref().is_some_and(|txn| txn.one_snapshot) {
             return Err(no_common_snapshot().into());
         }
@@ -102,9 +118,16 @@ impl Session {
         let fields = row::fields(&description).map_err(|_| unexpected("a malformed RowDescription"))?;
         let columns = fields
             .iter()
-            .map(|field| ResultColumn { type_oid: field.type_oid, type_modifier: field.type_modifier, binary: field.binary })
+            .map(|field| ResultColumn {
+                type_oid: field.type_oid,
+                type_modifier: field.type_modifier,
+                binary: field.binary,
+            })
             .collect();
-        let limits = MergeLimits { buffered_bytes_max: self.app.config.limits.merge_bytes_max, groups_max: self.app.config.limits.merge_groups_max };
+        let limits = MergeLimits {
+            buffered_bytes_max: self.app.config.limits.merge_bytes_max,
+            groups_max: self.app.config.limits.merge_groups_max,
+        };
         let mut merger = Merger::new(spec, columns, sources.len(), limits)?;
         if form.description {
             let mut stripped = BytesMut::new();
@@ -183,7 +206,8 @@ impl Session {
         let first = if matches!(shape.class, Class::Copy(_)) { shards.len() } else { 1 };
         let (first, rest) = shards.split_at(first);
         let result = self.write_all([first, rest], question, plan, form).await;
-        if result.is_ok() && shape.class.changes_schema()
+        if result.is_ok()
+            && shape.class.changes_schema()
             && let Some(txn) = &mut self.txn
         {
             txn.changed_schema = true;
@@ -212,7 +236,13 @@ impl Session {
 
     /// The first shard goes first and alone: it orders concurrent writers of the same rows, so that they cannot wait for
     /// each other in a circle that no server sees.
-    async fn write_all(&mut self, rounds: [&[ShardId]; 2], question: Question<'_>, plan: &Plan, form: Form) -> Result<Bytes, Failure> {
+    async fn write_all(
+        &mut self,
+        rounds: [&[ShardId]; 2],
+        question: Question<'_>,
+        plan: &Plan,
+        form: Form,
+    ) -> Result<Bytes, Failure> {
         let mut command = Bytes::new();
         let mut rows = 0;
         for (round, part) in rounds.into_iter().enumerate() {
@@ -244,7 +274,13 @@ impl Session {
     }
 
     /// Reads one source to its end; its rows reach the client if they are `shown`.
-    async fn pass(&mut self, sources: &mut [Source], number: usize, shown: bool, description: bool) -> Result<(), Failure> {
+    async fn pass(
+        &mut self,
+        sources: &mut [Source],
+        number: usize,
+        shown: bool,
+        description: bool,
+    ) -> Result<(), Failure> {
         loop {
             if sources[number].done {
                 return Ok(());
@@ -351,23 +387,45 @@ impl Session {
     }
 
     /// Statements that cannot run in a transaction (CREATE INDEX CONCURRENTLY, VACUUM): one shard after the other.
-    async fn shard_by_shard(&mut self, shards: &[ShardId], question: Question<'_>, shape: &crate::statements::Shape, form: Form) -> Result<(), Failure> {
+    async fn shard_by_shard(
+        &mut self,
+        shards: &[ShardId],
+        question: Question<'_>,
+        shape: &crate::statements::Shape,
+        form: Form,
+    ) -> Result<(), Failure> {
         if self.txn.is_some() {
-            return Err(UserError::new(Blame::Client, "25001", format!("{} cannot run inside a transaction block", shape.class.name())).into());
+            return Err(UserError::new(
+                Blame::Client,
+                "25001",
+                format!("{} cannot run inside a transaction block", shape.class.name()),
+            )
+            .into());
         }
         let mut command = Bytes::new();
         let mut finished = Vec::new();
         for &shard in shards {
             let mut sources = self.ask(&[shard], question).await?;
             let index = sources[0].index;
-            self.note_write_of(index, &weir_core::fresh::Dependencies::from_slice(&[weir_core::fresh::Dependency::Anything]), true)?;
+            self.note_write_of(
+                index,
+                &weir_core::fresh::Dependencies::from_slice(&[weir_core::fresh::Dependency::Anything]),
+                true,
+            )?;
             self.pass(&mut sources, 0, finished.is_empty(), form.description && finished.is_empty()).await?;
             self.announced.publish();
             if let Some(body) = sources[0].failed.take() {
                 let names = &self.view().topology.shards;
                 let done: Vec<&str> = finished.iter().map(|shard: &ShardId| &*names[usize::from(shard.0)]).collect();
                 if !done.is_empty() {
-                    self.warn("01000", &format!("done on shards {} before {} failed; repeat it there", done.join(", "), names[usize::from(shard.0)]));
+                    self.warn(
+                        "01000",
+                        &format!(
+                            "done on shards {} before {} failed; repeat it there",
+                            done.join(", "),
+                            names[usize::from(shard.0)]
+                        ),
+                    );
                 }
                 return Err(self.report(&body));
             }
@@ -470,7 +528,11 @@ impl Session {
     }
 }
 
-pub fn put_question(lease: &mut crate::back::pool::Lease, question: Question<'_>, replies: &mut Replies) -> Result<(), Failure> {
+pub fn put_question(
+    lease: &mut crate::back::pool::Lease,
+    question: Question<'_>,
+    replies: &mut Replies,
+) -> Result<(), Failure> {
     match question {
         Question::Text(sql) => {
             lease.put_query(sql);
@@ -485,7 +547,8 @@ pub fn put_question(lease: &mut crate::back::pool::Lease, question: Question<'_>
             if !lease.is_prepared(id) {
                 if let Some(oldest) = lease.note_prepared(id) {
                     let name = Prepared::backend_name(oldest);
-                    Target { object: Object::Statement, name: name.as_bytes() }.put(frontend::tag::CLOSE, &mut lease.out);
+                    Target { object: Object::Statement, name: name.as_bytes() }
+                        .put(frontend::tag::CLOSE, &mut lease.out);
                     replies.push(Owed::Close { hidden: true, op: u32::MAX });
                 }
                 Parse { name: name.as_bytes(), sql, types: &prepared.types }.put(&mut lease.out);
@@ -496,7 +559,9 @@ pub fn put_question(lease: &mut crate::back::pool::Lease, question: Question<'_>
             Target { object: Object::Portal, name: b"" }.put(frontend::tag::DESCRIBE, &mut lease.out);
             Execute { portal: b"", rows_max: 0 }.put(&mut lease.out);
             put_sync(&mut lease.out);
-            for owed in [Owed::BindComplete { hidden: true }, Owed::Describe, Owed::Execute, Owed::Sync { hidden: false }] {
+            for owed in
+                [Owed::BindComplete { hidden: true }, Owed::Describe, Owed::Execute, Owed::Sync { hidden: false }]
+            {
                 replies.push(owed);
             }
         }
@@ -518,7 +583,10 @@ fn no_common_snapshot() -> UserError {
 }
 
 fn unexpected(what: &str) -> Failure {
-    UserError::new(Blame::Server, sqlstate::INTERNAL, "a shard answered unexpectedly").detail(what.to_owned()).fatal().into()
+    UserError::new(Blame::Server, sqlstate::INTERNAL, "a shard answered unexpectedly")
+        .detail(what.to_owned())
+        .fatal()
+        .into()
 }
 
 fn lost_shard(error: &std::io::Error) -> Failure {
@@ -528,4 +596,3 @@ fn lost_shard(error: &std::io::Error) -> Failure {
         .fatal()
         .into()
 }
-

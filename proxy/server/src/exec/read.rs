@@ -140,14 +140,21 @@ impl Session {
                     })
                     .collect();
                 let columns = bind.result_formats.len() / 2;
-                let formats: Vec<i16> = (0..columns).map(|column| i16::from(is_binary(bind.result_formats, column))).collect();
+                let formats: Vec<i16> =
+                    (0..columns).map(|column| i16::from(is_binary(bind.result_formats, column))).collect();
                 Some(parts(std::str::from_utf8(&prepared.sql).ok()?, &params, &formats))
             }
         }
     }
 
     /// Asks a replica with its replay position in front. `None`: no replica could prove that it is fresh.
-    async fn from_replica(&mut self, shard: ShardId, question: Question<'_>, seen: &Observation, shape: &Shape) -> Result<Option<Bytes>, Failure> {
+    async fn from_replica(
+        &mut self,
+        shard: ShardId,
+        question: Question<'_>,
+        seen: &Observation,
+        shape: &Shape,
+    ) -> Result<Option<Bytes>, Failure> {
         let Some(number) = self.db.choose_replica(shard, seen.lsn()) else { return Ok(None) };
         let Some(pool) = self.pools.replica(shard, number) else { return Ok(None) };
         // A replica that cannot be reached is no error: the primary answers.
@@ -238,7 +245,12 @@ fn split_position(frames: &Bytes) -> Option<(Lsn, Bytes)> {
         match next.tag {
             tag::DATA_ROW => {
                 let values = row::values(next.body).ok()?;
-                replay = values.first().copied().flatten().and_then(|text| std::str::from_utf8(text).ok()).and_then(Lsn::parse);
+                replay = values
+                    .first()
+                    .copied()
+                    .flatten()
+                    .and_then(|text| std::str::from_utf8(text).ok())
+                    .and_then(Lsn::parse);
             }
             tag::COMMAND_COMPLETE => return Some((replay?, frames.slice(at..))),
             _ => {}

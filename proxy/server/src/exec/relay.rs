@@ -158,7 +158,8 @@ fn digest(
             break Some(Flow::Drained);
         }
         let rest = &backend.inbuf[judged..];
-        let header = frame::header(rest, MESSAGE_BYTES_MAX).map_err(|bad| Broken::Server(io::Error::new(io::ErrorKind::InvalidData, bad)))?;
+        let header = frame::header(rest, MESSAGE_BYTES_MAX)
+            .map_err(|bad| Broken::Server(io::Error::new(io::ErrorKind::InvalidData, bad)))?;
         let Some((kind, total)) = header else { break None };
         if rest.len() < total {
             let bulk = matches!(kind, tag::DATA_ROW | tag::COPY_DATA);
@@ -209,7 +210,9 @@ fn digest(
 fn note(kind: u8, trail: &mut Trail) {
     match kind {
         tag::DATA_ROW => trail.rows += 1,
-        tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION | tag::COPY_DATA | tag::COPY_OUT => trail.chatter = true,
+        tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION | tag::COPY_DATA | tag::COPY_OUT => {
+            trail.chatter = true
+        }
         _ => {}
     }
 }

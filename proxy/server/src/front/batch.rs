@@ -58,7 +58,9 @@ impl Collector {
     /// Takes as many frames as make one request from the front of `inbuf`; `None`: more bytes are needed.
     pub fn next(&mut self, inbuf: &mut BytesMut) -> Result<Option<Request>, Malformed> {
         loop {
-            let Some((kind, total)) = frame::header(inbuf, MESSAGE_BYTES_MAX).map_err(|_| Malformed)? else { return Ok(None) };
+            let Some((kind, total)) = frame::header(inbuf, MESSAGE_BYTES_MAX).map_err(|_| Malformed)? else {
+                return Ok(None);
+            };
             if inbuf.len() < total {
                 inbuf.reserve(total - inbuf.len());
                 return Ok(None);

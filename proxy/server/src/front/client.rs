@@ -67,7 +67,11 @@ impl Client {
             self.sent_bytes += sent as u64;
             self.out.advance(sent);
         }
-        if matches!(self.socket, Socket::Tls(_)) { Pin::new(&mut self.socket).poll_flush(cx) } else { Poll::Ready(Ok(())) }
+        if matches!(self.socket, Socket::Tls(_)) {
+            Pin::new(&mut self.socket).poll_flush(cx)
+        } else {
+            Poll::Ready(Ok(()))
+        }
     }
 
     pub async fn send(&mut self) -> io::Result<()> {

@@ -21,7 +21,11 @@ impl Session {
         }
         match class {
             Class::Begin(modes) => {
-                let tag = if sql.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start")) { "START TRANSACTION" } else { "BEGIN" };
+                let tag = if sql.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start")) {
+                    "START TRANSACTION"
+                } else {
+                    "BEGIN"
+                };
                 let one_snapshot = modes.isolation.is_some_and(one_snapshot) || self.defaults_to_one_snapshot();
                 self.begin(sql, one_snapshot, tag);
             }
@@ -42,7 +46,11 @@ impl Session {
             Class::Unlisten(_) if self.pinned_index().is_none() => self.put_tag("UNLISTEN"),
             Class::Unlisten(_) => self.on_pinned_or_home(sql).await?,
             Class::PrepareTransaction | Class::CommitPrepared | Class::RollbackPrepared if !self.is_single() => {
-                return Err(refused("two-phase commit by the client", "weir itself commits in two phases where a transaction spans shards", "Use COMMIT."));
+                return Err(refused(
+                    "two-phase commit by the client",
+                    "weir itself commits in two phases where a transaction spans shards",
+                    "Use COMMIT.",
+                ));
             }
             Class::Fetch { .. } | Class::Move { .. } | Class::CloseCursor(_) => self.on_cursor(sql).await?,
             _ => return Ok(false),
@@ -56,7 +64,9 @@ impl Session {
 
     fn defaults_to_one_snapshot(&self) -> bool {
         let level = self.vars.current().get("default_transaction_isolation");
-        level.is_some_and(|level| level.to_ascii_lowercase().contains("repeatable") || level.to_ascii_lowercase().contains("serializable"))
+        level.is_some_and(|level| {
+            level.to_ascii_lowercase().contains("repeatable") || level.to_ascii_lowercase().contains("serializable")
+        })
     }
 
     fn begin(&mut self, sql: &str, one_snapshot: bool, tag: &str) {
@@ -77,7 +87,11 @@ impl Session {
         };
         let commit = commit && !txn.failed;
         let again = chain.then(|| Transaction::lazy(&txn.prelude[0].sql, txn.one_snapshot));
-        if commit { self.commit_all().await? } else { self.roll_back_all().await? }
+        if commit {
+            self.commit_all().await?
+        } else {
+            self.roll_back_all().await?
+        }
         self.put_tag(if commit { "COMMIT" } else { "ROLLBACK" });
         self.txn = again;
         Ok(())
@@ -117,14 +131,22 @@ impl Session {
 
     fn find_savepoint(&mut self, name: &str) -> Result<usize, Failure> {
         self.require_transaction("savepoints")?;
-        let found = self.txn.as_ref().and_then(|txn| txn.prelude.iter().rposition(|joined| joined.savepoint.as_deref() == Some(name)));
-        found.ok_or_else(|| UserError::new(Blame::Client, "3B001", format!("savepoint \"{name}\" does not exist")).into())
+        let found = self
+            .txn
+            .as_ref()
+            .and_then(|txn| txn.prelude.iter().rposition(|joined| joined.savepoint.as_deref() == Some(name)));
+        found.ok_or_else(|| {
+            UserError::new(Blame::Client, "3B001", format!("savepoint \"{name}\" does not exist")).into()
+        })
     }
 
     fn require_transaction(&self, what: &str) -> Result<(), Failure> {
         match &self.txn {
             Some(_) => Ok(()),
-            None => Err(UserError::new(Blame::Client, "25P01", format!("{what} can only be used in transaction blocks")).into()),
+            None => {
+                Err(UserError::new(Blame::Client, "25P01", format!("{what} can only be used in transaction blocks"))
+                    .into())
+            }
         }
     }
 
@@ -171,7 +193,9 @@ impl Session {
     }
 
     async fn set(&mut self, sql: &str, class: &Class) -> Result<(), Failure> {
-        let mut begun: Vec<usize> = (0..self.held.len()).filter(|index| self.held[*index].begun || self.held[*index].pinned.is_some()).collect();
+        let mut begun: Vec<usize> = (0..self.held.len())
+            .filter(|index| self.held[*index].begun || self.held[*index].pinned.is_some())
+            .collect();
         if begun.is_empty() {
             let home = self.view().topology.home;
             begun.push(self.hold(home).await?);
@@ -212,7 +236,9 @@ impl Session {
 
     async fn discard_all(&mut self, sql: &str) -> Result<(), Failure> {
         if self.txn.is_some() {
-            return Err(UserError::new(Blame::Client, "25001", "DISCARD ALL cannot run inside a transaction block").into());
+            return Err(
+                UserError::new(Blame::Client, "25001", "DISCARD ALL cannot run inside a transaction block").into()
+            );
         }
         let index = match self.pinned_index() {
             Some(index) => index,
@@ -264,7 +290,11 @@ impl Session {
     async fn pin_home(&mut self, sql: &str, pin: Pin, what: &'static str) -> Result<(), Failure> {
         if !self.is_single() && self.view().rules.any_sharded() {
             let why = "it would live on one shard only, while the data is spread over several";
-            let hint = if pin == Pin::Listen { "Listen on a shard directly." } else { "Use protocol-level prepared statements, which every driver offers." };
+            let hint = if pin == Pin::Listen {
+                "Listen on a shard directly."
+            } else {
+                "Use protocol-level prepared statements, which every driver offers."
+            };
             return Err(refused(what, why, hint));
         }
         self.on_pinned_or_home(sql).await?;
@@ -289,13 +319,18 @@ impl Session {
     /// FETCH, MOVE and CLOSE go where the transaction is; with several Backends the cursor's is not known.
     async fn on_cursor(&mut self, sql: &str) -> Result<(), Failure> {
         if self.held.len() > 1 {
-            return Err(refused("a cursor in a transaction over several shards", "the cursor lives on one of them", "Read with a plain SELECT."));
+            return Err(refused(
+                "a cursor in a transaction over several shards",
+                "the cursor lives on one of them",
+                "Read with a plain SELECT.",
+            ));
         }
         self.on_pinned_or_home(sql).await
     }
 
     pub fn warn(&mut self, sqlstate: &str, message: &str) {
-        Report { severity: "WARNING", sqlstate, message, detail: None, hint: None }.put(tag::NOTICE, &mut self.client.out);
+        Report { severity: "WARNING", sqlstate, message, detail: None, hint: None }
+            .put(tag::NOTICE, &mut self.client.out);
     }
 }
 
@@ -304,12 +339,20 @@ fn one_snapshot(isolation: Isolation) -> bool {
 }
 
 fn aborted() -> UserError {
-    UserError::new(Blame::Client, sqlstate::IN_FAILED_TRANSACTION, "current transaction is aborted, commands ignored until end of transaction block")
+    UserError::new(
+        Blame::Client,
+        sqlstate::IN_FAILED_TRANSACTION,
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
 }
 
 fn refused(what: &str, why: &'static str, hint: &'static str) -> Failure {
-    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, format!("{what} is not supported over several shards"))
-        .detail(why)
-        .hint(hint)
-        .into()
+    UserError::new(
+        Blame::Client,
+        sqlstate::FEATURE_NOT_SUPPORTED,
+        format!("{what} is not supported over several shards"),
+    )
+    .detail(why)
+    .hint(hint)
+    .into()
 }

@@ -25,13 +25,35 @@ use crate::statements::Prepared;
 
 /// One message with what it refers to.
 pub enum Step {
-    Parse { name: Bytes, prepared: Arc<Prepared>, op: u32 },
-    Bind { portal: Bytes, statement: Bytes, bound: Portal },
-    DescribeStatement { name: Bytes, prepared: Arc<Prepared> },
-    DescribePortal { name: Bytes, portal: Portal },
-    Execute { name: Bytes, portal: Portal, rows_max: i32 },
-    CloseStatement { name: Bytes },
-    ClosePortal { name: Bytes },
+    Parse {
+        name: Bytes,
+        prepared: Arc<Prepared>,
+        op: u32,
+    },
+    Bind {
+        portal: Bytes,
+        statement: Bytes,
+        bound: Portal,
+    },
+    DescribeStatement {
+        name: Bytes,
+        prepared: Arc<Prepared>,
+    },
+    DescribePortal {
+        name: Bytes,
+        portal: Portal,
+    },
+    Execute {
+        name: Bytes,
+        portal: Portal,
+        rows_max: i32,
+    },
+    CloseStatement {
+        name: Bytes,
+    },
+    ClosePortal {
+        name: Bytes,
+    },
     /// The message cannot be carried out; nothing after it counts.
     Refuse(UserError),
 }
@@ -296,7 +318,8 @@ impl Session {
                 }
                 Step::DescribeStatement { name, prepared } => {
                     let name = ensure(lease, name, prepared, &mut survey.undo, replies);
-                    Target { object: Object::Statement, name: name.as_bytes() }.put(frontend::tag::DESCRIBE, &mut lease.out);
+                    Target { object: Object::Statement, name: name.as_bytes() }
+                        .put(frontend::tag::DESCRIBE, &mut lease.out);
                     replies.push(Owed::Describe);
                 }
                 Step::DescribePortal { name, .. } => {
@@ -327,7 +350,9 @@ impl Session {
         for (place, step) in survey.steps.iter().enumerate() {
             match step {
                 Step::Parse { .. } if place == 0 => asked.parse = true,
-                Step::Bind { bound, .. } if asked.bind.is_none() && matches!(bound.plan.access, Access::Read) => asked.bind = Some(place),
+                Step::Bind { bound, .. } if asked.bind.is_none() && matches!(bound.plan.access, Access::Read) => {
+                    asked.bind = Some(place)
+                }
                 Step::DescribePortal { .. } if asked.bind.is_some() && !asked.executed => asked.describe = true,
                 Step::Execute { rows_max: 0, .. } if asked.bind.is_some() && !asked.executed => asked.executed = true,
                 _ => return None,
@@ -337,7 +362,9 @@ impl Session {
     }
 
     async fn read_batch(&mut self, shard: ShardId, survey: &Survey, asked: &Asked) -> Result<bool, Failure> {
-        let Some(Step::Bind { bound, .. }) = asked.bind.and_then(|place| survey.steps.get(place)) else { return Ok(false) };
+        let Some(Step::Bind { bound, .. }) = asked.bind.and_then(|place| survey.steps.get(place)) else {
+            return Ok(false);
+        };
         let question = Question::Portal { prepared: &bound.prepared, bind: &bound.bind, merged: false };
         self.read_elsewhere(shard, question, &bound.plan, &bound.prepared.shape, asked).await
     }
@@ -345,7 +372,14 @@ impl Session {
 
 type Lease = crate::back::pool::Lease;
 
-fn put_parse(lease: &mut Lease, name: &Bytes, prepared: &Prepared, op: u32, undo: &mut Vec<Undo>, replies: &mut Replies) {
+fn put_parse(
+    lease: &mut Lease,
+    name: &Bytes,
+    prepared: &Prepared,
+    op: u32,
+    undo: &mut Vec<Undo>,
+    replies: &mut Replies,
+) {
     let known = if name.is_empty() { lease.unnamed == Some(prepared.id) } else { lease.is_prepared(prepared.id) };
     if known {
         replies.push(Owed::Own(Bytes::from_static(PARSE_COMPLETE)));
@@ -360,7 +394,13 @@ fn put_parse(lease: &mut Lease, name: &Bytes, prepared: &Prepared, op: u32, undo
 }
 
 /// Makes sure the Backend knows the statement; returns the name it has there.
-pub fn ensure(lease: &mut Lease, name: &Bytes, prepared: &Prepared, undo: &mut Vec<Undo>, replies: &mut Replies) -> String {
+pub fn ensure(
+    lease: &mut Lease,
+    name: &Bytes,
+    prepared: &Prepared,
+    undo: &mut Vec<Undo>,
+    replies: &mut Replies,
+) -> String {
     let unnamed = name.is_empty();
     let known = if unnamed { lease.unnamed == Some(prepared.id) } else { lease.is_prepared(prepared.id) };
     if !known {
@@ -371,7 +411,13 @@ pub fn ensure(lease: &mut Lease, name: &Bytes, prepared: &Prepared, undo: &mut V
 }
 
 /// Sends Parse; returns the op that undoes the note of it.
-fn prepare_on(lease: &mut Lease, unnamed: bool, prepared: &Prepared, undo: &mut Vec<Undo>, replies: &mut Replies) -> u32 {
+fn prepare_on(
+    lease: &mut Lease,
+    unnamed: bool,
+    prepared: &Prepared,
+    undo: &mut Vec<Undo>,
+    replies: &mut Replies,
+) -> u32 {
     let op = undo.len() as u32;
     if unnamed {
         lease.unnamed = Some(prepared.id);
@@ -395,4 +441,3 @@ pub fn spread_of(body: &[u8]) -> u64 {
     use std::hash::BuildHasher;
     foldhash::fast::FixedState::with_seed(1).hash_one(body)
 }
-

@@ -43,7 +43,8 @@ pub async fn run(app: Arc<App>, listener: TcpListener, stop: impl Future<Output 
 
 async fn serve(app: Arc<App>, stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
     socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     let address = stream.peer_addr()?;
     let mut client = Client::new(Socket::Plain(stream), address);

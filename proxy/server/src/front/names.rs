@@ -36,9 +36,15 @@ pub struct Portal {
 /// How to take a change back.
 pub enum Undo {
     /// `backend`: the id under which a Backend was to prepare it.
-    Statement { name: Bytes, before: Option<Arc<Prepared>>, backend: Option<u64> },
+    Statement {
+        name: Bytes,
+        before: Option<Arc<Prepared>>,
+        backend: Option<u64>,
+    },
     /// A Backend never got to prepare this.
-    BackendPrepared { id: u64 },
+    BackendPrepared {
+        id: u64,
+    },
     BackendUnnamed,
 }
 

@@ -259,7 +259,9 @@ impl Session {
             }
             Ok((tag::ERROR, body)) => {
                 self.held[index].lease.doubt("terminated by the server");
-                let text = |code| report_field(&body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
+                let text = |code| {
+                    report_field(&body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
+                };
                 Err(End::Fatal(gone(format!("{}: {}", text(b'C'), text(b'M')))))
             }
             Ok(_) | Err(_) => {
@@ -381,9 +383,13 @@ impl Session {
             Broken::Hidden(why) => {
                 self.held.remove(index);
                 Failure::Refused(
-                    UserError::new(Blame::Server, sqlstate::INTERNAL, "the server connection could not take over this session's state")
-                        .detail(format!("{name}: {why}"))
-                        .hint("RESET ALL clears the session's settings."),
+                    UserError::new(
+                        Blame::Server,
+                        sqlstate::INTERNAL,
+                        "the server connection could not take over this session's state",
+                    )
+                    .detail(format!("{name}: {why}"))
+                    .hint("RESET ALL clears the session's settings."),
                 )
             }
             Broken::Server(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),

@@ -38,7 +38,8 @@ impl Session {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.tokens.clear();
         let lexed = lex(sql, &mut scratch.tokens);
-        let parts: Vec<std::ops::Range<usize>> = if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { Vec::new() };
+        let parts: Vec<std::ops::Range<usize>> =
+            if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { Vec::new() };
         let single = lexed.is_err() || parts.len() == 1;
         if lexed.is_ok() && parts.is_empty() {
             self.scratch = scratch;
@@ -109,7 +110,11 @@ impl Session {
     }
 
     async fn single(&mut self, shard: ShardId, sql: &str, understood: &Understood, plan: &Plan) -> Result<(), Failure> {
-        if self.txn.is_none() && self.held.is_empty() && matches!(plan.access, Access::Read) && self.db.answers_elsewhere() {
+        if self.txn.is_none()
+            && self.held.is_empty()
+            && matches!(plan.access, Access::Read)
+            && self.db.answers_elsewhere()
+        {
             let question = Question::Text(sql);
             if self.read_elsewhere(shard, question, plan, &understood.shape, &Asked::simple()).await? {
                 return Ok(());

@@ -11,7 +11,9 @@ use tokio_rustls::TlsAcceptor;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::session::startup::startup_vars;
 use weir_core::session::vars::{VarSet, Vars};
-use weir_wire::backend::{AUTHENTICATION_OK, put_backend_key, put_negotiate, put_parameter_status, put_ready, Status, tag};
+use weir_wire::backend::{
+    AUTHENTICATION_OK, Status, put_backend_key, put_negotiate, put_parameter_status, put_ready, tag,
+};
 use weir_wire::frame;
 use weir_wire::frontend;
 use weir_wire::startup::{PROTOCOL_MINOR_MAX, Request, Startup, parse, size};
@@ -47,7 +49,11 @@ pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
         Ok(Request::Unsupported(version)) => Err(UserError::new(
             Blame::Client,
             sqlstate::PROTOCOL_VIOLATION,
-            format!("unsupported frontend protocol {}.{}: weir speaks 3.0 to 3.{PROTOCOL_MINOR_MAX}", version >> 16, version & 0xffff),
+            format!(
+                "unsupported frontend protocol {}.{}: weir speaks 3.0 to 3.{PROTOCOL_MINOR_MAX}",
+                version >> 16,
+                version & 0xffff
+            ),
         )
         .fatal()
         .into()),
@@ -104,11 +110,17 @@ async fn negotiate(app: &App, mut client: Client) -> io::Result<Option<(Client, 
                 }
             }
             Ok(Request::Gss) => answer(&mut client, b"N").await?,
-            Ok(Request::Startup(_)) if !client.is_tls() && app.config.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Require) => {
+            Ok(Request::Startup(_))
+                if !client.is_tls() && app.config.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Require) =>
+            {
                 client.put_error(
-                    &UserError::new(Blame::Client, sqlstate::INVALID_AUTHORIZATION, "this server takes encrypted connections only")
-                        .hint("Connect with sslmode=require.")
-                        .fatal(),
+                    &UserError::new(
+                        Blame::Client,
+                        sqlstate::INVALID_AUTHORIZATION,
+                        "this server takes encrypted connections only",
+                    )
+                    .hint("Connect with sslmode=require.")
+                    .fatal(),
                 );
                 client.send().await?;
                 return Ok(None);
@@ -145,9 +157,15 @@ async fn encrypt(mut client: Client, acceptor: &TlsAcceptor) -> io::Result<Clien
 }
 
 async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Result<LoggedIn, Refused> {
-    let text = |name: &str| startup.get(name).map(|value| String::from_utf8_lossy(value).into_owned()).filter(|value| !value.is_empty());
+    let text = |name: &str| {
+        startup.get(name).map(|value| String::from_utf8_lossy(value).into_owned()).filter(|value| !value.is_empty())
+    };
     let user = text("user").ok_or_else(|| {
-        UserError::new(Blame::Client, sqlstate::INVALID_AUTHORIZATION, "no PostgreSQL user name specified in startup packet")
+        UserError::new(
+            Blame::Client,
+            sqlstate::INVALID_AUTHORIZATION,
+            "no PostgreSQL user name specified in startup packet",
+        )
     })?;
     let database = text("database").unwrap_or_else(|| user.clone());
     let extensions: Vec<&[u8]> = startup.extensions().collect();
@@ -168,9 +186,13 @@ async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Re
         .collect();
     let vars = startup_vars(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
     if text("replication").is_some_and(|value| !matches!(&*value, "false" | "off" | "no" | "0")) {
-        return Err(UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "replication connections are not served")
-            .hint("Connect to the shard's own server for replication; SHOW SHARDS lists them.")
-            .into());
+        return Err(UserError::new(
+            Blame::Client,
+            sqlstate::FEATURE_NOT_SUPPORTED,
+            "replication connections are not served",
+        )
+        .hint("Connect to the shard's own server for replication; SHOW SHARDS lists them.")
+        .into());
     }
     let pools = db.pools(&app.config, &user, &password);
     let application_name = text("application_name").unwrap_or_default();
@@ -208,7 +230,11 @@ fn put_sasl(client: &mut Client, code: i32, data: &[u8]) {
 }
 
 fn wrong_password(user: &str) -> UserError {
-    UserError::new(Blame::Client, sqlstate::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
+    UserError::new(
+        Blame::Client,
+        sqlstate::INVALID_PASSWORD,
+        format!("password authentication failed for user \"{user}\""),
+    )
 }
 
 async fn password_message(client: &mut Client) -> Result<Bytes, Refused> {
@@ -255,12 +281,18 @@ async fn greet(
     put_backend_key(&mut client.out, cancel.process, &cancel.secret());
     put_ready(&mut client.out, Status::Idle);
     client.send().await?;
-    let Some(stats) = db.stats.open(&db.name, Arc::clone(&user), &client, application_name) else { return Ok(Hello::Done) };
+    let Some(stats) = db.stats.open(&db.name, Arc::clone(&user), &client, application_name) else {
+        return Ok(Hello::Done);
+    };
     Ok(Hello::Session(Box::new(Session::new(Arc::clone(app), db, pools, user, client, cancel, Vars::new(vars), stats))))
 }
 
 /// ParameterStatus as the servers report it, with the client's own settings applied and thereby checked.
-async fn report_parameters(client: &mut Client, pool: &Arc<crate::back::pool::Pool>, vars: &VarSet) -> Result<(), UserError> {
+async fn report_parameters(
+    client: &mut Client,
+    pool: &Arc<crate::back::pool::Pool>,
+    vars: &VarSet,
+) -> Result<(), UserError> {
     let parameters = pool.parameters().await?;
     for (name, value) in parameters.iter() {
         put_parameter_status(&mut client.out, name, value);

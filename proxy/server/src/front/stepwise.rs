@@ -27,9 +27,14 @@ impl Session {
         if self.pipelining().is_some() {
             return Err(split_pipeline().into());
         }
-        let writes = survey.steps.iter().filter(|step| matches!(step, Step::Execute { portal, .. } if !matches!(portal.plan.access, Access::Read)));
+        let writes = survey
+            .steps
+            .iter()
+            .filter(|step| matches!(step, Step::Execute { portal, .. } if !matches!(portal.plan.access, Access::Read)));
         let executes = survey.steps.iter().filter(|step| matches!(step, Step::Execute { .. })).count();
-        let controls = survey.steps.iter().any(|step| matches!(step, Step::Execute { portal, .. } if portal.prepared.shape.class.controls_transaction()));
+        let controls = survey.steps.iter().any(
+            |step| matches!(step, Step::Execute { portal, .. } if portal.prepared.shape.class.controls_transaction()),
+        );
         let own = self.txn.is_none() && executes > 1 && writes.count() > 0 && !controls;
         if own {
             self.txn = Some(Transaction::implicit());
@@ -133,7 +138,12 @@ impl Session {
     }
 
     /// Runs what is owed and returns the visible frames; a server error goes to the client instead.
-    async fn captured(&mut self, index: usize, replies: &mut Replies, undo: &mut Vec<super::names::Undo>) -> Result<BytesMut, Failure> {
+    async fn captured(
+        &mut self,
+        index: usize,
+        replies: &mut Replies,
+        undo: &mut Vec<super::names::Undo>,
+    ) -> Result<BytesMut, Failure> {
         let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: usize::MAX };
         let mut trail = Trail::default();
         self.relay_on(index, replies, &mut capture, &mut trail).await?;
@@ -202,7 +212,13 @@ impl Session {
         }
     }
 
-    async fn execute_on(&mut self, shard: ShardId, name: &Bytes, portal: &Portal, rows_max: i32) -> Result<(), Failure> {
+    async fn execute_on(
+        &mut self,
+        shard: ShardId,
+        name: &Bytes,
+        portal: &Portal,
+        rows_max: i32,
+    ) -> Result<(), Failure> {
         let prepared = &portal.prepared;
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
@@ -251,7 +267,11 @@ fn split_pipeline() -> UserError {
 }
 
 fn partial_fetch() -> UserError {
-    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "a portal over several shards cannot be fetched in parts")
-        .detail("Execute asked for a limited number of rows of a statement that reads several shards.")
-        .hint("Turn the driver's fetch size off for this statement, or add LIMIT.")
+    UserError::new(
+        Blame::Client,
+        sqlstate::FEATURE_NOT_SUPPORTED,
+        "a portal over several shards cannot be fetched in parts",
+    )
+    .detail("Execute asked for a limited number of rows of a statement that reads several shards.")
+    .hint("Turn the driver's fetch size off for this statement, or add LIMIT.")
 }

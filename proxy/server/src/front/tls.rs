@@ -17,11 +17,13 @@ pub fn acceptor(config: &TlsConfig) -> Result<Option<TlsAcceptor>> {
     if config.mode == TlsMode::Disable {
         return Ok(None);
     }
-    let open = |path: &Path| File::open(path).map(BufReader::new).with_context(|| format!("cannot read {}", path.display()));
+    let open =
+        |path: &Path| File::open(path).map(BufReader::new).with_context(|| format!("cannot read {}", path.display()));
     let chain = CertificateDer::pem_reader_iter(open(&config.certificate)?)
         .collect::<Result<Vec<_>, _>>()
         .with_context(|| format!("{} is not a PEM certificate chain", config.certificate.display()))?;
-    let key = PrivateKeyDer::from_pem_reader(open(&config.key)?).with_context(|| format!("{} is not a PEM key", config.key.display()))?;
+    let key = PrivateKeyDer::from_pem_reader(open(&config.key)?)
+        .with_context(|| format!("{} is not a PEM key", config.key.display()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let server = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
