@@ -35,9 +35,9 @@ async fn a_transaction_over_shards_commits_or_fails_as_one() -> Result<()> {
                 .await?;
         }
         if commit {
-            transaction.commit().await?
+            transaction.commit().await?;
         } else {
-            transaction.rollback().await?
+            transaction.rollback().await?;
         }
         assert_eq!(column(&client, "SELECT name FROM users WHERE user_id = 1").await?, [expected]);
         assert_eq!(total(&client).await?, 1000);

@@ -283,7 +283,7 @@ async fn watch_hub(hub: Hub, db: Arc<Database>, epoch: weir_core::id::Epoch) {
         }
         HubEvent::Reachable => {}
         HubEvent::Lost(error) => {
-            tracing::warn!(database = %db.name, "the hub is out of reach, the last map stays in force: {error}")
+            tracing::warn!(database = %db.name, "the hub is out of reach, the last map stays in force: {error}");
         }
     })
     .await;

@@ -122,6 +122,7 @@ impl Replica {
 
 impl View {
     /// The same, with names found along another search_path.
+    #[must_use]
     pub fn under_search_path(&self, path: Vec<String>) -> View {
         use std::hash::BuildHasher;
         let search_path: Vec<Box<str>> = path.into_iter().map(String::into_boxed_str).collect();

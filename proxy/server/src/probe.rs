@@ -262,16 +262,16 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..8 {
             health.failed(now, 1.0, "refused".into());
-            pauses.push((health.next() - now).as_millis());
+            pauses.push(health.next().checked_sub(now).unwrap().as_millis());
         }
         assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 5000, 5000, 5000]);
         health.failed(now, 0.0, "refused".into());
-        assert_eq!(health.next() - now, BACKOFF_MAX / 2, "jitter halves at most");
+        assert_eq!(health.next().checked_sub(now).unwrap(), BACKOFF_MAX / 2, "jitter halves at most");
         assert!(matches!(health.health(), Health::Down { failures: 9, .. }));
         health.succeeded(now, SEEN);
         assert_eq!((health.health(), health.next()), (&Health::Up(SEEN), now + EVERY));
         health.failed(now, 1.0, "gone".into());
-        assert_eq!(health.next() - now, BACKOFF, "a new outage starts over");
+        assert_eq!(health.next().checked_sub(now).unwrap(), BACKOFF, "a new outage starts over");
     }
 
     #[test]

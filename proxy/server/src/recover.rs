@@ -48,10 +48,10 @@ pub async fn run(db: Arc<Database>, logins: Vec<Login>) {
         match tokio::time::timeout(PATIENCE, sweep(&db, &logins)).await {
             Ok(Ok(0)) => {}
             Ok(Ok(count)) => {
-                tracing::info!(database = %db.name, count, "finished distributed transactions left in doubt")
+                tracing::info!(database = %db.name, count, "finished distributed transactions left in doubt");
             }
             Ok(Err(error)) => {
-                tracing::debug!(database = %db.name, "looking for prepared transactions failed: {error:#}")
+                tracing::debug!(database = %db.name, "looking for prepared transactions failed: {error:#}");
             }
             Err(_) => tracing::debug!(database = %db.name, "looking for prepared transactions took too long"),
         }

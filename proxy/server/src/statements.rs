@@ -127,6 +127,12 @@ struct PreparedKey {
     types: Bytes,
 }
 
+impl Default for Statements {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Statements {
     pub fn new() -> Self {
         let cache = |items| {
@@ -243,7 +249,7 @@ impl Shape {
         let mut key = Vec::with_capacity(16);
         for index in &self.structural {
             if let Some(literal) = scratch.normal.literals.get(usize::from(*index)) {
-                key.extend_from_slice(sql[literal.start as usize..literal.end as usize].as_bytes());
+                key.extend_from_slice(&sql.as_bytes()[literal.start as usize..literal.end as usize]);
                 key.push(0);
             }
         }

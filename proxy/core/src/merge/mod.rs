@@ -4,10 +4,9 @@
 //! turn out to be ones whose order or sum it cannot reproduce exactly.
 //!
 //! Reading order: [`Merger`] (what is kept and when a row goes out), `output` (DISTINCT, OFFSET, LIMIT), `fold`
-//! (aggregates), `value` (types as bytes that sort), and below them `numeric`, `float`, `datetime`, `row`.
+//! (aggregates), `value` (types as bytes that sort), and below them `numeric`, `datetime`, `row`.
 
 mod datetime;
-mod float;
 mod fold;
 mod merger;
 mod numeric;

@@ -167,12 +167,11 @@ mod tests {
                         Acquire::Wait(ticket) => queue.push_back(ticket),
                         Acquire::Refused => prop_assert_eq!(queue.len(), 5),
                     },
-                    Step::Release => if let Some(id) = held.pop() {
-                        if let Release::HandTo(ticket, id) = shelf.release(id) {
+                    Step::Release => if let Some(id) = held.pop()
+                        && let Release::HandTo(ticket, id) = shelf.release(id) {
                             prop_assert_eq!(queue.pop_front(), Some(ticket));
                             held.push(id);
-                        }
-                    },
+                        },
                     Step::Close => if held.pop().is_some() && let Some(ticket) = shelf.closed() {
                         prop_assert_eq!(queue.pop_front(), Some(ticket));
                         held.push(made);

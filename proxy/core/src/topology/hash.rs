@@ -59,12 +59,12 @@ impl State {
 
     fn mix(&mut self) {
         let State { a, b, c } = self;
-        mix_step(a, c, 4, b);
-        mix_step(b, a, 6, c);
-        mix_step(c, b, 8, a);
-        mix_step(a, c, 16, b);
-        mix_step(b, a, 19, c);
-        mix_step(c, b, 4, a);
+        mix_step(a, c, 4, *b);
+        mix_step(b, a, 6, *c);
+        mix_step(c, b, 8, *a);
+        mix_step(a, c, 16, *b);
+        mix_step(b, a, 19, *c);
+        mix_step(c, b, 4, *a);
     }
 
     fn finish(mut self) -> u64 {
@@ -81,9 +81,9 @@ impl State {
 }
 
 /// `x -= y; x ^= rot(y, bits); y += z`
-fn mix_step(x: &mut u32, y: &mut u32, bits: u32, z: &u32) {
+fn mix_step(x: &mut u32, y: &mut u32, bits: u32, z: u32) {
     *x = x.wrapping_sub(*y) ^ y.rotate_left(bits);
-    *y = y.wrapping_add(*z);
+    *y = y.wrapping_add(z);
 }
 
 /// `x ^= y; x -= rot(y, bits)`

@@ -173,10 +173,10 @@ impl Pool {
     /// Closes what has been idle or alive for too long. Call every few seconds.
     pub fn retire(&self, now: Instant) {
         let (idle_max, lifetime) = (self.limits.idle_max, self.limits.lifetime);
-        let stale = |backend: &Box<Backend>| {
+        let stale = |backend: &Backend| {
             now.duration_since(backend.idle_since) > idle_max || now.duration_since(backend.since) > lifetime
         };
-        drop(self.inner.lock().shelf.retire(stale));
+        drop(self.inner.lock().shelf.retire(|backend| stale(backend)));
     }
 
     fn give_back(&self, mut backend: Box<Backend>) {

@@ -10,9 +10,11 @@
 use bytes::Bytes;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::Epoch;
+use weir_core::session::replies::Replies;
 use weir_wire::backend::{Status, tag};
 use weir_wire::frame;
 
+use crate::exec::relay::{Capture, Trail};
 use crate::front::session::{End, Failure, Session};
 
 /// What a server answered to a statement of weir's own.
@@ -62,10 +64,10 @@ impl Session {
             if self.held[index].begun {
                 continue;
             }
-            let mut replies = Default::default();
+            let mut replies = Replies::default();
             self.prime(index, &mut replies);
-            let mut trail = Default::default();
-            self.relay_on(index, &mut replies, &mut Default::default(), &mut trail).await?;
+            let mut trail = Trail::default();
+            self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
             self.held[index].lease.busy = false;
         }
         Ok(())
@@ -194,9 +196,9 @@ impl Session {
     /// Settings made inside the transaction stay or go with it.
     fn close_transaction(&mut self, committed: bool) {
         if committed {
-            self.vars.on_commit()
+            self.vars.on_commit();
         } else {
-            self.vars.on_rollback()
+            self.vars.on_rollback();
         }
         for held in &mut self.held {
             if held.begun {

@@ -95,14 +95,14 @@ impl Session {
         }
         if !seen.pending()
             && !shape.is_large()
-            && let Some(frames) = self.from_replica(shard, question, &seen, shape).await?
+            && let Some(frames) = self.ask_replica(shard, question, &seen, shape).await?
         {
             self.fill(key.as_ref(), &moment, &frames);
             asked.put(&frames, &mut self.client.out);
             return Ok(true);
         }
         let Some(key) = key else { return Ok(false) };
-        self.from_primary(shard, question, asked, &key, &moment).await?;
+        self.ask_primary(shard, question, asked, &key, &moment).await?;
         Ok(true)
     }
 
@@ -148,7 +148,7 @@ impl Session {
     }
 
     /// Asks a replica with its replay position in front. `None`: no replica could prove that it is fresh.
-    async fn from_replica(
+    async fn ask_replica(
         &mut self,
         shard: ShardId,
         question: Question<'_>,
@@ -202,7 +202,7 @@ impl Session {
     }
 
     /// Runs it on the primary, holding the reply back as long as it may be worth keeping.
-    async fn from_primary(
+    async fn ask_primary(
         &mut self,
         shard: ShardId,
         question: Question<'_>,

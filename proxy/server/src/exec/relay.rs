@@ -211,7 +211,7 @@ fn note(kind: u8, trail: &mut Trail) {
     match kind {
         tag::DATA_ROW => trail.rows += 1,
         tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION | tag::COPY_DATA | tag::COPY_OUT => {
-            trail.chatter = true
+            trail.chatter = true;
         }
         _ => {}
     }
@@ -227,7 +227,7 @@ fn forward(client: &mut Client, capture: &mut Capture, bytes: &[u8]) {
 fn overflows(capture: &Capture) -> bool {
     match capture {
         Capture::Hold { reply, bytes_max } => reply.len() > *bytes_max,
-        _ => false,
+        Capture::Off => false,
     }
 }
 

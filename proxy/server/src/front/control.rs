@@ -88,9 +88,9 @@ impl Session {
         let commit = commit && !txn.failed;
         let again = chain.then(|| Transaction::lazy(&txn.prelude[0].sql, txn.one_snapshot));
         if commit {
-            self.commit_all().await?
+            self.commit_all().await?;
         } else {
-            self.roll_back_all().await?
+            self.roll_back_all().await?;
         }
         self.put_tag(if commit { "COMMIT" } else { "ROLLBACK" });
         self.txn = again;

@@ -351,7 +351,7 @@ impl Session {
             match step {
                 Step::Parse { .. } if place == 0 => asked.parse = true,
                 Step::Bind { bound, .. } if asked.bind.is_none() && matches!(bound.plan.access, Access::Read) => {
-                    asked.bind = Some(place)
+                    asked.bind = Some(place);
                 }
                 Step::DescribePortal { .. } if asked.bind.is_some() && !asked.executed => asked.describe = true,
                 Step::Execute { rows_max: 0, .. } if asked.bind.is_some() && !asked.executed => asked.executed = true,

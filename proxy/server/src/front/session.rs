@@ -465,7 +465,7 @@ impl Session {
     }
 
     /// Takes back what an error in a pipeline undid.
-    pub fn undo(&mut self, index: usize, log: &mut Vec<Undo>, undone: &[u32]) {
+    pub fn undo(&mut self, index: usize, log: &mut [Undo], undone: &[u32]) {
         for op in undone.iter().rev() {
             match log.get_mut(*op as usize).map(|undo| std::mem::replace(undo, Undo::BackendUnnamed)) {
                 Some(Undo::Statement { name, before, backend }) => {

@@ -62,15 +62,13 @@ impl Session {
     }
 
     async fn steps(&mut self, survey: &mut Survey) -> Result<(), Failure> {
-        let mut done = 0;
         let steps = std::mem::take(&mut survey.steps);
-        for step in &steps {
+        for (done, step) in steps.iter().enumerate() {
             let result = self.step(step).await;
             if let Err(failure) = result {
                 self.undo_from(survey, &steps[done..]);
                 return Err(failure);
             }
-            done += 1;
         }
         Ok(())
     }

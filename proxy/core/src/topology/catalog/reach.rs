@@ -114,7 +114,9 @@ impl Names {
                 unusual.push(name);
             }
         }
-        unusual.into_iter().for_each(|name| seen(name));
+        for name in unusual {
+            seen(name);
+        }
         for_each_word(body, &mut seen);
     }
 }
