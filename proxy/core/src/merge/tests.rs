@@ -606,7 +606,12 @@ fn folds_answer_as_postgres_does() {
         (Min { byte_order: false }, NUMERIC, &["2", "null", "-1.50"], "-1.50"),
         (Max { byte_order: false }, NUMERIC, &["2", "NaN", "Infinity"], "NaN"),
         (Max { byte_order: false }, NUMERIC, &["2.0", "2.00"], "2.0"),
-        (Min { byte_order: false }, 1184, &["2000-01-01 00:00:00+00", "2000-01-01 00:30:00+01"], "2000-01-01 00:30:00+01"),
+        (
+            Min { byte_order: false },
+            1184,
+            &["2000-01-01 00:00:00+00", "2000-01-01 00:30:00+01"],
+            "2000-01-01 00:30:00+01",
+        ),
         (Max { byte_order: false }, 1082, &["null", "null"], "null"),
         (And, BOOL, &["t", "null", "f"], "f"),
         (And, BOOL, &["t", "null"], "t"),
