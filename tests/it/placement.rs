@@ -206,3 +206,47 @@ async fn other_tables_live_on_the_home_shard() -> Result<()> {
     assert_eq!(rows, [1, 0], "the table is everywhere, its rows are at home");
     Ok(())
 }
+
+/// What the catalogue of a real server says of views, functions, triggers and defaults is what planning goes by.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hides_a_table_is_found_in_the_catalogue() -> Result<()> {
+    let tier = Tier::builder().shards(2).start().await?;
+    let client = tier.connect().await?;
+    create_schema(&client).await?;
+    for statement in [
+        "CREATE VIEW recent AS SELECT user_id FROM orders",
+        "CREATE VIEW busy AS SELECT count(*) FROM recent",
+        "CREATE VIEW listing AS SELECT name FROM products",
+        "CREATE FUNCTION total() RETURNS bigint LANGUAGE plpgsql STABLE AS 'BEGIN RETURN (SELECT count(*) FROM Orders); END'",
+        "CREATE FUNCTION outer_total() RETURNS bigint LANGUAGE sql AS 'SELECT total()'",
+        "CREATE FUNCTION product_count() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM products'",
+        "CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN INSERT INTO user_emails VALUES (NEW.name, 1); RETURN NEW; END'",
+        "CREATE TRIGGER noting AFTER INSERT ON settings FOR EACH ROW EXECUTE FUNCTION note()",
+        "ALTER TABLE products ADD COLUMN added timestamptz DEFAULT now(), ADD COLUMN stars int DEFAULT 3",
+    ] {
+        client.batch_execute(statement).await?;
+    }
+    for refused in [
+        "SELECT * FROM recent",
+        "SELECT * FROM busy",
+        "SELECT total()",
+        "SELECT outer_total()",
+        "DO 'BEGIN PERFORM outer_total(); END'",
+        "INSERT INTO settings VALUES ('a', 'b')",
+        "INSERT INTO products (product_id, name, price_cents) VALUES (1, 'tea', 5)",
+        "CREATE TEMP TABLE mine AS SELECT * FROM orders",
+    ] {
+        let error = client.batch_execute(refused).await.expect_err(refused);
+        let error = error.as_db_error().expect("told by weir");
+        assert_eq!(error.code().code(), "0A000", "{refused}: {error}");
+        assert!(error.detail().is_some() && error.hint().is_some(), "{refused}");
+    }
+    client.batch_execute("INSERT INTO products (product_id, name, price_cents, added) VALUES (1, 'tea', 5, '2026-01-01')").await?;
+    assert_eq!(column(&client, "SELECT name FROM listing").await?, ["tea"]);
+    assert_eq!(column(&client, "SELECT product_count()").await?, ["1"]);
+    assert_eq!(column(&client, "SELECT one()").await?, ["1"]);
+    assert_eq!(column(&client, "SELECT * FROM settings").await?, Vec::<String>::new());
+    Ok(())
+}

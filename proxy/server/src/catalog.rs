@@ -104,6 +104,9 @@ WHERE d.refclassid IN ('pg_class'::regclass, 'pg_proc'::regclass)
 UNION SELECT inhparent, inhrelid, NULL FROM pg_inherits
 UNION SELECT inhrelid, inhparent, NULL FROM pg_inherits";
 
+const TRIGGERS: &str = "
+SELECT t.tgrelid, p.proname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE NOT t.tgisinternal";
+
 const FOREIGN_KEYS: &str = "
 SELECT n.nspname::text, c.relname::text, fn.nspname::text, fc.relname::text,
        array(SELECT a.attname::text FROM unnest(f.conkey) WITH ORDINALITY AS k(num, pos)
@@ -174,7 +177,7 @@ async fn functions(client: &Client, catalog: &mut Catalog) -> Result<(), Error> 
     Ok(())
 }
 
-/// What rules, policies and partitions use.
+/// What rules, policies, partitions and triggers use.
 async fn uses(client: &Client, names: &BTreeMap<u32, RelationName>) -> Result<Graph, Error> {
     let mut graph = Graph::default();
     for row in client.query(USES, &[]).await? {
@@ -182,6 +185,10 @@ async fn uses(client: &Client, names: &BTreeMap<u32, RelationName>) -> Result<Gr
         let uses = graph.relations.entry(user.clone()).or_default();
         uses.relations.extend(names.get(&row.try_get(1)?).filter(|name| !is_system_schema(&name.0)).cloned());
         uses.functions.extend(row.try_get::<_, Option<String>>(2)?.map(String::into_boxed_str));
+    }
+    for row in client.query(TRIGGERS, &[]).await? {
+        let Some(target) = names.get(&row.try_get(0)?) else { continue };
+        graph.triggers.entry(target.clone()).or_default().functions.insert(text(&row, 1)?);
     }
     Ok(graph)
 }
@@ -224,6 +231,7 @@ async fn named_relations(client: &Client) -> Result<BTreeMap<u32, Named>, Error>
             writes_spread: row.try_get(5)?,
             unique_columns: Vec::new(),
             reads: Vec::new(),
+            triggers: Vec::new(),
         };
         relations.insert(row.try_get(0)?, Named { schema: text(&row, 1)?, name: text(&row, 2)?, relation });
     }

@@ -45,17 +45,24 @@ pub fn refusal(facts: &Facts, schema: &Schema<'_>) -> Option<UserError> {
     })
 }
 
-/// A sharded table's own policies, rules and partitions are made of colocated rows: that is the declaration's promise.
+/// A sharded table's own policies, rules, triggers and partitions are about colocated rows: that is the declaration's promise.
+/// Triggers of a reference table run on every shard, and may use what is the same there.
 pub fn relation_refusal(instance: &Instance, schema: &Schema<'_>) -> Option<UserError> {
     let placement = schema.placement(&instance.table);
     if matches!(placement, Placement::Sharded { .. }) {
         return None;
     }
-    let behind = behind(&schema.relation(&instance.table)?.reads, schema);
-    if let Some(sharded) = behind.sharded {
+    let relation = schema.relation(&instance.table)?;
+    let reads = behind(&relation.reads, schema);
+    if let Some(sharded) = reads.sharded {
         return Some(refuse::view_sharded(&instance.table, &table(sharded)));
     }
-    let reference = behind.reference.filter(|_| instance.usage.is_write() && *placement == Placement::Global)?;
+    let fired = behind(&relation.triggers, schema);
+    let fired = fired.sharded.or(fired.reference.filter(|_| *placement == Placement::Global));
+    if let Some(reached) = fired.filter(|_| instance.usage.is_write()) {
+        return Some(refuse::trigger_reaches(&instance.table, &table(reached)));
+    }
+    let reference = reads.reference.filter(|_| instance.usage.is_write() && *placement == Placement::Global)?;
     Some(refuse::view_reference_write(&instance.table, &table(reference)))
 }
 

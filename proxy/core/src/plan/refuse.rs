@@ -137,6 +137,14 @@ pub fn view_reference_write(view: &TableName, table: &TableName) -> UserError {
     )
 }
 
+pub fn trigger_reaches(target: &TableName, table: &TableName) -> UserError {
+    refuse(
+        "a table whose triggers use sharded or reference tables cannot be written on several shards",
+        format!("A trigger of {target} mentions {table}, and it would see or write one shard's rows only."),
+        format!("Drop the trigger, and write {table} in statements of its own."),
+    )
+}
+
 pub fn function_reaches(function: &str, table: &TableName) -> UserError {
     refuse(
         "a function that uses sharded or reference tables is not supported on several shards",

@@ -57,6 +57,8 @@ pub struct Relation {
     /// Other relations whose rows its rows are made of or depend on, through any number of views, rules, policies,
     /// partitions and functions (see [`reach`]). Sorted; system catalogues are left out.
     pub reads: Vec<RelationName>,
+    /// Relations its triggers mention, followed in the same way. Sorted.
+    pub triggers: Vec<RelationName>,
 }
 
 /// How far a function's answer can be relied on (pg_proc.provolatile).

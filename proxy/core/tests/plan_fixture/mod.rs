@@ -111,8 +111,9 @@ pub const TABLES: &[Table] = &[
     // Not the storefront's: a table with one home, a view, and a sharded table by uuid.
     ("settings", &[("name", TEXT), ("value", TEXT)]),
     ("recent", &[("user_id", INT8), ("n", INT8)]),
-    // A view of reference tables, one of a table with one home, one without a table, and a partition of a sharded table.
+    // A view of reference tables, a table with a trigger, a view of a table with one home, one without a table, and a partition of a sharded table.
     ("listing", &[("product_id", INT8), ("category", TEXT)]),
+    ("audited", &[("name", TEXT)]),
     ("features", &[("name", TEXT)]),
     ("constants", &[("pi", FLOAT4)]),
     ("orders_2024", &[("user_id", INT8), ("order_id", UUID)]),
@@ -238,7 +239,8 @@ fn catalog() -> Catalog {
             "cart_items" => vec![vec!["user_id".into(), "product_id".into()]],
             _ => Vec::new(),
         };
-        let relation = Relation { kind, columns, writes_spread: *table == "users", unique_columns, reads };
+        let triggers = if *table == "audited" { public(&["order_events"]) } else { Vec::new() };
+        let relation = Relation { kind, columns, writes_spread: *table == "users", unique_columns, reads, triggers };
         relations.insert((*table).into(), relation);
     }
     catalog.relations.insert("public".into(), relations);

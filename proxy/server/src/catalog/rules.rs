@@ -188,6 +188,7 @@ mod tests {
             writes_spread: false,
             unique_columns: unique.iter().map(|names| names.iter().map(|name| (*name).into()).collect()).collect(),
             reads: Vec::new(),
+            triggers: Vec::new(),
         }
     }
 

@@ -24,6 +24,8 @@ pub struct Uses {
 pub struct Graph {
     pub relations: BTreeMap<RelationName, Uses>,
     pub functions: BTreeMap<Box<str>, Uses>,
+    /// What the triggers of a relation use.
+    pub triggers: BTreeMap<RelationName, Uses>,
 }
 
 impl Graph {
@@ -39,7 +41,7 @@ impl Graph {
         }
     }
 
-    /// Fills in [`super::Relation::reads`] and [`super::UserFunction::mentions`].
+    /// Fills in [`super::Relation::reads`], [`super::Relation::triggers`] and [`super::UserFunction::mentions`].
     pub fn close(&self, catalog: &mut Catalog) {
         let opaque: BTreeSet<Box<str>> = catalog
             .user_functions
@@ -52,6 +54,13 @@ impl Graph {
             reached.remove(name);
             if let Some(relation) = catalog.relations.get_mut(&name.0).and_then(|names| names.get_mut(&name.1)) {
                 relation.reads = reached.into_iter().collect();
+            }
+        }
+        for (name, uses) in &self.triggers {
+            let (mut reached, _) = self.follow(uses);
+            reached.remove(name);
+            if let Some(relation) = catalog.relations.get_mut(&name.0).and_then(|names| names.get_mut(&name.1)) {
+                relation.triggers = reached.into_iter().collect();
             }
         }
         for (name, uses) in &self.functions {
@@ -163,6 +172,7 @@ mod tests {
                 writes_spread: false,
                 unique_columns: Vec::new(),
                 reads: Vec::new(),
+                triggers: Vec::new(),
             };
             public.insert(name.into(), relation);
         }
@@ -182,6 +192,7 @@ mod tests {
         let names = Names::of(&catalog);
         let mut graph = Graph::default();
         graph.relations.entry(named("orders_view")).or_default().relations.insert(named("orders"));
+        graph.triggers.entry(named("other")).or_default().functions.insert("direct".into());
         graph.relations.entry(named("top")).or_default().functions.insert("indirect".into());
         let huge = "x".repeat(BODY_BYTES_MAX + 1);
         for (function, body) in [
@@ -196,7 +207,8 @@ mod tests {
         graph.close(&mut catalog);
         assert_eq!(reads(&catalog, "orders_view"), [named("orders")]);
         assert_eq!(reads(&catalog, "top"), [named("Odd name"), named("orders"), named("orders_view")]);
-        assert!(reads(&catalog, "orders").is_empty());
+        assert!(reads(&catalog, "orders").is_empty() && reads(&catalog, "other").is_empty());
+        assert_eq!(catalog.relation("public", "other").expect("there").triggers, [named("orders")]);
         let function = |name: &str| catalog.user_functions[name].clone();
         assert_eq!(function("direct").mentions, [named("orders")]);
         assert_eq!(function("indirect").mentions, [named("Odd name"), named("orders"), named("orders_view")]);
