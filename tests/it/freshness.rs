@@ -84,7 +84,7 @@ async fn a_paused_replica_is_never_believed() -> Result<()> {
     for round in 0..50 {
         let name = format!("after {round}");
         writer.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&name]).await?;
-        assert_eq!(column(&reader, "SELECT name FROM users WHERE user_id = 1").await?, [name.clone()]);
+        assert_eq!(column(&reader, "SELECT name FROM users WHERE user_id = 1").await?, std::slice::from_ref(&name));
         assert_eq!(
             reader.query_one("SELECT name FROM users WHERE user_id = $1", &[&1_i64]).await?.get::<_, String>(0),
             name

@@ -243,7 +243,9 @@ async fn what_hides_a_table_is_found_in_the_catalogue() -> Result<()> {
         assert_eq!(error.code().code(), "0A000", "{refused}: {error}");
         assert!(error.detail().is_some() && error.hint().is_some(), "{refused}");
     }
-    client.batch_execute("INSERT INTO products (product_id, name, price_cents, added) VALUES (1, 'tea', 5, '2026-01-01')").await?;
+    client
+        .batch_execute("INSERT INTO products (product_id, name, price_cents, added) VALUES (1, 'tea', 5, '2026-01-01')")
+        .await?;
     assert_eq!(column(&client, "SELECT name FROM listing").await?, ["tea"]);
     assert_eq!(column(&client, "SELECT product_count()").await?, ["1"]);
     assert_eq!(column(&client, "SELECT one()").await?, ["1"]);

@@ -15,7 +15,7 @@ fn bind(out: &mut bytes::BytesMut, portal: &[u8], statement: &[u8], value: Optio
         weir_wire::frame::put_cstr(out, statement);
         out.extend_from_slice(&[0, 0]);
         out.extend_from_slice(&(value.iter().len() as u16).to_be_bytes());
-        for value in value {
+        if let Some(value) = value {
             out.extend_from_slice(&(value.len() as i32).to_be_bytes());
             out.extend_from_slice(value);
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use weir_core::id::ShardId;
+use weir_core::plan::{Access, Plan, Target};
 use weir_core::session::pin::Pin;
 
 use crate::exec::relay::Trail;
@@ -46,9 +47,22 @@ impl SessionStats {
         self.metrics.traffic(received, sent);
     }
 
-    /// A statement ran on the primary of one shard, or of several.
-    pub fn ran_on(&self, kind: RouteKind, shard: ShardId) {
+    /// A statement is sent to the primary of a shard.
+    pub fn sent_to(&self, plan: &Plan, shard: ShardId) {
+        let kind = match (&plan.target, plan.access) {
+            (Target::Home, _) => RouteKind::Home,
+            (Target::One(_), _) => RouteKind::Single,
+            (Target::Any, _) => RouteKind::Any,
+            (_, Access::Write) => RouteKind::Broadcast,
+            _ => RouteKind::Scatter,
+        };
         self.metrics.sent_to(kind, shard, Role::Primary);
+        self.metrics.read_by(shard, 0);
+    }
+
+    /// A server connection was handed over after this wait.
+    pub fn assigned(&self, wait: Duration) {
+        self.metrics.assigned(wait);
     }
 
     /// A read was answered by a replica that was proven fresh.

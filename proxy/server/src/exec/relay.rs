@@ -61,6 +61,16 @@ pub struct Trail {
     pub rows: u64,
 }
 
+impl Trail {
+    fn fail(&mut self, undone: SmallVec<[u32; 8]>, error: &[u8]) {
+        self.failed = true;
+        self.undone.extend(undone);
+        if self.sqlstate.is_none() {
+            self.sqlstate = weir_wire::backend::report_field(error, b'C').and_then(|code| code.try_into().ok());
+        }
+    }
+}
+
 /// Keeps a copy of what is forwarded.
 #[derive(Debug, Default)]
 pub enum Capture {
@@ -181,11 +191,7 @@ fn digest(
                 trail.chatter = true;
             }
             Verdict::Failed { undone } => {
-                trail.failed = true;
-                trail.undone.extend(undone);
-                if trail.sqlstate.is_none() {
-                    trail.sqlstate = weir_wire::backend::report_field(body, b'C').and_then(|code| code.try_into().ok());
-                }
+                trail.fail(undone, body);
                 judged += total;
             }
             Verdict::HiddenFailed => return Err(Broken::Hidden(error_text(body))),

@@ -16,7 +16,7 @@ use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_flush,
 
 use super::batch::{Batch, Ending, Op};
 use super::names::{Portal, Undo};
-use super::session::{End, Failure, Session};
+use super::session::{End, Failure, Held, Session};
 use super::simple::Place;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
@@ -306,11 +306,16 @@ impl Session {
                 self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())?;
             }
         }
-        let lease = &mut self.held[index].lease;
+        let Held { lease, shard, .. } = &mut self.held[index];
+        let shard = *shard;
         for step in &survey.steps {
             match step {
-                Step::Parse { name, prepared, op } => put_parse(lease, name, prepared, *op, &mut survey.undo, replies),
+                Step::Parse { name, prepared, op } => {
+                    self.stats.parse();
+                    put_parse(lease, name, prepared, *op, &mut survey.undo, replies);
+                }
                 Step::Bind { statement, bound, .. } => {
+                    self.stats.bind();
                     let name = ensure(lease, statement, &bound.prepared, &mut survey.undo, replies);
                     let bind = Bind::read(&bound.bind).map_err(|_| super::session::malformed())?;
                     bind.put_for(name.as_bytes(), &mut lease.out);
@@ -326,7 +331,8 @@ impl Session {
                     Target { object: Object::Portal, name }.put(frontend::tag::DESCRIBE, &mut lease.out);
                     replies.push(Owed::Describe);
                 }
-                Step::Execute { name, rows_max, .. } => {
+                Step::Execute { name, rows_max, portal } => {
+                    self.stats.sent_to(&portal.plan, shard);
                     Execute { portal: name, rows_max: *rows_max }.put(&mut lease.out);
                     replies.push(Owed::Execute);
                 }

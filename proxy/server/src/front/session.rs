@@ -308,7 +308,9 @@ impl Session {
         if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
             return Ok(index);
         }
+        let asked = std::time::Instant::now();
         let lease = self.pools.primary(shard).lease().await?;
+        self.stats.assigned(asked.elapsed());
         let vars_before = lease.vars.clone();
         self.held.push(Held {
             shard,
@@ -400,7 +402,10 @@ impl Session {
     /// After a ReadyForQuery of the only Backend in use: what it says of the transaction, and what may go back.
     pub fn follow(&mut self, index: usize, status: Status) {
         match (status, &mut self.txn) {
-            (Status::Idle, txn) if self.held[index].begun || txn.is_none() => *txn = None,
+            (Status::Idle, txn) if self.held[index].begun || txn.is_none() => {
+                *txn = None;
+                self.stats.transaction();
+            }
             (Status::Idle, _) => {}
             (status, Some(txn)) => txn.failed = status == Status::Failed,
             (status, txn @ None) => {

@@ -86,7 +86,12 @@ impl Session {
         let plan = bound?;
         match self.place(&plan, || super::extended::spread_of(sql.as_bytes())) {
             Place::One(shard) => self.single(shard, sql, understood, &plan).await,
-            Place::Several(shards) => self.spread_text(&shards, sql, understood, &plan).await,
+            Place::Several(shards) => {
+                for shard in &shards {
+                    self.stats.sent_to(&plan, *shard);
+                }
+                self.spread_text(&shards, sql, understood, &plan).await
+            }
         }
     }
 
@@ -126,6 +131,7 @@ impl Session {
         if !matches!(plan.access, Access::Read) {
             self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself())?;
         }
+        self.stats.sent_to(plan, shard);
         self.held[index].lease.put_query(sql);
         replies.push(Owed::Query { hidden: false });
         let mut trail = Trail::default();

@@ -140,7 +140,7 @@ impl Session {
         &mut self,
         index: usize,
         replies: &mut Replies,
-        undo: &mut Vec<super::names::Undo>,
+        undo: &mut [super::names::Undo],
     ) -> Result<BytesMut, Failure> {
         let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: usize::MAX };
         let mut trail = Trail::default();
@@ -200,6 +200,9 @@ impl Session {
             Place::One(shard) => self.execute_on(shard, name, portal, rows_max).await,
             Place::Several(_) if rows_max != 0 => Err(partial_fetch().into()),
             Place::Several(shards) => {
+                for shard in &shards {
+                    self.stats.sent_to(&portal.plan, *shard);
+                }
                 let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
                 let form = Form { description: false };
                 match &portal.plan.merge {
@@ -218,6 +221,7 @@ impl Session {
         rows_max: i32,
     ) -> Result<(), Failure> {
         let prepared = &portal.prepared;
+        self.stats.sent_to(&portal.plan, shard);
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);

@@ -1,3 +1,5 @@
+//! Settings followed through transactions, and replay against a model of a server.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Every class by example, and the traps of the grammar.
+
 use super::*;
 use crate::sql::lex::lex;
 
