@@ -270,11 +270,12 @@ impl<'s> Builder<'s> {
         let clauses = self.text.clauses;
         let Some(offset) = &clauses.offset else { return Vec::new() };
         let sum = |limit: Option<&Range<usize>>| {
-            let mut pieces = vec![Piece::Text("LIMIT (".into())];
+            // Summed as numeric and capped, so that a huge LIMIT does not overflow; a NULL LIMIT is no limit either way.
+            let mut pieces = vec![Piece::Text("LIMIT (least(".into())];
             pieces.push(limit.map_or(Piece::Text("NULL".into()), |limit| Piece::Tokens(limit.clone())));
-            pieces.push(Piece::Text("::int8 + ".into()));
+            pieces.push(Piece::Text("::int8::numeric + ".into()));
             pieces.push(Piece::Tokens(offset.value.clone()));
-            pieces.push(Piece::Text("::int8)".into()));
+            pieces.push(Piece::Text("::int8, 9223372036854775807)::int8)".into()));
             pieces
         };
         match &clauses.limit {

@@ -91,10 +91,11 @@ impl Session {
         // Whatever happened, every Backend is read to its end: the next statement finds them clean.
         self.drain(&mut sources).await?;
         self.follow_all(&sources);
+        // Weir's own refusal goes before what a shard made of its part.
+        let rows = outcome?;
         if let Some(body) = sources.iter_mut().find_map(|source| source.failed.take()) {
             return Err(self.report(&body));
         }
-        let rows = outcome?;
         self.put_tag(&format!("SELECT {rows}"));
         Ok(())
     }

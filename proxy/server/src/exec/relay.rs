@@ -182,13 +182,9 @@ fn digest(
         }
         let body = &rest[HEADER..total];
         match replies.on_frame(kind, body)? {
-            Verdict::Forward => {
+            Verdict::Forward | Verdict::CopyIn => {
                 note(kind, trail);
                 judged += total;
-            }
-            Verdict::CopyIn => {
-                judged += total;
-                trail.chatter = true;
             }
             Verdict::Failed { undone } => {
                 trail.fail(undone, body);
@@ -216,7 +212,7 @@ fn digest(
 fn note(kind: u8, trail: &mut Trail) {
     match kind {
         tag::DATA_ROW => trail.rows += 1,
-        tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION | tag::COPY_DATA | tag::COPY_OUT => {
+        tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION | tag::COPY_DATA | tag::COPY_OUT | tag::COPY_IN => {
             trail.chatter = true;
         }
         _ => {}

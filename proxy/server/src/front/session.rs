@@ -452,10 +452,8 @@ impl Session {
         if !self.db.tracks_freshness() {
             return Ok(());
         }
-        if commits_now {
-            return self.announced.announce(&self.db, held.shard, writes);
-        }
         const DIRTY_MAX: usize = 64;
+        // Also what is announced at once: the text may have begun a transaction, whose COMMIT makes it visible again.
         if held.dirty.len() + writes.len() > DIRTY_MAX {
             held.dirty.clear();
             held.dirty.push(Dependency::Anything);
@@ -466,7 +464,7 @@ impl Session {
                 }
             }
         }
-        Ok(())
+        if commits_now { self.announced.announce(&self.db, held.shard, writes) } else { Ok(()) }
     }
 
     /// Takes back what an error in a pipeline undid.
