@@ -228,6 +228,8 @@ impl Database {
     fn make_pools(&self, config: &Config, user: &str, password: &str) -> UserPools {
         let limits = PoolLimits {
             size: config.pool.size,
+            min: config.pool.min,
+            prepared_max: config.limits.prepared_per_server_max,
             waiting_max: config.pool.wait_queue_max,
             wait_max: config.pool.wait_max,
             idle_max: config.pool.idle_max,

@@ -23,8 +23,6 @@ use super::connect::CancelKey;
 pub const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff + 6;
 /// How much is read from a server at once.
 const READ_BYTES: usize = 32 * 1024;
-/// Statements a Backend keeps prepared.
-const PREPARED_MAX: usize = 512;
 
 /// One logged-in server connection.
 pub struct Backend {
@@ -34,6 +32,8 @@ pub struct Backend {
     pub cancel_key: CancelKey,
     /// Statements prepared here under weir's names, oldest first.
     prepared: Prepared,
+    /// How many of them at most.
+    pub prepared_max: usize,
     /// Which statement the unnamed one is now.
     pub unnamed: Option<u64>,
     /// Session settings applied here beyond the server's defaults.
@@ -55,6 +55,7 @@ impl Backend {
             out: BytesMut::new(),
             cancel_key,
             prepared: Prepared::default(),
+            prepared_max: usize::MAX,
             unnamed: None,
             vars: VarSet::default(),
             status: Status::Idle,
@@ -97,7 +98,7 @@ impl Backend {
 
     /// Notes that statement `id` is prepared; returns one to close when there are too many.
     pub fn note_prepared(&mut self, id: u64) -> Option<u64> {
-        self.prepared.insert(id)
+        self.prepared.insert(id, self.prepared_max)
     }
 
     pub fn forget_prepared(&mut self, id: u64) {
@@ -200,12 +201,12 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn insert(&mut self, id: u64) -> Option<u64> {
+    fn insert(&mut self, id: u64, max: usize) -> Option<u64> {
         if !self.ids.insert(id) {
             return None;
         }
         self.order.push_back(id);
-        while self.ids.len() > PREPARED_MAX {
+        while self.ids.len() > max {
             let oldest = self.order.pop_front()?;
             if oldest != id && self.ids.remove(&oldest) {
                 return Some(oldest);

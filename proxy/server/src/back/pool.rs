@@ -26,6 +26,10 @@ use super::connect::{self, Login, Parameters};
 #[derive(Clone, Copy, Debug)]
 pub struct PoolLimits {
     pub size: usize,
+    /// Idle ones that are kept however long they have been idle.
+    pub min: usize,
+    /// Statements one Backend keeps prepared.
+    pub prepared_max: usize,
     pub waiting_max: usize,
     pub wait_max: Duration,
     /// Idle ones older than this are closed.
@@ -119,7 +123,8 @@ impl Pool {
     async fn open(self: &Arc<Self>) -> Result<Lease, UserError> {
         // Until the login is done this stands for the place that is taken, so a dropped task gives it back.
         let mut lease = Lease { backend: None, pool: Arc::clone(self) };
-        let (backend, parameters) = connect::connect(&self.login).await?;
+        let (mut backend, parameters) = connect::connect(&self.login).await?;
+        backend.prepared_max = self.limits.prepared_max;
         *self.parameters.lock() = Some(Arc::new(parameters));
         lease.backend = Some(Box::new(backend));
         Ok(lease)
@@ -172,11 +177,14 @@ impl Pool {
 
     /// Closes what has been idle or alive for too long. Call every few seconds.
     pub fn retire(&self, now: Instant) {
-        let (idle_max, lifetime) = (self.limits.idle_max, self.limits.lifetime);
-        let stale = |backend: &Backend| {
-            now.duration_since(backend.idle_since) > idle_max || now.duration_since(backend.since) > lifetime
-        };
-        drop(self.inner.lock().shelf.retire(|backend| stale(backend)));
+        let mut inner = self.inner.lock();
+        let mut spare = inner.shelf.counts().idle.saturating_sub(self.limits.min);
+        drop(inner.shelf.retire(|backend| {
+            let old = now.duration_since(backend.since) > self.limits.lifetime;
+            let unused = spare > 0 && now.duration_since(backend.idle_since) > self.limits.idle_max;
+            spare -= usize::from(unused && !old);
+            old || unused
+        }));
     }
 
     fn give_back(&self, mut backend: Box<Backend>) {

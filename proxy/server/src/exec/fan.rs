@@ -357,7 +357,7 @@ impl Session {
     async fn copy_to_all(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
         self.client.send().await.map_err(|_| End::ClientGone)?;
         loop {
-            let header = frame::header(&self.client.inbuf, crate::front::batch::MESSAGE_BYTES_MAX)
+            let header = frame::header(&self.client.inbuf, self.app.config.limits.message_bytes_max)
                 .map_err(|_| unexpected("a malformed copy message"))?;
             let Some((kind, total)) = header.filter(|(_, total)| self.client.inbuf.len() >= *total) else {
                 match self.client.receive().await {

@@ -7,8 +7,6 @@ use weir_wire::frame::{self, HEADER};
 use weir_wire::frontend::{Bind, Execute, Object, Parse, Target, read_query, tag};
 use weir_wire::read::Malformed;
 
-/// Largest message a client may send; Postgres's own limit.
-pub const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff + 6;
 /// A pipeline longer than this is worked off in pieces before its Sync has come.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
@@ -48,17 +46,23 @@ pub enum Op {
 }
 
 /// Collects messages until a request is complete.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Collector {
     ops: Vec<Op>,
     bytes: usize,
+    message_bytes_max: usize,
 }
 
 impl Collector {
+    /// A longer message than `message_bytes_max` is malformed.
+    pub fn new(message_bytes_max: usize) -> Self {
+        Collector { ops: Vec::new(), bytes: 0, message_bytes_max }
+    }
+
     /// Takes as many frames as make one request from the front of `inbuf`; `None`: more bytes are needed.
     pub fn next(&mut self, inbuf: &mut BytesMut) -> Result<Option<Request>, Malformed> {
         loop {
-            let Some((kind, total)) = frame::header(inbuf, MESSAGE_BYTES_MAX).map_err(|_| Malformed)? else {
+            let Some((kind, total)) = frame::header(inbuf, self.message_bytes_max).map_err(|_| Malformed)? else {
                 return Ok(None);
             };
             if inbuf.len() < total {
@@ -125,7 +129,7 @@ mod tests {
         let mut wire = BytesMut::new();
         Parse { name: b"a", sql: b"SELECT 1", types: b"" }.put(&mut wire);
         Execute { portal: b"", rows_max: 0 }.put(&mut wire);
-        let mut collector = Collector::default();
+        let mut collector = Collector::new(1 << 20);
         assert!(matches!(collector.next(&mut wire), Ok(None)));
         weir_wire::frontend::put_sync(&mut wire);
         let Ok(Some(Request::Batch(batch))) = collector.next(&mut wire) else { panic!("no batch") };

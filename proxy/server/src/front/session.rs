@@ -184,7 +184,7 @@ impl Session {
     }
 
     async fn serve(&mut self) -> End {
-        let mut collector = Collector::default();
+        let mut collector = Collector::new(self.app.config.limits.message_bytes_max);
         loop {
             let request = match collector.next(&mut self.client.inbuf) {
                 Err(_) => return End::Fatal(malformed()),
