@@ -60,8 +60,19 @@ async fn keyed_statements_run_on_their_shard_alone() -> Result<()> {
     client.batch_execute("UPDATE users SET name = 'here only' WHERE user_id = 42").await?;
     let homes: Vec<usize> = (0..2).filter(|shard| tier.shards[*shard].primary.log().contains("here only")).collect();
     assert_eq!(homes.len(), 1, "the update ran on one shard");
-    let names = column(&client, "SELECT name FROM users WHERE user_id = 42").await?;
-    assert_eq!(names, ["here only"]);
+    // Reads go to a replica of that shard as soon as it is known to be fresh, and to no other server's.
+    for round in 0.. {
+        let sql = format!("SELECT name AS seen_{round} FROM users WHERE user_id = 42");
+        assert_eq!(column(&client, &sql).await?, ["here only"]);
+        let seen = |log: String| log.contains(&format!("AS seen_{round} "));
+        assert!(!seen(tier.shards[1 - homes[0]].primary.log()), "the other shard was not asked");
+        assert!(!seen(tier.shards[1 - homes[0]].replicas[0].log()), "nor was its replica");
+        if seen(tier.shards[homes[0]].replicas[0].log()) {
+            break;
+        }
+        assert!(round < 200, "no replica ever answered");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
     Ok(())
 }
 

@@ -83,7 +83,7 @@ impl Session {
     fn lost(&mut self, index: usize, error: &std::io::Error) -> Failure {
         let held = &mut self.held[index];
         held.lease.doubt("lost while ending a transaction");
-        let error = UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost")
+        let error = UserError::new(Blame::Server, sqlstate::TRANSACTION_UNKNOWN, "the server connection was lost")
             .detail(format!("{}: {error}", held.lease.pool().name))
             .hint("Whether the last statement took effect is not known; connect again and check.")
             .fatal();

@@ -501,13 +501,18 @@ impl Session {
             self.note_write_of(index, &Dependencies::from_slice(writes), true)?;
         }
         self.held[index].lease.put_raw(frame);
+        self.relay_query(index, replies).await
+    }
+
+    /// Relays the whole reply to a simple query that has just been written to a Backend.
+    pub async fn relay_query(&mut self, index: usize, mut replies: Replies) -> Result<Trail, Failure> {
         replies.push(Owed::Query { hidden: false });
         let mut trail = Trail::default();
         let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
+        self.announced.publish();
         if let Flow::Ready(status) = flow {
             self.follow(index, status);
         }
-        self.announced.publish();
         self.db.stats.server_error(&trail);
         Ok(trail)
     }

@@ -10,7 +10,7 @@ use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Plan, Target, Values};
-use weir_core::session::replies::{Owed, Replies};
+use weir_core::session::replies::Replies;
 use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
 use weir_core::sql::normal::split_statements;
@@ -19,7 +19,6 @@ use weir_wire::backend::EMPTY_QUERY;
 use super::session::{End, Failure, Session, Transaction};
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
-use crate::exec::relay::{Capture, Flow, Trail};
 use crate::statements::Understood;
 
 /// Longer texts are not looked into; they go to the home server whole, and only where nothing is sharded.
@@ -133,14 +132,7 @@ impl Session {
         }
         self.stats.sent_to(plan, shard);
         self.held[index].lease.put_query(sql);
-        replies.push(Owed::Query { hidden: false });
-        let mut trail = Trail::default();
-        let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
-        self.announced.publish();
-        if let Flow::Ready(status) = flow {
-            self.follow(index, status);
-        }
-        self.db.stats.server_error(&trail);
+        let trail = self.relay_query(index, replies).await?;
         if trail.failed {
             return Err(Failure::Reported);
         }
@@ -197,14 +189,7 @@ impl Session {
             self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
         }
         self.held[index].lease.put_query(sql);
-        replies.push(Owed::Query { hidden: false });
-        let mut trail = Trail::default();
-        let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
-        self.announced.publish();
-        if let Flow::Ready(status) = flow {
-            self.follow(index, status);
-        }
-        self.db.stats.server_error(&trail);
+        let trail = self.relay_query(index, replies).await?;
         if trail.failed {
             // How far it came is not known, so neither is what it has set.
             if understood.iter().any(|known| known.shape.class.sets_session()) {
