@@ -486,37 +486,6 @@ impl Session {
         }
     }
 
-    async fn function_call(&mut self, frame: &Bytes) -> Result<(), End> {
-        let home = self.view().topology.home;
-        let result = self.run_raw(home, frame, &[Dependency::Anything]).await;
-        self.conclude(result.map(|_| ()))
-    }
-
-    /// Sends one frame that ends in its own ReadyForQuery to `shard`, as it is.
-    pub async fn run_raw(&mut self, shard: ShardId, frame: &[u8], writes: &[Dependency]) -> Result<Trail, Failure> {
-        let index = self.hold(shard).await?;
-        let mut replies = Replies::default();
-        self.prime(index, &mut replies);
-        if !writes.is_empty() {
-            self.note_write_of(index, &Dependencies::from_slice(writes), true)?;
-        }
-        self.held[index].lease.put_raw(frame);
-        self.relay_query(index, replies).await
-    }
-
-    /// Relays the whole reply to a simple query that has just been written to a Backend.
-    pub async fn relay_query(&mut self, index: usize, mut replies: Replies) -> Result<Trail, Failure> {
-        replies.push(Owed::Query { hidden: false });
-        let mut trail = Trail::default();
-        let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
-        self.announced.publish();
-        if let Flow::Ready(status) = flow {
-            self.follow(index, status);
-        }
-        self.db.stats.server_error(&trail);
-        Ok(trail)
-    }
-
     /// The end of a simple request: the error if there is one, ReadyForQuery, and Backends go back.
     pub fn conclude(&mut self, result: Result<(), Failure>) -> Result<(), End> {
         match result {

@@ -10,7 +10,7 @@ use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Plan, Target, Values};
-use weir_core::session::replies::Replies;
+use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
 use weir_core::sql::normal::split_statements;
@@ -19,6 +19,7 @@ use weir_wire::backend::EMPTY_QUERY;
 use super::session::{End, Failure, Session, Transaction};
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
+use crate::exec::relay::{Capture, Flow, Trail};
 use crate::statements::Understood;
 
 /// Longer texts are not looked into; they go to the home server whole, and only where nothing is sharded.
@@ -31,6 +32,37 @@ impl Session {
             _ => self.opaque(&sql).await,
         };
         self.conclude(result)
+    }
+
+    pub async fn function_call(&mut self, frame: &Bytes) -> Result<(), End> {
+        let home = self.view().topology.home;
+        let result = self.run_raw(home, frame, &[Dependency::Anything]).await;
+        self.conclude(result.map(|_| ()))
+    }
+
+    /// Sends one frame that ends in its own ReadyForQuery to `shard`, as it is.
+    pub async fn run_raw(&mut self, shard: ShardId, frame: &[u8], writes: &[Dependency]) -> Result<Trail, Failure> {
+        let index = self.hold(shard).await?;
+        let mut replies = Replies::default();
+        self.prime(index, &mut replies);
+        if !writes.is_empty() {
+            self.note_write_of(index, &Dependencies::from_slice(writes), true)?;
+        }
+        self.held[index].lease.put_raw(frame);
+        self.relay_query(index, replies).await
+    }
+
+    /// Relays the whole reply to a simple query that has just been written to a Backend.
+    pub async fn relay_query(&mut self, index: usize, mut replies: Replies) -> Result<Trail, Failure> {
+        replies.push(Owed::Query { hidden: false });
+        let mut trail = Trail::default();
+        let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
+        self.announced.publish();
+        if let Flow::Ready(status) = flow {
+            self.follow(index, status);
+        }
+        self.db.stats.server_error(&trail);
+        Ok(trail)
     }
 
     async fn text(&mut self, sql: &str) -> Result<(), Failure> {
