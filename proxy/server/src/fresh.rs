@@ -1,7 +1,7 @@
 //! Writes that have been announced and not yet published: what stands between a session and the words of its shards.
 //!
 //! Invariant: every intent ends in exactly one way: published to the shard's clock after the server has answered, or
-//! handed over as unknown when it has not. Dropping a session hands over what is left.
+//! handed over as unknown when it has not. A session that ends hands over what is left.
 
 use std::sync::Arc;
 
@@ -39,24 +39,15 @@ impl Announced {
         }
     }
 
-    /// The connection of `process` on `shard` died unanswered: its writes end when that server process is gone.
-    pub fn unknown(&mut self, shard: ShardId, process: i32) {
-        for (db, of_shard, intent) in self.intents.drain(..) {
-            // Other shards of the same request are not known to be done either, and their connections go down with it.
-            let process = if of_shard == shard { process } else { 0 };
-            db.shard(of_shard).clock.unknown_outcome(intent, process);
+    /// Connections died unanswered: the writes on each shard end when the server process that had them is gone.
+    /// `process_on` names that process; 0 if there is none any more.
+    pub fn unknown(&mut self, process_on: impl Fn(ShardId) -> i32) {
+        for (db, shard, intent) in self.intents.drain(..) {
+            db.shard(shard).clock.unknown_outcome(intent, process_on(shard));
         }
     }
 
     pub fn is_empty(&self) -> bool {
         self.intents.is_empty()
-    }
-}
-
-impl Drop for Announced {
-    fn drop(&mut self) {
-        for (db, shard, intent) in self.intents.drain(..) {
-            db.shard(shard).clock.unknown_outcome(intent, 0);
-        }
     }
 }

@@ -87,8 +87,7 @@ impl Session {
             .detail(format!("{}: {error}", held.lease.pool().name))
             .hint("Whether the last statement took effect is not known; connect again and check.")
             .fatal();
-        let (shard, process) = (held.shard, held.lease.cancel_key.process);
-        self.announced.unknown(shard, process);
+        self.give_up_announced();
         Failure::End(End::Fatal(error))
     }
 

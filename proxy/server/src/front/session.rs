@@ -376,9 +376,7 @@ impl Session {
         let held = &mut self.held[index];
         held.lease.doubt("a relay broke");
         let name = held.lease.pool().name.clone();
-        let process = held.lease.cancel_key.process;
-        let shard = held.shard;
-        self.announced.unknown(shard, process);
+        self.give_up_announced();
         match broken {
             Broken::Client(_) => Failure::End(End::ClientGone),
             Broken::Protocol(_) => Failure::End(End::Fatal(malformed())),
@@ -397,6 +395,14 @@ impl Session {
             Broken::Server(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
             Broken::Desync(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
         }
+    }
+
+    /// Whether what was announced has happened is not known: it is over when the server processes that had it are gone.
+    pub fn give_up_announced(&mut self) {
+        let held = &self.held;
+        let process_on =
+            |shard| held.iter().find(|held| held.shard == shard).map_or(0, |held| held.lease.cancel_key.process);
+        self.announced.unknown(process_on);
     }
 
     /// After a ReadyForQuery of the only Backend in use: what it says of the transaction, and what may go back.
@@ -524,6 +530,7 @@ fn apply_vars(lease: &mut Lease, wanted: &VarSet, replies: &mut Replies) {
 impl Drop for Session {
     /// What pinned a Backend dies with its session: such a Backend is closed, never lent again.
     fn drop(&mut self) {
+        self.give_up_announced();
         for held in &mut self.held {
             if let Some(pin) = held.pinned.take() {
                 held.lease.doubt("pinned by a session that has ended");
