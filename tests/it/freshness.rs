@@ -23,7 +23,7 @@ async fn cache_figure(tier: &Tier, name: &str) -> Result<i64> {
 }
 
 /// Reads answered by replicas, over all shards.
-async fn replica_reads(tier: &Tier) -> Result<i64> {
+pub async fn replica_reads(tier: &Tier) -> Result<i64> {
     let console = weir_harness::connect(&tier.admin_dsn()).await?;
     let mut reads = 0;
     for message in console.simple_query("SHOW REPLICAS").await? {

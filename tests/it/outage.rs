@@ -15,6 +15,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 use weir_harness::Tier;
 
+use crate::freshness::replica_reads;
 use crate::placement::{column, create_schema};
 
 /// For anything that is to happen by itself.
@@ -195,20 +196,6 @@ async fn statements_go_on_without_the_hub() -> Result<()> {
     };
     let so_far = course.await;
     traffic.end(so_far).await
-}
-
-/// Reads answered by replicas, over all shards.
-async fn replica_reads(tier: &Tier) -> Result<i64> {
-    let console = weir_harness::connect(&tier.admin_dsn()).await?;
-    let mut reads = 0;
-    for message in console.simple_query("SHOW REPLICAS").await? {
-        if let tokio_postgres::SimpleQueryMessage::Row(row) = message
-            && row.get("role") == Some("replica")
-        {
-            reads += row.get("reads").context("reads")?.parse::<i64>()?;
-        }
-    }
-    Ok(reads)
 }
 
 #[tokio::test(flavor = "multi_thread")]

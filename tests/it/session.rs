@@ -88,6 +88,18 @@ async fn state_that_cannot_be_replayed_pins_and_dies_with_the_session() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_failed_statement_may_leave_a_lock_that_nobody_else_gets() -> Result<()> {
+    let tier = Tier::builder().shards(1).config_extra("[pool]\nsize = 3").start().await?;
+    let (one, other) = (tier.connect().await?, tier.connect().await?);
+    // Volatile, so Postgres takes the lock before it divides; session locks outlive the error.
+    assert!(one.simple_query("SELECT 1 / (length(pg_advisory_lock(8)::text) * 0)").await.is_err());
+    assert_eq!(column(&other, "SELECT pg_try_advisory_lock(8)").await?, ["f"], "still held by the session that failed");
+    assert_eq!(column(&one, "SELECT pg_advisory_unlock(8)").await?, ["t"]);
+    assert_eq!(column(&other, "SELECT pg_try_advisory_lock(8)").await?, ["t"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn prepared_statements_work_on_any_backend() -> Result<()> {
     let tier = narrow().await?;
     let (one, other) = (tier.connect().await?, tier.connect().await?);

@@ -46,8 +46,4 @@ impl Announced {
             db.shard(shard).clock.unknown_outcome(intent, process_on(shard));
         }
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.intents.is_empty()
-    }
 }

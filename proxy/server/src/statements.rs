@@ -275,6 +275,11 @@ pub fn relex(sql: &str, scratch: &mut Scratch) {
 }
 
 impl Prepared {
+    /// The parameter types the client declared; 0: left to the server.
+    pub fn type_oids(&self) -> Vec<u32> {
+        self.types.chunks_exact(4).map(|oid| u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]])).collect()
+    }
+
     /// The name under which Backends keep it.
     pub fn backend_name(id: u64) -> String {
         format!("weir_{id}")

@@ -18,7 +18,7 @@ use weir_wire::frame;
 use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_copy_fail, put_sync};
 use weir_wire::row;
 
-use crate::front::session::{End, Failure, Session, Transaction};
+use crate::front::session::{End, Failure, Session};
 use crate::statements::{Prepared, Understood};
 
 /// The client is sent what has gathered whenever it is more than this.
@@ -200,8 +200,7 @@ impl Session {
         }
         let own = self.txn.is_none();
         if own {
-            self.txn = Some(Transaction::implicit());
-            self.vars.on_begin();
+            self.begin_implicit();
         }
         // One stream of COPY data feeds all shards, so they must all be listening.
         let first = if matches!(shape.class, Class::Copy(_)) { shards.len() } else { 1 };

@@ -58,7 +58,6 @@ pub struct Trail {
     pub sqlstate: Option<[u8; 5]>,
     /// Anything but plain results was forwarded (notice, parameter status, notification).
     pub chatter: bool,
-    pub rows: u64,
 }
 
 impl Trail {
@@ -211,7 +210,6 @@ fn digest(
 
 fn note(kind: u8, trail: &mut Trail) {
     match kind {
-        tag::DATA_ROW => trail.rows += 1,
         tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION | tag::COPY_DATA | tag::COPY_OUT | tag::COPY_IN => {
             trail.chatter = true;
         }

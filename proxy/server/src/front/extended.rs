@@ -145,6 +145,8 @@ impl Session {
         Ok(match op {
             Op::Parse { name, sql, types } => {
                 let prepared = self.db.statements.prepare(&sql, &types, &self.view(), &mut self.scratch);
+                // A key declared as a type that is laid out differently would be misread in binary form.
+                prepared.template.check_types(&prepared.type_oids())?;
                 let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.define(&name, Arc::clone(&prepared))?);
                 survey.stepwise |= prepared.shape.class.is_control();
@@ -261,12 +263,17 @@ impl Session {
         let mut trail = Trail::default();
         let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
         self.db.stats.server_error(&trail);
+        for step in &survey.steps {
+            if let Step::Execute { portal, .. } = step {
+                self.pin_for(index, &portal.prepared.shape);
+            }
+        }
         if trail.failed {
             self.undo(index, &mut survey.undo, &trail.undone);
         } else {
             for step in &survey.steps {
                 if let Step::Execute { portal, .. } = step {
-                    self.after(index, &portal.prepared.shape).await;
+                    self.after(&portal.prepared.shape).await;
                 }
             }
         }

@@ -133,8 +133,4 @@ impl Names {
     pub fn forget_portals(&mut self) {
         self.portals.clear();
     }
-
-    pub fn statement_count(&self) -> usize {
-        self.statements.len()
-    }
 }

@@ -405,6 +405,12 @@ impl Session {
         self.announced.unknown(process_on);
     }
 
+    /// A transaction of weir's own, for one request of several statements or shards.
+    pub fn begin_implicit(&mut self) {
+        self.txn = Some(Transaction::implicit());
+        self.vars.on_begin();
+    }
+
     /// After a ReadyForQuery of the only Backend in use: what it says of the transaction, and what may go back.
     pub fn follow(&mut self, index: usize, status: Status) {
         match (status, &mut self.txn) {
@@ -427,6 +433,9 @@ impl Session {
             return;
         }
         self.names.forget_portals();
+        if self.vars.is_uncertain() {
+            (0..self.held.len()).for_each(|index| self.pin(index, Pin::SetInsideUncertainTransaction));
+        }
         for held in &mut self.held {
             held.begun = false;
             held.wrote = false;

@@ -16,7 +16,7 @@ use weir_core::sql::lex::lex;
 use weir_core::sql::normal::split_statements;
 use weir_wire::backend::EMPTY_QUERY;
 
-use super::session::{End, Failure, Session, Transaction};
+use super::session::{End, Failure, Session};
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
@@ -165,18 +165,24 @@ impl Session {
         self.stats.sent_to(plan, shard);
         self.held[index].lease.put_query(sql);
         let trail = self.relay_query(index, replies).await?;
+        self.pin_for(index, &understood.shape);
         if trail.failed {
             return Err(Failure::Reported);
         }
-        self.after(index, &understood.shape).await;
+        self.after(&understood.shape).await;
         Ok(())
     }
 
-    /// What a statement that has succeeded means for the session.
-    pub async fn after(&mut self, index: usize, shape: &Arc<crate::statements::Shape>) {
+    /// Pins the session if the statement may have left something behind, whether it succeeded or not: an advisory lock
+    /// outlives the error that follows it.
+    pub fn pin_for(&mut self, index: usize, shape: &crate::statements::Shape) {
         if let Some(pin) = shape.pin() {
             self.pin(index, pin);
         }
+    }
+
+    /// What a statement that has succeeded means for the session.
+    pub async fn after(&mut self, shape: &Arc<crate::statements::Shape>) {
         if shape.class.changes_schema() {
             match &mut self.txn {
                 Some(txn) => txn.changed_schema = true,
@@ -222,6 +228,9 @@ impl Session {
         }
         self.held[index].lease.put_query(sql);
         let trail = self.relay_query(index, replies).await?;
+        for known in understood {
+            self.pin_for(index, &known.shape);
+        }
         if trail.failed {
             // How far it came is not known, so neither is what it has set.
             if understood.iter().any(|known| known.shape.class.sets_session()) {
@@ -231,7 +240,7 @@ impl Session {
         }
         for known in understood {
             self.note_setting(index, &known.shape.class);
-            self.after(index, &known.shape).await;
+            self.after(&known.shape).await;
         }
         Ok(())
     }
@@ -239,7 +248,7 @@ impl Session {
     async fn one_by_one(&mut self, texts: &[&str], understood: &[Understood]) -> Result<(), Failure> {
         let own = self.txn.is_none();
         if own {
-            self.txn = Some(Transaction::implicit());
+            self.begin_implicit();
         }
         for (text, known) in texts.iter().zip(understood) {
             // Fills the scratch with this statement's literals again.

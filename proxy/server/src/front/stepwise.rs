@@ -16,7 +16,7 @@ use weir_wire::row;
 use super::batch::Ending;
 use super::extended::{Step, Survey, ensure, spread_of};
 use super::names::Portal;
-use super::session::{Failure, Session, Transaction};
+use super::session::{Failure, Session};
 use super::simple::Place;
 use crate::exec::fan::{Form, Question};
 use crate::exec::relay::{Capture, Trail};
@@ -37,8 +37,7 @@ impl Session {
         );
         let own = self.txn.is_none() && executes > 1 && writes.count() > 0 && !controls;
         if own {
-            self.txn = Some(Transaction::implicit());
-            self.vars.on_begin();
+            self.begin_implicit();
         }
         self.copied_in = false;
         let mut result = self.steps(survey).await;
@@ -247,6 +246,7 @@ impl Session {
             self.announced.publish();
         }
         self.db.stats.server_error(&trail);
+        self.pin_for(index, &prepared.shape);
         if trail.failed {
             self.undo(index, &mut undo, &trail.undone);
             return Err(Failure::Reported);
@@ -257,7 +257,7 @@ impl Session {
             kept.bound_on = Some(shard);
         }
         let shape = std::sync::Arc::clone(&prepared.shape);
-        self.after(index, &shape).await;
+        self.after(&shape).await;
         Ok(())
     }
 }
