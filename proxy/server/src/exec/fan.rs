@@ -7,7 +7,7 @@
 use std::task::Poll;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::error::{Blame, UserError};
 use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
 use weir_core::plan::{Combine, Plan};
@@ -18,6 +18,7 @@ use weir_wire::frame;
 use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_copy_fail, put_sync};
 use weir_wire::row;
 
+use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
 use crate::front::session::{End, Failure, Session};
 use crate::statements::{Prepared, Understood};
 
@@ -41,6 +42,8 @@ pub enum Question<'a> {
 pub struct Form {
     /// Send the RowDescription.
     pub description: bool,
+    /// Columns a merged row must have; another count means that the catalogue is out of date.
+    pub columns: Option<usize>,
 }
 
 /// One shard's reply, as far as it has been read.
@@ -68,7 +71,7 @@ impl Session {
             rewrite.apply(sql, &self.scratch.tokens)
         });
         let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
-        let form = Form { description: true };
+        let form = Form { description: true, columns: understood.template.merged_columns() };
         match &plan.merge {
             Some(spec) => self.merged_read(shards, question, spec.clone(), form).await,
             None => self.spread_write(shards, question, &understood.shape, plan, form).await,
@@ -117,6 +120,9 @@ impl Session {
         }
         let Some(description) = description else { return Err(unexpected("no RowDescription")) };
         let fields = row::fields(&description).map_err(|_| unexpected("a malformed RowDescription"))?;
+        if form.columns.is_some_and(|columns| columns != fields.len()) {
+            return Err(stale_catalogue().into());
+        }
         let columns = fields
             .iter()
             .map(|field| ResultColumn {
@@ -574,25 +580,4 @@ fn with_rows(command: &[u8], rows: u64) -> Bytes {
     let text = String::from_utf8_lossy(command);
     let word = text.rsplit_once(' ').map_or(&*text, |(word, _)| word);
     Bytes::from(format!("{word} {rows}"))
-}
-
-fn no_common_snapshot() -> UserError {
-    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "no common snapshot over several shards")
-        .detail("The transaction is REPEATABLE READ or SERIALIZABLE, and the statement reads several shards, each with a snapshot of its own.")
-        .hint("Use READ COMMITTED, or restrict the statement to one shard key.")
-}
-
-fn unexpected(what: &str) -> Failure {
-    UserError::new(Blame::Server, sqlstate::INTERNAL, "a shard answered unexpectedly")
-        .detail(what.to_owned())
-        .fatal()
-        .into()
-}
-
-fn lost_shard(error: &std::io::Error) -> Failure {
-    UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the connection to a shard was lost")
-        .detail(error.to_string())
-        .hint("Whether the last statement took effect is not known; connect again and check.")
-        .fatal()
-        .into()
 }

@@ -203,7 +203,7 @@ impl Session {
                     self.stats.sent_to(&portal.plan, *shard);
                 }
                 let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
-                let form = Form { description: false };
+                let form = Form { description: false, columns: prepared.template.merged_columns() };
                 match &portal.plan.merge {
                     Some(spec) => self.merged_read(&shards, question, spec.clone(), form).await,
                     None => self.spread_write(&shards, question, &prepared.shape, &portal.plan, form).await,

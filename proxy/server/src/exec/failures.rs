@@ -1,0 +1,32 @@
+//! What a client reads when several shards cannot answer as one.
+
+use weir_core::error::{Blame, UserError, sqlstate};
+
+use crate::front::session::Failure;
+
+pub fn no_common_snapshot() -> UserError {
+    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "no common snapshot over several shards")
+        .detail("The transaction is REPEATABLE READ or SERIALIZABLE, and the statement reads several shards, each with a snapshot of its own.")
+        .hint("Use READ COMMITTED, or restrict the statement to one shard key.")
+}
+
+pub fn stale_catalogue() -> UserError {
+    UserError::new(Blame::Proxy, sqlstate::FEATURE_NOT_SUPPORTED, "the table has changed behind weir")
+        .detail("The shards' rows have other columns than the statement was planned for.")
+        .hint("Repeat it in half a minute, when the catalogue has been read again; DDL through weir is known at once.")
+}
+
+pub fn unexpected(what: &str) -> Failure {
+    UserError::new(Blame::Server, sqlstate::INTERNAL, "a shard answered unexpectedly")
+        .detail(what.to_owned())
+        .fatal()
+        .into()
+}
+
+pub fn lost_shard(error: &std::io::Error) -> Failure {
+    UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the connection to a shard was lost")
+        .detail(error.to_string())
+        .hint("Whether the last statement took effect is not known; connect again and check.")
+        .fatal()
+        .into()
+}
