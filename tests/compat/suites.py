@@ -61,7 +61,7 @@ def psycopg(run: Run):
     to = run.endpoint
     dsn = f"host={to.host} port={to.port} user={to.user} password={to.password} dbname={to.database}"
     chosen = run.chosen or ["tests", "--ignore=tests/pool", "--ignore=tests/crdb", "--ignore=tests/test_typing.py"]
-    return run.pytest("--test-dsn", dsn, "-p", "no:randomly", *chosen), {"PSYCOPG_IMPL": "binary"}
+    return run.pytest("--test-dsn", dsn, "-m", "not slow", *chosen), {"PSYCOPG_IMPL": "binary"}
 
 
 def psycopg2(run: Run):
@@ -153,6 +153,8 @@ def tree_of(suite: Suite, given: Path | None, python: Path, work: Path) -> Path:
 
 
 def run(suite: Suite, run_: Run, log: Path, seconds_max: int) -> int:
+    # What an earlier run remembers (psycopg refuses to start after a crash) is no business of this one.
+    shutil.rmtree(run_.tree / ".pytest_cache", ignore_errors=True)
     if suite.prepare:
         psql(run_.endpoint, run_.endpoint.database, suite.prepare)
     command, environment = suite.command(run_)

@@ -5,6 +5,7 @@ mod compose;
 mod console;
 mod dev;
 mod differential;
+mod drivers;
 mod freshness;
 mod journey;
 mod login;

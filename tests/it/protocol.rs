@@ -9,7 +9,7 @@ use weir_wire::frontend::{Execute, Object, Parse, Target, put_flush, put_query, 
 use crate::placement::{column, create_schema};
 use crate::raw::Raw;
 
-fn bind(out: &mut bytes::BytesMut, portal: &[u8], statement: &[u8], value: Option<&[u8]>) {
+pub fn bind(out: &mut bytes::BytesMut, portal: &[u8], statement: &[u8], value: Option<&[u8]>) {
     weir_wire::frame::put(out, tag::BIND, |out| {
         weir_wire::frame::put_cstr(out, portal);
         weir_wire::frame::put_cstr(out, statement);

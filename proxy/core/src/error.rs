@@ -48,11 +48,14 @@ pub struct UserError {
     pub message: Cow<'static, str>,
     pub detail: Option<Cow<'static, str>>,
     pub hint: Option<Cow<'static, str>>,
+    /// The function in Postgres that raises the same error, where drivers tell errors apart by it.
+    pub routine: Option<&'static str>,
 }
 
 impl UserError {
     pub fn new(blame: Blame, sqlstate: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        UserError { blame, severity: Severity::Error, sqlstate, message: message.into(), detail: None, hint: None }
+        let message = message.into();
+        UserError { blame, severity: Severity::Error, sqlstate, message, detail: None, hint: None, routine: None }
     }
 
     #[must_use]
@@ -64,6 +67,12 @@ impl UserError {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    #[must_use]
+    pub fn routine(mut self, routine: &'static str) -> Self {
+        self.routine = Some(routine);
         self
     }
 

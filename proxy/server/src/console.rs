@@ -38,7 +38,7 @@ pub async fn run(app: &Arc<App>, client: Client, user: &str) -> io::Result<()> {
     let may_change = app.config.admin_users.iter().any(|name| name == user);
     let mut console = Console { app, client, may_change, statements: HashMap::new(), portals: HashMap::new() };
     console.greet().await?;
-    let mut collector = Collector::new(app.config.limits.message_bytes_max);
+    let mut collector = Collector::new(app.config.limits.message_bytes_max, 1024 * 1024);
     loop {
         match collector.next(&mut console.client.inbuf) {
             Err(_) => {

@@ -23,6 +23,7 @@ pub mod front;
 pub mod http;
 pub mod hub;
 pub mod metrics;
+pub mod notifiers;
 pub mod probe;
 pub mod recover;
 pub mod statements;

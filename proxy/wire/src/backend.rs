@@ -121,6 +121,8 @@ pub struct Report<'a> {
     pub message: &'a str,
     pub detail: Option<&'a str>,
     pub hint: Option<&'a str>,
+    /// The function in Postgres that raises this, where drivers tell errors apart by it.
+    pub routine: Option<&'a str>,
 }
 
 impl Report<'_> {
@@ -134,6 +136,7 @@ impl Report<'_> {
                 (b'M', Some(self.message)),
                 (b'D', self.detail),
                 (b'H', self.hint),
+                (b'R', self.routine),
             ];
             for (code, text) in fields {
                 if let Some(text) = text {
@@ -180,7 +183,7 @@ mod tests {
     #[test]
     fn reports_carry_their_fields() {
         let mut out = BytesMut::new();
-        Report { severity: "ERROR", sqlstate: "0A000", message: "no", detail: None, hint: Some("do") }
+        Report { severity: "ERROR", sqlstate: "0A000", message: "no", detail: None, hint: Some("do"), routine: None }
             .put(tag::ERROR, &mut out);
         assert_eq!(report_field(&out[5..], b'C'), Some(&b"0A000"[..]));
         assert_eq!(report_field(&out[5..], b'D'), None);

@@ -19,6 +19,8 @@ pub struct Effects {
     pub writes: bool,
     /// It draws from a sequence: a later currval() or lastval() must run on the same connection to mean anything.
     pub draws: bool,
+    /// It sends a notification that bears the session's process number.
+    pub notifies: bool,
 }
 
 /// Functions whose effect outlives the transaction; names as the server has them.
@@ -59,7 +61,7 @@ pub fn session_effects(sql: &str, tokens: &[Token]) -> Effects {
         Class::Load => effects.pins.insert(Pin::LoadedLibrary),
         Class::Set { name, value: SetValue::Text(_), .. } if name == "seed" => effects.pins.insert(Pin::RandomSeed),
         Class::Do => scan_body(sql, tokens, &mut effects),
-        Class::Notify(_) => effects.writes = true,
+        Class::Notify(_) => (effects.writes, effects.notifies) = (true, true),
         _ => {}
     }
     effects
@@ -94,6 +96,7 @@ fn scan_call(sql: &str, tokens: &[Token], index: usize, effects: &mut Effects) {
     if let Some(pin) = pin.filter(|pin| *pin != Pin::SetConfig || !is_local_set_config(sql, &tokens[index + 1..])) {
         effects.pins.insert(pin);
     }
+    effects.notifies |= name == "pg_notify";
     effects.draws |= name == "nextval";
     effects.writes |= WRITING.contains(&name.as_str()) || name.starts_with("lo_");
 }
@@ -230,6 +233,7 @@ mod tests {
             assert!(effects(sql).writes, "{sql}");
         }
         assert!(effects("select nextval('s')").draws);
+        assert!(effects("select pg_notify('a', 'b')").notifies && effects("notify a").notifies);
         assert!(!effects("select 1").writes);
     }
 }

@@ -28,6 +28,8 @@ pub enum Owed {
     },
     /// ParameterDescription (statements only), then RowDescription or NoData.
     Describe,
+    /// The same, of a statement: what its columns are is to be remembered.
+    DescribeStatement,
     /// Rows, a COPY, or nothing, then CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
     /// ReadyForQuery that ends a pipeline.
@@ -46,6 +48,8 @@ pub enum Owed {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
     Forward,
+    /// RowDescription or NoData of a statement: forward it, and remember it.
+    Described,
     Swallow,
     /// ReadyForQuery.
     Ready {
@@ -155,11 +159,15 @@ impl Replies {
                 self.queue.pop_front();
                 Ok(if hidden { Verdict::Swallow } else { Verdict::Forward })
             }
-            (Owed::Describe, tag::PARAMETER_DESCRIPTION)
+            (Owed::Describe | Owed::DescribeStatement, tag::PARAMETER_DESCRIPTION)
             | (Owed::Execute, tag::DATA_ROW | tag::COPY_OUT | tag::COPY_DATA | tag::COPY_DONE) => Ok(Verdict::Forward),
             (Owed::Describe, tag::ROW_DESCRIPTION | tag::NO_DATA) => {
                 self.queue.pop_front();
                 Ok(Verdict::Forward)
+            }
+            (Owed::DescribeStatement, tag::ROW_DESCRIPTION | tag::NO_DATA) => {
+                self.queue.pop_front();
+                Ok(Verdict::Described)
             }
             (Owed::Execute, tag::COMMAND_COMPLETE | tag::EMPTY_QUERY | tag::PORTAL_SUSPENDED) => {
                 self.copying_in = false;

@@ -14,7 +14,9 @@ use weir_core::session::replies::Replies;
 use weir_wire::backend::{Status, tag};
 use weir_wire::frame;
 
+use crate::back::pool::Lease;
 use crate::exec::relay::{Capture, Trail};
+use crate::front::client::Client;
 use crate::front::session::{End, Failure, Session};
 
 /// What a server answered to a statement of weir's own.
@@ -48,9 +50,9 @@ impl Session {
             lease.put_query(sql);
         }
         let mut answers = Vec::with_capacity(indexes.len());
+        let alone = self.held.len() == 1;
         for &index in indexes {
-            let lease = &mut self.held[index].lease;
-            match answer(lease).await {
+            match answer(&mut self.held[index].lease, &mut self.client, alone).await {
                 Ok(answer) => answers.push((index, answer)),
                 Err(error) => return Err(self.lost(index, &error)),
             }
@@ -210,13 +212,18 @@ impl Session {
     }
 }
 
-/// Waits for the whole answer to a simple query of weir's own; rows are ignored.
-async fn answer(lease: &mut crate::back::pool::Lease) -> std::io::Result<Answer> {
+/// Waits for the whole answer to a simple query of weir's own; rows are ignored. What a server says besides is the client's:
+/// notifications from any server, notices and settings if there is one server only (`alone`), since each says the same.
+async fn answer(lease: &mut Lease, client: &mut Client, alone: bool) -> std::io::Result<Answer> {
     lease.send().await?;
     let mut answer = Ok(());
     loop {
         let (kind, body) = lease.receive().await?;
         match kind {
+            tag::NOTIFICATION => client.put_notification(&body),
+            tag::NOTICE | tag::PARAMETER_STATUS if alone => {
+                frame::put(&mut client.out, kind, |out| out.extend_from_slice(&body));
+            }
             tag::ERROR => answer = Err(body),
             tag::READY => {
                 lease.status =

@@ -501,7 +501,7 @@ impl Session {
                     source.failed = Some(body.clone());
                     return Ok((kind, body));
                 }
-                Verdict::Forward | Verdict::CopyIn => {
+                Verdict::Forward | Verdict::Described | Verdict::CopyIn => {
                     if kind == tag::COMMAND_COMPLETE {
                         source.command = Some(Bytes::copy_from_slice(command_tag(&body)));
                     }

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use weir_core::session::replies::{Desync, Replies, Verdict};
 use weir_wire::backend::{Status, tag};
 use weir_wire::frame::{self, HEADER};
-use weir_wire::{frontend, read::Malformed};
+use weir_wire::{frontend, read::Malformed, row};
 
 use crate::back::conn::{Backend, MESSAGE_BYTES_MAX};
 use crate::front::client::Client;
@@ -58,11 +58,27 @@ pub struct Trail {
     pub sqlstate: Option<[u8; 5]>,
     /// Anything but plain results was forwarded (notice, parameter status, notification).
     pub chatter: bool,
+    /// The server's last word: it has closed the connection after this error.
+    pub fatal: bool,
+    /// What the columns of each described statement are, in order ([`columns_of`]).
+    pub described: SmallVec<[u64; 1]>,
+}
+
+/// A hash of the names and types of a statement's columns. `body`: of its RowDescription, empty for NoData.
+pub fn columns_of(body: &[u8]) -> u64 {
+    use std::hash::{BuildHasher, Hash, Hasher};
+    let mut hasher = foldhash::quality::FixedState::with_seed(1).build_hasher();
+    for field in row::fields(body).unwrap_or_default() {
+        (field.name, field.type_oid, field.type_modifier).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 impl Trail {
     fn fail(&mut self, undone: SmallVec<[u32; 8]>, error: &[u8]) {
         self.failed = true;
+        // Not translated, unlike the field S.
+        self.fatal |= matches!(weir_wire::backend::report_field(error, b'V'), Some(b"FATAL" | b"PANIC"));
         self.undone.extend(undone);
         if self.sqlstate.is_none() {
             self.sqlstate = weir_wire::backend::report_field(error, b'C').and_then(|code| code.try_into().ok());
@@ -179,10 +195,17 @@ fn digest(
             *passing = total;
             continue;
         }
-        let body = &rest[HEADER..total];
+        if kind == tag::NOTIFICATION {
+            client.name_sender(&mut backend.inbuf[judged + HEADER..judged + total]);
+        }
+        let body = &backend.inbuf[judged + HEADER..judged + total];
         match replies.on_frame(kind, body)? {
             Verdict::Forward | Verdict::CopyIn => {
                 note(kind, trail);
+                judged += total;
+            }
+            Verdict::Described => {
+                trail.described.push(columns_of(body));
                 judged += total;
             }
             Verdict::Failed { undone } => {

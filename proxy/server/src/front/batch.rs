@@ -7,9 +7,6 @@ use weir_wire::frame::{self, HEADER};
 use weir_wire::frontend::{Bind, Execute, Object, Parse, Target, read_query, tag};
 use weir_wire::read::Malformed;
 
-/// A pipeline longer than this is worked off in pieces before its Sync has come.
-const BATCH_BYTES_MAX: usize = 1024 * 1024;
-
 /// What the client asks for next.
 #[derive(Debug)]
 pub enum Request {
@@ -51,12 +48,14 @@ pub struct Collector {
     ops: Vec<Op>,
     bytes: usize,
     message_bytes_max: usize,
+    batch_bytes_max: usize,
 }
 
 impl Collector {
-    /// A longer message than `message_bytes_max` is malformed.
-    pub fn new(message_bytes_max: usize) -> Self {
-        Collector { ops: Vec::new(), bytes: 0, message_bytes_max }
+    /// A longer message than `message_bytes_max` is malformed. A pipeline longer than `batch_bytes_max` is worked off in
+    /// pieces before its Sync has come.
+    pub fn new(message_bytes_max: usize, batch_bytes_max: usize) -> Self {
+        Collector { ops: Vec::new(), bytes: 0, message_bytes_max, batch_bytes_max }
     }
 
     /// Takes as many frames as make one request from the front of `inbuf`; `None`: more bytes are needed.
@@ -111,7 +110,7 @@ impl Collector {
         };
         self.ops.push(op);
         self.bytes += frame.len();
-        Ok(if self.bytes > BATCH_BYTES_MAX { Some(self.finish(Ending::Flush)) } else { None })
+        Ok(if self.bytes > self.batch_bytes_max { Some(self.finish(Ending::Flush)) } else { None })
     }
 
     fn finish(&mut self, ending: Ending) -> Request {
@@ -129,7 +128,7 @@ mod tests {
         let mut wire = BytesMut::new();
         Parse { name: b"a", sql: b"SELECT 1", types: b"" }.put(&mut wire);
         Execute { portal: b"", rows_max: 0 }.put(&mut wire);
-        let mut collector = Collector::new(1 << 20);
+        let mut collector = Collector::new(1 << 20, 1 << 20);
         assert!(matches!(collector.next(&mut wire), Ok(None)));
         weir_wire::frontend::put_sync(&mut wire);
         let Ok(Some(Request::Batch(batch))) = collector.next(&mut wire) else { panic!("no batch") };

@@ -5,6 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
@@ -13,8 +14,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use weir_core::error::{Severity, UserError};
 use weir_wire::backend::{Report, tag};
+use weir_wire::frame;
 
 use crate::back::conn::read_into;
+use crate::notifiers::Notifiers;
 
 /// How much is read from a client at once.
 const READ_BYTES: usize = 8 * 1024;
@@ -31,11 +34,21 @@ pub struct Client {
     pub out: BytesMut,
     pub received_bytes: u64,
     pub sent_bytes: u64,
+    /// Who its notifications are from; known once it has logged in.
+    pub notifiers: Option<Arc<Notifiers>>,
 }
 
 impl Client {
     pub fn new(socket: Socket, address: SocketAddr) -> Self {
-        Client { socket, address, inbuf: BytesMut::new(), out: BytesMut::new(), received_bytes: 0, sent_bytes: 0 }
+        Client {
+            socket,
+            address,
+            inbuf: BytesMut::new(),
+            out: BytesMut::new(),
+            received_bytes: 0,
+            sent_bytes: 0,
+            notifiers: None,
+        }
     }
 
     pub fn is_tls(&self) -> bool {
@@ -93,8 +106,23 @@ impl Client {
             message: &error.message,
             detail: error.detail.as_deref(),
             hint: error.hint.as_deref(),
+            routine: error.routine,
         };
         report.put(tag::ERROR, &mut self.out);
+    }
+
+    /// Puts the sender as clients know it into the body of a NotificationResponse.
+    pub fn name_sender(&self, notification: &mut [u8]) {
+        if let (Some(notifiers), Some(process)) = (&self.notifiers, notification.first_chunk_mut()) {
+            *process = notifiers.sender(i32::from_be_bytes(*process)).to_be_bytes();
+        }
+    }
+
+    /// Passes a notification on under its sender's own number.
+    pub fn put_notification(&mut self, body: &[u8]) {
+        let mut body = Vec::from(body);
+        self.name_sender(&mut body);
+        frame::put(&mut self.out, tag::NOTIFICATION, |out| out.extend_from_slice(&body));
     }
 
     /// Large buffers are not kept for idle clients.

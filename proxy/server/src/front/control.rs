@@ -329,7 +329,7 @@ impl Session {
     }
 
     pub fn warn(&mut self, sqlstate: &str, message: &str) {
-        Report { severity: "WARNING", sqlstate, message, detail: None, hint: None }
+        Report { severity: "WARNING", sqlstate, message, detail: None, hint: None, routine: None }
             .put(tag::NOTICE, &mut self.client.out);
     }
 }

@@ -16,6 +16,7 @@ use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_flush,
 
 use super::batch::{Batch, Ending, Op};
 use super::names::{Portal, Undo};
+use super::pipeline::Hand;
 use super::session::{End, Failure, Held, Session};
 use super::simple::Place;
 use crate::exec::fan::Question;
@@ -69,6 +70,19 @@ pub struct Survey {
     shard: Option<ShardId>,
     /// They do not, or some step needs weir's own hand.
     stepwise: bool,
+    /// It holds statements that weir can carry out or follow.
+    follows: bool,
+    /// A statement is executed that control comes after.
+    executes: bool,
+    /// The server must see control in its place: ROLLBACK behind an INSERT takes that back, though nothing said BEGIN.
+    in_place: bool,
+}
+
+impl Survey {
+    fn note(&mut self, hand: Hand) {
+        self.stepwise |= hand == Hand::Own;
+        self.follows |= hand == Hand::Either;
+    }
 }
 
 impl Session {
@@ -77,12 +91,7 @@ impl Session {
             return if batch.ending == Ending::Sync { self.sync_only().await } else { Ok(()) };
         }
         let ending = batch.ending;
-        let mut survey = self.survey(batch);
-        let result = if survey.stepwise {
-            self.stepwise(&mut survey, ending).await
-        } else {
-            self.relay_batch(&mut survey, ending).await
-        };
+        let result = self.checked_batch(batch).await;
         match result {
             Ok(()) | Err(Failure::Reported) => {}
             Err(Failure::Refused(error)) => {
@@ -98,6 +107,28 @@ impl Session {
         Ok(())
     }
 
+    async fn checked_batch(&mut self, batch: Batch) -> Result<(), Failure> {
+        let ending = batch.ending;
+        match self.check_columns(&batch).await {
+            Err(Failure::Reported) if ending == Ending::Flush => {
+                self.skipping = true;
+                return Ok(());
+            }
+            Err(Failure::Reported) => {
+                self.put_ready();
+                self.release();
+                return Ok(());
+            }
+            checked => checked?,
+        }
+        let mut survey = self.survey(batch);
+        if survey.stepwise {
+            self.stepwise(&mut survey, ending).await
+        } else {
+            self.relay_batch(&mut survey, ending).await
+        }
+    }
+
     /// Sync with nothing before it: ends a pipeline if there is one.
     pub async fn sync_only(&mut self) -> Result<(), End> {
         if let Some(index) = self.pipelining() {
@@ -106,7 +137,10 @@ impl Session {
             replies.push(Owed::Sync { hidden: false });
             let relayed = self.relay_on(index, &mut replies, &mut Capture::Off, &mut Trail::default()).await;
             match relayed {
-                Ok(Flow::Ready(status)) => self.follow(index, status),
+                Ok(Flow::Ready(status)) => {
+                    self.held[index].piped = false;
+                    self.follow(index, status);
+                }
                 Ok(_) => {}
                 Err(Failure::End(end)) => return Err(end),
                 Err(Failure::Refused(error)) => self.fail(&error),
@@ -135,6 +169,7 @@ impl Session {
         if survey.shard.is_none() {
             survey.shard = pipeline.or(self.held.first().map(|held| held.shard)).or(Some(self.view().topology.home));
         }
+        survey.stepwise |= survey.follows && !survey.in_place;
         survey.stepwise |= pipeline.is_some() && pipeline != survey.shard;
         // Weir's own error aborted the transaction and the server does not know: it must not go on there.
         survey.stepwise |= self.txn.as_ref().is_some_and(|txn| txn.failed);
@@ -149,14 +184,14 @@ impl Session {
                 prepared.template.check_types(&prepared.type_oids())?;
                 let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.define(&name, Arc::clone(&prepared))?);
-                survey.stepwise |= prepared.shape.class.is_control();
+                survey.note(self.hand_for(&prepared.shape.class));
                 Step::Parse { name, prepared, op }
             }
             Op::Bind { portal, statement, body } => {
                 let prepared = self.current(&statement)?;
                 let plan = self.bind(&prepared, &body)?;
                 let class = &prepared.shape.class;
-                survey.stepwise |= class.is_control();
+                survey.note(self.hand_for(class));
                 match self.place(&plan, || spread_of(&body)) {
                     Place::One(shard) => {
                         survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
@@ -171,7 +206,8 @@ impl Session {
             }
             Op::Describe { object: Object::Statement, name } => {
                 let prepared = self.current(&name)?;
-                survey.stepwise |= prepared.shape.class.is_control() || prepared.template.hidden_columns() > 0;
+                survey.note(self.hand_for(&prepared.shape.class));
+                survey.stepwise |= prepared.template.hidden_columns() > 0;
                 Step::DescribeStatement { name, prepared }
             }
             Op::Describe { object: Object::Portal, name } => {
@@ -180,6 +216,10 @@ impl Session {
             }
             Op::Execute { portal: name, rows_max } => {
                 let portal = self.find_portal(&name, survey)?;
+                match self.hand_for(&portal.prepared.shape.class) {
+                    Hand::Either => survey.in_place |= survey.executes,
+                    _ => survey.executes = true,
+                }
                 Step::Execute { name, portal, rows_max }
             }
             Op::Close { object: Object::Statement, name } => {
@@ -195,11 +235,15 @@ impl Session {
 
     /// What a name stands for, learnt anew if the schema has changed since.
     fn current(&mut self, name: &Bytes) -> Result<Arc<Prepared>, UserError> {
-        let prepared = self.names.statement(name)?;
+        let known = self.names.statement(name)?;
         let view = self.view();
-        if prepared.view_version == view.version {
-            return Ok(prepared);
+        if known.prepared.view_version == view.version || self.server_checks(known) {
+            return Ok(Arc::clone(&known.prepared));
         }
+        if known.changed_in == Some(view.version) {
+            return Err(super::described::changed());
+        }
+        let prepared = Arc::clone(&known.prepared);
         let fresh = self.db.statements.prepare(&prepared.sql, &prepared.types, &view, &mut self.scratch);
         self.names.refresh(name, Arc::clone(&fresh));
         Ok(fresh)
@@ -259,15 +303,19 @@ impl Session {
             replies.push(Owed::Sync { hidden: false });
         } else {
             put_flush(&mut self.held[index].lease.out);
+            self.held[index].piped |=
+                survey.steps.iter().any(|step| matches!(step, Step::Bind { .. } | Step::Execute { .. }));
         }
         let mut trail = Trail::default();
         let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
         self.db.stats.server_error(&trail);
+        self.note_columns(&survey.steps, &trail.described);
         for step in &survey.steps {
             if let Step::Execute { portal, .. } = step {
                 self.pin_for(index, &portal.prepared.shape);
             }
         }
+        self.follow_controls(index, &survey.steps, trail.failed);
         if trail.failed {
             self.undo(index, &mut survey.undo, &trail.undone);
         } else {
@@ -280,6 +328,7 @@ impl Session {
         match flow {
             Flow::Ready(status) => {
                 self.announced.publish();
+                self.held[index].piped = false;
                 self.follow(index, status);
                 self.keep_portals(survey, shard);
                 self.put_ready();
@@ -305,12 +354,15 @@ impl Session {
 
     /// Writes the steps to a Backend and what they owe to `replies`.
     fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
+        self.note_controls(index, &survey.steps)?;
         let autocommit = self.txn.is_none();
         for step in &survey.steps {
             if let Step::Execute { portal, .. } = step
                 && !matches!(portal.plan.access, Access::Read)
             {
-                self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())?;
+                let commits = autocommit || portal.prepared.shape.class.commits_itself();
+                self.note_write(index, &portal.plan, commits)?;
+                self.note_notifier(index, &portal.prepared.shape);
             }
         }
         let Held { lease, shard, .. } = &mut self.held[index];
@@ -332,7 +384,7 @@ impl Session {
                     let name = ensure(lease, name, prepared, &mut survey.undo, replies);
                     Target { object: Object::Statement, name: name.as_bytes() }
                         .put(frontend::tag::DESCRIBE, &mut lease.out);
-                    replies.push(Owed::Describe);
+                    replies.push(Owed::DescribeStatement);
                 }
                 Step::DescribePortal { name, .. } => {
                     Target { object: Object::Portal, name }.put(frontend::tag::DESCRIBE, &mut lease.out);

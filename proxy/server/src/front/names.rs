@@ -17,9 +17,25 @@ const STATEMENTS_MAX: usize = 65_536;
 
 #[derive(Default)]
 pub struct Names {
-    statements: HashMap<Bytes, Arc<Prepared>>,
-    unnamed: Option<Arc<Prepared>>,
+    statements: HashMap<Bytes, Known>,
+    unnamed: Option<Known>,
     portals: HashMap<Bytes, Portal>,
+}
+
+/// What a statement's name stands for.
+#[derive(Clone)]
+pub struct Known {
+    pub prepared: Arc<Prepared>,
+    /// Names and types of its columns as the client was told, if it asked (`relay::columns_of`).
+    pub columns: Option<u64>,
+    /// The view under which its columns were found to be others; it cannot run there.
+    pub changed_in: Option<u64>,
+}
+
+impl Known {
+    fn new(prepared: Arc<Prepared>) -> Self {
+        Known { prepared, columns: None, changed_in: None }
+    }
 }
 
 /// A bound statement.
@@ -38,7 +54,7 @@ pub enum Undo {
     /// `backend`: the id under which a Backend was to prepare it.
     Statement {
         name: Bytes,
-        before: Option<Arc<Prepared>>,
+        before: Option<Known>,
         backend: Option<u64>,
     },
     /// A Backend never got to prepare this.
@@ -49,8 +65,8 @@ pub enum Undo {
 }
 
 impl Names {
-    pub fn statement(&self, name: &[u8]) -> Result<Arc<Prepared>, UserError> {
-        let found = if name.is_empty() { self.unnamed.clone() } else { self.statements.get(name).cloned() };
+    pub fn statement(&self, name: &[u8]) -> Result<&Known, UserError> {
+        let found = if name.is_empty() { self.unnamed.as_ref() } else { self.statements.get(name) };
         found.ok_or_else(|| {
             let name = String::from_utf8_lossy(name);
             let message = if name.is_empty() {
@@ -65,7 +81,7 @@ impl Names {
     /// Errors: 42P05 when a name is taken, 54000 when there are too many.
     pub fn define(&mut self, name: &Bytes, prepared: Arc<Prepared>) -> Result<Undo, UserError> {
         if name.is_empty() {
-            let before = self.unnamed.replace(prepared);
+            let before = self.unnamed.replace(Known::new(prepared));
             return Ok(Undo::Statement { name: Bytes::new(), before, backend: None });
         }
         if self.statements.contains_key(name) {
@@ -78,17 +94,33 @@ impl Names {
                 .hint("Close statements that are no longer needed, or limit the driver's statement cache."));
         }
         let name = Bytes::copy_from_slice(name);
-        self.statements.insert(name.clone(), prepared);
+        self.statements.insert(name.clone(), Known::new(prepared));
         Ok(Undo::Statement { name, before: None, backend: None })
     }
 
     /// Replaces what a name stands for after the schema has changed.
     pub fn refresh(&mut self, name: &Bytes, prepared: Arc<Prepared>) {
-        if name.is_empty() {
-            self.unnamed = Some(prepared);
-        } else if let Some(slot) = self.statements.get_mut(name) {
-            *slot = prepared;
+        if let Some(known) = self.known_mut(name) {
+            known.prepared = prepared;
         }
+    }
+
+    /// The client has been told of the columns of what `name` stands for.
+    pub fn described(&mut self, name: &Bytes, columns: u64) {
+        if let Some(known) = self.known_mut(name) {
+            known.columns = Some(columns);
+        }
+    }
+
+    /// Under the view `version`, it has other columns than the client was told.
+    pub fn changed(&mut self, name: &Bytes, version: u64) {
+        if let Some(known) = self.known_mut(name) {
+            known.changed_in = Some(version);
+        }
+    }
+
+    fn known_mut(&mut self, name: &Bytes) -> Option<&mut Known> {
+        if name.is_empty() { self.unnamed.as_mut() } else { self.statements.get_mut(name) }
     }
 
     /// Closing what does not exist is no error, as in Postgres. True: it did exist.
@@ -97,7 +129,7 @@ impl Names {
         (before.is_some(), Undo::Statement { name: Bytes::copy_from_slice(name), before, backend: None })
     }
 
-    pub fn undo_statement(&mut self, name: Bytes, before: Option<Arc<Prepared>>) {
+    pub fn undo_statement(&mut self, name: Bytes, before: Option<Known>) {
         match (name.is_empty(), before) {
             (true, before) => self.unnamed = before,
             (false, Some(before)) => {

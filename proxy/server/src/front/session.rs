@@ -18,7 +18,7 @@ use weir_core::plan::Plan;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars};
-use weir_wire::backend::{Status, put_command_complete, put_ready, report_field, tag};
+use weir_wire::backend::{Status, put_command_complete, put_ready, tag};
 
 use super::batch::{Batch, Collector, Ending, Request};
 use super::cancel::Registration;
@@ -38,6 +38,8 @@ pub enum End {
     ClientGone,
     /// Told to the client as FATAL.
     Fatal(UserError),
+    /// The server's own last words have been passed on.
+    Told,
 }
 
 /// Why a statement did not succeed.
@@ -95,6 +97,8 @@ pub struct Held {
     pub pinned: Option<Pin>,
     /// It has been sent this transaction's prelude, or the client's own BEGIN.
     pub begun: bool,
+    /// Something has been bound or run in a pipeline whose Sync has not come.
+    pub piped: bool,
     pub wrote: bool,
     /// What it has written in this transaction.
     pub dirty: Dependencies,
@@ -131,11 +135,12 @@ impl Session {
         db: Arc<Database>,
         pools: Arc<UserPools>,
         user: Arc<str>,
-        client: Client,
+        mut client: Client,
         cancel: Registration,
         vars: Vars,
         stats: Arc<crate::stats::SessionStats>,
     ) -> Self {
+        client.notifiers = Some(Arc::clone(&db.notifiers));
         Session {
             app,
             db,
@@ -176,15 +181,17 @@ impl Session {
     pub async fn run(mut self) {
         let end = self.serve().await;
         self.db.stats.close(&self.stats);
-        if let End::Fatal(error) = end {
+        if let End::Fatal(error) = &end {
             self.db.stats.error(error.sqlstate);
-            self.client.put_error(&error);
+            self.client.put_error(error);
+        }
+        if !matches!(end, End::ClientGone) {
             let _ = tokio::time::timeout(std::time::Duration::from_secs(5), self.client.send()).await;
         }
     }
 
     async fn serve(&mut self) -> End {
-        let mut collector = Collector::new(self.app.config.limits.message_bytes_max);
+        let mut collector = Collector::new(self.app.config.limits.message_bytes_max, self.batch_bytes_max());
         loop {
             let request = match collector.next(&mut self.client.inbuf) {
                 Err(_) => return End::Fatal(malformed()),
@@ -210,6 +217,12 @@ impl Session {
             self.client.shrink();
             self.stats.end(&self.client);
         }
+    }
+
+    /// One server takes a long pipeline as it comes, so that its errors reach the client early. Over several shards a
+    /// pipeline is looked at as a whole, as far as that is affordable.
+    fn batch_bytes_max(&self) -> usize {
+        if self.view().topology.is_single() { 64 * 1024 } else { 1024 * 1024 }
     }
 
     /// Waits for bytes from the client; meanwhile passes on what held Backends say by themselves.
@@ -253,16 +266,18 @@ impl Session {
                 .fatal()
         };
         match frame {
-            Ok((kind @ (tag::NOTIFICATION | tag::NOTICE | tag::PARAMETER_STATUS), body)) => {
+            Ok((tag::NOTIFICATION, body)) => {
+                self.client.put_notification(&body);
+                self.client.send().await.map_err(|_| End::ClientGone)
+            }
+            Ok((kind @ (tag::NOTICE | tag::PARAMETER_STATUS), body)) => {
                 weir_wire::frame::put(&mut self.client.out, kind, |out| out.extend_from_slice(&body));
                 self.client.send().await.map_err(|_| End::ClientGone)
             }
             Ok((tag::ERROR, body)) => {
                 self.held[index].lease.doubt("terminated by the server");
-                let text = |code| {
-                    report_field(&body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
-                };
-                Err(End::Fatal(gone(format!("{}: {}", text(b'C'), text(b'M')))))
+                weir_wire::frame::put(&mut self.client.out, tag::ERROR, |out| out.extend_from_slice(&body));
+                Err(End::Told)
             }
             Ok(_) | Err(_) => {
                 self.held[index].lease.doubt("spoke out of turn or hung up");
@@ -317,6 +332,7 @@ impl Session {
             lease,
             pinned: None,
             begun: false,
+            piped: false,
             wrote: false,
             dirty: Dependencies::new(),
             vars_before,
@@ -368,11 +384,11 @@ impl Session {
         if !self.cancel.slot.end() && !self.cancel.slot.settle().await {
             self.held[index].lease.doubt("a cancel request was still on its way");
         }
-        outcome.map_err(|broken| self.broken(index, broken))
+        outcome.map_err(|broken| self.broken(index, broken, trail.fatal))
     }
 
     /// A relay broke: the Backend is lost, and what that means for the client.
-    fn broken(&mut self, index: usize, broken: Broken) -> Failure {
+    fn broken(&mut self, index: usize, broken: Broken, told: bool) -> Failure {
         let held = &mut self.held[index];
         held.lease.doubt("a relay broke");
         let name = held.lease.pool().name.clone();
@@ -392,6 +408,7 @@ impl Session {
                     .hint("RESET ALL clears the session's settings."),
                 )
             }
+            Broken::Server(_) if told => Failure::End(End::Told),
             Broken::Server(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
             Broken::Desync(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
         }
@@ -446,9 +463,18 @@ impl Session {
 
     /// Pins the session to a Backend; the reason is counted once.
     pub fn pin(&mut self, index: usize, pin: Pin) {
+        // From now on all that comes through it is this session's, also what no text shows.
+        self.db.notifiers.note(self.held[index].lease.cancel_key.process, self.cancel.process);
         if self.held[index].pinned.is_none() {
             self.held[index].pinned = Some(pin);
             self.db.stats.pinned(pin);
+        }
+    }
+
+    /// Before a statement is sent: if it notifies, listeners will want to know who did.
+    pub fn note_notifier(&self, index: usize, shape: &crate::statements::Shape) {
+        if shape.effects.notifies {
+            self.db.notifiers.note(self.held[index].lease.cancel_key.process, self.cancel.process);
         }
     }
 

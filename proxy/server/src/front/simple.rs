@@ -27,7 +27,15 @@ const TEXT_BYTES_MAX: usize = 1024 * 1024;
 
 impl Session {
     pub async fn simple(&mut self, sql: Bytes) -> Result<(), End> {
+        // A pipeline has failed: as in Postgres, nothing counts before its Sync.
+        if self.skipping {
+            return Ok(());
+        }
+        if let Err(failure) = self.end_idle_pipeline().await {
+            return self.conclude(Err(failure));
+        }
         let result = match std::str::from_utf8(&sql) {
+            Ok(text) if self.pipelining().is_some() => self.text_in_pipeline(text).await,
             Ok(text) if text.len() <= TEXT_BYTES_MAX => self.text(text).await,
             _ => self.opaque(&sql).await,
         };
@@ -162,6 +170,7 @@ impl Session {
         if !matches!(plan.access, Access::Read) {
             self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself())?;
         }
+        self.note_notifier(index, &understood.shape);
         self.stats.sent_to(plan, shard);
         self.held[index].lease.put_query(sql);
         let trail = self.relay_query(index, replies).await?;
@@ -219,13 +228,19 @@ impl Session {
     }
 
     /// All of it on one server, as Postgres would run it.
-    async fn together(&mut self, shard: ShardId, sql: &str, understood: &[Understood]) -> Result<(), Failure> {
+    pub async fn together(&mut self, shard: ShardId, sql: &str, understood: &[Understood]) -> Result<(), Failure> {
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
-        self.prime(index, &mut replies);
+        if !self.held[index].lease.busy {
+            self.prime(index, &mut replies);
+        }
         if understood.iter().any(|known| known.template.is_write() || known.shape.class.controls_transaction()) {
             self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
         }
+        for known in understood {
+            self.note_notifier(index, &known.shape);
+        }
+        let failed_before = self.txn.as_ref().is_some_and(|txn| txn.failed);
         self.held[index].lease.put_query(sql);
         let trail = self.relay_query(index, replies).await?;
         for known in understood {
@@ -240,9 +255,19 @@ impl Session {
         }
         for known in understood {
             self.note_setting(index, &known.shape.class);
+            self.vars_follow(&known.shape.class, failed_before);
             self.after(&known.shape).await;
         }
         Ok(())
+    }
+
+    /// Transaction control inside a text ends or begins what settings belong to. COMMIT of a failed transaction rolls back.
+    fn vars_follow(&mut self, class: &Class, failed: bool) {
+        match class {
+            Class::Commit { chain } if failed => self.vars.on_done(&Class::Rollback { chain: *chain }, true),
+            class if class.controls_transaction() => self.vars.on_done(class, true),
+            _ => {}
+        }
     }
 
     async fn one_by_one(&mut self, texts: &[&str], understood: &[Understood]) -> Result<(), Failure> {

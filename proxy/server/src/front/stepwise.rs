@@ -19,11 +19,12 @@ use super::names::Portal;
 use super::session::{Failure, Session};
 use super::simple::Place;
 use crate::exec::fan::{Form, Question};
-use crate::exec::relay::{Capture, Trail};
+use crate::exec::relay::{Capture, Trail, columns_of};
 use crate::statements::Prepared;
 
 impl Session {
     pub async fn stepwise(&mut self, survey: &mut Survey, ending: Ending) -> Result<(), Failure> {
+        self.end_idle_pipeline().await?;
         if self.pipelining().is_some() {
             return Err(split_pipeline().into());
         }
@@ -86,7 +87,7 @@ impl Session {
     async fn step(&mut self, step: &Step) -> Result<(), Failure> {
         match step {
             Step::Parse { prepared, .. } => {
-                if !prepared.shape.class.is_control() {
+                if !self.needs_own_hand(&prepared.shape.class) {
                     self.describe_statement(prepared, false).await?;
                 }
                 self.client.out.extend_from_slice(PARSE_COMPLETE);
@@ -95,12 +96,13 @@ impl Session {
                 self.names.bind(portal, bound.clone());
                 self.client.out.extend_from_slice(BIND_COMPLETE);
             }
-            Step::DescribeStatement { prepared, .. } if prepared.shape.class.is_control() => {
+            Step::DescribeStatement { prepared, .. } if self.needs_own_hand(&prepared.shape.class) => {
                 self.client.out.extend_from_slice(NO_PARAMETERS);
                 self.client.out.extend_from_slice(NO_DATA);
             }
-            Step::DescribeStatement { prepared, .. } => {
+            Step::DescribeStatement { name, prepared } => {
                 let description = self.describe_statement(prepared, true).await?;
+                self.names.described(name, columns_in(&description));
                 self.client.out.extend_from_slice(&description);
             }
             Step::DescribePortal { portal, .. } => self.describe_portal(portal).await?,
@@ -117,7 +119,7 @@ impl Session {
 
     /// Has a server prepare the statement. Returns its ParameterDescription and RowDescription or NoData, for the client's
     /// eyes (`wanted`), with weir's own columns left out.
-    async fn describe_statement(&mut self, prepared: &Prepared, wanted: bool) -> Result<BytesMut, Failure> {
+    pub async fn describe_statement(&mut self, prepared: &Prepared, wanted: bool) -> Result<BytesMut, Failure> {
         let shard = self.held.first().map_or(self.view().topology.home, |held| held.shard);
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
@@ -156,7 +158,7 @@ impl Session {
     }
 
     /// A hidden ReadyForQuery has ended the exchange: nothing is under way, and the transaction is as the server says.
-    fn settle_hidden(&mut self, index: usize) {
+    pub fn settle_hidden(&mut self, index: usize) {
         let lease = &mut self.held[index].lease;
         lease.busy = false;
         let status = lease.status;
@@ -164,7 +166,7 @@ impl Session {
     }
 
     async fn describe_portal(&mut self, portal: &Portal) -> Result<(), Failure> {
-        if portal.prepared.shape.class.is_control() {
+        if self.needs_own_hand(&portal.prepared.shape.class) {
             self.client.out.extend_from_slice(NO_DATA);
             return Ok(());
         }
@@ -188,7 +190,8 @@ impl Session {
     async fn execute(&mut self, name: &Bytes, portal: &Portal, rows_max: i32) -> Result<(), Failure> {
         let prepared = &portal.prepared;
         let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default().to_owned();
-        if self.control(&sql, &prepared.shape.class).await? {
+        let failed = self.txn.as_ref().is_some_and(|txn| txn.failed);
+        if (failed || self.needs_own_hand(&prepared.shape.class)) && self.control(&sql, &prepared.shape.class).await? {
             return Ok(());
         }
         let place = match portal.bound_on {
@@ -227,6 +230,7 @@ impl Session {
         if !matches!(portal.plan.access, Access::Read) {
             self.note_write(index, &portal.plan, self.txn.is_none() || prepared.shape.class.commits_itself())?;
         }
+        self.note_notifier(index, &prepared.shape);
         let lease = &mut self.held[index].lease;
         let mut undo = Vec::new();
         if portal.bound_on.is_none() {
@@ -260,6 +264,18 @@ impl Session {
         self.after(&shape).await;
         Ok(())
     }
+}
+
+/// The columns in what [`Session::describe_statement`] has returned.
+pub fn columns_in(description: &[u8]) -> u64 {
+    let mut rest = description;
+    while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
+        if next.tag == tag::ROW_DESCRIPTION {
+            return columns_of(next.body);
+        }
+        rest = &rest[next.raw.len()..];
+    }
+    columns_of(&[])
 }
 
 fn split_pipeline() -> UserError {

@@ -43,6 +43,18 @@ impl Class {
             )
     }
 
+    /// Of the statements above, those that need no following where there is one server only.
+    pub fn concerns_one_server(&self) -> bool {
+        matches!(
+            self,
+            Class::Fetch { .. }
+                | Class::Move { .. }
+                | Class::CloseCursor(_)
+                | Class::Execute { .. }
+                | Class::SetConstraints
+        )
+    }
+
     /// What a transaction that has failed still accepts.
     pub fn ends_failed_transaction(&self) -> bool {
         matches!(self, Class::Commit { .. } | Class::Rollback { .. } | Class::RollbackTo(_))

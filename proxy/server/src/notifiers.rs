@@ -1,0 +1,30 @@
+//! Who sent a notification, in terms clients know.
+//!
+//! A notification carries the process number of the server connection it came through, but a client knows sessions by the
+//! number weir gave them at login. So a session that is about to notify leaves its number here, and listeners find it.
+//! Non-goal: notifications that no text shows (sent by triggers or functions); they keep the server's number.
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+/// Server connections remembered; dead ones are only forgotten by starting anew.
+const CONNECTIONS_MAX: usize = 16_384;
+
+/// By the server's process number: the session that used the connection to notify last.
+#[derive(Debug, Default)]
+pub struct Notifiers(Mutex<HashMap<i32, i32>>);
+
+impl Notifiers {
+    pub fn note(&self, server_process: i32, session: i32) {
+        let mut sessions = self.0.lock();
+        if sessions.len() >= CONNECTIONS_MAX {
+            sessions.clear();
+        }
+        sessions.insert(server_process, session);
+    }
+
+    /// The sender's number as its client knows it.
+    pub fn sender(&self, server_process: i32) -> i32 {
+        self.0.lock().get(&server_process).copied().unwrap_or(server_process)
+    }
+}
