@@ -11,6 +11,7 @@ own modules and what pip installs into a virtual environment below the work dire
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import results
@@ -22,15 +23,18 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s SUITE [options] [-- TEST ...]", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=[*suites.SUITES, "all"])
     parser.add_argument("--tree", type=Path, help="sources with the tests, instead of the package registry's archive")
     parser.add_argument("--weir", type=Path, help="the weir binary; default: the newest build")
     parser.add_argument("--only", choices=["direct", "weir"], help="run one side; the other side's last results are kept")
     parser.add_argument("--work", type=Path, default=TARGET / "compat", help="where everything is put")
     parser.add_argument("--seconds-max", type=int, default=1800, help="longest time for one side of one suite")
-    parser.add_argument("chosen", nargs="*", help="tests to run instead of the suite's usual choice")
-    arguments = parser.parse_args()
+    ours = sys.argv[1:]
+    if "--" in ours:
+        ours = ours[: ours.index("--")]
+    arguments = parser.parse_args(ours)
+    arguments.chosen = sys.argv[len(ours) + 2 :]
     names = list(suites.SUITES) if arguments.suite == "all" else [arguments.suite]
     return 0 if all([compare(suites.SUITES[name], arguments) for name in names]) else 1
 

@@ -41,7 +41,7 @@ class Run:
     chosen: list[str]
 
     def pytest(self, *arguments: str) -> list[str]:
-        options = ["-q", "--tb=short", "--continue-on-collection-errors", f"--junitxml={self.results}", "-o", "junit_logging=no"]
+        options = ["-q", "--tb=short", "--continue-on-collection-errors", "-p", "compat_results", "--timeout=90"]
         return [str(self.python), "-m", "pytest", *options, *arguments]
 
     def libpq(self) -> dict[str, str]:
@@ -89,7 +89,7 @@ def django(run: Run):
     tests = run.tree / "tests"
     labels = run.chosen or [label for label in DJANGO_LABELS if (tests / label).is_dir()]
     environment = {
-        "COMPAT_RESULTS": str(run.results), "COMPAT_HOST": to.host, "COMPAT_PORT": str(to.port),
+        "COMPAT_HOST": to.host, "COMPAT_PORT": str(to.port),
         "COMPAT_USER": to.user, "COMPAT_PASSWORD": to.password, "COMPAT_DATABASE": to.database,
         "PYTHONPATH": f"{HERE}:{run.tree}",
     }
@@ -120,7 +120,7 @@ def environment_for(suite: Suite, work: Path) -> Path:
     python = work / "venv" / suite.name / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
-    needs = ["pytest", "setuptools", *suite.packages]
+    needs = ["pytest", "pytest-timeout", "setuptools", *suite.packages]
     subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *needs], check=True)
     return python
 
@@ -158,6 +158,7 @@ def run(suite: Suite, run_: Run, log: Path, seconds_max: int) -> int:
     if suite.prepare:
         psql(run_.endpoint, run_.endpoint.database, suite.prepare)
     command, environment = suite.command(run_)
+    environment = {"PYTHONPATH": str(HERE), "COMPAT_RESULTS": str(run_.results)} | environment
     with open(log, "wb") as out:
         process = subprocess.Popen(
             command, cwd=run_.tree, env=os.environ | environment, stdout=out, stderr=subprocess.STDOUT,

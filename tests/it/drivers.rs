@@ -151,3 +151,83 @@ async fn notifications_bear_the_number_clients_know_and_come_with_commit() -> Re
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_prepared_by_the_client_is_seen_once_it_commits() -> Result<()> {
+    let tier = one_shard().await?;
+    let (one, other) = (tier.connect().await?, tier.connect().await?);
+    one.batch_execute("CREATE TABLE item (id int)").await?;
+    one.batch_execute("BEGIN").await?;
+    one.batch_execute("SET timezone TO 'Asia/Tokyo'").await?;
+    one.batch_execute("INSERT INTO item VALUES (1)").await?;
+    if one.batch_execute("PREPARE TRANSACTION 'two'").await.is_err() {
+        // This server keeps no prepared transactions: the transaction is gone, and its settings with it.
+        assert_ne!(column(&one, "SHOW timezone").await?, ["Asia/Tokyo"]);
+        return Ok(());
+    }
+    assert_eq!(column(&one, "SHOW timezone").await?, ["Asia/Tokyo"]);
+    // Answers that may be kept.
+    for _ in 0..3 {
+        assert_eq!(column(&other, "SELECT count(*) FROM item").await?, ["0"]);
+    }
+    one.batch_execute("COMMIT PREPARED 'two'").await?;
+    assert_eq!(column(&other, "SELECT count(*) FROM item").await?, ["1"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cursors_of_sql_are_described_and_statements_follow_types_made_anew() -> Result<()> {
+    let tier = one_shard().await?;
+    let mut client = Raw::login(&tier.dsn("shop"), &[]).await?;
+    client.query("BEGIN; DECLARE c CURSOR FOR SELECT 1 AS n").await?;
+    Target { object: Object::Portal, name: b"c" }.put(tag::DESCRIBE, &mut client.out);
+    put_sync(&mut client.out);
+    assert_eq!(client.until_ready().await?.0, "TZ");
+    client.query("COMMIT").await?;
+    for inside in [false, true] {
+        if inside {
+            client.query("BEGIN").await?;
+        }
+        for name in [&b"first"[..], b"second"] {
+            client.query("CREATE TYPE mood AS ENUM ('low', 'high')").await?;
+            Parse { name, sql: b"SELECT $1::mood", types: b"" }.put(&mut client.out);
+            bind(&mut client.out, b"", name, Some(b"low"));
+            Execute { portal: b"", rows_max: 0 }.put(&mut client.out);
+            Target { object: Object::Statement, name }.put(tag::CLOSE, &mut client.out);
+            put_sync(&mut client.out);
+            assert_eq!(client.until_ready().await?.0, "12DC3Z", "in a transaction: {inside}");
+            client.query("DROP TYPE mood").await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_is_reported_before_any_sync_asks_for_it() -> Result<()> {
+    let tier = one_shard().await?;
+    let mut client = Raw::login(&tier.dsn("shop"), &[]).await?;
+    Parse { name: b"", sql: b"SELEC 1", types: b"" }.put(&mut client.out);
+    assert_eq!(client.next().await?.0, b'E');
+    put_sync(&mut client.out);
+    assert_eq!(client.until_ready().await?.0, "Z");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn savepoints_made_inside_a_pipeline_are_known_afterwards() -> Result<()> {
+    let tier = one_shard().await?;
+    let mut client = Raw::login(&tier.dsn("shop"), &[]).await?;
+    client.query("CREATE TABLE item (id int)").await?;
+    client.query("BEGIN").await?;
+    for sql in [&b"INSERT INTO item VALUES (1)"[..], b"SAVEPOINT s", b"INSERT INTO item VALUES (2)"] {
+        Parse { name: b"", sql, types: b"" }.put(&mut client.out);
+        bind(&mut client.out, b"", b"", None);
+        Execute { portal: b"", rows_max: 0 }.put(&mut client.out);
+    }
+    put_sync(&mut client.out);
+    assert_eq!(client.until_ready().await?.0, "12C12C12CZ");
+    assert_eq!(client.query("ROLLBACK TO s").await?.0, "CZ");
+    client.query("COMMIT").await?;
+    assert_eq!(client.query("SELECT array_agg(id) FROM item").await?.1, ["{1}"]);
+    Ok(())
+}

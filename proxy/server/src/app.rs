@@ -19,7 +19,7 @@ use crate::cache::{Cache, CacheSettings};
 use crate::catalog;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, Endpoint};
-use crate::database::{Database, Replica, Shard};
+use crate::database::{Database, Replica, Reread, Shard};
 use crate::front::cancel::CancelRegistry;
 use crate::hub::{Hub, HubEvent, without_hub};
 use crate::metrics::{Metrics, Subject};
@@ -211,7 +211,7 @@ async fn start_database(
     let figures = metrics.database(&database.name).context("metrics were registered for every database")?;
     let stats = DatabaseStats::new(Arc::clone(metrics), figures);
     let db = Database::new(config, database.clone(), topology, shards, cache, stats);
-    db.refresh_catalog().await;
+    db.refresh_catalog(Reread::Look).await;
     report_rules(&db).await;
     if logins.len() > 1 {
         tasks.spawn(crate::recover::run(Arc::clone(&db), logins));
@@ -270,7 +270,7 @@ async fn report_rules(db: &Database) {
 async fn reread_catalog(db: Arc<Database>) {
     loop {
         tokio::time::sleep(CATALOG_EVERY).await;
-        db.refresh_catalog().await;
+        db.refresh_catalog(Reread::Look).await;
     }
 }
 

@@ -72,6 +72,15 @@ pub struct Database {
     catalog_reading: tokio::sync::Mutex<()>,
 }
 
+/// Why the catalogue is read again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reread {
+    /// Something may have changed; if it looks the same, it is.
+    Look,
+    /// Something has changed, maybe what the catalogue does not show: statements are prepared anew.
+    SchemaChanged,
+}
+
 /// One user's pools.
 pub struct UserPools {
     shards: Vec<ShardPools>,
@@ -280,9 +289,9 @@ impl Database {
 
     /// Reads the home shard's catalogue again; after DDL, before its success is told. On failure the old one stays and the
     /// next reading mends it.
-    pub async fn refresh_catalog(&self) {
+    pub async fn refresh_catalog(&self, why: Reread) {
         let _one_at_a_time = self.catalog_reading.lock().await;
-        match tokio::time::timeout(CATALOG_MAX, self.read_catalog()).await {
+        match tokio::time::timeout(CATALOG_MAX, self.read_catalog(why)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(database = %self.name, "cannot read the catalogue: {error:#}"),
             Err(_) => tracing::warn!(database = %self.name, "cannot read the catalogue within {CATALOG_MAX:?}"),
@@ -295,13 +304,16 @@ impl Database {
         Ok(crate::catalog::foreign_keys(&client).await?)
     }
 
-    async fn read_catalog(&self) -> anyhow::Result<()> {
+    async fn read_catalog(&self, why: Reread) -> anyhow::Result<()> {
         let login = &self.catalog_login;
         let client = crate::control::connect(login).await?;
         let version = self.view().version + 1;
         let catalog = Arc::new(crate::catalog::read(&client, version).await?);
         self.view.rcu(|view| View {
-            version: if catalog.same_as(&view.catalog) { view.version } else { view.version + 1 },
+            version: match why {
+                Reread::Look if catalog.same_as(&view.catalog) => view.version,
+                _ => view.version + 1,
+            },
             topology: view.topology.clone(),
             rules: Arc::clone(&view.rules),
             catalog: Arc::clone(&catalog),

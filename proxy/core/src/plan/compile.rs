@@ -103,6 +103,10 @@ impl Compiler<'_> {
                 None => home(Access::Write, RouteReason::GlobalTable, true),
             },
             Class::Call | Class::Do => self.code(source),
+            // What was prepared becomes visible by another statement, maybe of another session.
+            Class::PrepareTransaction | Class::CommitPrepared | Class::RollbackPrepared => {
+                home(Access::Write, RouteReason::SessionStatement, true)
+            }
             Class::Load | Class::Execute { .. } => home(Access::Write, RouteReason::SessionStatement, true),
             Class::Listen(_) | Class::Unlisten(_) | Class::Notify(_) | Class::Discard(_) => {
                 home(Access::Write, RouteReason::SessionStatement, false)

@@ -15,6 +15,7 @@ use weir_wire::backend::{Status, tag};
 use weir_wire::frame;
 
 use crate::back::pool::Lease;
+use crate::database::Reread;
 use crate::exec::relay::{Capture, Trail};
 use crate::front::client::Client;
 use crate::front::session::{End, Failure, Session};
@@ -116,7 +117,7 @@ impl Session {
         self.announced.publish();
         decided?;
         if txn.changed_schema {
-            self.db.refresh_catalog().await;
+            self.db.refresh_catalog(Reread::SchemaChanged).await;
         }
         Ok(())
     }
@@ -195,7 +196,7 @@ impl Session {
     }
 
     /// Settings made inside the transaction stay or go with it.
-    fn close_transaction(&mut self, committed: bool) {
+    pub fn close_transaction(&mut self, committed: bool) {
         if committed {
             self.vars.on_commit();
         } else {

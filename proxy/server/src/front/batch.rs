@@ -113,6 +113,15 @@ impl Collector {
         Ok(if self.bytes > self.batch_bytes_max { Some(self.finish(Ending::Flush)) } else { None })
     }
 
+    /// Messages that have come without a Sync or Flush behind them, as if a Flush had.
+    pub fn unfinished(&mut self) -> Option<Request> {
+        if self.ops.is_empty() { None } else { Some(self.finish(Ending::Flush)) }
+    }
+
+    pub fn has_unfinished(&self) -> bool {
+        !self.ops.is_empty()
+    }
+
     fn finish(&mut self, ending: Ending) -> Request {
         self.bytes = 0;
         Request::Batch(Batch { ops: std::mem::take(&mut self.ops), ending })

@@ -44,6 +44,10 @@ pub enum Step {
         name: Bytes,
         portal: Portal,
     },
+    /// A cursor that SQL has made: the server that has it knows.
+    DescribeCursor {
+        name: Bytes,
+    },
     Execute {
         name: Bytes,
         portal: Portal,
@@ -210,6 +214,9 @@ impl Session {
                 survey.stepwise |= prepared.template.hidden_columns() > 0;
                 Step::DescribeStatement { name, prepared }
             }
+            Op::Describe { object: Object::Portal, name } if self.may_be_cursor(&name, survey) => {
+                Step::DescribeCursor { name }
+            }
             Op::Describe { object: Object::Portal, name } => {
                 let portal = self.find_portal(&name, survey)?;
                 Step::DescribePortal { name, portal }
@@ -277,6 +284,12 @@ impl Session {
             None => survey.stepwise = true,
         }
         Ok(portal)
+    }
+
+    /// No portal of the protocol, but maybe a cursor that DECLARE has made in this transaction or on this pinned server.
+    fn may_be_cursor(&mut self, name: &Bytes, survey: &Survey) -> bool {
+        let bound = survey.bound.iter().any(|(bound, _)| bound == name);
+        !bound && self.names.portal(name).is_err() && self.view().topology.is_single() && !self.held.is_empty()
     }
 
     async fn relay_batch(&mut self, survey: &mut Survey, ending: Ending) -> Result<(), Failure> {
@@ -365,12 +378,17 @@ impl Session {
                 self.note_notifier(index, &portal.prepared.shape);
             }
         }
+        // What was prepared before this transaction changed the schema may mean what no longer exists.
+        let anew = self.txn.as_ref().is_some_and(|txn| txn.changed_schema);
         let Held { lease, shard, .. } = &mut self.held[index];
         let shard = *shard;
         for step in &survey.steps {
             match step {
                 Step::Parse { name, prepared, op } => {
                     self.stats.parse();
+                    if anew {
+                        forget(lease, prepared.id, replies);
+                    }
                     put_parse(lease, name, prepared, *op, &mut survey.undo, replies);
                 }
                 Step::Bind { statement, bound, .. } => {
@@ -386,7 +404,7 @@ impl Session {
                         .put(frontend::tag::DESCRIBE, &mut lease.out);
                     replies.push(Owed::DescribeStatement);
                 }
-                Step::DescribePortal { name, .. } => {
+                Step::DescribePortal { name, .. } | Step::DescribeCursor { name } => {
                     Target { object: Object::Portal, name }.put(frontend::tag::DESCRIBE, &mut lease.out);
                     replies.push(Owed::Describe);
                 }
@@ -456,6 +474,17 @@ fn put_parse(
         *backend = (!name.is_empty()).then_some(prepared.id);
     }
     replies.push(Owed::Parse { hidden: false, op });
+}
+
+/// Has the Backend forget a statement, so that it is prepared again.
+fn forget(lease: &mut Lease, id: u64, replies: &mut Replies) {
+    if lease.is_prepared(id) {
+        let name = Prepared::backend_name(id);
+        Target { object: Object::Statement, name: name.as_bytes() }.put(frontend::tag::CLOSE, &mut lease.out);
+        replies.push(Owed::Close { hidden: true, op: u32::MAX });
+        lease.forget_prepared(id);
+    }
+    lease.unnamed = None;
 }
 
 /// Makes sure the Backend knows the statement; returns the name it has there.

@@ -196,8 +196,9 @@ impl Session {
             let request = match collector.next(&mut self.client.inbuf) {
                 Err(_) => return End::Fatal(malformed()),
                 Ok(Some(request)) => request,
-                Ok(None) => match self.await_client().await {
-                    Ok(()) => continue,
+                Ok(None) => match self.await_rest(&mut collector).await {
+                    Ok(None) => continue,
+                    Ok(Some(unfinished)) => unfinished,
                     Err(end) => return end,
                 },
             };
@@ -223,6 +224,20 @@ impl Session {
     /// pipeline is looked at as a whole, as far as that is affordable.
     fn batch_bytes_max(&self) -> usize {
         if self.view().topology.is_single() { 64 * 1024 } else { 1024 * 1024 }
+    }
+
+    /// Waits for more of a request. A client may also wait for an error without having asked for it by Flush or Sync, since
+    /// Postgres reports those at once; so what has come is worked off after a while.
+    async fn await_rest(&mut self, collector: &mut Collector) -> Result<Option<Request>, End> {
+        const PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
+        if !collector.has_unfinished() {
+            return self.await_client().await.map(|()| None);
+        }
+        // Cancel-safe: what has been read is in the client's buffer, what is to be sent stays in its other one.
+        match tokio::time::timeout(PATIENCE, self.await_client()).await {
+            Ok(more) => more.map(|()| None),
+            Err(_) => Ok(collector.unfinished()),
+        }
     }
 
     /// Waits for bytes from the client; meanwhile passes on what held Backends say by themselves.

@@ -17,6 +17,7 @@ use weir_core::sql::normal::split_statements;
 use weir_wire::backend::EMPTY_QUERY;
 
 use super::session::{End, Failure, Session};
+use crate::database::Reread;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
@@ -174,6 +175,9 @@ impl Session {
         self.stats.sent_to(plan, shard);
         self.held[index].lease.put_query(sql);
         let trail = self.relay_query(index, replies).await?;
+        if matches!(understood.shape.class, Class::PrepareTransaction) {
+            self.close_transaction(!trail.failed);
+        }
         self.pin_for(index, &understood.shape);
         if trail.failed {
             return Err(Failure::Reported);
@@ -195,7 +199,7 @@ impl Session {
         if shape.class.changes_schema() {
             match &mut self.txn {
                 Some(txn) => txn.changed_schema = true,
-                None => self.db.refresh_catalog().await,
+                None => self.db.refresh_catalog(reread(&shape.class)).await,
             }
         }
     }
@@ -288,6 +292,11 @@ impl Session {
         }
         if own { self.commit_all().await } else { Ok(()) }
     }
+}
+
+/// Code may or may not change the schema; DDL does, also where the catalogue looks the same (a type dropped and made anew).
+fn reread(class: &Class) -> Reread {
+    if matches!(class, Class::Ddl(_) | Class::SelectInto) { Reread::SchemaChanged } else { Reread::Look }
 }
 
 /// Where a plan runs.

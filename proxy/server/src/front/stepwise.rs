@@ -106,6 +106,7 @@ impl Session {
                 self.client.out.extend_from_slice(&description);
             }
             Step::DescribePortal { portal, .. } => self.describe_portal(portal).await?,
+            Step::DescribeCursor { name } => self.names.portal(name).map(|_| ())?,
             Step::Execute { name, portal, rows_max } => self.execute(name, portal, *rows_max).await?,
             Step::CloseStatement { .. } => self.client.out.extend_from_slice(CLOSE_COMPLETE),
             Step::ClosePortal { name } => {
