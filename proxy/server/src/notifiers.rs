@@ -7,6 +7,9 @@
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+use crate::front::session::Session;
+use crate::statements::Shape;
+
 /// Server connections remembered; dead ones are only forgotten by starting anew.
 const CONNECTIONS_MAX: usize = 16_384;
 
@@ -26,5 +29,14 @@ impl Notifiers {
     /// The sender's number as its client knows it.
     pub fn sender(&self, server_process: i32) -> i32 {
         self.0.lock().get(&server_process).copied().unwrap_or(server_process)
+    }
+}
+
+impl Session {
+    /// Before a statement is sent: if it notifies, listeners will want to know who did.
+    pub fn note_notifier(&self, index: usize, shape: &Shape) {
+        if shape.effects.notifies {
+            self.db.notifiers.note(self.held[index].lease.cancel_key.process, self.cancel.process);
+        }
     }
 }

@@ -75,6 +75,19 @@ pub fn columns_of(body: &[u8]) -> u64 {
 }
 
 impl Trail {
+    /// What a frame that is forwarded tells of the exchange.
+    fn note(&mut self, kind: u8, body: &[u8], verdict: Verdict) {
+        match (verdict, kind) {
+            (Verdict::Failed { undone }, _) => self.fail(undone, body),
+            (Verdict::Described, _) => self.described.push(columns_of(body)),
+            (
+                _,
+                tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION | tag::COPY_DATA | tag::COPY_OUT | tag::COPY_IN,
+            ) => self.chatter = true,
+            _ => {}
+        }
+    }
+
     fn fail(&mut self, undone: SmallVec<[u32; 8]>, error: &[u8]) {
         self.failed = true;
         // Not translated, unlike the field S.
@@ -191,7 +204,7 @@ fn digest(
             if !bulk || matches!(capture, Capture::Hold { .. }) || replies.on_frame(kind, &[])? != Verdict::Forward {
                 break None;
             }
-            note(kind, trail);
+            trail.note(kind, &[], Verdict::Forward);
             *passing = total;
             continue;
         }
@@ -200,16 +213,8 @@ fn digest(
         }
         let body = &backend.inbuf[judged + HEADER..judged + total];
         match replies.on_frame(kind, body)? {
-            Verdict::Forward | Verdict::CopyIn => {
-                note(kind, trail);
-                judged += total;
-            }
-            Verdict::Described => {
-                trail.described.push(columns_of(body));
-                judged += total;
-            }
-            Verdict::Failed { undone } => {
-                trail.fail(undone, body);
+            verdict @ (Verdict::Forward | Verdict::CopyIn | Verdict::Described | Verdict::Failed { .. }) => {
+                trail.note(kind, body, verdict);
                 judged += total;
             }
             Verdict::HiddenFailed => return Err(Broken::Hidden(error_text(body))),
@@ -229,15 +234,6 @@ fn digest(
     forward(client, capture, &backend.inbuf[..judged]);
     backend.inbuf.advance(judged);
     Ok(if overflows(capture) { Some(Flow::Overflow) } else { outcome })
-}
-
-fn note(kind: u8, trail: &mut Trail) {
-    match kind {
-        tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION | tag::COPY_DATA | tag::COPY_OUT | tag::COPY_IN => {
-            trail.chatter = true;
-        }
-        _ => {}
-    }
 }
 
 fn forward(client: &mut Client, capture: &mut Capture, bytes: &[u8]) {

@@ -4,6 +4,8 @@
 //! a statement never runs outside the transaction that the client believes to be open: a pipeline in which nothing has been
 //! bound is ended first, unseen; any other goes on, on its own server, and is followed from there.
 
+use std::time::Duration;
+
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::session::pin::Pin;
@@ -13,9 +15,13 @@ use weir_core::sql::lex::lex;
 use weir_core::sql::normal::split_statements;
 use weir_wire::frontend::put_sync;
 
+use super::batch::{Collector, Request};
 use super::extended::Step;
-use super::session::{Failure, Session};
+use super::session::{End, Failure, Session};
 use crate::exec::relay::{Capture, Trail};
+
+/// How long messages without a Sync or Flush behind them wait for one.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Who carries out a statement of the extended protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +35,25 @@ pub enum Hand {
 }
 
 impl Session {
+    /// One server takes a long pipeline as it comes, so that its errors reach the client early. Over several shards a
+    /// pipeline is looked at as a whole, as far as that is affordable.
+    pub fn batch_bytes_max(&self) -> usize {
+        if self.view().topology.is_single() { 64 * 1024 } else { 1024 * 1024 }
+    }
+
+    /// Waits for more of a request. A client may also wait for an error without having asked for it by Flush or Sync, since
+    /// Postgres reports those at once; so what has come is worked off after a while.
+    pub async fn await_rest(&mut self, collector: &mut Collector) -> Result<Option<Request>, End> {
+        if !collector.has_unfinished() {
+            return self.await_client().await.map(|()| None);
+        }
+        // Cancel-safe: what has been read is in the client's buffer, what is to be sent stays in its other one.
+        match tokio::time::timeout(PATIENCE, self.await_client()).await {
+            Ok(more) => more.map(|()| None),
+            Err(_) => Ok(collector.unfinished()),
+        }
+    }
+
     /// Ends a pipeline that has only prepared and described: no portal and no work is lost by it.
     pub async fn end_idle_pipeline(&mut self) -> Result<(), Failure> {
         let Some(index) = self.pipelining() else { return Ok(()) };

@@ -220,28 +220,8 @@ impl Session {
         }
     }
 
-    /// One server takes a long pipeline as it comes, so that its errors reach the client early. Over several shards a
-    /// pipeline is looked at as a whole, as far as that is affordable.
-    fn batch_bytes_max(&self) -> usize {
-        if self.view().topology.is_single() { 64 * 1024 } else { 1024 * 1024 }
-    }
-
-    /// Waits for more of a request. A client may also wait for an error without having asked for it by Flush or Sync, since
-    /// Postgres reports those at once; so what has come is worked off after a while.
-    async fn await_rest(&mut self, collector: &mut Collector) -> Result<Option<Request>, End> {
-        const PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
-        if !collector.has_unfinished() {
-            return self.await_client().await.map(|()| None);
-        }
-        // Cancel-safe: what has been read is in the client's buffer, what is to be sent stays in its other one.
-        match tokio::time::timeout(PATIENCE, self.await_client()).await {
-            Ok(more) => more.map(|()| None),
-            Err(_) => Ok(collector.unfinished()),
-        }
-    }
-
     /// Waits for bytes from the client; meanwhile passes on what held Backends say by themselves.
-    async fn await_client(&mut self) -> Result<(), End> {
+    pub async fn await_client(&mut self) -> Result<(), End> {
         loop {
             if self.held.is_empty() {
                 return match self.client.receive().await {
@@ -483,13 +463,6 @@ impl Session {
         if self.held[index].pinned.is_none() {
             self.held[index].pinned = Some(pin);
             self.db.stats.pinned(pin);
-        }
-    }
-
-    /// Before a statement is sent: if it notifies, listeners will want to know who did.
-    pub fn note_notifier(&self, index: usize, shape: &crate::statements::Shape) {
-        if shape.effects.notifies {
-            self.db.notifiers.note(self.held[index].lease.cancel_key.process, self.cancel.process);
         }
     }
 
