@@ -64,7 +64,7 @@ async fn open(login: &Login) -> Result<(Backend, Parameters), UserError> {
     stream.write_all(&hello).await.map_err(unreachable_io)?;
 
     let key = CancelKey { address, process: 0, secret: Bytes::new() };
-    let mut backend = Backend::new(stream, BytesMut::new(), key, Instant::now());
+    let mut backend = Backend::new(stream, BytesMut::new(), Arc::new(key), Instant::now());
     let mut auth = ClientAuth::new(&login.user, login.password.as_deref());
     let mut reported = Vec::new();
     loop {
@@ -87,8 +87,8 @@ async fn open(login: &Login) -> Result<(Backend, Parameters), UserError> {
                 }
             }
             tag::BACKEND_KEY_DATA if body.len() >= 8 => {
-                backend.cancel_key.process = i32::from_be_bytes([body[0], body[1], body[2], body[3]]);
-                backend.cancel_key.secret = body.slice(4..);
+                let process = i32::from_be_bytes([body[0], body[1], body[2], body[3]]);
+                backend.cancel_key = Arc::new(CancelKey { address, process, secret: body.slice(4..) });
             }
             tag::NOTICE => {}
             tag::READY => {

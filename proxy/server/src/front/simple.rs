@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
@@ -69,8 +70,8 @@ impl Session {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.tokens.clear();
         let lexed = lex(sql, &mut scratch.tokens);
-        let parts: Vec<std::ops::Range<usize>> =
-            if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { Vec::new() };
+        let parts: SmallVec<[std::ops::Range<usize>; 2]> =
+            if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { SmallVec::new() };
         let single = lexed.is_err() || parts.len() == 1;
         if lexed.is_ok() && parts.is_empty() {
             self.scratch = scratch;
