@@ -12,6 +12,7 @@ mod outage;
 mod placement;
 mod protocol;
 mod raw;
+mod replication;
 mod session;
 mod shop;
 mod transactions;

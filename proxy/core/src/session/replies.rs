@@ -30,7 +30,7 @@ pub enum Owed {
     Describe,
     /// Rows, a COPY, or nothing, then CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
-    /// ReadyForQuery that ends a pipeline.
+    /// ReadyForQuery that ends a pipeline. An error before it (of a deferred constraint) is the client's, hidden or not.
     Sync {
         hidden: bool,
     },
@@ -119,7 +119,7 @@ impl Replies {
         let Some(head) = self.queue.front() else { return Err(Desync(tag)) };
         match (head, tag) {
             (Owed::Own(_), _) => Err(Desync(tag)),
-            (Owed::Query { hidden: true } | Owed::Sync { hidden: true }, tag::ERROR) => Ok(Verdict::HiddenFailed),
+            (Owed::Query { hidden: true }, tag::ERROR) => Ok(Verdict::HiddenFailed),
             (Owed::Query { .. }, tag::ERROR) => {
                 self.copying_in = false;
                 Ok(Verdict::Failed { undone: SmallVec::new() })

@@ -309,7 +309,7 @@ impl Session {
             return Ok(index);
         }
         let asked = std::time::Instant::now();
-        let lease = self.pools.primary(shard).lease().await?;
+        let lease = self.cancel.slot.unless_cancelled(self.pools.primary(shard).lease()).await?;
         self.stats.assigned(asked.elapsed());
         let vars_before = lease.vars.clone();
         self.held.push(Held {
@@ -380,6 +380,10 @@ impl Session {
         match broken {
             Broken::Client(_) => Failure::End(End::ClientGone),
             Broken::Protocol(_) => Failure::End(End::Fatal(malformed())),
+            Broken::Hidden(why) if why.starts_with(sqlstate::QUERY_CANCELED) => {
+                self.held.remove(index);
+                Failure::Refused(super::cancel::cancelled())
+            }
             Broken::Hidden(why) => {
                 self.held.remove(index);
                 Failure::Refused(
