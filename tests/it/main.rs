@@ -13,6 +13,7 @@ mod placement;
 mod protocol;
 mod raw;
 mod replication;
+mod same_wire;
 mod session;
 mod shop;
 mod transactions;

@@ -38,8 +38,11 @@ pub enum Owed {
     Query {
         hidden: bool,
     },
-    /// Bytes weir itself owes the client at this place.
-    Own(Bytes),
+    /// Bytes weir itself owes the client at this place. `op` as above.
+    Own {
+        bytes: Bytes,
+        op: u32,
+    },
 }
 
 /// What to do with a frame.
@@ -101,8 +104,8 @@ impl Replies {
     /// Weir's own bytes that are due now; call after every push and every frame until `None`.
     pub fn own_due(&mut self) -> Option<Bytes> {
         match self.queue.front() {
-            Some(Owed::Own(_)) => match self.queue.pop_front() {
-                Some(Owed::Own(bytes)) => Some(bytes),
+            Some(Owed::Own { .. }) => match self.queue.pop_front() {
+                Some(Owed::Own { bytes, .. }) => Some(bytes),
                 _ => None,
             },
             _ => None,
@@ -118,7 +121,7 @@ impl Replies {
         }
         let Some(head) = self.queue.front() else { return Err(Desync(tag)) };
         match (head, tag) {
-            (Owed::Own(_), _) => Err(Desync(tag)),
+            (Owed::Own { .. }, _) => Err(Desync(tag)),
             (Owed::Query { hidden: true }, tag::ERROR) => Ok(Verdict::HiddenFailed),
             (Owed::Query { .. }, tag::ERROR) => {
                 self.copying_in = false;
@@ -186,7 +189,7 @@ impl Replies {
         while let Some(owed) = self.queue.front() {
             match owed {
                 Owed::Sync { .. } | Owed::Query { .. } => break,
-                Owed::Parse { op, .. } | Owed::Close { op, .. } => undone.push(*op),
+                Owed::Parse { op, .. } | Owed::Close { op, .. } | Owed::Own { op, .. } => undone.push(*op),
                 _ => {}
             }
             self.queue.pop_front();
@@ -211,7 +214,7 @@ mod tests {
     #[test]
     fn a_pipeline_with_a_hidden_parse_is_answered_in_order() {
         let mut replies = owed(&[
-            Owed::Own(Bytes::from_static(b"1....")),
+            Owed::Own { bytes: Bytes::from_static(b"1...."), op: 0 },
             Owed::Parse { hidden: true, op: 0 },
             Owed::BindComplete { hidden: false },
             Owed::Describe,
@@ -235,13 +238,13 @@ mod tests {
             Owed::BindComplete { hidden: false },
             Owed::Execute,
             Owed::Parse { hidden: false, op: 7 },
-            Owed::Own(Bytes::from_static(b"x")),
+            Owed::Own { bytes: Bytes::from_static(b"x"), op: 8 },
             Owed::Close { hidden: false, op: 9 },
             Owed::Sync { hidden: false },
             Owed::BindComplete { hidden: false },
         ]);
         let Ok(Verdict::Failed { undone }) = replies.on_frame(b'E', b"") else { panic!("not failed") };
-        assert_eq!(undone.as_slice(), [7, 9]);
+        assert_eq!(undone.as_slice(), [7, 8, 9]);
         assert_eq!(replies.own_due(), None);
         assert!(matches!(replies.on_frame(b'Z', b"I"), Ok(Verdict::Ready { .. })));
         assert_eq!(replies.on_frame(b'2', b""), Ok(Verdict::Forward));
