@@ -27,7 +27,7 @@ pub enum Owed {
     Describe,
     /// Rows, a COPY, or nothing, then CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
-    /// ReadyForQuery that ends a pipeline.
+    /// ReadyForQuery that ends a pipeline. An error before it (of a deferred constraint) is the client's, hidden or not.
     Sync {
         hidden: bool,
     },
@@ -35,8 +35,11 @@ pub enum Owed {
     Query {
         hidden: bool,
     },
-    /// Bytes weir itself owes the client at this place.
-    Own(&'static [u8]),
+    /// Bytes weir itself owes the client at this place. `op` as above.
+    Own {
+        bytes: &'static [u8],
+        op: u32,
+    },
 }
 
 /// What to do with a frame.
@@ -143,7 +146,7 @@ impl Replies {
 
     /// Weir's own bytes that are due now; call after every push and every frame until `None`.
     pub fn own_due(&mut self) -> Option<&'static [u8]> {
-        let Some(Owed::Own(bytes)) = self.queue.front() else { return None };
+        let Some(Owed::Own { bytes, .. }) = self.queue.front() else { return None };
         let bytes = *bytes;
         self.queue.pop();
         Some(bytes)
@@ -158,8 +161,8 @@ impl Replies {
         }
         let Some(head) = self.queue.front() else { return Err(Desync(tag)) };
         match (head, tag) {
-            (Owed::Own(_), _) => Err(Desync(tag)),
-            (Owed::Query { hidden: true } | Owed::Sync { hidden: true }, tag::ERROR) => Ok(Verdict::HiddenFailed),
+            (Owed::Own { .. }, _) => Err(Desync(tag)),
+            (Owed::Query { hidden: true }, tag::ERROR) => Ok(Verdict::HiddenFailed),
             (Owed::Query { .. }, tag::ERROR) => {
                 self.copying_in = false;
                 Ok(Verdict::Failed { undone: SmallVec::new() })
@@ -226,7 +229,7 @@ impl Replies {
         while let Some(owed) = self.queue.front() {
             match owed {
                 Owed::Sync { .. } | Owed::Query { .. } => break,
-                Owed::Parse { op, .. } | Owed::Close { op, .. } => undone.push(*op),
+                Owed::Parse { op, .. } | Owed::Close { op, .. } | Owed::Own { op, .. } => undone.push(*op),
                 _ => {}
             }
             self.queue.pop();
@@ -253,7 +256,7 @@ mod tests {
     #[test]
     fn a_pipeline_with_a_hidden_parse_is_answered_in_order() {
         let mut replies = owed(&[
-            Owed::Own(b"1...."),
+            Owed::Own { bytes: b"1....", op: 0 },
             Owed::Parse { hidden: true, op: 0 },
             Owed::BindComplete { hidden: false },
             Owed::Describe,
@@ -277,13 +280,13 @@ mod tests {
             Owed::BindComplete { hidden: false },
             Owed::Execute,
             Owed::Parse { hidden: false, op: 7 },
-            Owed::Own(b"x"),
+            Owed::Own { bytes: b"x", op: 8 },
             Owed::Close { hidden: false, op: 9 },
             Owed::Sync { hidden: false },
             Owed::BindComplete { hidden: false },
         ]);
         let Ok(Verdict::Failed { undone }) = replies.on_frame(b'E', b"") else { panic!("not failed") };
-        assert_eq!(undone.as_slice(), [7, 9]);
+        assert_eq!(undone.as_slice(), [7, 8, 9]);
         assert_eq!(replies.own_due(), None);
         assert!(matches!(replies.on_frame(b'Z', b"I"), Ok(Verdict::Ready { .. })));
         assert_eq!(replies.on_frame(b'2', b""), Ok(Verdict::Forward));

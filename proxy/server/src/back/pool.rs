@@ -165,6 +165,11 @@ impl Pool {
         Ok(reported)
     }
 
+    /// For a server connection of the client's own, outside the pool.
+    pub fn login(&self) -> &Login {
+        &self.login
+    }
+
     pub fn host(&self) -> &str {
         &self.login.host
     }

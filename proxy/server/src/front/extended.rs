@@ -49,10 +49,11 @@ pub enum Step {
         rows_max: i32,
     },
     CloseStatement {
-        name: Bytes,
+        op: u32,
     },
     ClosePortal {
         name: Bytes,
+        op: u32,
     },
     /// The message cannot be carried out; nothing after it counts.
     Refuse(UserError),
@@ -204,12 +205,15 @@ impl Session {
                 Step::Execute { name, portal, rows_max }
             }
             Op::Close { object: Object::Statement, name } => {
+                let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.close_statement(&name).1);
-                Step::CloseStatement { name }
+                Step::CloseStatement { op }
             }
             Op::Close { object: Object::Portal, name } => {
-                self.names.close_portal(&name);
-                Step::ClosePortal { name }
+                let op = survey.undo.len() as u32;
+                survey.bound.retain(|(bound, _)| *bound != name);
+                survey.undo.push(self.names.close_portal(&name));
+                Step::ClosePortal { name, op }
             }
         })
     }
@@ -364,10 +368,12 @@ impl Session {
                     Execute { portal: name, rows_max: *rows_max }.put(&mut lease.out);
                     replies.push(Owed::Execute);
                 }
-                Step::CloseStatement { .. } => replies.push(Owed::Own(CLOSE_COMPLETE)),
-                Step::ClosePortal { name } => {
+                Step::CloseStatement { op } => {
+                    replies.push(Owed::Own { bytes: CLOSE_COMPLETE, op: *op });
+                }
+                Step::ClosePortal { name, op } => {
                     Target { object: Object::Portal, name }.put(frontend::tag::CLOSE, &mut lease.out);
-                    replies.push(Owed::Close { hidden: false, op: u32::MAX });
+                    replies.push(Owed::Close { hidden: false, op: *op });
                 }
                 Step::Refuse(error) => return Err(error.clone().into()),
             }
@@ -416,7 +422,7 @@ fn put_parse(
 ) {
     let known = if name.is_empty() { lease.unnamed == Some(prepared.id) } else { lease.is_prepared(prepared.id) };
     if known {
-        replies.push(Owed::Own(PARSE_COMPLETE));
+        replies.push(Owed::Own { bytes: PARSE_COMPLETE, op });
         return;
     }
     prepare_on(lease, name.is_empty(), prepared, undo, replies);

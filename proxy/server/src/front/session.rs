@@ -18,7 +18,7 @@ use weir_core::plan::Plan;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars};
-use weir_wire::backend::{Status, put_command_complete, put_ready, report_field, tag};
+use weir_wire::backend::{Status, put_command_complete, put_ready, tag};
 
 use super::batch::{Batch, Collector, Ending, Request};
 use super::cancel::Registration;
@@ -191,7 +191,7 @@ impl Session {
         let mut collector = Collector::new(self.app.config.limits.message_bytes_max);
         loop {
             let request = match collector.next(&mut self.client.inbuf) {
-                Err(_) => return End::Fatal(malformed()),
+                Err(unusable) => return End::Fatal(unusable.into()),
                 Ok(Some(request)) => request,
                 Ok(None) => match self.await_client().await {
                     Ok(()) => continue,
@@ -200,6 +200,7 @@ impl Session {
             };
             self.stats.begin();
             let served = match request {
+                Request::Query(_) | Request::FunctionCall(_) if self.skipping => Ok(()),
                 Request::Query(sql) => self.simple(sql).await,
                 Request::Batch(mut batch) => {
                     let served = self.batch(&mut batch).await;
@@ -254,9 +255,8 @@ impl Session {
 
     /// A held Backend spoke although nothing was asked: a notification, a setting, or its end.
     async fn unasked(&mut self, index: usize, frame: io::Result<(u8, Bytes)>) -> Result<(), End> {
-        let gone = |why: String| {
+        let gone = || {
             UserError::new(Blame::Server, sqlstate::ADMIN_SHUTDOWN, "the server connection of this session was closed")
-                .detail(why)
                 .hint("Connect again; the open transaction has been rolled back.")
                 .fatal()
         };
@@ -266,15 +266,16 @@ impl Session {
                 self.client.send().await.map_err(|_| End::ClientGone)
             }
             Ok((tag::ERROR, body)) => {
+                // The server's own last words, and then the end, as on Postgres.
                 self.held[index].lease.doubt("terminated by the server");
-                let text = |code| {
-                    report_field(&body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
-                };
-                Err(End::Fatal(gone(format!("{}: {}", text(b'C'), text(b'M')))))
+                self.db.stats.server_error_body(&body);
+                weir_wire::frame::put(&mut self.client.out, tag::ERROR, |out| out.extend_from_slice(&body));
+                let _ = self.client.send().await;
+                Err(End::ClientGone)
             }
             Ok(_) | Err(_) => {
                 self.held[index].lease.doubt("spoke out of turn or hung up");
-                Err(End::Fatal(gone("the server hung up".to_owned())))
+                Err(End::Fatal(gone()))
             }
         }
     }
@@ -324,7 +325,7 @@ impl Session {
             }
             None => {
                 let asked = std::time::Instant::now();
-                let lease = pool.lease().await?;
+                let lease = self.cancel.slot.unless_cancelled(pool.lease()).await?;
                 self.stats.assigned(asked.elapsed());
                 lease
             }
@@ -398,6 +399,10 @@ impl Session {
         match broken {
             Broken::Client(_) => Failure::End(End::ClientGone),
             Broken::Protocol(_) => Failure::End(End::Fatal(malformed())),
+            Broken::Hidden(why) if why.starts_with(sqlstate::QUERY_CANCELED) => {
+                self.held.remove(index);
+                Failure::Refused(super::cancel::cancelled())
+            }
             Broken::Hidden(why) => {
                 self.held.remove(index);
                 Failure::Refused(
@@ -504,14 +509,14 @@ impl Session {
     pub fn undo(&mut self, index: usize, log: &mut [Undo], undone: &[u32]) {
         for op in undone.iter().rev() {
             match log.get_mut(*op as usize).map(|undo| std::mem::replace(undo, Undo::BackendUnnamed)) {
-                Some(Undo::Statement { name, before, backend }) => {
-                    self.names.undo_statement(name, before);
-                    if let Some(id) = backend {
+                Some(Undo::BackendPrepared { id }) => self.held[index].lease.forget_prepared(id),
+                Some(undo) => {
+                    if let Undo::Statement { backend: Some(id), .. } = undo {
                         self.held[index].lease.forget_prepared(id);
                     }
+                    self.names.undo(undo);
                 }
-                Some(Undo::BackendPrepared { id }) => self.held[index].lease.forget_prepared(id),
-                Some(Undo::BackendUnnamed) | None => {}
+                None => {}
             }
         }
         if !undone.is_empty() {
