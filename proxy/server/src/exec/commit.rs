@@ -114,7 +114,7 @@ impl Session {
         self.announced.publish();
         decided?;
         if txn.changed_schema {
-            self.db.refresh_catalog().await;
+            self.db.schema_changed().await;
         }
         Ok(())
     }

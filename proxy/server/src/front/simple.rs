@@ -186,7 +186,7 @@ impl Session {
         if shape.class.changes_schema() {
             match &mut self.txn {
                 Some(txn) => txn.changed_schema = true,
-                None => self.db.refresh_catalog().await,
+                None => self.db.schema_changed().await,
             }
         }
     }
