@@ -168,6 +168,23 @@ impl Vars {
         Vars { startup, levels, transaction: None, uncertain: false }
     }
 
+    /// A server connection's own settings, for which RESET means the server's defaults. `before`: what they were when the open
+    /// transaction began.
+    pub fn of_server(now: VarSet, before: Option<VarSet>) -> Self {
+        let mut vars = Vars::new(before.clone().unwrap_or_else(|| now.clone()));
+        if before.is_some() {
+            vars.on_begin();
+        }
+        vars.startup = VarSet::default();
+        vars.levels = Levels { current: now.clone(), committed: now };
+        vars
+    }
+
+    /// What held when the open transaction began, else what holds now.
+    pub fn before(&self) -> &VarSet {
+        self.transaction.as_ref().map_or(&self.levels.current, |transaction| &transaction.before.current)
+    }
+
     /// What holds now; between transactions this is what a leased connection must be brought to.
     pub fn current(&self) -> &VarSet {
         &self.levels.current

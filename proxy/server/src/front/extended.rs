@@ -149,14 +149,14 @@ impl Session {
                 prepared.template.check_types(&prepared.type_oids())?;
                 let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.define(&name, Arc::clone(&prepared))?);
-                survey.stepwise |= prepared.shape.class.is_control();
+                survey.stepwise |= self.is_for_weir(&prepared.shape.class);
                 Step::Parse { name, prepared, op }
             }
             Op::Bind { portal, statement, body } => {
                 let prepared = self.current(&statement)?;
                 let plan = self.bind(&prepared, &body)?;
                 let class = &prepared.shape.class;
-                survey.stepwise |= class.is_control();
+                survey.stepwise |= self.is_for_weir(class);
                 match self.place(&plan, || spread_of(&body)) {
                     Place::One(shard) => {
                         survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
@@ -171,7 +171,7 @@ impl Session {
             }
             Op::Describe { object: Object::Statement, name } => {
                 let prepared = self.current(&name)?;
-                survey.stepwise |= prepared.shape.class.is_control() || prepared.template.hidden_columns() > 0;
+                survey.stepwise |= self.is_for_weir(&prepared.shape.class) || prepared.template.hidden_columns() > 0;
                 Step::DescribeStatement { name, prepared }
             }
             Op::Describe { object: Object::Portal, name } => {

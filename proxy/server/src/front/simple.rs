@@ -226,6 +226,7 @@ impl Session {
         if understood.iter().any(|known| known.template.is_write() || known.shape.class.controls_transaction()) {
             self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
         }
+        let open = self.txn.is_some();
         self.held[index].lease.put_query(sql);
         let trail = self.relay_query(index, replies).await?;
         for known in understood {
@@ -238,8 +239,9 @@ impl Session {
             }
             return Err(Failure::Reported);
         }
+        let classes: Vec<&Class> = understood.iter().map(|known| &known.shape.class).collect();
+        self.note_settings(index, &classes, open);
         for known in understood {
-            self.note_setting(index, &known.shape.class);
             self.after(&known.shape).await;
         }
         Ok(())

@@ -86,7 +86,7 @@ impl Session {
     async fn step(&mut self, step: &Step) -> Result<(), Failure> {
         match step {
             Step::Parse { prepared, .. } => {
-                if !prepared.shape.class.is_control() {
+                if !self.is_for_weir(&prepared.shape.class) {
                     self.describe_statement(prepared, false).await?;
                 }
                 self.client.out.extend_from_slice(PARSE_COMPLETE);
@@ -95,7 +95,7 @@ impl Session {
                 self.names.bind(portal, bound.clone());
                 self.client.out.extend_from_slice(BIND_COMPLETE);
             }
-            Step::DescribeStatement { prepared, .. } if prepared.shape.class.is_control() => {
+            Step::DescribeStatement { prepared, .. } if self.is_for_weir(&prepared.shape.class) => {
                 self.client.out.extend_from_slice(NO_PARAMETERS);
                 self.client.out.extend_from_slice(NO_DATA);
             }
@@ -164,7 +164,7 @@ impl Session {
     }
 
     async fn describe_portal(&mut self, portal: &Portal) -> Result<(), Failure> {
-        if portal.prepared.shape.class.is_control() {
+        if self.is_for_weir(&portal.prepared.shape.class) {
             self.client.out.extend_from_slice(NO_DATA);
             return Ok(());
         }

@@ -45,7 +45,25 @@ impl Class {
 
     /// What a transaction that has failed still accepts.
     pub fn ends_failed_transaction(&self) -> bool {
-        matches!(self, Class::Commit { .. } | Class::Rollback { .. } | Class::RollbackTo(_))
+        matches!(
+            self,
+            Class::Commit { .. } | Class::Rollback { .. } | Class::RollbackTo(_) | Class::PrepareTransaction
+        )
+    }
+
+    /// Makes or uses what lives in one server process (cursors, SQL prepared statements, LISTEN). Where there is one server it
+    /// is a statement like any other: what it leaves behind pins the session to that process.
+    pub fn keeps_to_one_server(&self) -> bool {
+        matches!(
+            self,
+            Class::Prepare { .. }
+                | Class::Execute { .. }
+                | Class::Listen(_)
+                | Class::Unlisten(_)
+                | Class::Fetch { .. }
+                | Class::Move { .. }
+                | Class::CloseCursor(_)
+        )
     }
 
     /// May commit by itself although no transaction command is in its text.
