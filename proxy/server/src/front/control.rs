@@ -69,12 +69,12 @@ impl Session {
         class.is_control() && !(class.keeps_to_one_server() && self.is_single())
     }
 
-    fn is_single(&self) -> bool {
+    pub fn is_single(&self) -> bool {
         self.view().topology.is_single()
     }
 
     /// Has the only server of this database aborted the transaction itself?
-    fn server_knows_failure(&self) -> bool {
+    pub fn server_knows_failure(&self) -> bool {
         self.is_single() && self.held.iter().any(|held| held.begun && held.lease.status == Status::Failed)
     }
 
@@ -293,6 +293,22 @@ impl Session {
             server.on_commit();
         }
         held.lease.vars = server.current().clone();
+    }
+
+    /// An error ended a text or pipeline half-way: how far it came is not known, so neither is what it has set.
+    pub fn note_failed(&mut self, index: usize, classes: &[&Class], open: bool) {
+        let held = &mut self.held[index];
+        let ended = open && held.lease.status == Status::Idle;
+        let unsure = |class: &&Class| class.sets_session() || matches!(class, Class::Deallocate(_));
+        if classes.iter().any(unsure) || (ended && self.vars.before() != self.vars.current()) {
+            held.lease.doubt("settings of a failed text");
+        }
+        if ended {
+            self.vars.on_rollback();
+        } else if !open && held.lease.status != Status::Idle {
+            self.vars.on_begin();
+            held.vars_before = held.lease.vars.clone();
+        }
     }
 
     async fn discard_all(&mut self, sql: &str) -> Result<(), Failure> {

@@ -232,15 +232,16 @@ impl Session {
         for known in understood {
             self.pin_for(index, &known.shape);
         }
+        let classes: Vec<&Class> = understood.iter().map(|known| &known.shape.class).collect();
         if trail.failed {
-            // How far it came is not known, so neither is what it has set.
-            if understood.iter().any(|known| known.shape.class.sets_session()) {
-                self.held[index].lease.doubt("settings of a failed text");
-            }
+            self.note_failed(index, &classes, open);
             return Err(Failure::Reported);
         }
-        let classes: Vec<&Class> = understood.iter().map(|known| &known.shape.class).collect();
         self.note_settings(index, &classes, open);
+        if classes.iter().any(|class| matches!(class, Class::Deallocate(weir_core::sql::class::Target::All))) {
+            self.names.forget_statements();
+            self.held[index].lease.forget_all_prepared();
+        }
         for known in understood {
             self.after(&known.shape).await;
         }

@@ -43,6 +43,15 @@ impl Class {
             )
     }
 
+    /// Controls the transaction or the settings of the server that runs it, and nothing that weir keeps by name.
+    pub fn controls_server(&self) -> bool {
+        self.controls_transaction()
+            || matches!(
+                self,
+                Class::Set { .. } | Class::Reset(_) | Class::SetCharacteristics(_) | Class::SetConstraints
+            )
+    }
+
     /// What a transaction that has failed still accepts.
     pub fn ends_failed_transaction(&self) -> bool {
         matches!(
