@@ -490,6 +490,8 @@ impl Session {
         if !self.db.tracks_freshness() {
             return Ok(());
         }
+        let anything = Dependencies::from_slice(&[Dependency::Anything]);
+        let writes = if self.db.doubts_catalog() { &anything } else { writes };
         const DIRTY_MAX: usize = 64;
         // Also what is announced at once: the text may have begun a transaction, whose COMMIT makes it visible again.
         if held.dirty.len() + writes.len() > DIRTY_MAX {
