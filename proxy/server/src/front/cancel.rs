@@ -62,19 +62,7 @@ impl CancelRegistry {
         if !same_secret(&slot.secret, secret) {
             return;
         }
-        let targets = {
-            let mut state = slot.state.lock();
-            if state.running.is_empty() {
-                return;
-            }
-            state.under_way += 1;
-            state.running.clone()
-        };
-        for target in &targets {
-            let _ = tokio::time::timeout(CANCEL_MAX, send_cancel(target)).await;
-        }
-        slot.state.lock().under_way -= 1;
-        slot.settled.notify_waiters();
+        slot.cancel_running().await;
     }
 }
 
@@ -96,6 +84,28 @@ impl CancelSlot {
     /// A statement starts on this Backend.
     pub fn begin(&self, key: &CancelKey) {
         self.state.lock().running.push(key.clone());
+    }
+
+    pub fn is_running(&self) -> bool {
+        !self.state.lock().running.is_empty()
+    }
+
+    /// Asks the servers to cancel what runs now. False: nothing does.
+    pub async fn cancel_running(&self) -> bool {
+        let targets = {
+            let mut state = self.state.lock();
+            if state.running.is_empty() {
+                return false;
+            }
+            state.under_way += 1;
+            state.running.clone()
+        };
+        for target in &targets {
+            let _ = tokio::time::timeout(CANCEL_MAX, send_cancel(target)).await;
+        }
+        self.state.lock().under_way -= 1;
+        self.settled.notify_waiters();
+        true
     }
 
     /// Nothing runs any more. True: no cancel is on its way. False: call [`CancelSlot::settle`] before the Backend is
