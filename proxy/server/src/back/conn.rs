@@ -72,6 +72,10 @@ impl Backend {
         self.doubt.get_or_insert(why);
     }
 
+    pub fn is_doubted(&self) -> bool {
+        self.doubt.is_some()
+    }
+
     /// May it be lent to somebody else?
     pub fn is_clean(&self) -> bool {
         self.doubt.is_none()
