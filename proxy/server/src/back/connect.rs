@@ -54,12 +54,8 @@ async fn open(login: &Login) -> Result<(Backend, Parameters), UserError> {
     stream.set_nodelay(true).map_err(unreachable_io)?;
     let address = stream.peer_addr().map_err(unreachable_io)?;
     let mut hello = BytesMut::new();
-    let parameters = [
-        ("user", &*login.user),
-        ("database", &*login.database),
-        ("application_name", "weir"),
-        ("client_encoding", "UTF8"),
-    ];
+    // Nothing else: whatever a client does not set itself must be what it would be on a connection of its own.
+    let parameters = [("user", &*login.user), ("database", &*login.database)];
     startup::put_startup(&mut hello, &parameters);
     stream.write_all(&hello).await.map_err(unreachable_io)?;
 
