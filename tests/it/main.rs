@@ -12,6 +12,8 @@ mod outage;
 mod placement;
 mod protocol;
 mod raw;
+mod replication;
+mod same_wire;
 mod session;
 mod shop;
 mod transactions;

@@ -19,11 +19,18 @@ pub struct Raw {
     pub secret: Bytes,
     /// ParameterStatus as reported at login.
     pub parameters: Vec<(String, String)>,
+    /// NegotiateProtocolVersion, if it came: the version, and the options not understood.
+    pub negotiated: Option<(u32, Vec<String>)>,
 }
 
 impl Raw {
     /// Logs in as a URL of the harness says: `postgres://user:password@host:port/database`.
     pub async fn login(dsn: &str, settings: &[(&str, &str)]) -> Result<Raw> {
+        Raw::login_minor(dsn, 0, settings).await
+    }
+
+    /// As [`Raw::login`], asking for protocol 3.`minor`.
+    pub async fn login_minor(dsn: &str, minor: u16, settings: &[(&str, &str)]) -> Result<Raw> {
         let config: tokio_postgres::Config = dsn.parse()?;
         let port = *config.get_ports().first().context("port")?;
         let user = config.get_user().context("user")?.to_owned();
@@ -37,10 +44,11 @@ impl Raw {
             process: 0,
             secret: Bytes::new(),
             parameters: Vec::new(),
+            negotiated: None,
         };
         let mut parameters = vec![("user", user.as_str()), ("database", database.as_str())];
         parameters.extend_from_slice(settings);
-        startup::put_startup(&mut raw.out, &parameters);
+        startup::put_startup_minor(&mut raw.out, minor, &parameters);
         raw.authenticate(&password).await?;
         loop {
             let (kind, body) = raw.next().await?;
@@ -66,6 +74,13 @@ impl Raw {
             let (kind, body) = self.next().await?;
             if kind == tag::ERROR {
                 bail!("refused: {}", error_text(&body));
+            }
+            if kind == tag::NEGOTIATE_PROTOCOL {
+                let mut reader = weir_wire::read::Reader::new(&body);
+                let (version, count) = (reader.u32()?, reader.u32()?);
+                let names = (0..count).map(|_| Ok(String::from_utf8(reader.cstr()?.to_vec())?)).collect::<Result<_>>();
+                self.negotiated = Some((version, names?));
+                continue;
             }
             match i32::from_be_bytes(body[..4].try_into()?) {
                 0 => return Ok(()),
@@ -107,6 +122,16 @@ impl Raw {
                 bail!("connection closed");
             }
         }
+    }
+
+    /// Waits until a byte has come, and takes nothing. Cancel-safe.
+    pub async fn peeked(&mut self) -> Result<()> {
+        while self.inbuf.is_empty() {
+            if self.stream.read_buf(&mut self.inbuf).await? == 0 {
+                bail!("connection closed");
+            }
+        }
+        Ok(())
     }
 
     /// All frames up to and including ReadyForQuery: their tags in order, e.g. `TDCZ`.

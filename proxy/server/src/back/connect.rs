@@ -18,6 +18,9 @@ use weir_wire::startup;
 use super::conn::Backend;
 use crate::auth::scram_client::ClientAuth;
 
+/// Body of a BackendKeyData: process number, and a secret of up to 256 bytes (protocol 3.2).
+const KEY_BYTES: std::ops::RangeInclusive<usize> = 8..=4 + 256;
+
 /// What CancelRequest needs.
 #[derive(Clone, Debug)]
 pub struct CancelKey {
@@ -42,25 +45,33 @@ pub type Parameters = Vec<(Bytes, Bytes)>;
 
 /// Logs in. Errors are ready for the client: 08001 with the server named, or the server's own refusal.
 pub async fn connect(login: &Login) -> Result<(Backend, Parameters), UserError> {
-    match tokio::time::timeout(login.deadline, open(login)).await {
+    // Nothing else: whatever a client does not set itself must be what it would be on a connection of its own.
+    let parameters = [("user", &*login.user), ("database", &*login.database)];
+    connect_as(login, &parameters).await
+}
+
+/// As [`connect`], with these startup parameters in place of weir's own.
+pub async fn connect_as<T: AsRef<str>>(
+    login: &Login,
+    parameters: &[(T, T)],
+) -> Result<(Backend, Parameters), UserError> {
+    match tokio::time::timeout(login.deadline, open(login, parameters)).await {
         Ok(result) => result,
         Err(_) => Err(unreachable(login, &format!("no answer within {:?}", login.deadline))),
     }
 }
 
-async fn open(login: &Login) -> Result<(Backend, Parameters), UserError> {
+async fn open<T: AsRef<str>>(login: &Login, parameters: &[(T, T)]) -> Result<(Backend, Parameters), UserError> {
     let unreachable_io = |error: io::Error| unreachable(login, &error.to_string());
     let mut stream = TcpStream::connect((&*login.host, login.port)).await.map_err(unreachable_io)?;
     stream.set_nodelay(true).map_err(unreachable_io)?;
     let address = stream.peer_addr().map_err(unreachable_io)?;
     let mut hello = BytesMut::new();
-    // Nothing else: whatever a client does not set itself must be what it would be on a connection of its own.
-    let parameters = [("user", &*login.user), ("database", &*login.database)];
-    startup::put_startup(&mut hello, &parameters);
+    startup::put_startup(&mut hello, parameters);
     stream.write_all(&hello).await.map_err(unreachable_io)?;
 
     let key = CancelKey { address, process: 0, secret: Bytes::new() };
-    let mut backend = Backend::new(stream, BytesMut::new(), key, Instant::now());
+    let mut backend = Backend::new(stream, BytesMut::new(), Arc::new(key), Instant::now());
     let mut auth = ClientAuth::new(&login.user, login.password.as_deref());
     let mut reported = Vec::new();
     loop {
@@ -82,9 +93,9 @@ async fn open(login: &Login) -> Result<(Backend, Parameters), UserError> {
                     }
                 }
             }
-            tag::BACKEND_KEY_DATA if body.len() >= 8 => {
-                backend.cancel_key.process = i32::from_be_bytes([body[0], body[1], body[2], body[3]]);
-                backend.cancel_key.secret = body.slice(4..);
+            tag::BACKEND_KEY_DATA if KEY_BYTES.contains(&body.len()) => {
+                let process = i32::from_be_bytes([body[0], body[1], body[2], body[3]]);
+                backend.cancel_key = Arc::new(CancelKey { address, process, secret: body.slice(4..) });
             }
             tag::NOTICE => {}
             tag::READY => {

@@ -293,7 +293,7 @@ impl Session {
             }
             let (kind, body) = self.next_frame(&mut sources[number]).await?;
             let forward = match kind {
-                tag::DATA_ROW => shown,
+                tag::DATA_ROW | tag::NOTICE => shown,
                 tag::ROW_DESCRIPTION => description,
                 tag::COPY_IN if number == 0 => {
                     if self.all_listen(sources).await? {

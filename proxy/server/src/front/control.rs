@@ -5,13 +5,17 @@
 
 use bytes::BytesMut;
 use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::id::ShardId;
 use weir_core::session::pin::Pin;
-use weir_core::session::vars::{VarSet, Vars};
+use weir_core::session::replies::{Owed, Replies};
+use weir_core::session::vars::{VarSet, Vars, replay};
 use weir_core::sql::class::{Class, Discard, Isolation, Scope, Target};
 use weir_wire::backend::{Report, Status, tag};
+use weir_wire::frame;
 use weir_wire::frontend::put_query;
 
 use super::session::{Failure, Joined, Session, Transaction};
+use crate::exec::relay::{Capture, Flow, Trail};
 
 impl Session {
     /// Runs a control statement and writes its reply but ReadyForQuery. False: it is not one.
@@ -41,7 +45,8 @@ impl Session {
             Class::PrepareTransaction if self.txn.as_ref().is_some_and(|txn| txn.failed) => self.end(false, false).await?,
             Class::PrepareTransaction if self.is_single() => self.prepare_transaction(sql).await?,
             Class::SetTransaction(_) => self.set_transaction(sql).await?,
-            Class::SetConstraints | Class::Set { scope: Scope::Local, .. } => self.set_local(sql).await?,
+            Class::SetConstraints => self.set_local(sql, "SET CONSTRAINTS", "SET CONSTRAINTS").await?,
+            Class::Set { scope: Scope::Local, .. } => self.set_local(sql, "SET LOCAL", "SET").await?,
             Class::Set { .. } | Class::Reset(_) | Class::SetCharacteristics(_) => self.set(sql, class).await?,
             Class::Discard(Discard::All) => self.discard_all(sql).await?,
             Class::Deallocate(Target::Name(name)) => self.deallocate(sql, Some(name)).await?,
@@ -138,7 +143,7 @@ impl Session {
     }
 
     async fn release_savepoint(&mut self, sql: &str, name: &str) -> Result<(), Failure> {
-        let place = self.find_savepoint("RELEASE SAVEPOINT", name)?;
+        let place = self.find_savepoint(name, "RELEASE SAVEPOINT")?;
         self.tell_begun(sql).await?;
         if let (Some(txn), Some(place)) = (&mut self.txn, place) {
             let later = txn.prelude.split_off(place);
@@ -149,7 +154,7 @@ impl Session {
     }
 
     async fn roll_back_to(&mut self, sql: &str, name: &str) -> Result<(), Failure> {
-        let place = self.find_savepoint("ROLLBACK TO SAVEPOINT", name)?;
+        let place = self.find_savepoint(name, "ROLLBACK TO SAVEPOINT")?;
         self.tell_begun(sql).await?;
         if let Some(txn) = &mut self.txn {
             txn.prelude.truncate(place.map_or(usize::MAX, |place| place + 1));
@@ -161,7 +166,7 @@ impl Session {
     }
 
     /// Where in the prelude the savepoint is made. `None`: the only server may know it from a text of several statements.
-    fn find_savepoint(&mut self, what: &str, name: &str) -> Result<Option<usize>, Failure> {
+    fn find_savepoint(&mut self, name: &str, what: &str) -> Result<Option<usize>, Failure> {
         self.require_transaction(what)?;
         let found = self
             .txn
@@ -197,6 +202,9 @@ impl Session {
     }
 
     async fn set_transaction(&mut self, sql: &str) -> Result<(), Failure> {
+        if self.txn.is_none() {
+            self.warn("25P01", "SET TRANSACTION can only be used in transaction blocks");
+        }
         self.tell_begun(sql).await?;
         let upper = sql.to_ascii_uppercase();
         if let Some(txn) = &mut self.txn
@@ -209,7 +217,7 @@ impl Session {
         Ok(())
     }
 
-    async fn set_local(&mut self, sql: &str) -> Result<(), Failure> {
+    async fn set_local(&mut self, sql: &str, what: &str, tag: &str) -> Result<(), Failure> {
         if self.txn.is_some() {
             if self.held.iter().all(|held| !held.begun) {
                 // Somebody must say whether the value is valid.
@@ -220,9 +228,9 @@ impl Session {
             self.tell_begun(sql).await?;
             self.join(sql, None);
         } else {
-            self.warn("25P01", "SET LOCAL can only be used in transaction blocks");
+            self.warn("25P01", &format!("{what} can only be used in transaction blocks"));
         }
-        self.put_tag("SET");
+        self.put_tag(tag);
         Ok(())
     }
 
@@ -236,18 +244,62 @@ impl Session {
         }
         // The first one's reply is the client's: its ParameterStatus is how drivers learn of the change.
         let first = begun.remove(0);
-        let shard = self.held[first].shard;
-        let mut request = BytesMut::new();
-        put_query(&mut request, sql);
-        let trail = self.run_raw(shard, &request, &[]).await?;
-        if trail.failed {
-            return Err(Failure::Reported);
+        let restored = self.reset(first, sql, class).await?;
+        if !restored {
+            let shard = self.held[first].shard;
+            let mut request = BytesMut::new();
+            put_query(&mut request, sql);
+            let trail = self.run_raw(shard, &request, &[]).await?;
+            if trail.failed {
+                return Err(Failure::Reported);
+            }
         }
         self.tell_all(&begun, sql).await?;
         for index in std::iter::once(first).chain(begun) {
             self.note_setting(index, class);
         }
+        if restored && let Some(held) = self.held.get_mut(first) {
+            held.lease.vars = self.vars.current().clone();
+        }
         Ok(())
+    }
+
+    /// RESET of what the client brought at login: for the server the default is its own, for the client it is what it brought,
+    /// and that is what it must be told. False: nothing of the kind, and nothing was done.
+    async fn reset(&mut self, index: usize, sql: &str, class: &Class) -> Result<bool, Failure> {
+        let Class::Reset(target) = class else { return Ok(false) };
+        let mut servers = self.vars.current().clone();
+        match target {
+            Target::Name(name) => servers.remove(name),
+            Target::All => servers = VarSet::default(),
+        }
+        let mut after = self.vars.clone();
+        after.on_done(class, self.txn.is_some());
+        let Some(restore) = replay(&servers, after.current()) else { return Ok(false) };
+        let mut replies = Replies::default();
+        self.prime(index, &mut replies);
+        // In one request, so that a value that comes back is not reported as gone in between.
+        self.held[index].lease.put_query(&format!("{sql}\n;{restore}"));
+        replies.push(Owed::Query { hidden: false });
+        let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: usize::MAX };
+        let mut trail = Trail::default();
+        if let Flow::Ready(status) = self.relay_on(index, &mut replies, &mut capture, &mut trail).await? {
+            self.follow(index, status);
+        }
+        self.db.stats.server_error(&trail);
+        let Capture::Hold { reply, .. } = capture else { return Ok(false) };
+        let mut rest = &reply[..];
+        while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
+            if next.tag != tag::COMMAND_COMPLETE {
+                self.client.out.extend_from_slice(next.raw);
+            }
+            rest = &rest[next.raw.len()..];
+        }
+        if trail.failed {
+            return Err(Failure::Reported);
+        }
+        self.put_tag("RESET");
+        Ok(true)
     }
 
     /// A server has accepted a SET or RESET on this Backend.
@@ -395,6 +447,15 @@ impl Session {
 
     /// FETCH, MOVE and CLOSE go where the transaction is; with several Backends the cursor's is not known.
     async fn on_cursor(&mut self, sql: &str) -> Result<(), Failure> {
+        self.cursor_shard()?;
+        self.on_pinned_or_home(sql).await
+    }
+
+    /// Where this session's cursors are.
+    pub fn cursor_shard(&self) -> Result<ShardId, Failure> {
+        if self.txn.as_ref().is_some_and(|txn| txn.failed) {
+            return Err(aborted().into());
+        }
         if self.held.len() > 1 {
             return Err(refused(
                 "a cursor in a transaction over several shards",
@@ -402,7 +463,7 @@ impl Session {
                 "Read with a plain SELECT.",
             ));
         }
-        self.on_pinned_or_home(sql).await
+        Ok(self.held.first().map_or(self.view().topology.home, |held| held.shard))
     }
 
     pub fn warn(&mut self, sqlstate: &str, message: &str) {
@@ -415,7 +476,7 @@ fn one_snapshot(isolation: Isolation) -> bool {
     matches!(isolation, Isolation::RepeatableRead | Isolation::Serializable)
 }
 
-fn aborted() -> UserError {
+pub fn aborted() -> UserError {
     UserError::new(
         Blame::Client,
         sqlstate::IN_FAILED_TRANSACTION,

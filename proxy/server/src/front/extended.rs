@@ -50,10 +50,11 @@ pub enum Step {
         rows_max: i32,
     },
     CloseStatement {
-        name: Bytes,
+        op: u32,
     },
     ClosePortal {
         name: Bytes,
+        op: u32,
     },
     /// The message cannot be carried out; nothing after it counts.
     Refuse(UserError),
@@ -74,8 +75,26 @@ pub struct Survey {
     controls: bool,
 }
 
+impl Survey {
+    /// Longer lists are not kept for the next batch.
+    const STEPS_KEPT_MAX: usize = 8;
+
+    fn clear(&mut self) {
+        if self.steps.capacity() > Self::STEPS_KEPT_MAX || self.undo.capacity() > Self::STEPS_KEPT_MAX {
+            *self = Survey::default();
+            return;
+        }
+        self.steps.clear();
+        self.undo.clear();
+        self.bound.clear();
+        self.shard = None;
+        self.stepwise = false;
+        self.controls = false;
+    }
+}
+
 impl Session {
-    pub async fn extended(&mut self, batch: Batch) -> Result<(), End> {
+    pub async fn extended(&mut self, batch: &mut Batch) -> Result<(), End> {
         if batch.ops.is_empty() {
             return if batch.ending == Ending::Sync { self.sync_only().await } else { Ok(()) };
         }
@@ -86,6 +105,8 @@ impl Session {
         } else {
             self.relay_batch(&mut survey, ending).await
         };
+        survey.clear();
+        self.spare_survey = survey;
         match result {
             Ok(()) | Err(Failure::Reported) => {}
             Err(Failure::Refused(error)) => {
@@ -122,10 +143,11 @@ impl Session {
         Ok(())
     }
 
-    fn survey(&mut self, batch: Batch) -> Survey {
-        let mut survey = Survey { steps: Vec::with_capacity(batch.ops.len()), ..Survey::default() };
+    fn survey(&mut self, batch: &mut Batch) -> Survey {
+        let mut survey = std::mem::take(&mut self.spare_survey);
+        survey.steps.reserve(batch.ops.len());
         let ending = batch.ending;
-        for op in batch.ops {
+        for op in batch.ops.drain(..) {
             match self.resolve(op, &mut survey) {
                 Ok(step) => survey.steps.push(step),
                 Err(error) => {
@@ -137,7 +159,8 @@ impl Session {
         }
         let pipeline = self.pipelining().map(|index| self.held[index].shard);
         if survey.shard.is_none() {
-            survey.shard = pipeline.or(self.held.first().map(|held| held.shard)).or(Some(self.view().topology.home));
+            let held = self.held.first().map(|held| held.shard);
+            survey.shard = pipeline.or(held).or_else(|| Some(self.view().topology.home));
         }
         survey.stepwise |= pipeline.is_some() && pipeline != survey.shard;
         // Weir's own error aborted the transaction and the server does not know: it must not go on there.
@@ -200,12 +223,15 @@ impl Session {
                 Step::Execute { name, portal, rows_max }
             }
             Op::Close { object: Object::Statement, name } => {
+                let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.close_statement(&name).1);
-                Step::CloseStatement { name }
+                Step::CloseStatement { op }
             }
             Op::Close { object: Object::Portal, name } => {
-                self.names.close_portal(&name);
-                Step::ClosePortal { name }
+                let op = survey.undo.len() as u32;
+                survey.bound.retain(|(bound, _)| *bound != name);
+                survey.undo.push(self.names.close_portal(&name));
+                Step::ClosePortal { name, op }
             }
         })
     }
@@ -269,7 +295,7 @@ impl Session {
     }
 
     async fn relay_batch(&mut self, survey: &mut Survey, ending: Ending) -> Result<(), Failure> {
-        let shard = survey.shard.unwrap_or(self.view().topology.home);
+        let shard = survey.shard.unwrap_or_else(|| self.view().topology.home);
         if let Some(asked) = self.lone_read(survey, ending) {
             match self.read_batch(shard, survey, &asked).await {
                 Ok(false) => {}
@@ -394,10 +420,12 @@ impl Session {
                     Execute { portal: name, rows_max: *rows_max }.put(&mut lease.out);
                     replies.push(Owed::Execute);
                 }
-                Step::CloseStatement { .. } => replies.push(Owed::Own(Bytes::from_static(CLOSE_COMPLETE))),
-                Step::ClosePortal { name } => {
+                Step::CloseStatement { op } => {
+                    replies.push(Owed::Own { bytes: CLOSE_COMPLETE, op: *op });
+                }
+                Step::ClosePortal { name, op } => {
                     Target { object: Object::Portal, name }.put(frontend::tag::CLOSE, &mut lease.out);
-                    replies.push(Owed::Close { hidden: false, op: u32::MAX });
+                    replies.push(Owed::Close { hidden: false, op: *op });
                 }
                 Step::Refuse(error) => return Err(error.clone().into()),
             }
@@ -446,7 +474,7 @@ fn put_parse(
 ) {
     let known = if name.is_empty() { lease.unnamed == Some(prepared.id) } else { lease.is_prepared(prepared.id) };
     if known {
-        replies.push(Owed::Own(Bytes::from_static(PARSE_COMPLETE)));
+        replies.push(Owed::Own { bytes: PARSE_COMPLETE, op });
         return;
     }
     prepare_on(lease, name.is_empty(), prepared, undo, replies);

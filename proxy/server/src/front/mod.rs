@@ -1,5 +1,5 @@
 //! The client side, in the order of a connection's life: [`listen`] accepts, [`startup`] negotiates TLS and logs in,
-//! [`session`] serves, [`cancel`] ends statements on request.
+//! [`session`] serves, [`replication`] passes WAL on, [`cancel`] ends statements on request.
 
 pub mod batch;
 pub mod cancel;
@@ -8,6 +8,7 @@ pub mod control;
 pub mod extended;
 pub mod listen;
 pub mod names;
+pub mod replication;
 pub mod session;
 pub mod simple;
 pub mod startup;

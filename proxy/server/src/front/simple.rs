@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
@@ -17,6 +18,7 @@ use weir_core::sql::normal::split_statements;
 use weir_wire::backend::EMPTY_QUERY;
 
 use super::session::{End, Failure, Session};
+use super::stepwise::split_pipeline;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
@@ -27,7 +29,9 @@ const TEXT_BYTES_MAX: usize = 1024 * 1024;
 
 impl Session {
     pub async fn simple(&mut self, sql: Bytes) -> Result<(), End> {
+        self.names.forget_unnamed();
         let result = match std::str::from_utf8(&sql) {
+            _ if self.pipelining().is_some() => self.query_in_pipeline(&sql).await,
             Ok(text) if text.len() <= TEXT_BYTES_MAX => self.text(text).await,
             _ => self.opaque(&sql).await,
         };
@@ -36,7 +40,10 @@ impl Session {
 
     pub async fn function_call(&mut self, frame: &Bytes) -> Result<(), End> {
         let home = self.view().topology.home;
-        let result = self.run_raw(home, frame, &[Dependency::Anything]).await;
+        let result = match self.pipelining() {
+            Some(index) if self.held[index].shard != home => Err(split_pipeline().into()),
+            _ => self.run_raw(home, frame, &[Dependency::Anything]).await,
+        };
         self.conclude(result.map(|_| ()))
     }
 
@@ -69,8 +76,8 @@ impl Session {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.tokens.clear();
         let lexed = lex(sql, &mut scratch.tokens);
-        let parts: Vec<std::ops::Range<usize>> =
-            if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { Vec::new() };
+        let parts: SmallVec<[std::ops::Range<usize>; 2]> =
+            if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { SmallVec::new() };
         let single = lexed.is_err() || parts.len() == 1;
         if lexed.is_ok() && parts.is_empty() {
             self.scratch = scratch;

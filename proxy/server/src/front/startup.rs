@@ -19,6 +19,7 @@ use weir_wire::frontend;
 use weir_wire::startup::{PROTOCOL_MINOR_MAX, Request, Startup, parse, size};
 
 use super::client::{Client, Socket};
+use super::replication::{Mode, Replication, Wanted};
 use super::session::Session;
 use crate::app::App;
 use crate::auth::scram_server::{MECHANISM, ScramServer};
@@ -31,6 +32,7 @@ const HELLO_BYTES_MAX: usize = 16 * 1024;
 /// What became of a new connection.
 pub enum Hello {
     Session(Box<Session>),
+    Replication(Box<Replication>),
     /// The admin console.
     Admin(Client, String),
     /// Served (a cancel request) or refused; nothing more to do.
@@ -48,9 +50,9 @@ pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
         Ok(Request::Startup(startup)) => login(app, &mut client, &startup).await,
         Ok(Request::Unsupported(version)) => Err(UserError::new(
             Blame::Client,
-            sqlstate::PROTOCOL_VIOLATION,
+            sqlstate::FEATURE_NOT_SUPPORTED,
             format!(
-                "unsupported frontend protocol {}.{}: weir speaks 3.0 to 3.{PROTOCOL_MINOR_MAX}",
+                "unsupported frontend protocol {}.{}: server supports 3.0 to 3.{PROTOCOL_MINOR_MAX}",
                 version >> 16,
                 version & 0xffff
             ),
@@ -61,8 +63,11 @@ pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
     };
     match result {
         Ok(LoggedIn::Admin(user)) => Ok(Hello::Admin(client, user)),
-        Ok(LoggedIn::Session { db, pools, user, vars, application_name }) => {
-            greet(app, client, db, pools, user, vars, application_name).await
+        Ok(LoggedIn::Session(newcomer)) => greet(app, client, newcomer).await,
+        Ok(LoggedIn::Replication { wanted, pools, minor }) => {
+            let login = pools.primary(wanted.shard).login();
+            let opened = Replication::open(client, wanted, login, app.cancels.register(minor)).await?;
+            Ok(opened.map_or(Hello::Done, |replication| Hello::Replication(Box::new(replication))))
         }
         Err(Refused::Gone(error)) => Err(error),
         Err(Refused::User(error)) => {
@@ -75,7 +80,19 @@ pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
 
 enum LoggedIn {
     Admin(String),
-    Session { db: Arc<Database>, pools: Arc<UserPools>, user: Arc<str>, vars: VarSet, application_name: String },
+    Session(Newcomer),
+    Replication { wanted: Wanted, pools: Arc<UserPools>, minor: u16 },
+}
+
+/// What is known of a client that has logged in.
+struct Newcomer {
+    db: Arc<Database>,
+    pools: Arc<UserPools>,
+    user: Arc<str>,
+    vars: VarSet,
+    application_name: String,
+    /// Of protocol 3, as agreed.
+    minor: u16,
 }
 
 enum Refused {
@@ -167,36 +184,34 @@ async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Re
             "no PostgreSQL user name specified in startup packet",
         )
     })?;
+    let mode = Mode::read(text("replication").as_deref())?;
     let database = text("database").unwrap_or_else(|| user.clone());
     let extensions: Vec<&[u8]> = startup.extensions().collect();
+    let minor = PROTOCOL_MINOR_MAX.min(startup.minor);
     if startup.minor > PROTOCOL_MINOR_MAX || !extensions.is_empty() {
-        put_negotiate(&mut client.out, PROTOCOL_MINOR_MAX.min(startup.minor), &extensions);
+        put_negotiate(&mut client.out, minor, &extensions);
     }
     let password = authenticate(app, client, &user).await?;
+    let pairs: Vec<(String, String)> = startup
+        .parameters
+        .iter()
+        .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(value).into_owned()))
+        .collect();
+    if mode != Mode::Off {
+        let wanted = Wanted::read(app, mode, &pairs, text("database").as_deref())?;
+        let pools = wanted.db.pools(&app.config, &user, &password);
+        return Ok(LoggedIn::Replication { wanted, pools, minor });
+    }
     if app.is_admin_database(&database) {
         return app.admit_admin(&user).map(|()| LoggedIn::Admin(user)).map_err(Into::into);
     }
     let Some(db) = app.database(&database) else {
         return Err(unknown_database(app, &database).into());
     };
-    let pairs: Vec<(String, String)> = startup
-        .parameters
-        .iter()
-        .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(value).into_owned()))
-        .collect();
     let vars = startup_vars(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
-    if text("replication").is_some_and(|value| !matches!(&*value, "false" | "off" | "no" | "0")) {
-        return Err(UserError::new(
-            Blame::Client,
-            sqlstate::FEATURE_NOT_SUPPORTED,
-            "replication connections are not served",
-        )
-        .hint("Connect to the shard's own server for replication; SHOW SHARDS lists them.")
-        .into());
-    }
     let pools = db.pools(&app.config, &user, &password);
     let application_name = text("application_name").unwrap_or_default();
-    Ok(LoggedIn::Session { db, pools, user: user.into(), vars, application_name })
+    Ok(LoggedIn::Session(Newcomer { db, pools, user: user.into(), vars, application_name, minor }))
 }
 
 /// SCRAM-SHA-256. Unknown users go through the same exchange and fail at its end. Returns the password for the servers.
@@ -261,15 +276,8 @@ fn unknown_database(app: &App, database: &str) -> UserError {
 }
 
 /// Login is done: what a server would report now, the cancel key, and ReadyForQuery.
-async fn greet(
-    app: &Arc<App>,
-    mut client: Client,
-    db: Arc<Database>,
-    pools: Arc<UserPools>,
-    user: Arc<str>,
-    vars: VarSet,
-    application_name: String,
-) -> io::Result<Hello> {
+async fn greet(app: &Arc<App>, mut client: Client, newcomer: Newcomer) -> io::Result<Hello> {
+    let Newcomer { db, pools, user, vars, application_name, minor } = newcomer;
     client.out.extend_from_slice(AUTHENTICATION_OK);
     let home = db.view().topology.home;
     if let Err(error) = report_parameters(&mut client, pools.primary(home), &vars).await {
@@ -277,8 +285,8 @@ async fn greet(
         client.send().await?;
         return Ok(Hello::Done);
     }
-    let cancel = app.cancels.register();
-    put_backend_key(&mut client.out, cancel.process, &cancel.secret());
+    let cancel = app.cancels.register(minor);
+    put_backend_key(&mut client.out, cancel.process, cancel.secret());
     put_ready(&mut client.out, Status::Idle);
     client.send().await?;
     let Some(stats) = db.stats.open(&db.name, Arc::clone(&user), &client, application_name) else {
