@@ -85,6 +85,13 @@ impl Backend {
             && self.out.is_empty()
     }
 
+    /// Has the server said something or hung up although nothing was asked? Costs a system call only if it may have.
+    pub fn has_news(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.stream.poll_read_ready(&mut cx).is_ready()
+            && !matches!(self.stream.try_read_buf(&mut self.inbuf), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     pub fn is_prepared(&self, id: u64) -> bool {
         self.prepared.ids.contains(&id)
     }

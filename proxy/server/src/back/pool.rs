@@ -99,10 +99,19 @@ impl Pool {
     /// 08001 when the server cannot be reached.
     pub async fn lease(self: &Arc<Self>) -> Result<Lease, UserError> {
         self.leases_total.fetch_add(1, Relaxed);
-        let receiver = {
+        let receiver = loop {
             let mut inner = self.inner.lock();
-            match inner.shelf.acquire() {
-                Acquire::Idle(backend) => return Ok(Lease { backend: Some(backend), pool: Arc::clone(self) }),
+            break match inner.shelf.acquire() {
+                Acquire::Idle(mut backend) => {
+                    drop(inner);
+                    // One that was terminated on its shelf must not cost a client its statement.
+                    if backend.has_news() {
+                        drop(backend);
+                        self.vacate();
+                        continue;
+                    }
+                    return Ok(Lease { backend: Some(backend), pool: Arc::clone(self) });
+                }
                 Acquire::Open => None,
                 Acquire::Wait(ticket) => {
                     let (sender, receiver) = oneshot::channel();
@@ -111,7 +120,7 @@ impl Pool {
                     Some((ticket, receiver))
                 }
                 Acquire::Refused => return Err(self.full(inner.shelf.counts())),
-            }
+            };
         };
         match receiver {
             None => self.open().await,

@@ -147,6 +147,7 @@ impl Session {
         let ending = batch.ending;
         let mut survey = std::mem::take(&mut self.spare_survey);
         survey.steps.reserve(batch.ops.len());
+        let ending = batch.ending;
         for op in batch.ops.drain(..) {
             match self.resolve(op, &mut survey) {
                 Ok(step) => survey.steps.push(step),

@@ -39,6 +39,8 @@ pub enum End {
     ClientGone,
     /// Told to the client as FATAL.
     Fatal(UserError),
+    /// The server ended the connection with a FATAL of its own, which has been passed on.
+    Told,
 }
 
 /// Why a statement did not succeed.
@@ -181,9 +183,11 @@ impl Session {
         self.stats.runs_here().await;
         let end = self.serve().await;
         self.db.stats.close(&self.stats);
-        if let End::Fatal(error) = end {
+        if let End::Fatal(error) = &end {
             self.db.stats.error(error.sqlstate);
-            self.client.put_error(&error);
+            self.client.put_error(error);
+        }
+        if !matches!(end, End::ClientGone) {
             let _ = tokio::time::timeout(std::time::Duration::from_secs(5), self.client.send()).await;
         }
     }
@@ -393,7 +397,10 @@ impl Session {
         if !self.cancel.slot.end() && !self.cancel.slot.settle().await {
             self.held[index].lease.doubt("a cancel request was still on its way");
         }
-        outcome.map_err(|broken| self.broken(index, broken))
+        outcome.map_err(|broken| match (self.broken(index, broken), trail.fatal) {
+            (Failure::End(End::Fatal(_)), true) => Failure::End(End::Told),
+            (failure, _) => failure,
+        })
     }
 
     /// A relay broke: the Backend is lost, and what that means for the client.
