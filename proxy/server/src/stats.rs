@@ -200,6 +200,7 @@ impl DatabaseStats {
     pub fn open(&self, user: Arc<str>, client: &Client, application_name: String, entry: Entry) -> Arc<SessionStats> {
         let metrics = self.metrics.session(&self.database);
         metrics.login();
+        metrics.traffic(client.received_bytes, client.sent_bytes);
         let stats = Arc::new(SessionStats {
             id: self.next_id.fetch_add(1, Relaxed),
             user,
@@ -209,8 +210,8 @@ impl DatabaseStats {
             connected: SystemTime::now(),
             started: Instant::now(),
             busy_since_us: AtomicU64::new(0),
-            received_bytes: AtomicU64::new(0),
-            sent_bytes: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(client.received_bytes),
+            sent_bytes: AtomicU64::new(client.sent_bytes),
             rests: AtomicU64::new(0),
             order: AtomicU64::new(0),
             waker: OnceLock::new(),

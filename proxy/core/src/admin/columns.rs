@@ -164,14 +164,23 @@ fn sockets(snapshot: &Snapshot, servers: bool) -> Table {
         "'application_name", "prepared_statements", "id",
     ];
     let rows = snapshot.sockets.iter().filter(|row| row.is_server == servers);
-    table(&names, rows.map(|row| vec![
+    let mut table = table(&names, rows.map(|row| vec![
         Cell::from(if servers { "S" } else { "C" }), (&row.user).into(), (&row.database).into(), "none".into(),
         row.state.into(), (&row.address).into(), row.port.into(), (&row.local_address).into(), row.local_port.into(),
         (&row.connect_time).into(), (&row.request_time).into(), (row.wait_us / 1_000_000).into(),
         (row.wait_us % 1_000_000).into(), i64::from(row.close_needed).into(), format!("{:#x}", row.id).into(),
         row.link.map_or_else(String::new, |id| format!("{id:#x}")).into(), row.remote_pid.into(), (&row.tls).into(),
         (&row.application_name).into(), row.prepared_statements.into(), row.id.into(),
-    ]).collect())
+    ]).collect());
+    // Behind PgBouncer's columns, so that theirs stay where they are.
+    if !servers {
+        table.columns.push(Column { name: "pool_mode", kind: Kind::Text });
+        let clients = snapshot.sockets.iter().filter(|row| !row.is_server);
+        for (cells, row) in table.rows.iter_mut().zip(clients) {
+            cells.push(row.mode.into());
+        }
+    }
+    table
 }
 
 #[rustfmt::skip]
