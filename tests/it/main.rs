@@ -6,6 +6,7 @@ mod console;
 mod dev;
 mod differential;
 mod freshness;
+mod hostile;
 mod journey;
 mod login;
 mod outage;

@@ -279,6 +279,7 @@ impl Pool {
             drop(backend);
             return self.vacate();
         }
+        backend.shrink();
         let mut inner = self.inner.lock();
         let mut backend = backend;
         loop {

@@ -440,10 +440,7 @@ impl Session {
     }
 
     async fn on_pinned_or_home(&mut self, sql: &str) -> Result<(), Failure> {
-        let shard = match self.pinned_index().or(if self.held.is_empty() { None } else { Some(0) }) {
-            Some(index) => self.held[index].shard,
-            None => self.view().topology.home,
-        };
+        let shard = self.pinned_or_home();
         let mut request = BytesMut::new();
         put_query(&mut request, sql);
         let writes = [weir_core::fresh::Dependency::Anything];
@@ -459,9 +456,6 @@ impl Session {
 
     /// Where this session's cursors are.
     pub fn cursor_shard(&self) -> Result<ShardId, Failure> {
-        if self.txn.as_ref().is_some_and(|txn| txn.failed) {
-            return Err(aborted().into());
-        }
         if self.held.len() > 1 {
             return Err(refused(
                 "a cursor in a transaction over several shards",
@@ -469,7 +463,13 @@ impl Session {
                 "Read with a plain SELECT.",
             ));
         }
-        Ok(self.held.first().map_or(self.view().topology.home, |held| held.shard))
+        Ok(self.pinned_or_home())
+    }
+
+    /// Where what only a server knows of this session is.
+    pub fn pinned_or_home(&self) -> ShardId {
+        let held = self.pinned_index().map(|index| &self.held[index]).or(self.held.first());
+        held.map_or(self.view().topology.home, |held| held.shard)
     }
 
     pub fn warn(&mut self, sqlstate: &str, message: &str) {

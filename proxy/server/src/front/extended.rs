@@ -144,7 +144,6 @@ impl Session {
     }
 
     fn survey(&mut self, batch: &mut Batch) -> Survey {
-        let ending = batch.ending;
         let mut survey = std::mem::take(&mut self.spare_survey);
         survey.steps.reserve(batch.ops.len());
         let ending = batch.ending;
