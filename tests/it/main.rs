@@ -1,5 +1,6 @@
 //! weir from outside: real Postgres, real Redis, real drivers. One binary, a module per subject.
 
+mod auth;
 mod cancel;
 mod compose;
 mod console;
@@ -14,4 +15,5 @@ mod protocol;
 mod raw;
 mod session;
 mod shop;
+mod tls;
 mod transactions;

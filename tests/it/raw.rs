@@ -29,18 +29,9 @@ impl Raw {
         let user = config.get_user().context("user")?.to_owned();
         let database = config.get_dbname().context("database")?.to_owned();
         let password = config.get_password().context("password")?.to_vec();
-        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        let mut raw = Raw {
-            stream,
-            inbuf: BytesMut::new(),
-            out: BytesMut::new(),
-            process: 0,
-            secret: Bytes::new(),
-            parameters: Vec::new(),
-        };
         let mut parameters = vec![("user", user.as_str()), ("database", database.as_str())];
         parameters.extend_from_slice(settings);
-        startup::put_startup(&mut raw.out, &parameters);
+        let mut raw = Raw::start(port, &parameters).await?;
         raw.authenticate(&password).await?;
         loop {
             let (kind, body) = raw.next().await?;
@@ -60,6 +51,35 @@ impl Raw {
         }
     }
 
+    /// Connects and leaves a StartupMessage in `out`; what follows is the caller's.
+    pub async fn start(port: u16, parameters: &[(&str, &str)]) -> Result<Raw> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        let mut raw = Raw {
+            stream,
+            inbuf: BytesMut::new(),
+            out: BytesMut::new(),
+            process: 0,
+            secret: Bytes::new(),
+            parameters: Vec::new(),
+        };
+        startup::put_startup(&mut raw.out, parameters);
+        Ok(raw)
+    }
+
+    /// A SASLInitialResponse.
+    pub fn put_sasl_initial(&mut self, mechanism: &str, message: &[u8]) {
+        frame::put(&mut self.out, b'p', |out| {
+            frame::put_cstr(out, mechanism.as_bytes());
+            out.extend_from_slice(&(message.len() as i32).to_be_bytes());
+            out.extend_from_slice(message);
+        });
+    }
+
+    /// A PasswordMessage or SASLResponse.
+    pub fn put_password(&mut self, message: &[u8]) {
+        frame::put(&mut self.out, b'p', |out| out.extend_from_slice(message));
+    }
+
     async fn authenticate(&mut self, password: &[u8]) -> Result<()> {
         let mut scram = ScramSha256::new(password, ChannelBinding::unsupported());
         loop {
@@ -71,16 +91,12 @@ impl Raw {
                 0 => return Ok(()),
                 10 => {
                     let first = scram.message().to_vec();
-                    frame::put(&mut self.out, b'p', |out| {
-                        frame::put_cstr(out, b"SCRAM-SHA-256");
-                        out.extend_from_slice(&(first.len() as i32).to_be_bytes());
-                        out.extend_from_slice(&first);
-                    });
+                    self.put_sasl_initial("SCRAM-SHA-256", &first);
                 }
                 11 => {
                     scram.update(&body[4..])?;
                     let last = scram.message().to_vec();
-                    frame::put(&mut self.out, b'p', |out| out.extend_from_slice(&last));
+                    self.put_password(&last);
                 }
                 12 => scram.finish(&body[4..])?,
                 code => bail!("authentication {code}"),

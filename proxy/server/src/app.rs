@@ -5,15 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hashbrown::HashMap;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::words::Words;
 use weir_core::topology::Topology;
 
-use crate::auth::secret::{MockKey, Secret};
+use crate::auth::directory::Directory;
+use crate::auth::query::AuthQuery;
 use crate::back::connect::Login;
 use crate::cache::{Cache, CacheSettings};
 use crate::catalog;
@@ -21,6 +20,7 @@ use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, Endpoint};
 use crate::database::{Database, Replica, Shard};
 use crate::front::cancel::CancelRegistry;
+use crate::front::tls::ClientTls;
 use crate::hub::{Hub, HubEvent, without_hub};
 use crate::metrics::{Metrics, Subject};
 use crate::probe::{self, EndpointView};
@@ -36,10 +36,10 @@ pub struct App {
     databases: Vec<Arc<Database>>,
     pub cancels: Arc<CancelRegistry>,
     pub clients: Arc<ClientCount>,
-    pub tls: Option<TlsAcceptor>,
+    pub tls: Option<ClientTls>,
     pub metrics: Arc<Metrics>,
-    secrets: HashMap<String, Secret>,
-    mock_key: MockKey,
+    /// Who may log in.
+    pub directory: Directory,
     pub started: Instant,
     pub listening: AtomicBool,
     pub draining: AtomicBool,
@@ -80,11 +80,6 @@ impl App {
         .hint("List the user in admin_users or stats_users of the config file."))
     }
 
-    /// What a user's proof is checked against; one that nothing fits for users that are not known.
-    pub fn scram_secret(&self, user: &str) -> Secret {
-        self.secrets.get(user).cloned().unwrap_or_else(|| Secret::mock(self.mock_key, user))
-    }
-
     /// Why this process should get no traffic; empty: it is ready.
     pub fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
@@ -123,19 +118,14 @@ impl Running {
         for database in &config.databases {
             databases.push(start_database(&config, database, hub.as_ref(), &metrics, &mut tasks).await?);
         }
-        let tls = config.tls.as_ref().map(crate::front::tls::acceptor).transpose().context("tls")?.flatten();
+        let tls = config.tls.as_ref().map(ClientTls::load).transpose().context("tls")?.flatten();
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
             databases,
             cancels: Arc::default(),
             tls,
             metrics,
-            secrets: config
-                .users
-                .iter()
-                .filter_map(|(name, user)| Some((name.to_owned(), Secret::derive(user.password.expose())?)))
-                .collect(),
-            mock_key: MockKey(rand::random()),
+            directory: Directory::new(&config.users, auth_query(&config)),
             started: Instant::now(),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -202,7 +192,7 @@ async fn start_database(
             name: shard.name.as_str().into(),
             primary: watch(&shard.primary),
             replicas: shard.replicas.iter().map(|replica| Replica::new(watch(replica))).collect(),
-            clock: Clock::start(crate::control::config(login), Arc::clone(&words)),
+            clock: Clock::start(crate::control::target(login), Arc::clone(&words)),
             words,
         }
     });
@@ -238,9 +228,20 @@ fn control_login(config: &Config, database: &DatabaseConfig, endpoint: &Endpoint
         port: endpoint.port,
         user: config.server_auth.user.as_str().into(),
         database: database.server_database.as_str().into(),
-        password: Some(config.server_auth.password.expose().into()),
+        credential: config.server_auth.credential(&endpoint.host, endpoint.port, &database.server_database).into(),
+        tls: config.server_auth.tls.clone(),
         deadline: config.limits.connect_time_max,
     }
+}
+
+/// Users are looked up on the home shard of one database: its primary, or a replica while that is away.
+fn auth_query(config: &Config) -> Option<AuthQuery> {
+    let query = config.auth_query.as_ref()?;
+    let database = config.database(&query.database)?;
+    let home = &database.shards[usize::from(database.home.0)];
+    let servers = std::iter::once(&home.primary).chain(&home.replicas);
+    let servers = servers.map(|endpoint| crate::control::target(&control_login(config, database, endpoint)));
+    Some(AuthQuery::new(&query.sql, servers.collect(), query.max_age))
 }
 
 fn start_cache(config: &Config, topology: &Topology) -> Result<Option<Cache>> {

@@ -13,12 +13,14 @@ use std::time::Duration;
 use bb8_postgres::PostgresConnectionManager;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio_postgres::{AsyncMessage, Client, NoTls, Transaction};
+use tokio_postgres::{AsyncMessage, Client, Transaction};
 use weir_core::id::{Epoch, ShardId, Slot};
 use weir_core::topology::ring::{self, RingShard};
 use weir_core::topology::{Placement, SlotMap, TableRules, Topology};
 
+use crate::back::tls::ServerTls;
 use crate::config::{DatabaseConfig, HubConfig};
+use crate::control::Target;
 
 /// Connections that one process keeps to the hub.
 const CONNECTIONS: u32 = 2;
@@ -63,8 +65,8 @@ pub enum HubEvent {
 /// A handle; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    pool: bb8::Pool<PostgresConnectionManager<NoTls>>,
-    config: tokio_postgres::Config,
+    pool: bb8::Pool<PostgresConnectionManager<ServerTls>>,
+    server: Target,
 }
 
 /// The topology of a database that needs no hub: one shard that owns everything, at epoch 1.
@@ -82,19 +84,32 @@ impl Hub {
     pub async fn connect(hub: &HubConfig) -> Result<Hub, HubError> {
         let mut config: tokio_postgres::Config = hub.dsn.expose().parse().map_err(|_| HubError::Dsn)?;
         config.connect_timeout(PATIENCE).application_name("weir hub");
-        let manager = PostgresConnectionManager::new(config.clone(), NoTls);
+        if let Some(password) = &hub.password {
+            config.password(password.expose());
+        }
+        let server = Target::new(config, hub.tls.clone());
+        let manager = PostgresConnectionManager::new(server.config.clone(), hub.tls.clone());
         let pool = bb8::Pool::builder()
             .max_size(CONNECTIONS)
             .connection_timeout(PATIENCE)
             .build(manager)
             .await
             .map_err(HubError::Postgres)?;
-        let hub = Hub { pool, config };
-        bounded(async {
-            let mut client = hub.client().await?;
-            schema::ensure(&mut client).await
-        })
-        .await?;
+        let hub = Hub { pool, server };
+        let prepare = || {
+            bounded(async {
+                let mut client = hub.client().await?;
+                schema::ensure(&mut client).await
+            })
+        };
+        if let Err(error) = prepare().await {
+            if !matches!(error, HubError::Unreachable(_)) {
+                return Err(error);
+            }
+            // The pool only says that it took too long: a connection of its own says why.
+            bounded(async { Ok(hub.server.open().await?) }).await?;
+            prepare().await?;
+        }
         Ok(hub)
     }
 
@@ -164,7 +179,7 @@ impl Hub {
     }
 
     async fn listen_once(&self, hint: &mpsc::Sender<()>) -> Result<(), HubError> {
-        let (client, mut connection) = bounded(async { Ok(self.config.connect(NoTls).await?) }).await?;
+        let (client, mut connection) = bounded(async { Ok(self.server.connect().await?) }).await?;
         let mut messages = futures_util::stream::poll_fn(move |task| connection.poll_message(task));
         let statements = async {
             client.batch_execute("LISTEN weir_topology").await?;
@@ -188,7 +203,7 @@ impl Hub {
         }
     }
 
-    async fn client(&self) -> Result<bb8::PooledConnection<'_, PostgresConnectionManager<NoTls>>, HubError> {
+    async fn client(&self) -> Result<bb8::PooledConnection<'_, PostgresConnectionManager<ServerTls>>, HubError> {
         self.pool.get().await.map_err(|error| match error {
             bb8::RunError::User(error) => HubError::Postgres(error),
             bb8::RunError::TimedOut => HubError::Unreachable(format!("no connection within {}s", PATIENCE.as_secs())),

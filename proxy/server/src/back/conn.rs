@@ -11,13 +11,13 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::TcpStream;
 use weir_core::session::vars::VarSet;
 use weir_wire::backend::Status;
 use weir_wire::frame;
 use weir_wire::frontend;
 
 use super::connect::CancelKey;
+use super::stream::Stream;
 
 /// Largest message a server may send; Postgres's own limit (MaxAllocSize).
 pub const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff + 6;
@@ -26,7 +26,7 @@ const READ_BYTES: usize = 32 * 1024;
 
 /// One logged-in server connection.
 pub struct Backend {
-    stream: TcpStream,
+    stream: Stream,
     pub inbuf: BytesMut,
     pub out: BytesMut,
     pub cancel_key: CancelKey,
@@ -48,7 +48,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub fn new(stream: TcpStream, inbuf: BytesMut, cancel_key: CancelKey, now: Instant) -> Self {
+    pub fn new(stream: Stream, inbuf: BytesMut, cancel_key: CancelKey, now: Instant) -> Self {
         Backend {
             stream,
             inbuf,
@@ -120,7 +120,7 @@ impl Backend {
             }
             bytes::Buf::advance(&mut self.out, sent);
         }
-        Poll::Ready(Ok(()))
+        if self.stream.is_tls() { Pin::new(&mut self.stream).poll_flush(cx) } else { Poll::Ready(Ok(())) }
     }
 
     /// Reads what has come into `inbuf`. An end of stream is an error: servers do not hang up between frames for fun.

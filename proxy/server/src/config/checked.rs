@@ -16,10 +16,11 @@ use super::error::{Source, nearest};
 use super::raw;
 use super::value::{Size, Time};
 use super::{
-    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, LimitsConfig, LogConfig,
-    LogFormat, LogLevel, PoolConfig, Secret, ServerAuth, ShardConfig, TlsConfig, TlsMode, Users,
+    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, Freshness, LimitsConfig, LogConfig, LogFormat,
+    LogLevel, PoolConfig, Secret, ShardConfig, Users,
 };
 
+mod access;
 mod table;
 
 /// Permission bits that a secret file must not have: anything for group and others.
@@ -35,10 +36,19 @@ type Checked<T> = Result<T, ConfigError>;
 
 pub(super) fn check(source: Source) -> Checked<Config> {
     let file: raw::File = source.parse()?;
-    let users_file = absolute(&source, file.users_file.get_ref());
-    let users = Users::load(&users_file)?;
+    let users_file = file.users_file.as_ref().map(|path| absolute(&source, path.get_ref()));
+    let users = users_file.as_deref().map(Users::load).transpose()?.unwrap_or_default();
     let databases = databases(&source, file.database)?;
-    let hub = file.hub.map(|hub| hub_of(&source, hub)).transpose()?;
+    let auth_query = access::auth_query(&source, file.auth_query.as_ref(), &databases)?;
+    if users_file.is_none() && auth_query.is_none() {
+        return Err(source.whole("nobody could log in").hint("add users_file = \"users.toml\", or [auth_query]"));
+    }
+    let server_tls = access::server_tls(&source, file.server_tls.as_ref())?;
+    let server_auth = access::server_auth(&source, &file.server_auth, &server_tls)?;
+    let hub = file.hub.map(|hub| access::hub(&source, hub, &server_auth)).transpose()?;
+    let tls = file.tls.map(|tls| access::tls(&source, &tls)).transpose()?;
+    // Users that only the servers know cannot be checked here.
+    let checked_users = if auth_query.is_none() { Some(&users) } else { None };
     if let (None, Some(database)) = (&hub, databases.iter().find(|database| database.shards.len() > 1)) {
         let message =
             format!("database `{}` has {} shards but there is no [hub]", database.name, database.shards.len());
@@ -53,11 +63,13 @@ pub(super) fn check(source: Source) -> Checked<Config> {
         pool: pool(&source, &file.pool)?,
         limits: limits(&source, &file.limits)?,
         cache: cache(&source, &file.cache)?,
-        tls: file.tls.map(|tls| tls_of(&source, &tls)).transpose()?,
-        server_auth: server_auth(&source, &file.server_auth)?,
+        hba: access::hba(&source, file.hba_file.as_ref(), tls.as_ref())?,
+        tls,
+        server_auth,
+        auth_query,
         log: log(&source, &file.log)?,
-        admin_users: known_users(&source, &file.admin_users, &users)?,
-        stats_users: known_users(&source, &file.stats_users, &users)?,
+        admin_users: known_users(&source, &file.admin_users, checked_users)?,
+        stats_users: known_users(&source, &file.stats_users, checked_users)?,
         users,
         path: source.path,
     })
@@ -160,24 +172,6 @@ fn freshness(source: &Source, raw: Option<&Spanned<String>>) -> Checked<Freshnes
 
 // ---- sections ----
 
-fn hub_of(source: &Source, hub: Spanned<raw::Hub>) -> Checked<HubConfig> {
-    let span = hub.span();
-    let hub = hub.into_inner();
-    let (place, dsn) = match (hub.dsn, hub.dsn_file, hub.dsn_env) {
-        (Some(dsn), None, None) => (dsn.span(), Secret::new(dsn.into_inner())),
-        (None, Some(file), None) => (file.span(), secret_file(source, &file)?),
-        (None, None, Some(name)) => (name.span(), secret_env(source, &name)?),
-        _ => return Err(source.error(span, "[hub] needs exactly one of dsn, dsn_file, dsn_env")),
-    };
-    // The parser's error may quote the string, password and all, so it is not repeated.
-    dsn.expose().parse::<tokio_postgres::Config>().map_err(|_| {
-        source
-            .error(place, "the hub's dsn is not a Postgres connection string")
-            .hint("postgres://user:password@host:port/database")
-    })?;
-    Ok(HubConfig { dsn })
-}
-
 fn pool(source: &Source, raw: &raw::Pool) -> Checked<PoolConfig> {
     let size = count(source, raw.size.as_ref(), "size", 1..=10_000, 20)?;
     let min = count(source, raw.min.as_ref(), "min", 0..=10_000, 0)?;
@@ -244,35 +238,6 @@ fn cache(source: &Source, raw: &raw::Cache) -> Checked<CacheConfig> {
     })
 }
 
-fn tls_of(source: &Source, raw: &raw::Tls) -> Checked<TlsConfig> {
-    let mode = match &raw.mode {
-        None => TlsMode::Allow,
-        Some(mode) => choice(
-            source,
-            mode,
-            "TLS mode",
-            &[("disable", TlsMode::Disable), ("allow", TlsMode::Allow), ("require", TlsMode::Require)],
-        )?,
-    };
-    let certificate = absolute(source, raw.certificate.get_ref());
-    let key = absolute(source, raw.key.get_ref());
-    if mode != TlsMode::Disable {
-        at(source, &raw.key, private_file(&key, WORLD))?;
-    }
-    Ok(TlsConfig { certificate, key, mode })
-}
-
-fn server_auth(source: &Source, raw: &Spanned<raw::ServerAuth>) -> Checked<ServerAuth> {
-    let span = raw.span();
-    let raw = raw.get_ref();
-    let password = match (&raw.password_file, &raw.password_env) {
-        (Some(file), None) => secret_file(source, file)?,
-        (None, Some(name)) => secret_env(source, name)?,
-        _ => return Err(source.error(span, "[server_auth] needs exactly one of password_file, password_env")),
-    };
-    Ok(ServerAuth { user: non_empty(source, &raw.user, "user")?, password })
-}
-
 fn log(source: &Source, raw: &raw::Log) -> Checked<LogConfig> {
     let levels = [
         ("error", LogLevel::Error),
@@ -291,12 +256,14 @@ fn log(source: &Source, raw: &raw::Log) -> Checked<LogConfig> {
     })
 }
 
-fn known_users(source: &Source, names: &[Spanned<String>], users: &Users) -> Checked<Vec<String>> {
+fn known_users(source: &Source, names: &[Spanned<String>], users: Option<&Users>) -> Checked<Vec<String>> {
     names
         .iter()
-        .map(|name| match users.get(name.get_ref()) {
-            Some(_) => Ok(name.get_ref().clone()),
-            None => Err(unknown(source, name, "user", users.iter().map(|(name, _)| name))),
+        .map(|name| match users {
+            Some(users) if users.get(name.get_ref()).is_none() => {
+                Err(unknown(source, name, "user", users.iter().map(|(name, _)| name)))
+            }
+            _ => Ok(name.get_ref().clone()),
         })
         .collect()
 }

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use weir_wire::startup;
 
 use crate::back::connect::CancelKey;
+use crate::back::stream::Stream;
 
 /// How long one cancel may take before its Backend is given up instead.
 const CANCEL_MAX: Duration = Duration::from_secs(3);
@@ -79,10 +80,15 @@ impl CancelRegistry {
 }
 
 async fn send_cancel(key: &CancelKey) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect(key.address).await?;
+    let stream = TcpStream::connect(key.address).await?;
+    let mut stream = match &key.tls {
+        Some(tls) => tls.tls.encrypt(&tls.host, stream).await?,
+        None => Stream::Plain(stream),
+    };
     let mut request = BytesMut::new();
     startup::put_cancel(&mut request, key.process, &key.secret);
     stream.write_all(&request).await?;
+    stream.flush().await?;
     // The server answers by closing; only then has the signal been sent.
     let _ = stream.read(&mut [0; 1]).await?;
     Ok(())
