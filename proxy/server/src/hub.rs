@@ -88,6 +88,9 @@ impl Hub {
             config.password(password.expose());
         }
         let server = Target::new(config, hub.tls.clone());
+        if let Some(other) = &hub.made_from {
+            bounded(make_database(&server, other)).await?;
+        }
         let manager = PostgresConnectionManager::new(server.config.clone(), hub.tls.clone());
         let pool = bb8::Pool::builder()
             .max_size(CONNECTIONS)
@@ -209,6 +212,31 @@ impl Hub {
             bb8::RunError::TimedOut => HubError::Unreachable(format!("no connection within {}s", PATIENCE.as_secs())),
         })
     }
+}
+
+/// Makes the hub's own database if it is missing, from a connection to the `other` one of the same server.
+async fn make_database(hub: &Target, other: &str) -> Result<(), HubError> {
+    let mut server = hub.clone();
+    server.config.dbname(other);
+    let (client, connection) = server.connect().await?;
+    let driver = tokio::spawn(connection);
+    let name = hub.config.get_dbname().unwrap_or_default();
+    let made = async {
+        if client.query_opt("SELECT FROM pg_catalog.pg_database WHERE datname = $1", &[&name]).await?.is_none() {
+            tracing::info!(database = name, "making the hub's database");
+            let sql = format!("CREATE DATABASE {}", weir_core::sql::word::quote_name(name));
+            match client.batch_execute(&sql).await {
+                // Another proxy was quicker.
+                Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => {}
+                Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) => {}
+                made => made?,
+            }
+        }
+        Ok(())
+    };
+    let made = made.await;
+    driver.abort();
+    made
 }
 
 /// A hub that hangs is a hub that is lost.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use weir_core::error::UserError;
 use weir_core::session::vars::VarSet;
@@ -18,7 +19,7 @@ use crate::config::{Proof, Users};
 
 /// Everybody weir knows.
 pub struct Directory {
-    file: HashMap<Box<str>, Arc<Entry>>,
+    file: ArcSwap<HashMap<Box<str>, Arc<Entry>>>,
     query: Option<AuthQuery>,
     mock_key: MockKey,
 }
@@ -37,6 +38,13 @@ pub struct Entry {
 impl Directory {
     /// Derives a verifier for each password: milliseconds per user, here and never at a login.
     pub fn new(users: &Users, query: Option<AuthQuery>) -> Self {
+        let directory = Directory { file: ArcSwap::default(), query, mock_key: MockKey(rand::random()) };
+        directory.set_users(users);
+        directory
+    }
+
+    /// The users file was read again. As costly as the first time.
+    pub fn set_users(&self, users: &Users) {
         let file = users.iter().map(|(name, user)| {
             let (stored, password) = match &user.proof {
                 Proof::Elsewhere => (None, None),
@@ -47,17 +55,17 @@ impl Directory {
             };
             (name.into(), Arc::new(Entry { stored, password, settings: user.settings.clone() }))
         });
-        Directory { file: file.collect(), query, mock_key: MockKey(rand::random()) }
+        self.file.store(Arc::new(file.collect()));
     }
 
     /// `None`: there is no such user, or not one that may log in. Errors: 08001, the same for all, if nobody can be asked.
     pub async fn find(&self, user: &str) -> Result<Option<Arc<Entry>>, UserError> {
-        let in_file = self.file.get(user);
-        let Some(query) = &self.query else { return Ok(in_file.cloned()) };
-        if let Some(entry) = in_file
+        let in_file = self.file.load().get(user).cloned();
+        let Some(query) = &self.query else { return Ok(in_file) };
+        if let Some(entry) = &in_file
             && entry.stored.is_some()
         {
-            return Ok(Some(Arc::clone(entry)));
+            return Ok(in_file);
         }
         let Some(role) = query.role(user).await? else { return Ok(None) };
         // An expired password is none.

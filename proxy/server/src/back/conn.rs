@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -29,7 +30,7 @@ pub struct Backend {
     stream: Stream,
     pub inbuf: BytesMut,
     pub out: BytesMut,
-    pub cancel_key: CancelKey,
+    pub cancel_key: Arc<CancelKey>,
     /// Statements prepared here under weir's names, oldest first.
     prepared: Prepared,
     /// How many of them at most.
@@ -48,7 +49,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub fn new(stream: Stream, inbuf: BytesMut, cancel_key: CancelKey, now: Instant) -> Self {
+    pub fn new(stream: Stream, inbuf: BytesMut, cancel_key: Arc<CancelKey>, now: Instant) -> Self {
         Backend {
             stream,
             inbuf,
@@ -71,6 +72,10 @@ impl Backend {
         self.doubt.get_or_insert(why);
     }
 
+    pub fn is_doubted(&self) -> bool {
+        self.doubt.is_some()
+    }
+
     /// May it be lent to somebody else?
     pub fn is_clean(&self) -> bool {
         self.doubt.is_none()
@@ -78,6 +83,25 @@ impl Backend {
             && self.status == Status::Idle
             && self.inbuf.is_empty()
             && self.out.is_empty()
+    }
+
+    /// Has the server said something or hung up although nothing was asked? Costs a system call only if it may have.
+    pub fn has_news(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match &self.stream {
+            Stream::Plain(stream) => {
+                stream.poll_read_ready(&mut cx).is_ready()
+                    && !matches!(stream.try_read_buf(&mut self.inbuf), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            }
+            // What the server sent beside data, such as session tickets, is taken in and does not count.
+            Stream::Tls(_) => self.poll_receive(&mut cx).is_ready(),
+        }
+    }
+
+    /// Large buffers are not kept while idle.
+    pub fn shrink(&mut self) {
+        shrink(&mut self.out);
+        shrink(&mut self.inbuf);
     }
 
     pub fn is_prepared(&self, id: u64) -> bool {
@@ -176,6 +200,15 @@ impl Backend {
                 Ok(_) => ready!(self.poll_receive(cx))?,
             }
         }
+    }
+}
+
+/// Lets go of an empty buffer that has grown large.
+pub fn shrink(buffer: &mut BytesMut) {
+    const KEEP_BYTES: usize = 64 * 1024;
+    // Its capacity does not count what has been consumed at its front; what it could take without growing does.
+    if buffer.is_empty() && buffer.try_reclaim(KEEP_BYTES + 1) {
+        *buffer = BytesMut::new();
     }
 }
 

@@ -52,6 +52,8 @@ pub enum ServerTlsMode {
 pub struct ServerTls {
     mode: ServerTlsMode,
     config: Option<Arc<ClientConfig>>,
+    /// Hash of what it was made from.
+    origin: [u8; 32],
 }
 
 /// Files that have been read.
@@ -63,6 +65,27 @@ pub struct Material {
     pub identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 }
 
+impl Material {
+    fn hash(&self) -> [u8; 32] {
+        use sha2::Digest as _;
+        let mut hash = sha2::Sha256::new();
+        let identity = self.identity.as_ref();
+        for certificate in self.authorities.iter().chain(identity.into_iter().flat_map(|(chain, _)| chain)) {
+            hash.update(sha2::Sha256::digest(certificate));
+        }
+        hash.update(sha2::Sha256::digest(identity.map_or(&[][..], |(_, key)| key.secret_der())));
+        hash.finalize().into()
+    }
+}
+
+impl PartialEq for ServerTls {
+    fn eq(&self, other: &Self) -> bool {
+        (self.mode, self.origin) == (other.mode, other.origin)
+    }
+}
+
+impl Eq for ServerTls {}
+
 impl ServerTls {
     /// Errors are sentences for whoever wrote the configuration.
     pub fn new(mode: ServerTlsMode, material: Material) -> Result<Self, String> {
@@ -73,6 +96,7 @@ impl ServerTls {
         if verifies && material.authorities.is_empty() {
             return Err("verifying servers needs `ca`, the authority that signs their certificates".to_owned());
         }
+        let origin = material.hash();
         let mut roots = RootCertStore::empty();
         for authority in &material.authorities {
             roots
@@ -94,7 +118,7 @@ impl ServerTls {
                 .map_err(|error| format!("certificate and key do not fit each other: {error}"))?,
         };
         config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(ServerTls { mode, config: Some(Arc::new(config)) })
+        Ok(ServerTls { mode, config: Some(Arc::new(config)), origin })
     }
 
     pub fn mode(&self) -> ServerTlsMode {

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use super::{ConfigError, Secret, checked};
 
 /// host:port:database:user:password, line by line.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PassFile(Vec<Line>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Line {
     /// host, port, database, user; `None` for `*`.
     keys: [Option<String>; 4],

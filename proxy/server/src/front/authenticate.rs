@@ -56,7 +56,8 @@ pub(super) async fn authenticate(app: &App, client: &mut Client, claim: &Claim<'
         database: claim.database,
         replication: claim.replication,
     };
-    let rule = app.config.hba.decide(&peer)?;
+    let config = app.config();
+    let rule = config.hba.decide(&peer)?;
     let (method, certificate) = (rule.method, rule.certificate);
     if (method == Method::Cert || certificate != ClientCertificate::NotAsked) && client.peer_certificate().is_none() {
         return Err(refused("connection requires a valid client certificate")

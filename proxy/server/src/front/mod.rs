@@ -1,5 +1,5 @@
 //! The client side, in the order of a connection's life: [`listen`] accepts, [`startup`] negotiates TLS and logs in by what
-//! [`authenticate`] finds, [`session`] serves, [`cancel`] ends statements on request.
+//! [`authenticate`] finds, [`session`] serves, [`replication`] passes WAL on, [`cancel`] ends statements on request.
 
 mod authenticate;
 pub mod batch;
@@ -8,9 +8,12 @@ pub mod client;
 pub mod control;
 pub mod extended;
 pub mod listen;
+pub mod mode;
 pub mod names;
+pub mod replication;
 pub mod session;
 pub mod simple;
 pub mod startup;
 pub mod stepwise;
+pub mod time_out;
 pub mod tls;

@@ -128,36 +128,37 @@ pub(super) fn server_auth(source: &Source, raw: &Spanned<raw::ServerAuth>, tls: 
     Ok(ServerAuth { user: non_empty(source, &raw.user, "user")?, password, tls: tls.clone() })
 }
 
-fn default_passfile() -> Checked<PassFile> {
+pub(in crate::config) fn default_passfile() -> Checked<PassFile> {
     PassFile::default_path().map_or(Ok(PassFile::default()), |path| PassFile::load(&path))
 }
 
 /// `auth` lends its passfile to a DSN without password.
-pub(super) fn hub(source: &Source, hub: Spanned<raw::Hub>, auth: &ServerAuth) -> Checked<HubConfig> {
+pub(super) fn hub(source: &Source, hub: &Spanned<raw::Hub>, auth: &ServerAuth) -> Checked<HubConfig> {
     let span = hub.span();
-    let hub = hub.into_inner();
-    let (place, dsn) = match (hub.dsn, hub.dsn_file, hub.dsn_env) {
-        (Some(dsn), None, None) => (dsn.span(), Secret::new(dsn.into_inner())),
-        (None, Some(file), None) => (file.span(), secret_file(source, &file)?),
-        (None, None, Some(name)) => (name.span(), secret_env(source, &name)?),
+    let hub = hub.get_ref();
+    let (place, dsn) = match (&hub.dsn, &hub.dsn_file, &hub.dsn_env) {
+        (Some(dsn), None, None) => (dsn.span(), Secret::new(dsn.get_ref().as_str())),
+        (None, Some(file), None) => (file.span(), secret_file(source, file)?),
+        (None, None, Some(name)) => (name.span(), secret_env(source, name)?),
         _ => return Err(source.error(span, "[hub] needs exactly one of dsn, dsn_file, dsn_env")),
     };
+    hub_dsn(dsn, auth, |message| source.error(place.clone(), message))
+}
+
+pub(super) fn hub_dsn(dsn: Secret, auth: &ServerAuth, wrong: impl Fn(&str) -> ConfigError) -> Checked<HubConfig> {
     // The parser's error may quote the string, password and all, so it is not repeated.
     let parsed: tokio_postgres::Config = dsn.expose().parse().map_err(|_| {
-        source
-            .error(place, "the hub's dsn is not a Postgres connection string")
-            .hint("postgres://user:password@host:port/database")
+        wrong("the hub's dsn is not a Postgres connection string").hint("postgres://user:password@host:port/database")
     })?;
     let password = if parsed.get_password().is_some() { None } else { hub_password(&parsed, auth)? };
     // `sslmode=require` in the DSN holds where the file says nothing of TLS.
     let tls = match (auth.tls.mode(), parsed.get_ssl_mode()) {
         (ServerTlsMode::Disable, tokio_postgres::config::SslMode::Require) => {
-            ServerTls::new(ServerTlsMode::Require, Material::default())
-                .map_err(|problem| source.error(span, problem))?
+            ServerTls::new(ServerTlsMode::Require, Material::default()).map_err(|problem| wrong(&problem))?
         }
         _ => auth.tls.clone(),
     };
-    Ok(HubConfig { dsn, password, tls })
+    Ok(HubConfig { dsn, password, tls, made_from: None })
 }
 
 fn hub_password(dsn: &tokio_postgres::Config, auth: &ServerAuth) -> Checked<Option<Secret>> {
@@ -179,13 +180,20 @@ pub(super) fn auth_query(
     source: &Source,
     raw: Option<&raw::AuthQuery>,
     databases: &[DatabaseConfig],
+    upstream: bool,
 ) -> Checked<Option<AuthQueryConfig>> {
-    let Some(raw) = raw else { return Ok(None) };
+    let default = raw::AuthQuery { query: None, database: None, max_age: None };
+    let raw = match raw {
+        Some(raw) => raw,
+        // Serving every database of a server includes its users.
+        None if upstream => &default,
+        None => return Ok(None),
+    };
     let names = || databases.iter().map(|database| database.name.as_str());
     let database = match &raw.database {
-        Some(name) if names().any(|known| known == name.get_ref()) => name.get_ref().clone(),
+        Some(name) if names().any(|known| known == name.get_ref()) => Some(name.get_ref().clone()),
         Some(name) => return Err(unknown(source, name, "database", names())),
-        None => names().next().unwrap_or_default().to_owned(),
+        None => None,
     };
     let sql = match &raw.query {
         None => AUTH_QUERY.to_owned(),
