@@ -19,6 +19,7 @@ use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::{TableRules, Topology};
 
+use crate::auth::credential::{Credential, Keyring};
 use crate::back::connect::Login;
 use crate::back::pool::{Pool, PoolLimits};
 use crate::cache::Cache;
@@ -96,6 +97,7 @@ pub struct Database {
 /// One user's pools.
 pub struct UserPools {
     shards: Vec<ShardPools>,
+    keyring: Keyring,
     mode: AtomicU8,
 }
 
@@ -198,7 +200,8 @@ impl Database {
             port: home.port,
             user: config.server_auth.user.as_str().into(),
             database: database.server_database.as_str().into(),
-            password: Some(config.server_auth.password.expose().into()),
+            credential: config.server_auth.credential(&home.host, home.port, &database.server_database).into(),
+            tls: config.server_auth.tls.clone(),
             deadline: config.limits.connect_time_max,
         };
         let view = View {
@@ -271,18 +274,19 @@ impl Database {
             .find(|number| replicas[*number].is_worth_asking(need))
     }
 
-    /// The pools of a user, made at the first login.
-    pub fn pools(&self, config: &Config, user: &str, password: &str) -> Arc<UserPools> {
+    /// The pools of a user, made at the first login. Connections opened from now on log in with what this login has proved.
+    pub fn pools(&self, config: &Config, user: &str, credential: Credential) -> Arc<UserPools> {
         let mut users = self.users.lock();
         if let Some(pools) = users.get(user) {
+            pools.keyring.learn(credential);
             return Arc::clone(pools);
         }
-        let pools = Arc::new(self.make_pools(config, user, password));
+        let pools = Arc::new(self.make_pools(config, user, Keyring::new(credential)));
         users.insert(user.into(), Arc::clone(&pools));
         pools
     }
 
-    fn make_pools(&self, config: &Config, user: &str, password: &str) -> UserPools {
+    fn make_pools(&self, config: &Config, user: &str, keyring: Keyring) -> UserPools {
         let wanted = config.pool_of(&self.name, user);
         let limits = self.pool_limits(config, &wanted);
         let pool = |endpoint: &Endpoint, name: String| {
@@ -291,7 +295,8 @@ impl Database {
                 port: endpoint.port,
                 user: user.into(),
                 database: self.config.server_database.as_str().into(),
-                password: Some(password.into()),
+                credential: keyring.clone(),
+                tls: config.server_auth.tls.clone(),
                 deadline: config.limits.connect_time_max,
             };
             Pool::new(name, login, limits)
@@ -306,7 +311,7 @@ impl Database {
                     .collect(),
             }
         });
-        UserPools { shards: shards.collect(), mode: AtomicU8::new(wanted.mode as u8) }
+        UserPools { shards: shards.collect(), keyring, mode: AtomicU8::new(wanted.mode as u8) }
     }
 
     fn pool_limits(&self, config: &Config, wanted: &PoolConfig) -> PoolLimits {

@@ -195,6 +195,8 @@ impl Pool {
             return Ok(known.clone());
         }
         let mut lease = self.lease().await?;
+        // From the server's defaults: it reports changes only, and an earlier session may have left some of these applied.
+        settings_on(&mut lease, &VarSet::default()).await?;
         let reported = settings_on(&mut lease, vars).await?;
         let mut settings = self.settings.lock();
         if settings.len() >= SETTINGS_MAX {
