@@ -124,6 +124,17 @@ impl Raw {
         }
     }
 
+    /// Ends the client's direction of the stream and goes on listening.
+    pub async fn half_close(&mut self) -> Result<()> {
+        self.stream.shutdown().await?;
+        Ok(())
+    }
+
+    /// The bare stream, for one task that reads and another that writes.
+    pub fn split(self) -> (tokio::net::tcp::OwnedReadHalf, tokio::net::tcp::OwnedWriteHalf) {
+        self.stream.into_split()
+    }
+
     /// Waits until a byte has come, and takes nothing. Cancel-safe.
     pub async fn peeked(&mut self) -> Result<()> {
         while self.inbuf.is_empty() {

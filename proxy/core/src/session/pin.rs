@@ -35,10 +35,12 @@ pub enum Pin {
     Function,
     /// Text that could not be read and may hold any of these.
     Unparsed,
+    /// Session pooling was asked for.
+    SessionMode,
 }
 
 impl Pin {
-    pub const ALL: [Pin; 13] = [
+    pub const ALL: [Pin; 14] = [
         Pin::TempTable,
         Pin::AdvisoryLock,
         Pin::HoldCursor,
@@ -52,6 +54,7 @@ impl Pin {
         Pin::Dblink,
         Pin::Function,
         Pin::Unparsed,
+        Pin::SessionMode,
     ];
 
     /// The metric label.
@@ -70,6 +73,7 @@ impl Pin {
             Pin::Dblink => "dblink",
             Pin::Function => "function",
             Pin::Unparsed => "unparsed",
+            Pin::SessionMode => "session_mode",
         }
     }
 }

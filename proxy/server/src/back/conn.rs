@@ -75,6 +75,10 @@ impl Backend {
         self.doubt.get_or_insert(why);
     }
 
+    pub fn is_doubted(&self) -> bool {
+        self.doubt.is_some()
+    }
+
     /// May it be lent to somebody else?
     pub fn is_clean(&self) -> bool {
         self.doubt.is_none()
@@ -89,6 +93,12 @@ impl Backend {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         self.stream.poll_read_ready(&mut cx).is_ready()
             && !matches!(self.stream.try_read_buf(&mut self.inbuf), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Large buffers are not kept while idle.
+    pub fn shrink(&mut self) {
+        shrink(&mut self.out);
+        shrink(&mut self.inbuf);
     }
 
     pub fn is_prepared(&self, id: u64) -> bool {
@@ -187,6 +197,15 @@ impl Backend {
                 Ok(_) => ready!(self.poll_receive(cx))?,
             }
         }
+    }
+}
+
+/// Lets go of an empty buffer that has grown large.
+pub fn shrink(buffer: &mut BytesMut) {
+    const KEEP_BYTES: usize = 64 * 1024;
+    // Its capacity does not count what has been consumed at its front; what it could take without growing does.
+    if buffer.is_empty() && buffer.try_reclaim(KEEP_BYTES + 1) {
+        *buffer = BytesMut::new();
     }
 }
 

@@ -117,6 +117,9 @@ fn unreachable(login: &Login, why: &str) -> UserError {
 fn refused(login: &Login, body: &[u8]) -> UserError {
     let field =
         |code| report_field(body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
+    if let Some(error) = crate::databases::passed_on(&field(b'C'), &field(b'M')) {
+        return error.detail(format!("server {}:{} says so", login.host, login.port));
+    }
     UserError::new(
         Blame::Server,
         sqlstate::CANNOT_CONNECT,

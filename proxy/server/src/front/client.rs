@@ -14,7 +14,7 @@ use tokio_rustls::server::TlsStream;
 use weir_core::error::{Severity, UserError};
 use weir_wire::backend::{Report, tag};
 
-use crate::back::conn::read_into;
+use crate::back::conn::{read_into, shrink};
 
 /// How much is read from a client at once.
 const READ_BYTES: usize = 8 * 1024;
@@ -99,13 +99,8 @@ impl Client {
 
     /// Large buffers are not kept for idle clients.
     pub fn shrink(&mut self) {
-        const KEEP_BYTES: usize = 64 * 1024;
-        if self.out.is_empty() && self.out.capacity() > KEEP_BYTES {
-            self.out = BytesMut::new();
-        }
-        if self.inbuf.is_empty() && self.inbuf.capacity() > KEEP_BYTES {
-            self.inbuf = BytesMut::new();
-        }
+        shrink(&mut self.out);
+        shrink(&mut self.inbuf);
     }
 }
 

@@ -6,6 +6,7 @@
 use bytes::BytesMut;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
+use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars, replay};
@@ -28,6 +29,9 @@ impl Session {
             return Ok(false);
         }
         match class {
+            Class::Begin(_) if self.stats.mode() == Mode::Statement => {
+                return Err(super::mode::no_transactions().into());
+            }
             Class::Begin(modes) => {
                 let tag = if sql.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start")) {
                     "START TRANSACTION"
@@ -42,7 +46,9 @@ impl Session {
             Class::Savepoint(name) => self.savepoint(sql, name).await?,
             Class::Release(name) => self.release_savepoint(sql, name).await?,
             Class::RollbackTo(name) => self.roll_back_to(sql, name).await?,
-            Class::PrepareTransaction if self.txn.as_ref().is_some_and(|txn| txn.failed) => self.end(false, false).await?,
+            Class::PrepareTransaction if self.txn.as_ref().is_some_and(|txn| txn.failed) => {
+                self.end(false, false).await?
+            }
             Class::PrepareTransaction if self.is_single() => self.prepare_transaction(sql).await?,
             Class::SetTransaction(_) => self.set_transaction(sql).await?,
             Class::SetConstraints => self.set_local(sql, "SET CONSTRAINTS", "SET CONSTRAINTS").await?,
@@ -434,10 +440,7 @@ impl Session {
     }
 
     async fn on_pinned_or_home(&mut self, sql: &str) -> Result<(), Failure> {
-        let shard = match self.pinned_index().or(if self.held.is_empty() { None } else { Some(0) }) {
-            Some(index) => self.held[index].shard,
-            None => self.view().topology.home,
-        };
+        let shard = self.pinned_or_home();
         let mut request = BytesMut::new();
         put_query(&mut request, sql);
         let writes = [weir_core::fresh::Dependency::Anything];
@@ -453,9 +456,6 @@ impl Session {
 
     /// Where this session's cursors are.
     pub fn cursor_shard(&self) -> Result<ShardId, Failure> {
-        if self.txn.as_ref().is_some_and(|txn| txn.failed) {
-            return Err(aborted().into());
-        }
         if self.held.len() > 1 {
             return Err(refused(
                 "a cursor in a transaction over several shards",
@@ -463,7 +463,13 @@ impl Session {
                 "Read with a plain SELECT.",
             ));
         }
-        Ok(self.held.first().map_or(self.view().topology.home, |held| held.shard))
+        Ok(self.pinned_or_home())
+    }
+
+    /// Where what only a server knows of this session is.
+    pub fn pinned_or_home(&self) -> ShardId {
+        let held = self.pinned_index().map(|index| &self.held[index]).or(self.held.first());
+        held.map_or(self.view().topology.home, |held| held.shard)
     }
 
     pub fn warn(&mut self, sqlstate: &str, message: &str) {

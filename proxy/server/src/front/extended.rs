@@ -394,6 +394,8 @@ impl Session {
             if let Step::Execute { portal, .. } = step
                 && !matches!(portal.plan.access, Access::Read)
             {
+                let sql = std::str::from_utf8(&portal.prepared.sql).unwrap_or_default();
+                self.leave_databases(&portal.prepared.shape, sql);
                 self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())?;
             }
         }

@@ -115,14 +115,14 @@ impl Session {
     }
 
     /// Nothing of it needs a server to be described: no parameters, no rows.
-    fn answers(&self, class: &Class) -> bool {
-        self.is_for_weir(class) && !is_cursor(class) && !matches!(class, Class::Execute { .. })
+    fn answers_itself(&self, class: &Class) -> bool {
+        self.is_for_weir(class) && !on_server_state(class)
     }
 
     async fn step(&mut self, step: &Step) -> Result<(), Failure> {
         match step {
             Step::Parse { prepared, .. } => {
-                if !self.answers(&prepared.shape.class) {
+                if !self.answers_itself(&prepared.shape.class) {
                     self.describe_statement(prepared, false).await?;
                 }
                 self.client.out.extend_from_slice(PARSE_COMPLETE);
@@ -131,7 +131,7 @@ impl Session {
                 self.names.bind(portal, bound.clone());
                 self.client.out.extend_from_slice(BIND_COMPLETE);
             }
-            Step::DescribeStatement { prepared, .. } if self.answers(&prepared.shape.class) => {
+            Step::DescribeStatement { prepared, .. } if self.answers_itself(&prepared.shape.class) => {
                 self.client.out.extend_from_slice(NO_PARAMETERS);
                 self.client.out.extend_from_slice(NO_DATA);
             }
@@ -197,7 +197,7 @@ impl Session {
     }
 
     async fn describe_portal(&mut self, portal: &Portal) -> Result<(), Failure> {
-        if self.answers(&portal.prepared.shape.class) {
+        if self.answers_itself(&portal.prepared.shape.class) {
             self.client.out.extend_from_slice(NO_DATA);
             return Ok(());
         }
@@ -221,8 +221,13 @@ impl Session {
     async fn execute(&mut self, call: Call<'_>) -> Result<(), Failure> {
         let Call { portal, .. } = call;
         let prepared = &portal.prepared;
-        if is_cursor(&prepared.shape.class) {
-            let shard = self.cursor_shard()?;
+        let failed = self.txn.as_ref().is_some_and(|txn| txn.failed);
+        if on_server_state(&prepared.shape.class) {
+            if failed {
+                return Err(aborted().into());
+            }
+            let prepares = matches!(prepared.shape.class, Class::Execute { .. });
+            let shard = if prepares { self.pinned_or_home() } else { self.cursor_shard()? };
             let index = self.hold(shard).await?;
             self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
             return self.execute_on(shard, call).await;
@@ -233,7 +238,7 @@ impl Session {
             None => Some(self.place(&portal.plan, || spread_of(&portal.bind))),
         };
         if let Some(Place::One(shard)) = place
-            && !self.txn.as_ref().is_some_and(|txn| txn.failed)
+            && !failed
         {
             return self.execute_on(shard, call).await;
         }
@@ -352,10 +357,9 @@ struct Call<'a> {
 }
 
 /// They return rows, and only the server knows which.
-fn is_cursor(class: &Class) -> bool {
-    matches!(class, Class::Fetch { .. } | Class::Move { .. } | Class::CloseCursor(_))
+fn on_server_state(class: &Class) -> bool {
+    matches!(class, Class::Fetch { .. } | Class::Move { .. } | Class::CloseCursor(_) | Class::Execute { .. })
 }
-
 
 pub fn split_pipeline() -> UserError {
     UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "a pipeline cannot go on on another shard")

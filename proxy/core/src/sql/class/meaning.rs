@@ -54,10 +54,7 @@ impl Class {
 
     /// What a transaction that has failed still accepts.
     pub fn ends_failed_transaction(&self) -> bool {
-        matches!(
-            self,
-            Class::Commit { .. } | Class::Rollback { .. } | Class::RollbackTo(_) | Class::PrepareTransaction
-        )
+        matches!(self, Class::Commit { .. } | Class::Rollback { .. } | Class::RollbackTo(_) | Class::PrepareTransaction)
     }
 
     /// Makes or uses what lives in one server process (cursors, SQL prepared statements, LISTEN). Where there is one server it
