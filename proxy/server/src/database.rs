@@ -90,6 +90,8 @@ pub struct Database {
     turn: AtomicUsize,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
+    /// Somebody has asked for currval() or lastval(): from then on what draws from a sequence keeps its connection.
+    pub asks_sequences: AtomicBool,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
 }
@@ -230,6 +232,7 @@ impl Database {
             turn: AtomicUsize::new(0),
             catalog_login,
             catalog_reading: tokio::sync::Mutex::new(()),
+            asks_sequences: AtomicBool::new(false),
             catalog_doubts: AtomicU64::new(0),
         })
     }
@@ -427,9 +430,11 @@ impl Database {
     /// there is one shard all statements go there anyhow: reads stay with the primary and writes count as writes of anything
     /// until a reading in the background has caught up.
     pub async fn schema_changed(self: &Arc<Self>) {
-        if !self.view().topology.is_single() {
-            return self.refresh_catalog().await;
-        }
+        if self.view().topology.is_single() { self.doubt_catalog() } else { self.refresh_catalog().await }
+    }
+
+    /// The schema has changed, and a reading in the background will tell how.
+    pub fn doubt_catalog(self: &Arc<Self>) {
         if self.catalog_doubts.fetch_add(1, AcqRel) == 0 {
             tokio::spawn(catch_up(Arc::downgrade(self)));
         }

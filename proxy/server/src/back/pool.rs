@@ -185,7 +185,7 @@ impl Pool {
         self.parameters.lock().clone().ok_or_else(|| self.timed_out())
     }
 
-    /// The ParameterStatus frames with which the server answers these settings. Errors: 22023 with the server's words, if it
+    /// The ParameterStatus and notice frames with which the server answers these settings. Errors: 22023 with the server's words, if it
     /// refuses one of them.
     pub async fn reported_settings(self: &Arc<Self>, vars: &VarSet) -> Result<Bytes, UserError> {
         if vars.is_empty() {
@@ -322,7 +322,7 @@ impl Pool {
     }
 }
 
-/// Applies settings to a Backend; the ParameterStatus frames that it answers with.
+/// Applies settings to a Backend; the ParameterStatus and notice frames that it answers with.
 async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserError> {
     let Some(sql) = replay(&lease.vars, vars) else { return Ok(Bytes::new()) };
     lease.busy = true;
@@ -337,7 +337,7 @@ async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserErro
     loop {
         let (kind, body) = lease.receive().await.map_err(lost)?;
         match kind {
-            tag::PARAMETER_STATUS => frame::put(&mut reported, kind, |out| out.extend_from_slice(&body)),
+            tag::PARAMETER_STATUS | tag::NOTICE => frame::put(&mut reported, kind, |out| out.extend_from_slice(&body)),
             tag::ERROR => refused = report_field(&body, b'M').map(|text| String::from_utf8_lossy(text).into_owned()),
             tag::READY => break,
             _ => {}
