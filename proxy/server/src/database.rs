@@ -3,8 +3,9 @@
 //! Invariant: a [`View`] is immutable; a change of schema or topology swaps in a whole new one. Sessions look the view up per
 //! statement, so that none works on an old map for longer than one statement.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -29,6 +30,10 @@ use crate::stats::DatabaseStats;
 const BEHIND: Duration = Duration::from_millis(5);
 /// Longest wait for re-reading the catalogue after DDL.
 const CATALOG_MAX: Duration = Duration::from_secs(5);
+/// Between two readings in the background: at least so long, and this many times what the last one took, so that a
+/// migration of a thousand statements does not read a thousand catalogues.
+const CATALOG_PAUSE: Duration = Duration::from_millis(50);
+const CATALOG_SHARE: u32 = 4;
 
 /// Everything planning looks at.
 pub struct View {
@@ -69,6 +74,8 @@ pub struct Database {
     turn: AtomicUsize,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
+    /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
+    catalog_doubts: AtomicU64,
 }
 
 /// One user's pools.
@@ -176,6 +183,7 @@ impl Database {
             turn: AtomicUsize::new(0),
             catalog_login,
             catalog_reading: tokio::sync::Mutex::new(()),
+            catalog_doubts: AtomicU64::new(0),
         })
     }
 
@@ -193,12 +201,17 @@ impl Database {
 
     /// Must writes be announced? Only where somebody else than the primary may answer reads.
     pub fn tracks_freshness(&self) -> bool {
-        self.answers_elsewhere()
+        self.cache.is_some() || self.shards.iter().any(|shard| !shard.replicas.is_empty())
     }
 
-    /// Is there a cache or a replica?
+    /// May a cache or a replica be asked? Not while it is uncertain what a statement reads.
     pub fn answers_elsewhere(&self) -> bool {
-        self.cache.is_some() || self.shards.iter().any(|shard| !shard.replicas.is_empty())
+        self.tracks_freshness() && !self.doubts_catalog()
+    }
+
+    /// Has the schema changed since the catalogue was read? Then what a plan says of reads and writes may be wrong.
+    pub fn doubts_catalog(&self) -> bool {
+        self.catalog_doubts.load(Acquire) != 0
     }
 
     /// A replica to ask for a read that must cover `need`, in turn.
@@ -276,8 +289,19 @@ impl Database {
         });
     }
 
-    /// Reads the home shard's catalogue again; after DDL, before its success is told. On failure the old one stays and the
-    /// next reading mends it.
+    /// After DDL, before its success is told. Where plans need the catalogue to find their shards it is read at once. Where
+    /// there is one shard all statements go there anyhow: reads stay with the primary and writes count as writes of anything
+    /// until a reading in the background has caught up.
+    pub async fn schema_changed(self: &Arc<Self>) {
+        if !self.view().topology.is_single() {
+            return self.refresh_catalog().await;
+        }
+        if self.catalog_doubts.fetch_add(1, AcqRel) == 0 {
+            tokio::spawn(catch_up(Arc::downgrade(self)));
+        }
+    }
+
+    /// Reads the home shard's catalogue again. On failure the old one stays and the next reading mends it.
     pub async fn refresh_catalog(&self) {
         let _one_at_a_time = self.catalog_reading.lock().await;
         match tokio::time::timeout(CATALOG_MAX, self.read_catalog()).await {
@@ -309,6 +333,14 @@ impl Database {
         Ok(())
     }
 
+    /// One reading on behalf of the doubts there are now. True: none is left.
+    async fn settle_doubts(&self) -> bool {
+        let _one_at_a_time = self.catalog_reading.lock().await;
+        let doubts = self.catalog_doubts.load(Acquire);
+        let read = tokio::time::timeout(CATALOG_MAX, self.read_catalog()).await;
+        matches!(read, Ok(Ok(()))) && self.catalog_doubts.compare_exchange(doubts, 0, AcqRel, Acquire).is_ok()
+    }
+
     /// Where a statement would go and why, without running it.
     pub fn route(&self, sql: &str) -> Result<Vec<(String, String)>, UserError> {
         let view = self.view();
@@ -317,5 +349,19 @@ impl Database {
         let values = weir_core::plan::Values { params: &[], sql, literals: &scratch.normal.literals };
         let plan = understood.template.bind(&values, &view.topology)?;
         Ok(weir_core::plan::explain(&plan, &view.topology))
+    }
+}
+
+/// Reads the catalogue until no doubt is left. Ends with its database.
+async fn catch_up(db: Weak<Database>) {
+    let mut pause = CATALOG_PAUSE;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(db) = db.upgrade() else { return };
+        let start = Instant::now();
+        if db.settle_doubts().await {
+            return;
+        }
+        pause = CATALOG_PAUSE.max(start.elapsed() * CATALOG_SHARE);
     }
 }

@@ -32,6 +32,9 @@ enum Command {
     Dev(weir::dev::DevArgs),
 }
 
+/// `weir dev` has servers to start and watch besides serving.
+const DEV_WORKERS: usize = 2;
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Check { config } => match weir::config::check(&config) {
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         },
-        Command::Dev(arguments) => runtime().and_then(|runtime| runtime.block_on(weir::dev::run(arguments))),
+        Command::Dev(arguments) => runtime(DEV_WORKERS).and_then(|runtime| runtime.block_on(weir::dev::run(arguments))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,13 +65,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+fn runtime(workers: usize) -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?)
 }
 
 fn run(config: Config) -> Result<()> {
     start_log(&config.log);
-    runtime()?.block_on(async {
+    runtime(config.workers)?.block_on(async {
         let running = Running::start(config).await?;
         running.serve(stop_signal()).await
     })

@@ -58,16 +58,12 @@ impl<T> Shelf<T> {
     }
 
     pub fn acquire(&mut self) -> Acquire<T> {
-        // A newcomer never overtakes: while somebody waits, idle ones are already spoken for.
-        if self.waiting.is_empty() {
-            if let Some(idle) = self.idle.pop() {
-                self.busy += 1;
-                return Acquire::Idle(idle);
-            }
-            if self.busy < self.size {
-                self.busy += 1;
-                return Acquire::Open;
-            }
+        if let Some(idle) = self.take_idle() {
+            return Acquire::Idle(idle);
+        }
+        if self.waiting.is_empty() && self.busy < self.size {
+            self.busy += 1;
+            return Acquire::Open;
         }
         if self.waiting.len() >= self.waiting_max {
             return Acquire::Refused;
@@ -76,6 +72,17 @@ impl<T> Shelf<T> {
         self.next += 1;
         self.waiting.push_back(ticket);
         Acquire::Wait(ticket)
+    }
+
+    /// An idle one, if that takes it from nobody: a newcomer never overtakes, so while somebody waits idle ones are
+    /// already spoken for.
+    pub fn take_idle(&mut self) -> Option<T> {
+        if !self.waiting.is_empty() {
+            return None;
+        }
+        let idle = self.idle.pop()?;
+        self.busy += 1;
+        Some(idle)
     }
 
     /// A leased Backend comes back clean.

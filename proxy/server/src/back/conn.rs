@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -29,7 +30,7 @@ pub struct Backend {
     stream: TcpStream,
     pub inbuf: BytesMut,
     pub out: BytesMut,
-    pub cancel_key: CancelKey,
+    pub cancel_key: Arc<CancelKey>,
     /// Statements prepared here under weir's names, oldest first.
     prepared: Prepared,
     /// How many of them at most.
@@ -48,7 +49,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub fn new(stream: TcpStream, inbuf: BytesMut, cancel_key: CancelKey, now: Instant) -> Self {
+    pub fn new(stream: TcpStream, inbuf: BytesMut, cancel_key: Arc<CancelKey>, now: Instant) -> Self {
         Backend {
             stream,
             inbuf,

@@ -75,7 +75,7 @@ async fn open<T: AsRef<str>>(login: &Login, parameters: &[(T, T)]) -> Result<(Ba
     stream.write_all(&hello).await.map_err(unreachable_io)?;
 
     let key = CancelKey { address, process: 0, secret: Bytes::new() };
-    let mut backend = Backend::new(stream, BytesMut::new(), key, Instant::now());
+    let mut backend = Backend::new(stream, BytesMut::new(), Arc::new(key), Instant::now());
     let mut auth = ClientAuth::new(&login.user, login.password.as_deref());
     let mut reported = Vec::new();
     loop {
@@ -98,8 +98,8 @@ async fn open<T: AsRef<str>>(login: &Login, parameters: &[(T, T)]) -> Result<(Ba
                 }
             }
             tag::BACKEND_KEY_DATA if KEY_BYTES.contains(&body.len()) => {
-                backend.cancel_key.process = i32::from_be_bytes([body[0], body[1], body[2], body[3]]);
-                backend.cancel_key.secret = body.slice(4..);
+                let process = i32::from_be_bytes([body[0], body[1], body[2], body[3]]);
+                backend.cancel_key = Arc::new(CancelKey { address, process, secret: body.slice(4..) });
             }
             tag::NOTICE => {}
             tag::READY => {

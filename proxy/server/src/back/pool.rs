@@ -84,6 +84,13 @@ impl Pool {
         })
     }
 
+    /// A Backend that can be had without waiting.
+    pub fn lease_idle(self: &Arc<Self>) -> Option<Lease> {
+        let backend = self.inner.lock().shelf.take_idle()?;
+        self.leases_total.fetch_add(1, Relaxed);
+        Some(Lease { backend: Some(backend), pool: Arc::clone(self) })
+    }
+
     /// A Backend to use; waits its turn for `wait_max` at most. Errors: 53300 when the queue is full or the wait over,
     /// 08001 when the server cannot be reached.
     pub async fn lease(self: &Arc<Self>) -> Result<Lease, UserError> {

@@ -35,6 +35,8 @@ pub struct Config {
     /// Where /metrics, /livez, /readyz and the status page are served.
     pub http_listen: SocketAddr,
     pub users_file: PathBuf,
+    /// Threads that serve sessions.
+    pub workers: usize,
     /// Contents of `users_file`.
     pub users: Users,
     /// `None` only when every database has one shard.

@@ -17,6 +17,7 @@ pub(super) struct File {
     pub listen: Spanned<String>,
     pub http_listen: Spanned<String>,
     pub users_file: Spanned<String>,
+    pub workers: Option<Spanned<i64>>,
     #[serde(default)]
     pub admin_users: Vec<Spanned<String>>,
     #[serde(default)]

@@ -438,7 +438,7 @@ impl Session {
             command = sources[0].command.take().unwrap_or(command);
             finished.push(shard);
         }
-        self.db.refresh_catalog().await;
+        self.db.schema_changed().await;
         frame::put(&mut self.client.out, tag::COMMAND_COMPLETE, |out| {
             out.extend_from_slice(&command);
             out.put_u8(0);

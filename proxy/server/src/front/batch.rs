@@ -11,6 +11,9 @@ use weir_wire::read::Malformed;
 /// A pipeline longer than this is worked off in pieces before its Sync has come.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
+/// A list of messages that has grown longer is not kept for the next batch.
+const OPS_KEPT_MAX: usize = 8;
+
 /// What the client asks for next.
 #[derive(Debug)]
 pub enum Request {
@@ -156,6 +159,14 @@ impl Collector {
         self.ops.push(op);
         self.bytes += frame.len();
         Ok(if self.bytes > BATCH_BYTES_MAX { Some(self.finish(Ending::Flush)) } else { None })
+    }
+
+    /// Takes back the emptied list of a batch that has been served.
+    pub fn recycle(&mut self, batch: Batch) {
+        if self.ops.is_empty() && batch.ops.capacity() <= OPS_KEPT_MAX {
+            self.ops = batch.ops;
+            self.ops.clear();
+        }
     }
 
     fn finish(&mut self, ending: Ending) -> Request {

@@ -42,7 +42,7 @@ pub struct CancelSlot {
 
 #[derive(Debug, Default)]
 struct State {
-    running: Vec<CancelKey>,
+    running: Vec<Arc<CancelKey>>,
     waiting: Waiting,
     /// Cancels on their way.
     under_way: usize,
@@ -130,8 +130,8 @@ fn same_secret(ours: &[u8], theirs: &[u8]) -> bool {
 
 impl CancelSlot {
     /// A statement starts on this Backend.
-    pub fn begin(&self, key: &CancelKey) {
-        self.state.lock().running.push(key.clone());
+    pub fn begin(&self, key: &Arc<CancelKey>) {
+        self.state.lock().running.push(Arc::clone(key));
     }
 
     /// Nothing runs any more. True: no cancel is on its way. False: call [`CancelSlot::settle`] before the Backend is

@@ -8,9 +8,9 @@ use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
-use weir_core::session::vars::{VarSet, replay};
+use weir_core::session::vars::{VarSet, Vars, replay};
 use weir_core::sql::class::{Class, Discard, Isolation, Scope, Target};
-use weir_wire::backend::{Report, tag};
+use weir_wire::backend::{Report, Status, tag};
 use weir_wire::frame;
 use weir_wire::frontend::put_query;
 
@@ -21,7 +21,11 @@ impl Session {
     /// Runs a control statement and writes its reply but ReadyForQuery. False: it is not one.
     pub async fn control(&mut self, sql: &str, class: &Class) -> Result<bool, Failure> {
         if self.txn.as_ref().is_some_and(|txn| txn.failed) && !class.ends_failed_transaction() {
-            return Err(aborted().into());
+            // A server that knows of the failure says so itself, or that the text is no SQL at all.
+            return if self.server_knows_failure() && !class.is_control() { Ok(false) } else { Err(aborted().into()) };
+        }
+        if !self.is_for_weir(class) {
+            return Ok(false);
         }
         match class {
             Class::Begin(modes) => {
@@ -38,6 +42,10 @@ impl Session {
             Class::Savepoint(name) => self.savepoint(sql, name).await?,
             Class::Release(name) => self.release_savepoint(sql, name).await?,
             Class::RollbackTo(name) => self.roll_back_to(sql, name).await?,
+            Class::PrepareTransaction if self.txn.as_ref().is_some_and(|txn| txn.failed) => {
+                self.end(false, false).await?
+            }
+            Class::PrepareTransaction if self.is_single() => self.prepare_transaction(sql).await?,
             Class::SetTransaction(_) => self.set_transaction(sql).await?,
             Class::SetConstraints => self.set_local(sql, "SET CONSTRAINTS", "SET CONSTRAINTS").await?,
             Class::Set { scope: Scope::Local, .. } => self.set_local(sql, "SET LOCAL", "SET").await?,
@@ -63,8 +71,18 @@ impl Session {
         Ok(true)
     }
 
-    fn is_single(&self) -> bool {
+    /// Does the session carry a statement of this class out itself, instead of sending it where its plan says?
+    pub fn is_for_weir(&self, class: &Class) -> bool {
+        class.is_control() && !(class.keeps_to_one_server() && self.is_single())
+    }
+
+    pub fn is_single(&self) -> bool {
         self.view().topology.is_single()
+    }
+
+    /// Has the only server of this database aborted the transaction itself?
+    pub fn server_knows_failure(&self) -> bool {
+        self.is_single() && self.held.iter().any(|held| held.begun && held.lease.status == Status::Failed)
     }
 
     fn defaults_to_one_snapshot(&self) -> bool {
@@ -105,6 +123,18 @@ impl Session {
         Ok(())
     }
 
+    /// Ends the transaction for this session, settings as after COMMIT, or rolls it back with the server's error.
+    async fn prepare_transaction(&mut self, sql: &str) -> Result<(), Failure> {
+        let home = self.view().topology.home;
+        let mut request = BytesMut::new();
+        put_query(&mut request, sql);
+        let trail = self.run_raw(home, &request, &[weir_core::fresh::Dependency::Anything]).await?;
+        if self.txn.is_none() {
+            self.close_transaction(!trail.failed);
+        }
+        if trail.failed { Err(Failure::Reported) } else { Ok(()) }
+    }
+
     async fn savepoint(&mut self, sql: &str, name: &str) -> Result<(), Failure> {
         self.require_transaction("SAVEPOINT")?;
         self.tell_begun(sql).await?;
@@ -117,7 +147,7 @@ impl Session {
     async fn release_savepoint(&mut self, sql: &str, name: &str) -> Result<(), Failure> {
         let place = self.find_savepoint(name, "RELEASE SAVEPOINT")?;
         self.tell_begun(sql).await?;
-        if let Some(txn) = &mut self.txn {
+        if let (Some(txn), Some(place)) = (&mut self.txn, place) {
             let later = txn.prelude.split_off(place);
             txn.prelude.extend(later.into_iter().filter(|joined| joined.savepoint.is_none()));
         }
@@ -129,7 +159,7 @@ impl Session {
         let place = self.find_savepoint(name, "ROLLBACK TO SAVEPOINT")?;
         self.tell_begun(sql).await?;
         if let Some(txn) = &mut self.txn {
-            txn.prelude.truncate(place + 1);
+            txn.prelude.truncate(place.map_or(usize::MAX, |place| place + 1));
             txn.failed = false;
         }
         self.vars.on_rollback_to(name);
@@ -137,15 +167,18 @@ impl Session {
         Ok(())
     }
 
-    fn find_savepoint(&mut self, name: &str, what: &str) -> Result<usize, Failure> {
+    /// Where in the prelude the savepoint is made. `None`: the only server may know it from a text of several statements.
+    fn find_savepoint(&mut self, name: &str, what: &str) -> Result<Option<usize>, Failure> {
         self.require_transaction(what)?;
         let found = self
             .txn
             .as_ref()
             .and_then(|txn| txn.prelude.iter().rposition(|joined| joined.savepoint.as_deref() == Some(name)));
-        found.ok_or_else(|| {
-            UserError::new(Blame::Client, "3B001", format!("savepoint \"{name}\" does not exist")).into()
-        })
+        if found.is_none() && !(self.is_single() && self.held.iter().any(|held| held.begun)) {
+            let missing = format!("savepoint \"{name}\" does not exist");
+            return Err(UserError::new(Blame::Client, "3B001", missing).into());
+        }
+        Ok(found)
     }
 
     fn require_transaction(&self, what: &str) -> Result<(), Failure> {
@@ -286,6 +319,49 @@ impl Session {
             Class::Reset(Target::Name(name)) => held.lease.vars.remove(name),
             Class::Reset(Target::All) => held.lease.vars = VarSet::default(),
             _ => held.lease.vars = self.vars.current().clone(),
+        }
+    }
+
+    /// A server has run all of a text: what its statements mean for the session's settings, and for the Backend's.
+    /// `open`: a transaction block was open before it.
+    pub fn note_settings(&mut self, index: usize, classes: &[&Class], mut open: bool) {
+        if !classes.iter().any(|class| class.sets_session() || class.controls_transaction()) {
+            return;
+        }
+        let held = &mut self.held[index];
+        let mut server = Vars::of_server(held.lease.vars.clone(), open.then(|| held.vars_before.clone()));
+        for class in classes {
+            // Without BEGIN the text is a transaction of its own.
+            self.vars.on_done(class, true);
+            server.on_done(class, true);
+            match class {
+                Class::Begin(_) => open = true,
+                Class::Commit { chain } | Class::Rollback { chain } => open = *chain,
+                _ => {}
+            }
+        }
+        if open {
+            held.vars_before = server.before().clone();
+        } else {
+            self.vars.on_commit();
+            server.on_commit();
+        }
+        held.lease.vars = server.current().clone();
+    }
+
+    /// An error ended a text or pipeline half-way: how far it came is not known, so neither is what it has set.
+    pub fn note_failed(&mut self, index: usize, classes: &[&Class], open: bool) {
+        let held = &mut self.held[index];
+        let ended = open && held.lease.status == Status::Idle;
+        let unsure = |class: &&Class| class.sets_session() || matches!(class, Class::Deallocate(_));
+        if classes.iter().any(unsure) || (ended && self.vars.before() != self.vars.current()) {
+            held.lease.doubt("settings of a failed text");
+        }
+        if ended {
+            self.vars.on_rollback();
+        } else if !open && held.lease.status != Status::Idle {
+            self.vars.on_begin();
+            held.vars_before = held.lease.vars.clone();
         }
     }
 

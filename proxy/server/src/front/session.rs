@@ -23,6 +23,7 @@ use weir_wire::backend::{Status, put_command_complete, put_ready, tag};
 use super::batch::{Batch, Collector, Ending, Request};
 use super::cancel::Registration;
 use super::client::Client;
+use super::extended::Survey;
 use super::names::{Names, Undo};
 use crate::app::App;
 use crate::back::pool::Lease;
@@ -115,6 +116,8 @@ pub struct Session {
     pub held: SmallVec<[Held; 2]>,
     pub announced: Announced,
     pub scratch: Scratch,
+    /// The last batch's survey, emptied, for the next one.
+    pub spare_survey: Survey,
     /// The database's view and what this session's own search_path makes of it.
     own_view: Mutex<Option<(Arc<View>, Arc<View>)>>,
     /// After an error inside a pipeline: everything up to the next Sync is ignored.
@@ -149,6 +152,7 @@ impl Session {
             held: SmallVec::new(),
             announced: Announced::default(),
             scratch: Scratch::default(),
+            spare_survey: Survey::default(),
             own_view: Mutex::default(),
             skipping: false,
             copied_in: false,
@@ -198,7 +202,11 @@ impl Session {
             let served = match request {
                 Request::Query(_) | Request::FunctionCall(_) if self.skipping => Ok(()),
                 Request::Query(sql) => self.simple(sql).await,
-                Request::Batch(batch) => self.batch(batch).await,
+                Request::Batch(mut batch) => {
+                    let served = self.batch(&mut batch).await;
+                    collector.recycle(batch);
+                    served
+                }
                 Request::FunctionCall(frame) => self.function_call(&frame).await,
                 Request::Terminate => return End::ClientGone,
             };
@@ -309,9 +317,19 @@ impl Session {
         if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
             return Ok(index);
         }
-        let asked = std::time::Instant::now();
-        let lease = self.cancel.slot.unless_cancelled(self.pools.primary(shard).lease()).await?;
-        self.stats.assigned(asked.elapsed());
+        let pool = self.pools.primary(shard);
+        let lease = match pool.lease_idle() {
+            Some(lease) => {
+                self.stats.assigned(std::time::Duration::ZERO);
+                lease
+            }
+            None => {
+                let asked = std::time::Instant::now();
+                let lease = self.cancel.slot.unless_cancelled(pool.lease()).await?;
+                self.stats.assigned(asked.elapsed());
+                lease
+            }
+        };
         let vars_before = lease.vars.clone();
         self.held.push(Held {
             shard,
@@ -472,6 +490,8 @@ impl Session {
         if !self.db.tracks_freshness() {
             return Ok(());
         }
+        let anything = Dependencies::from_slice(&[Dependency::Anything]);
+        let writes = if self.db.doubts_catalog() { &anything } else { writes };
         const DIRTY_MAX: usize = 64;
         // Also what is announced at once: the text may have begun a transaction, whose COMMIT makes it visible again.
         if held.dirty.len() + writes.len() > DIRTY_MAX {
@@ -521,7 +541,7 @@ impl Session {
         Ok(())
     }
 
-    async fn batch(&mut self, batch: Batch) -> Result<(), End> {
+    async fn batch(&mut self, batch: &mut Batch) -> Result<(), End> {
         if self.skipping {
             if batch.ending == Ending::Flush {
                 return Ok(());

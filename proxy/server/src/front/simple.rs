@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
@@ -75,8 +76,8 @@ impl Session {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.tokens.clear();
         let lexed = lex(sql, &mut scratch.tokens);
-        let parts: Vec<std::ops::Range<usize>> =
-            if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { Vec::new() };
+        let parts: SmallVec<[std::ops::Range<usize>; 2]> =
+            if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { SmallVec::new() };
         let single = lexed.is_err() || parts.len() == 1;
         if lexed.is_ok() && parts.is_empty() {
             self.scratch = scratch;
@@ -192,7 +193,7 @@ impl Session {
         if shape.class.changes_schema() {
             match &mut self.txn {
                 Some(txn) => txn.changed_schema = true,
-                None => self.db.refresh_catalog().await,
+                None => self.db.schema_changed().await,
             }
         }
     }
@@ -232,20 +233,23 @@ impl Session {
         if understood.iter().any(|known| known.template.is_write() || known.shape.class.controls_transaction()) {
             self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
         }
+        let open = self.txn.is_some();
         self.held[index].lease.put_query(sql);
         let trail = self.relay_query(index, replies).await?;
         for known in understood {
             self.pin_for(index, &known.shape);
         }
+        let classes: Vec<&Class> = understood.iter().map(|known| &known.shape.class).collect();
         if trail.failed {
-            // How far it came is not known, so neither is what it has set.
-            if understood.iter().any(|known| known.shape.class.sets_session()) {
-                self.held[index].lease.doubt("settings of a failed text");
-            }
+            self.note_failed(index, &classes, open);
             return Err(Failure::Reported);
         }
+        self.note_settings(index, &classes, open);
+        if classes.iter().any(|class| matches!(class, Class::Deallocate(weir_core::sql::class::Target::All))) {
+            self.names.forget_statements();
+            self.held[index].lease.forget_all_prepared();
+        }
         for known in understood {
-            self.note_setting(index, &known.shape.class);
             self.after(&known.shape).await;
         }
         Ok(())

@@ -114,10 +114,15 @@ impl Session {
         if prepared.shape.class.ends_failed_transaction() { Ok(()) } else { Err(aborted().into()) }
     }
 
+    /// Nothing of it needs a server to be described: no parameters, no rows.
+    fn answers_itself(&self, class: &Class) -> bool {
+        self.is_for_weir(class) && !on_server_state(class)
+    }
+
     async fn step(&mut self, step: &Step) -> Result<(), Failure> {
         match step {
             Step::Parse { prepared, .. } => {
-                if !weir_answers(&prepared.shape.class) {
+                if !self.answers_itself(&prepared.shape.class) {
                     self.describe_statement(prepared, false).await?;
                 }
                 self.client.out.extend_from_slice(PARSE_COMPLETE);
@@ -126,7 +131,7 @@ impl Session {
                 self.names.bind(portal, bound.clone());
                 self.client.out.extend_from_slice(BIND_COMPLETE);
             }
-            Step::DescribeStatement { prepared, .. } if weir_answers(&prepared.shape.class) => {
+            Step::DescribeStatement { prepared, .. } if self.answers_itself(&prepared.shape.class) => {
                 self.client.out.extend_from_slice(NO_PARAMETERS);
                 self.client.out.extend_from_slice(NO_DATA);
             }
@@ -192,7 +197,7 @@ impl Session {
     }
 
     async fn describe_portal(&mut self, portal: &Portal) -> Result<(), Failure> {
-        if weir_answers(&portal.prepared.shape.class) {
+        if self.answers_itself(&portal.prepared.shape.class) {
             self.client.out.extend_from_slice(NO_DATA);
             return Ok(());
         }
@@ -353,11 +358,6 @@ struct Call<'a> {
 /// They return rows, and only the server knows which.
 fn on_server_state(class: &Class) -> bool {
     matches!(class, Class::Fetch { .. } | Class::Move { .. } | Class::CloseCursor(_) | Class::Execute { .. })
-}
-
-/// Nothing of it needs a server to be described: no parameters, no rows.
-fn weir_answers(class: &Class) -> bool {
-    class.is_control() && !on_server_state(class)
 }
 
 pub fn split_pipeline() -> UserError {
