@@ -35,10 +35,10 @@ struct Console<'a> {
 
 /// Serves a console session that is logged in already.
 pub async fn run(app: &Arc<App>, client: Client, user: &str) -> io::Result<()> {
-    let may_change = app.config.admin_users.iter().any(|name| name == user);
+    let may_change = app.config().admin_users.iter().any(|name| name == user);
     let mut console = Console { app, client, may_change, statements: HashMap::new(), portals: HashMap::new() };
     console.greet().await?;
-    let mut collector = Collector::new(app.config.limits.message_bytes_max);
+    let mut collector = Collector::new(app.config().limits.message_bytes_max);
     loop {
         match collector.next(&mut console.client.inbuf) {
             Err(_) => {

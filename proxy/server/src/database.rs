@@ -4,16 +4,18 @@
 //! statement, so that none works on an old map for longer than one statement.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use tokio::task::JoinSet;
 use weir_core::error::UserError;
 use weir_core::fresh::words::Words;
 use weir_core::id::{Lsn, ShardId};
+use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::{TableRules, Topology};
 
@@ -21,13 +23,17 @@ use crate::back::connect::Login;
 use crate::back::pool::{Pool, PoolLimits};
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseConfig, Endpoint};
+use crate::config::{Config, DatabaseConfig, Endpoint, PoolConfig};
 use crate::probe::EndpointView;
+use crate::seats::SeatCount;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 
 /// A replica that has just said it is behind is not asked again for so long.
 const BEHIND: Duration = Duration::from_millis(5);
+/// How long a connection to a database of the wildcard entry stays open unused. Postgres itself waits 5 s for others to leave
+/// before it refuses to drop a database.
+const SPARE_MAX: Duration = Duration::from_secs(4);
 /// Longest wait for re-reading the catalogue after DDL.
 const CATALOG_MAX: Duration = Duration::from_secs(5);
 /// Between two readings in the background: at least so long, and this many times what the last one took, so that a
@@ -46,6 +52,7 @@ pub struct View {
     pub shards: usize,
 }
 
+/// The servers of one shard and what is known of them. Databases of the wildcard entry share theirs.
 pub struct Shard {
     pub name: Box<str>,
     pub primary: Arc<EndpointView>,
@@ -66,10 +73,18 @@ pub struct Database {
     pub name: Arc<str>,
     pub config: DatabaseConfig,
     view: ArcSwap<View>,
-    pub shards: Vec<Shard>,
+    pub shards: Vec<Arc<Shard>>,
     pub statements: Statements,
-    pub cache: Option<Cache>,
+    pub cache: Option<Arc<Cache>>,
     pub stats: DatabaseStats,
+    pub seats: Arc<SeatCount>,
+    /// It came up because somebody asked for it, and goes when nobody does.
+    pub on_demand: bool,
+    /// Name for the cache: a database that was dropped and made anew is another one.
+    identity: ArcSwap<String>,
+    suspect: AtomicBool,
+    /// What runs on its behalf, until it is taken down.
+    tasks: Mutex<JoinSet<()>>,
     users: Mutex<HashMap<Arc<str>, Arc<UserPools>>>,
     turn: AtomicUsize,
     catalog_login: Login,
@@ -81,6 +96,7 @@ pub struct Database {
 /// One user's pools.
 pub struct UserPools {
     shards: Vec<ShardPools>,
+    mode: AtomicU8,
 }
 
 struct ShardPools {
@@ -89,6 +105,25 @@ struct ShardPools {
 }
 
 impl UserPools {
+    /// How long sessions that begin now keep a Backend.
+    pub fn mode(&self) -> Mode {
+        match self.mode.load(Relaxed) {
+            mode if mode == Mode::Session as u8 => Mode::Session,
+            mode if mode == Mode::Statement as u8 => Mode::Statement,
+            _ => Mode::Transaction,
+        }
+    }
+
+    /// Other limits from now on; sessions keep the mode they began with.
+    fn set(&self, pool: &PoolConfig, limits: PoolLimits) {
+        self.mode.store(pool.mode as u8, Relaxed);
+        self.iter().for_each(|(_, _, pool)| pool.set_limits(limits));
+    }
+
+    fn connections(&self) -> usize {
+        self.iter().map(|(_, _, pool)| pool.counts()).map(|counts| counts.busy + counts.idle + counts.waiting).sum()
+    }
+
     pub fn primary(&self, shard: ShardId) -> &Arc<Pool> {
         &self.shards[usize::from(shard.0)].primary
     }
@@ -145,15 +180,18 @@ impl View {
     }
 }
 
+/// What a [`Database`] is put together from.
+pub struct Parts {
+    pub topology: Topology,
+    pub shards: Vec<Arc<Shard>>,
+    pub cache: Option<Arc<Cache>>,
+    pub stats: DatabaseStats,
+    pub on_demand: bool,
+}
+
 impl Database {
-    pub fn new(
-        config: &Config,
-        database: DatabaseConfig,
-        topology: Topology,
-        shards: Vec<Shard>,
-        cache: Option<Cache>,
-        stats: DatabaseStats,
-    ) -> Arc<Self> {
+    pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
+        let Parts { topology, shards, cache, stats, on_demand } = parts;
         let home = &database.shards[usize::from(database.home.0)].primary;
         let catalog_login = Login {
             host: home.host.as_str().into(),
@@ -171,6 +209,7 @@ impl Database {
             shards: topology.shard_count(),
             topology,
         };
+        let database_name = database.name.clone();
         Arc::new(Database {
             name: database.name.as_str().into(),
             stats,
@@ -179,6 +218,11 @@ impl Database {
             shards,
             statements: Statements::new(),
             cache,
+            seats: SeatCount::new(),
+            on_demand,
+            identity: ArcSwap::from_pointee(database_name),
+            suspect: AtomicBool::new(false),
+            tasks: Mutex::default(),
             users: Mutex::default(),
             turn: AtomicUsize::new(0),
             catalog_login,
@@ -239,15 +283,8 @@ impl Database {
     }
 
     fn make_pools(&self, config: &Config, user: &str, password: &str) -> UserPools {
-        let limits = PoolLimits {
-            size: config.pool.size,
-            min: config.pool.min,
-            prepared_max: config.limits.prepared_per_server_max,
-            waiting_max: config.pool.wait_queue_max,
-            wait_max: config.pool.wait_max,
-            idle_max: config.pool.idle_max,
-            lifetime: config.pool.lifetime_max,
-        };
+        let wanted = config.pool_of(&self.name, user);
+        let limits = self.pool_limits(config, &wanted);
         let pool = |endpoint: &Endpoint, name: String| {
             let login = Login {
                 host: endpoint.host.as_str().into(),
@@ -269,7 +306,99 @@ impl Database {
                     .collect(),
             }
         });
-        UserPools { shards: shards.collect() }
+        UserPools { shards: shards.collect(), mode: AtomicU8::new(wanted.mode as u8) }
+    }
+
+    fn pool_limits(&self, config: &Config, wanted: &PoolConfig) -> PoolLimits {
+        PoolLimits {
+            bounds: Bounds { size: wanted.size, reserve: wanted.reserve, waiting_max: wanted.wait_queue_max },
+            min: wanted.min,
+            reserve_after: wanted.reserve_after,
+            prepared_max: config.limits.prepared_per_server_max,
+            wait_max: wanted.wait_max,
+            // An idle connection would keep others from dropping the database.
+            idle_max: if self.on_demand { wanted.idle_max.min(SPARE_MAX) } else { wanted.idle_max },
+            lifetime: wanted.lifetime_max,
+        }
+    }
+
+    /// The limits of a new configuration, for pools that exist already.
+    pub fn reconfigure(&self, config: &Config) {
+        for (user, pools) in self.users.lock().iter() {
+            let wanted = config.pool_of(&self.name, user);
+            pools.set(&wanted, self.pool_limits(config, &wanted));
+        }
+    }
+
+    /// Looks after idle connections, and forgets users who have neither sessions nor connections. Call every second.
+    pub fn upkeep(&self, now: Instant) {
+        for (_, pools) in self.all_pools() {
+            for (_, _, pool) in pools.iter() {
+                pool.upkeep(now);
+            }
+        }
+        self.users.lock().retain(|_, pools| Arc::strong_count(pools) > 1 || pools.connections() > 0);
+        if self.on_demand && self.is_detached() {
+            self.suspect.store(true, Relaxed);
+        }
+    }
+
+    /// Closes every idle server connection, so that the server can drop or copy the database. How many there were.
+    pub fn close_idle(&self) -> usize {
+        self.suspect.store(true, Relaxed);
+        self.all_pools()
+            .iter()
+            .map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.close_idle()).sum::<usize>())
+            .sum()
+    }
+
+    /// Is no server connection open? Then the database may have been dropped behind weir.
+    fn is_detached(&self) -> bool {
+        let held = |pool: &Arc<Pool>| pool.counts().busy + pool.counts().idle;
+        self.all_pools().iter().all(|(_, pools)| pools.iter().all(|(_, _, pool)| held(pool) == 0))
+    }
+
+    /// What tells this database from others of the same name before and after it, in the cache.
+    pub fn identity(&self) -> arc_swap::Guard<Arc<String>> {
+        self.identity.load()
+    }
+
+    /// May it have been dropped since it was last looked at? Nobody can drop it while a connection is open.
+    pub fn is_suspect(&self) -> bool {
+        self.on_demand && self.suspect.load(Relaxed)
+    }
+
+    /// Asks the home shard whether the database is there, and which one it is. Errors: the server's own refusal.
+    pub async fn verify(&self) -> Result<(), UserError> {
+        self.suspect.store(false, Relaxed);
+        let number = match crate::databases::number_of(&self.catalog_login).await {
+            Ok(number) => number,
+            Err(error) => {
+                self.suspect.store(true, Relaxed);
+                return Err(error);
+            }
+        };
+        let identity = format!("{}/{number}", self.name);
+        if **self.identity.load() != identity {
+            let first = **self.identity.load() == *self.name;
+            self.identity.store(Arc::new(identity));
+            if !first {
+                tracing::info!(database = %self.name, "it has been dropped and made anew");
+                self.refresh_catalog().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs until the database is taken down.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.lock().spawn(task);
+    }
+
+    /// Ends everything that runs on its behalf. Its sessions, if there are any, go on.
+    pub fn shut_down(&self) {
+        self.tasks.lock().abort_all();
+        self.close_idle();
     }
 
     /// All users' pools, for figures and upkeep.

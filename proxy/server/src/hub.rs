@@ -82,6 +82,9 @@ impl Hub {
     pub async fn connect(hub: &HubConfig) -> Result<Hub, HubError> {
         let mut config: tokio_postgres::Config = hub.dsn.expose().parse().map_err(|_| HubError::Dsn)?;
         config.connect_timeout(PATIENCE).application_name("weir hub");
+        if let Some(other) = &hub.made_from {
+            bounded(make_database(&config, other)).await?;
+        }
         let manager = PostgresConnectionManager::new(config.clone(), NoTls);
         let pool = bb8::Pool::builder()
             .max_size(CONNECTIONS)
@@ -194,6 +197,31 @@ impl Hub {
             bb8::RunError::TimedOut => HubError::Unreachable(format!("no connection within {}s", PATIENCE.as_secs())),
         })
     }
+}
+
+/// Makes the hub's own database if it is missing, from a connection to the `other` one of the same server.
+async fn make_database(hub: &tokio_postgres::Config, other: &str) -> Result<(), HubError> {
+    let mut config = hub.clone();
+    config.dbname(other);
+    let (client, connection) = config.connect(NoTls).await?;
+    let driver = tokio::spawn(connection);
+    let name = hub.get_dbname().unwrap_or_default();
+    let made = async {
+        if client.query_opt("SELECT FROM pg_catalog.pg_database WHERE datname = $1", &[&name]).await?.is_none() {
+            tracing::info!(database = name, "making the hub's database");
+            let sql = format!("CREATE DATABASE {}", weir_core::sql::word::quote_name(name));
+            match client.batch_execute(&sql).await {
+                // Another proxy was quicker.
+                Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => {}
+                Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) => {}
+                made => made?,
+            }
+        }
+        Ok(())
+    };
+    let made = made.await;
+    driver.abort();
+    made
 }
 
 /// A hub that hangs is a hub that is lost.

@@ -33,10 +33,12 @@ pub enum Pin {
     Dblink,
     /// Text that could not be read and may hold any of these.
     Unparsed,
+    /// Session pooling was asked for.
+    SessionMode,
 }
 
 impl Pin {
-    pub const ALL: [Pin; 12] = [
+    pub const ALL: [Pin; 13] = [
         Pin::TempTable,
         Pin::AdvisoryLock,
         Pin::HoldCursor,
@@ -49,6 +51,7 @@ impl Pin {
         Pin::RandomSeed,
         Pin::Dblink,
         Pin::Unparsed,
+        Pin::SessionMode,
     ];
 
     /// The metric label.
@@ -66,6 +69,7 @@ impl Pin {
             Pin::RandomSeed => "random_seed",
             Pin::Dblink => "dblink",
             Pin::Unparsed => "unparsed",
+            Pin::SessionMode => "session_mode",
         }
     }
 }

@@ -72,6 +72,10 @@ impl Backend {
         self.doubt.get_or_insert(why);
     }
 
+    pub fn is_doubted(&self) -> bool {
+        self.doubt.is_some()
+    }
+
     /// May it be lent to somebody else?
     pub fn is_clean(&self) -> bool {
         self.doubt.is_none()
@@ -79,6 +83,13 @@ impl Backend {
             && self.status == Status::Idle
             && self.inbuf.is_empty()
             && self.out.is_empty()
+    }
+
+    /// Has the server said something or hung up although nothing was asked? Costs a system call only if it may have.
+    pub fn has_news(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.stream.poll_read_ready(&mut cx).is_ready()
+            && !matches!(self.stream.try_read_buf(&mut self.inbuf), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Large buffers are not kept while idle.

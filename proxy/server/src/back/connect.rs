@@ -45,12 +45,8 @@ pub type Parameters = Vec<(Bytes, Bytes)>;
 
 /// Logs in. Errors are ready for the client: 08001 with the server named, or the server's own refusal.
 pub async fn connect(login: &Login) -> Result<(Backend, Parameters), UserError> {
-    let parameters = [
-        ("user", &*login.user),
-        ("database", &*login.database),
-        ("application_name", "weir"),
-        ("client_encoding", "UTF8"),
-    ];
+    // Nothing else: whatever a client does not set itself must be what it would be on a connection of its own.
+    let parameters = [("user", &*login.user), ("database", &*login.database)];
     connect_as(login, &parameters).await
 }
 
@@ -121,6 +117,9 @@ fn unreachable(login: &Login, why: &str) -> UserError {
 fn refused(login: &Login, body: &[u8]) -> UserError {
     let field =
         |code| report_field(body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
+    if let Some(error) = crate::databases::passed_on(&field(b'C'), &field(b'M')) {
+        return error.detail(format!("server {}:{} says so", login.host, login.port));
+    }
     UserError::new(
         Blame::Server,
         sqlstate::CANNOT_CONNECT,

@@ -14,7 +14,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use weir_core::error::{Blame, UserError, sqlstate};
-use weir_core::pool::{Acquire, Counts, Release, Shelf, Ticket};
+use weir_core::pool::{Acquire, Bounds, Counts, Release, Shelf, Ticket};
 use weir_core::session::vars::{VarSet, replay};
 use weir_wire::backend::{report_field, tag};
 use weir_wire::frame;
@@ -25,12 +25,13 @@ use super::connect::{self, Login, Parameters};
 /// Bounds of one pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolLimits {
-    pub size: usize,
-    /// Idle ones that are kept however long they have been idle.
+    pub bounds: Bounds,
+    /// Opened ahead, and kept however long they have been idle.
     pub min: usize,
+    /// A client that has waited so long may have one of the reserve.
+    pub reserve_after: Duration,
     /// Statements one Backend keeps prepared.
     pub prepared_max: usize,
-    pub waiting_max: usize,
     pub wait_max: Duration,
     /// Idle ones older than this are closed.
     pub idle_max: Duration,
@@ -42,7 +43,9 @@ pub struct Pool {
     /// "shop/shard0/primary", for messages.
     pub name: String,
     login: Login,
-    limits: PoolLimits,
+    limits: Mutex<PoolLimits>,
+    /// `limits.lifetime`, for every return.
+    lifetime_ms: AtomicU64,
     inner: Mutex<Inner>,
     /// What the server reported at the latest login.
     parameters: Mutex<Option<Arc<Parameters>>>,
@@ -71,11 +74,12 @@ enum Handed {
 
 impl Pool {
     pub fn new(name: String, login: Login, limits: PoolLimits) -> Arc<Self> {
-        let shelf = Shelf::new(limits.size, limits.waiting_max);
+        let shelf = Shelf::new(limits.bounds);
         Arc::new(Pool {
             name,
             login,
-            limits,
+            limits: Mutex::new(limits),
+            lifetime_ms: AtomicU64::new(limits.lifetime.as_millis() as u64),
             inner: Mutex::new(Inner { shelf, callers: HashMap::new(), waiting_since: HashMap::new() }),
             parameters: Mutex::new(None),
             settings: Mutex::default(),
@@ -95,10 +99,19 @@ impl Pool {
     /// 08001 when the server cannot be reached.
     pub async fn lease(self: &Arc<Self>) -> Result<Lease, UserError> {
         self.leases_total.fetch_add(1, Relaxed);
-        let receiver = {
+        let receiver = loop {
             let mut inner = self.inner.lock();
-            match inner.shelf.acquire() {
-                Acquire::Idle(backend) => return Ok(Lease { backend: Some(backend), pool: Arc::clone(self) }),
+            break match inner.shelf.acquire() {
+                Acquire::Idle(mut backend) => {
+                    drop(inner);
+                    // One that was terminated on its shelf must not cost a client its statement.
+                    if backend.has_news() {
+                        drop(backend);
+                        self.vacate();
+                        continue;
+                    }
+                    return Ok(Lease { backend: Some(backend), pool: Arc::clone(self) });
+                }
                 Acquire::Open => None,
                 Acquire::Wait(ticket) => {
                     let (sender, receiver) = oneshot::channel();
@@ -107,7 +120,7 @@ impl Pool {
                     Some((ticket, receiver))
                 }
                 Acquire::Refused => return Err(self.full(inner.shelf.counts())),
-            }
+            };
         };
         match receiver {
             None => self.open().await,
@@ -118,20 +131,46 @@ impl Pool {
     async fn wait(self: &Arc<Self>, ticket: Ticket, receiver: oneshot::Receiver<Handed>) -> Result<Lease, UserError> {
         let start = Instant::now();
         let mut place = Place { pool: self, ticket, receiver };
-        let called = tokio::time::timeout(self.limits.wait_max, &mut place.receiver).await;
+        let handed = self.called(&mut place).await;
         self.wait_us_total.fetch_add(start.elapsed().as_micros() as u64, Relaxed);
-        match called {
-            Ok(Ok(Handed::Backend(backend))) => Ok(Lease { backend: Some(backend), pool: Arc::clone(self) }),
-            Ok(Ok(Handed::Open)) => self.open().await,
-            Ok(Err(_)) | Err(_) => Err(self.timed_out()),
+        match handed {
+            Some(Handed::Backend(backend)) => Ok(Lease { backend: Some(backend), pool: Arc::clone(self) }),
+            Some(Handed::Open) => self.open().await,
+            None => Err(self.timed_out()),
         }
+    }
+
+    /// What the waiter is called with; draws on the reserve when its time has come. `None`: not in time.
+    async fn called(&self, place: &mut Place<'_>) -> Option<Handed> {
+        let limits = *self.limits.lock();
+        let mut patience = limits.wait_max;
+        if limits.bounds.reserve > 0 && limits.reserve_after < patience {
+            if let Ok(called) = tokio::time::timeout(limits.reserve_after, &mut place.receiver).await {
+                return called.ok();
+            }
+            if self.draw_reserve(place.ticket) {
+                return Some(Handed::Open);
+            }
+            patience -= limits.reserve_after;
+        }
+        tokio::time::timeout(patience, &mut place.receiver).await.ok()?.ok()
+    }
+
+    fn draw_reserve(&self, ticket: Ticket) -> bool {
+        let mut inner = self.inner.lock();
+        let granted = inner.shelf.draw_reserve(ticket);
+        if granted {
+            inner.callers.remove(&ticket);
+            inner.waiting_since.remove(&ticket);
+        }
+        granted
     }
 
     async fn open(self: &Arc<Self>) -> Result<Lease, UserError> {
         // Until the login is done this stands for the place that is taken, so a dropped task gives it back.
         let mut lease = Lease { backend: None, pool: Arc::clone(self) };
         let (mut backend, parameters) = connect::connect(&self.login).await?;
-        backend.prepared_max = self.limits.prepared_max;
+        backend.prepared_max = self.limits.lock().prepared_max;
         *self.parameters.lock() = Some(Arc::new(parameters));
         lease.backend = Some(Box::new(backend));
         Ok(lease)
@@ -187,21 +226,56 @@ impl Pool {
         self.inner.lock().waiting_since.values().min().map_or(Duration::ZERO, Instant::elapsed)
     }
 
-    /// Closes what has been idle or alive for too long. Call every few seconds.
-    pub fn retire(&self, now: Instant) {
+    /// Closes what has been idle or alive for too long, and opens what is missing to the minimum. Call every few seconds.
+    pub fn upkeep(self: &Arc<Self>, now: Instant) {
+        let limits = *self.limits.lock();
         let mut inner = self.inner.lock();
-        let mut spare = inner.shelf.counts().idle.saturating_sub(self.limits.min);
-        drop(inner.shelf.retire(|backend| {
-            let old = now.duration_since(backend.since) > self.limits.lifetime;
-            let unused = spare > 0 && now.duration_since(backend.idle_since) > self.limits.idle_max;
+        let counts = inner.shelf.counts();
+        let mut spare = (counts.idle + counts.busy).saturating_sub(limits.min);
+        let retired = inner.shelf.retire(|backend| {
+            let old = now.duration_since(backend.since) > limits.lifetime;
+            let unused = spare > 0 && now.duration_since(backend.idle_since) > limits.idle_max;
             spare -= usize::from(unused && !old);
             old || unused
-        }));
+        });
+        let mut ahead = 0;
+        while inner.shelf.open_ahead(limits.min) {
+            ahead += 1;
+        }
+        drop(inner);
+        drop(retired);
+        for _ in 0..ahead {
+            // A failure is no news here: who needs a Backend learns of it, and the next round tries again.
+            let opening = Arc::clone(self);
+            tokio::spawn(async move { drop(opening.open().await) });
+        }
+    }
+
+    /// Closes every idle Backend now. How many there were.
+    pub fn close_idle(&self) -> usize {
+        let closed = self.inner.lock().shelf.retire(|_| true);
+        closed.len()
+    }
+
+    /// Other limits from now on.
+    pub fn set_limits(&self, limits: PoolLimits) {
+        *self.limits.lock() = limits;
+        self.lifetime_ms.store(limits.lifetime.as_millis() as u64, Relaxed);
+        let mut inner = self.inner.lock();
+        for ticket in inner.shelf.resize(limits.bounds) {
+            let mut called = inner.call(ticket, Handed::Open).is_ok();
+            // Who has gone meanwhile passes the permission on.
+            while !called {
+                let Some(next) = inner.shelf.closed() else { break };
+                called = inner.call(next, Handed::Open).is_ok();
+            }
+        }
     }
 
     fn give_back(&self, mut backend: Box<Backend>) {
         backend.idle_since = Instant::now();
-        if !backend.is_clean() || backend.idle_since.duration_since(backend.since) > self.limits.lifetime {
+        let age = backend.idle_since.duration_since(backend.since);
+        if !backend.is_clean() || age.as_millis() as u64 > self.lifetime_ms.load(Relaxed) {
             drop(backend);
             return self.vacate();
         }
@@ -210,7 +284,7 @@ impl Pool {
         let mut backend = backend;
         loop {
             match inner.shelf.release(backend) {
-                Release::Shelved => return,
+                Release::Shelved | Release::Surplus(_) => return,
                 Release::HandTo(ticket, handed) => match inner.call(ticket, Handed::Backend(handed)) {
                     Err(Handed::Backend(unwanted)) => backend = unwanted,
                     _ => return,
@@ -234,7 +308,7 @@ impl Pool {
     }
 
     fn timed_out(&self) -> UserError {
-        self.exhausted(&format!("no server connection within {:?}", self.limits.wait_max), self.counts())
+        self.exhausted(&format!("no server connection within {:?}", self.limits.lock().wait_max), self.counts())
     }
 
     fn exhausted(&self, message: &str, counts: Counts) -> UserError {

@@ -65,7 +65,7 @@ fn the_example_says_every_default() {
     assert_eq!(config.database("shop").map(|shop| shop.shards.len()), Some(2));
     assert_eq!(config.admin_users, ["shop"]);
     assert_eq!(config.server_auth.password.expose(), "s3cret-admin");
-    assert_eq!(config.users_file, files.0.join("users.toml"));
+    assert_eq!(config.users_file, Some(files.0.join("users.toml")));
     let shop = config.database("shop").expect("declared");
     assert_eq!(shop.shards[0].primary.to_string(), "shard0.example.com:5432");
     let key = Placement::Sharded { key: "user_id".into(), key_type: weir_core::topology::KeyType::Int };
@@ -85,6 +85,77 @@ fn the_example_says_every_default() {
     assert!(bare.tls.is_none() && bare.cache.redis.is_none());
 }
 
+/// The example with everything in force that it shows as a comment.
+fn uncommented() -> String {
+    let is_key = |line: &str| {
+        line.strip_prefix("# ").and_then(|line| line.split_once(" = ")).is_some_and(|(key, _)| !key.contains(' '))
+    };
+    EXAMPLE.lines().map(|line| if is_key(line) { &line[2..] } else { line }).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn what_the_example_shows_as_a_comment_is_valid() {
+    let config = Files::new(&uncommented()).load().expect("valid");
+    let any = config.wildcard.expect("an upstream");
+    assert_eq!((any.shards.len(), any.shards[0].replicas.len(), &*any.server_database), (2, 1, "postgres"));
+    let pool = |database, user| {
+        let pool = Config::pool_of(&config_of(&uncommented()), database, user);
+        (pool.size, pool.min, pool.reserve, pool.mode.as_str())
+    };
+    assert_eq!(pool("shop", "shop"), (10, 2, 5, "session"), "the database's");
+    assert_eq!(pool("shop", "metrics"), (2, 0, 0, "session"), "the user's wins");
+    assert_eq!(pool("elsewhere", "shop"), (20, 0, 0, "transaction"));
+    let config = config_of(&uncommented());
+    assert_eq!((config.user_connections_max("metrics"), config.user_connections_max("shop")), (Some(5), Some(100)));
+    assert_eq!(config.database_connections_max("shop"), Some(500));
+    assert_eq!(config.limits.shortest_time_out(), Some(Duration::from_secs(60)));
+}
+
+fn config_of(text: &str) -> Config {
+    Files::new(text).load().expect("valid")
+}
+
+#[test]
+fn the_command_line_wins_and_needs_no_file() {
+    let files = Files::new("listen = \"127.0.0.1:1\"\nusers_file = \"users.toml\"\nupstream = \"postgres://a@one\"");
+    let path = files.0.join("weir.toml");
+    let of = |flags: &Flags| Config::load_with(Some(&path), flags);
+    let config = of(&Flags::default()).expect("valid");
+    assert_eq!((config.listen.port(), config.http_listen.port(), &*config.server_auth.user), (1, 9187, "a"));
+    let flags = Flags {
+        upstream: Some(Secret::new("postgres://b:p%40ss@two:5433/own")),
+        replicas: vec![Secret::new("three"), Secret::new("[::1]:5434")],
+        shards: vec![Secret::new("host=four port=5435")],
+        listen: Some(([127, 0, 0, 1], 2).into()),
+        ..Flags::default()
+    };
+    let config = of(&flags).expect("valid");
+    let any = config.wildcard.expect("an upstream");
+    let replicas: Vec<String> = any.shards[0].replicas.iter().map(ToString::to_string).collect();
+    assert_eq!((config.listen.port(), any.shards[0].primary.to_string()), (2, "two:5433".to_owned()));
+    assert_eq!(
+        (replicas, any.shards[1].primary.to_string()),
+        (vec!["three:5432".into(), "[::1]:5434".into()], "four:5435".into())
+    );
+    assert_eq!((&*config.server_auth.user, config.server_auth.password.expose()), ("b", "p@ss"));
+    let hub: tokio_postgres::Config = config.hub.expect("made").dsn.expose().parse().expect("a DSN");
+    assert_eq!((hub.get_dbname(), hub.get_password()), (Some("weir"), Some(&b"p@ss"[..])));
+    assert_eq!(flags.given(), ["--upstream", "--replica", "--shard", "--listen"]);
+    for (replica, message) in [
+        ("two:5433", "used twice"),
+        ("postgres://c@five", "another user"),
+        ("host=a,b", "several hosts"),
+        ("postgres://b:wr0ng@five", "another user or password"),
+        ("port=x", "not a Postgres connection string"),
+        ("host=/tmp", "TCP only"),
+    ] {
+        let error =
+            of(&Flags { replicas: vec![Secret::new(replica)], ..flags.clone() }).expect_err(replica).to_string();
+        assert!(error.contains(message) && error.contains("--replica"), "{error}");
+        assert!(!error.contains("wr0ng"), "{error}");
+    }
+}
+
 #[test]
 fn secrets_are_never_printed() {
     let config = Files::new(EXAMPLE).load().expect("valid");
@@ -102,7 +173,7 @@ fn a_typo_names_its_line_and_the_nearest_key() {
         ("wait_queue_max", "wait_queue_mx", "wait_queue_max"),
         ("server_database =", "server_databse =", "server_database"),
         ("http_listen", "http_lsten", "http_listen"),
-        ("replicas = ", "replica = ", "replicas"),
+        ("replicas = [\"shard0", "replica = [\"shard0", "replicas"),
         ("[limits]", "[limit]", "limits"),
         ("l1_bytes", "l1bytes", "l1_bytes"),
     ] {
@@ -130,6 +201,8 @@ fn bad_values_name_their_line() {
         ("weight = 1 ", "weight = 0 ", "between 1 and 1000"),
         ("size = 20", "size = 0", "between 1 and"),
         ("min = 0 ", "min = 21 ", "more than size"),
+        ("mode = \"transaction\"", "mode = \"transactional\"", "unknown pool mode"),
+        ("connections_max = 5 ", "connections_max = 0 ", "between 1 and"),
         ("freshness = \"strict\"", "freshness = \"session\"", "not yet available"),
         ("freshness = \"strict\"", "freshness = \"strikt\"", "unknown freshness level"),
         ("type = \"bigint\"", "type = \"money\"", "unknown key type"),

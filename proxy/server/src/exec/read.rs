@@ -74,6 +74,9 @@ impl Session {
         shape: &Shape,
         asked: &Asked,
     ) -> Result<bool, Failure> {
+        if self.db.is_suspect() {
+            self.db.verify().await?;
+        }
         // Without the clock a restart or promotion of the primary would go unnoticed.
         if !self.db.shard(shard).clock.connected() {
             return Ok(false);
@@ -118,10 +121,11 @@ impl Session {
 
     fn cache_key(&self, shard: ShardId, question: Question<'_>) -> Option<CacheKey> {
         let settings: Vec<(&str, &str)> = self.vars.current().iter().collect();
+        let database = self.db.identity();
         let parts = |statement, params: &[Param<'_>], formats: &[i16]| {
             CacheKey::new(&KeyParts {
                 shard,
-                database: &self.db.name,
+                database: &database,
                 role: &self.user,
                 statement,
                 params,
@@ -225,7 +229,7 @@ impl Session {
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
         put_question(&mut self.held[index].lease, question, &mut replies)?;
-        let bytes_max = self.app.config.cache.entry_bytes_max;
+        let bytes_max = self.app.config().cache.entry_bytes_max;
         let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max };
         let mut trail = Trail::default();
         let mut flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;

@@ -54,6 +54,8 @@ pub struct Trail {
     pub undone: SmallVec<[u32; 8]>,
     /// The server reported an error to the client.
     pub failed: bool,
+    /// So it did as its last words on this connection.
+    pub fatal: bool,
     /// SQLSTATE of the first error.
     pub sqlstate: Option<[u8; 5]>,
     /// Anything but plain results was forwarded (notice, parameter status, notification).
@@ -63,6 +65,7 @@ pub struct Trail {
 impl Trail {
     fn fail(&mut self, undone: SmallVec<[u32; 8]>, error: &[u8]) {
         self.failed = true;
+        self.fatal |= matches!(weir_wire::backend::report_field(error, b'V'), Some(b"FATAL" | b"PANIC"));
         self.undone.extend(undone);
         if self.sqlstate.is_none() {
             self.sqlstate = weir_wire::backend::report_field(error, b'C').and_then(|code| code.try_into().ok());

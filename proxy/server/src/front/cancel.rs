@@ -83,26 +83,8 @@ impl CancelRegistry {
         if !same_secret(&slot.secret, secret) {
             return;
         }
-        let targets = {
-            let mut state = slot.state.lock();
-            if matches!(state.waiting, Waiting::Yes(_))
-                && let Waiting::Yes(waker) = std::mem::replace(&mut state.waiting, Waiting::Cancelled)
-            {
-                waker.wake();
-            }
-            if state.running.is_empty() {
-                return;
-            }
-            state.under_way += 1;
-            state.running.clone()
-        };
-        for target in &targets {
-            if !send_cancel(target).await {
-                slot.state.lock().astray = true;
-            }
-        }
-        slot.state.lock().under_way -= 1;
-        slot.settled.notify_waiters();
+        slot.give_up_waiting();
+        slot.cancel_running().await;
     }
 }
 
@@ -132,6 +114,40 @@ impl CancelSlot {
     /// A statement starts on this Backend.
     pub fn begin(&self, key: &Arc<CancelKey>) {
         self.state.lock().running.push(Arc::clone(key));
+    }
+
+    pub fn is_running(&self) -> bool {
+        !self.state.lock().running.is_empty()
+    }
+
+    /// A statement that waits for a Backend waits no longer.
+    fn give_up_waiting(&self) {
+        let mut state = self.state.lock();
+        if matches!(state.waiting, Waiting::Yes(_))
+            && let Waiting::Yes(waker) = std::mem::replace(&mut state.waiting, Waiting::Cancelled)
+        {
+            waker.wake();
+        }
+    }
+
+    /// Asks the servers to cancel what runs now. False: nothing does.
+    pub async fn cancel_running(&self) -> bool {
+        let targets = {
+            let mut state = self.state.lock();
+            if state.running.is_empty() {
+                return false;
+            }
+            state.under_way += 1;
+            state.running.clone()
+        };
+        for target in &targets {
+            if !send_cancel(target).await {
+                self.state.lock().astray = true;
+            }
+        }
+        self.state.lock().under_way -= 1;
+        self.settled.notify_waiters();
+        true
     }
 
     /// Nothing runs any more. True: no cancel is on its way. False: call [`CancelSlot::settle`] before the Backend is

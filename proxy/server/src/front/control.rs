@@ -6,6 +6,7 @@
 use bytes::BytesMut;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
+use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars, replay};
@@ -28,6 +29,9 @@ impl Session {
             return Ok(false);
         }
         match class {
+            Class::Begin(_) if self.stats.mode() == Mode::Statement => {
+                return Err(super::mode::no_transactions().into());
+            }
             Class::Begin(modes) => {
                 let tag = if sql.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start")) {
                     "START TRANSACTION"

@@ -144,9 +144,9 @@ impl Session {
     }
 
     fn survey(&mut self, batch: &mut Batch) -> Survey {
-        let ending = batch.ending;
         let mut survey = std::mem::take(&mut self.spare_survey);
         survey.steps.reserve(batch.ops.len());
+        let ending = batch.ending;
         for op in batch.ops.drain(..) {
             match self.resolve(op, &mut survey) {
                 Ok(step) => survey.steps.push(step),
@@ -403,6 +403,8 @@ impl Session {
             if let Step::Execute { portal, .. } = step
                 && !matches!(portal.plan.access, Access::Read)
             {
+                let sql = std::str::from_utf8(&portal.prepared.sql).unwrap_or_default();
+                self.leave_databases(&portal.prepared.shape, sql);
                 self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())?;
             }
         }

@@ -20,8 +20,10 @@ use super::client::Client;
 use crate::app::App;
 use crate::back::conn::Backend;
 use crate::back::connect::{Login, connect_as};
+use crate::config::Config;
 use crate::database::Database;
-use crate::stats::SessionStats;
+use crate::seats::Seats;
+use crate::stats::{Entry, SessionStats};
 
 /// The setting by which a client names the shard it wants.
 const SHARD_SETTING: &str = "weir.shard";
@@ -69,14 +71,16 @@ impl Mode {
 pub struct Wanted {
     pub db: Arc<Database>,
     pub shard: ShardId,
+    seats: Seats,
     parameters: Vec<(String, String)>,
 }
 
 impl Wanted {
     /// `parameters`: all of the client's StartupMessage; `database`: the name in it, if there is one.
-    pub fn read(
+    pub async fn read(
         app: &App,
         mode: Mode,
+        user: &str,
         parameters: &[(String, String)],
         database: Option<&str>,
     ) -> Result<Wanted, UserError> {
@@ -106,23 +110,25 @@ impl Wanted {
             },
             None => (None, None),
         };
-        let db = choose_database(app, mode, named_database.or(database))?;
+        let config = app.config();
+        let database = choose_database(&config, mode, named_database.or(database))?;
+        let (db, seats) = app.databases.enter(&config, &database, user).await?;
         let shard = choose_shard(&db, shard)?;
         if mode == Mode::Logical {
             forwarded.push(("database".to_owned(), db.config.server_database.clone()));
         }
-        Ok(Wanted { db, shard, parameters: forwarded })
+        Ok(Wanted { db, seats, shard, parameters: forwarded })
     }
 }
 
 /// A physical connection is to a server, and its tools name no database, or "replication": then there must be only one.
-fn choose_database(app: &App, mode: Mode, name: Option<&str>) -> Result<Arc<Database>, UserError> {
-    if let Some(db) = name.and_then(|name| app.database(name)) {
-        return Ok(db);
-    }
-    let mut all = app.databases();
-    match (mode, all.next(), all.next()) {
-        (Mode::Physical, Some(only), None) => Ok(Arc::clone(only)),
+fn choose_database(config: &Config, mode: Mode, name: Option<&str>) -> Result<String, UserError> {
+    let named = |name: &str| config.databases.iter().any(|database| database.name == name);
+    match (name, config.databases.as_slice(), &config.wildcard) {
+        (Some(name), ..) if named(name) => Ok(name.to_owned()),
+        (Some(name), _, Some(_)) if mode == Mode::Logical => Ok(name.to_owned()),
+        (_, [only], None) if mode == Mode::Physical => Ok(only.name.clone()),
+        (_, [], Some(wildcard)) if mode == Mode::Physical => Ok(wildcard.server_database.clone()),
         _ => Err(UserError::new(
             Blame::Client,
             sqlstate::UNKNOWN_DATABASE,
@@ -188,16 +194,16 @@ impl Replication {
         let application_name = wanted.parameters.into_iter().rfind(|(name, _)| name == "application_name");
         let application_name = application_name.map(|(_, value)| value).unwrap_or_default();
         let db = wanted.db;
-        let Some(stats) = db.stats.open(&db.name, Arc::clone(&login.user), &client, application_name) else {
-            return Ok(None);
-        };
+        let entry =
+            Entry { seats: wanted.seats, mode: weir_core::pool::Mode::Session, cancel: Arc::clone(&cancel.slot) };
+        let stats = db.stats.open(Arc::clone(&login.user), &client, application_name, entry);
         Ok(Some(Replication { client, backend, db, stats, _cancel: cancel }))
     }
 
     /// Passes bytes on in both directions until either side is gone.
     pub async fn run(mut self) {
         let server_gone = self.pass().await;
-        self.stats.end(&self.client);
+        self.stats.end(&self.client, false);
         self.db.stats.close(&self.stats);
         if server_gone {
             let _ = tokio::time::timeout(FAREWELL_MAX, self.client.send()).await;

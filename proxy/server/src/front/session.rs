@@ -40,6 +40,8 @@ pub enum End {
     ClientGone,
     /// Told to the client as FATAL.
     Fatal(UserError),
+    /// The server ended the connection with a FATAL of its own, which has been passed on.
+    Told,
 }
 
 /// Why a statement did not succeed.
@@ -179,17 +181,20 @@ impl Session {
 
     /// Serves until the client leaves or something fatal happens, and says so to the client.
     pub async fn run(mut self) {
+        self.stats.runs_here().await;
         let end = self.serve().await;
         self.db.stats.close(&self.stats);
-        if let End::Fatal(error) = end {
+        if let End::Fatal(error) = &end {
             self.db.stats.error(error.sqlstate);
-            self.client.put_error(&error);
+            self.client.put_error(error);
+        }
+        if !matches!(end, End::ClientGone) {
             let _ = tokio::time::timeout(std::time::Duration::from_secs(5), self.client.send()).await;
         }
     }
 
     async fn serve(&mut self) -> End {
-        let mut collector = Collector::new(self.app.config.limits.message_bytes_max);
+        let mut collector = Collector::new(self.app.config().limits.message_bytes_max);
         loop {
             let request = match collector.next(&mut self.client.inbuf) {
                 Err(unusable) => return End::Fatal(unusable.into()),
@@ -218,21 +223,21 @@ impl Session {
                 return End::ClientGone;
             }
             self.client.shrink();
-            self.stats.end(&self.client);
+            self.stats.end(&self.client, self.txn.is_some());
+            if let Some(error) = self.breaks_mode() {
+                return End::Fatal(error);
+            }
         }
     }
 
     /// Waits for bytes from the client; meanwhile passes on what held Backends say by themselves.
     async fn await_client(&mut self) -> Result<(), End> {
         loop {
-            if self.held.is_empty() {
-                return match self.client.receive().await {
-                    Ok(0) | Err(_) => Err(End::ClientGone),
-                    Ok(_) => Ok(()),
-                };
-            }
-            let (client, held) = (&mut self.client, &mut self.held);
+            let (client, held, stats) = (&mut self.client, &mut self.held, &self.stats);
             let event = std::future::poll_fn(|cx| {
+                if stats.is_ordered() {
+                    return std::task::Poll::Ready(Event::Ordered);
+                }
                 if let std::task::Poll::Ready(received) = client.poll_receive(cx) {
                     return std::task::Poll::Ready(Event::Client(received));
                 }
@@ -250,6 +255,11 @@ impl Session {
                 Event::Client(Ok(0) | Err(_)) => return Err(End::ClientGone),
                 Event::Client(Ok(_)) => return Ok(()),
                 Event::Backend(index, frame) => self.unasked(index, frame).await?,
+                Event::Ordered => {
+                    if let Some(order) = self.stats.take_order(self.client.received_bytes) {
+                        return Err(End::Fatal(order.error()));
+                    }
+                }
             }
         }
     }
@@ -388,7 +398,10 @@ impl Session {
         if !self.cancel.slot.end() && !self.cancel.slot.settle().await {
             self.held[index].lease.doubt("a cancel request was still on its way");
         }
-        outcome.map_err(|broken| self.broken(index, broken))
+        outcome.map_err(|broken| match (self.broken(index, broken), trail.fatal) {
+            (Failure::End(End::Fatal(_)), true) => Failure::End(End::Told),
+            (failure, _) => failure,
+        })
     }
 
     /// A relay broke: the Backend is lost, and what that means for the client.
@@ -452,6 +465,7 @@ impl Session {
         if self.vars.is_uncertain() {
             (0..self.held.len()).for_each(|index| self.pin(index, Pin::SetInsideUncertainTransaction));
         }
+        self.keep_for_mode();
         for held in &mut self.held {
             held.begun = false;
             held.wrote = false;
@@ -570,6 +584,8 @@ impl Drop for Session {
 enum Event {
     Client(io::Result<usize>),
     Backend(usize, io::Result<(u8, Bytes)>),
+    /// To end, by a time-out or an administrator.
+    Ordered,
 }
 
 impl Transaction {

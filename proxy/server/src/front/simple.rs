@@ -11,6 +11,7 @@ use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Plan, Target, Values};
+use weir_core::pool::Mode;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
@@ -167,6 +168,7 @@ impl Session {
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
         if !matches!(plan.access, Access::Read) {
+            self.leave_databases(&understood.shape, sql);
             self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself())?;
         }
         self.stats.sent_to(plan, shard);
@@ -188,6 +190,16 @@ impl Session {
         }
     }
 
+    /// Before a statement that drops or copies a database: weir's own idle connections must not stand in its way.
+    pub fn leave_databases(&self, shape: &crate::statements::Shape, sql: &str) {
+        if let Class::Ddl(ddl) = &shape.class
+            && ddl.what.ends_with(" DATABASE")
+        {
+            let names = weir_core::sql::databases::to_be_left(sql);
+            self.app.databases.let_go(names.iter().map(String::as_str));
+        }
+    }
+
     /// What a statement that has succeeded means for the session.
     pub async fn after(&mut self, shape: &Arc<crate::statements::Shape>) {
         if shape.class.changes_schema() {
@@ -201,6 +213,7 @@ impl Session {
     /// Several statements in one text.
     async fn several(&mut self, sql: &str, texts: &[&str]) -> Result<(), Failure> {
         let view = self.view();
+        let statement_mode = self.stats.mode() == Mode::Statement;
         let mut understood = Vec::with_capacity(texts.len());
         let mut shards = Vec::with_capacity(texts.len());
         for text in texts {
@@ -208,6 +221,9 @@ impl Session {
             let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
             let plan = known.template.bind(&values, &view.topology);
             shards.push(plan.ok().map(|plan| self.place(&plan, || 0)));
+            if statement_mode && known.shape.class.controls_transaction() {
+                return Err(super::mode::no_transactions().into());
+            }
             understood.push(known);
         }
         let home = Some(Place::One(view.topology.home));

@@ -25,6 +25,8 @@ use crate::app::App;
 use crate::auth::scram_server::{MECHANISM, ScramServer};
 use crate::config::TlsMode;
 use crate::database::{Database, UserPools};
+use crate::seats::Seats;
+use crate::stats::Entry;
 
 /// Most a client may have sent before it is logged in.
 const HELLO_BYTES_MAX: usize = 16 * 1024;
@@ -91,6 +93,7 @@ struct Newcomer {
     user: Arc<str>,
     vars: VarSet,
     application_name: String,
+    seats: Seats,
     /// Of protocol 3, as agreed.
     minor: u16,
 }
@@ -128,7 +131,7 @@ async fn negotiate(app: &App, mut client: Client) -> io::Result<Option<(Client, 
             }
             Ok(Request::Gss) => answer(&mut client, b"N").await?,
             Ok(Request::Startup(_))
-                if !client.is_tls() && app.config.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Require) =>
+                if !client.is_tls() && app.config().tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Require) =>
             {
                 client.put_error(
                     &UserError::new(
@@ -198,25 +201,25 @@ async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Re
         .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(value).into_owned()))
         .collect();
     if mode != Mode::Off {
-        let wanted = Wanted::read(app, mode, &pairs, text("database").as_deref())?;
-        let pools = wanted.db.pools(&app.config, &user, &password);
+        let wanted = Wanted::read(app, mode, &user, &pairs, text("database").as_deref()).await?;
+        let pools = wanted.db.pools(&app.config(), &user, &password);
         return Ok(LoggedIn::Replication { wanted, pools, minor });
     }
     if app.is_admin_database(&database) {
         return app.admit_admin(&user).map(|()| LoggedIn::Admin(user)).map_err(Into::into);
     }
-    let Some(db) = app.database(&database) else {
-        return Err(unknown_database(app, &database).into());
-    };
+    let config = app.config();
+    let (db, seats) = app.databases.enter(&config, &database, &user).await?;
     let vars = startup_vars(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
-    let pools = db.pools(&app.config, &user, &password);
+    let pools = db.pools(&config, &user, &password);
     let application_name = text("application_name").unwrap_or_default();
-    Ok(LoggedIn::Session(Newcomer { db, pools, user: user.into(), vars, application_name, minor }))
+    Ok(LoggedIn::Session(Newcomer { db, pools, user: user.into(), vars, application_name, seats, minor }))
 }
 
 /// SCRAM-SHA-256. Unknown users go through the same exchange and fail at its end. Returns the password for the servers.
 async fn authenticate(app: &App, client: &mut Client, user: &str) -> Result<String, Refused> {
-    let known = app.config.users.get(user);
+    let config = app.config();
+    let known = config.users.get(user);
     let mut scram = ScramServer::new(user, app.scram_secret(user));
     frame::put(&mut client.out, tag::AUTHENTICATION, |out| {
         out.extend_from_slice(&10_i32.to_be_bytes());
@@ -269,15 +272,9 @@ async fn password_message(client: &mut Client) -> Result<Bytes, Refused> {
     }
 }
 
-fn unknown_database(app: &App, database: &str) -> UserError {
-    let names: Vec<&str> = app.databases().map(|db| &*db.name).collect();
-    UserError::new(Blame::Client, sqlstate::UNKNOWN_DATABASE, format!("database \"{database}\" does not exist"))
-        .hint(format!("weir serves: {}, and the admin console as \"weir\".", names.join(", ")))
-}
-
 /// Login is done: what a server would report now, the cancel key, and ReadyForQuery.
 async fn greet(app: &Arc<App>, mut client: Client, newcomer: Newcomer) -> io::Result<Hello> {
-    let Newcomer { db, pools, user, vars, application_name, minor } = newcomer;
+    let Newcomer { db, pools, user, vars, application_name, seats, minor } = newcomer;
     client.out.extend_from_slice(AUTHENTICATION_OK);
     let home = db.view().topology.home;
     if let Err(error) = report_parameters(&mut client, pools.primary(home), &vars).await {
@@ -289,9 +286,8 @@ async fn greet(app: &Arc<App>, mut client: Client, newcomer: Newcomer) -> io::Re
     put_backend_key(&mut client.out, cancel.process, cancel.secret());
     put_ready(&mut client.out, Status::Idle);
     client.send().await?;
-    let Some(stats) = db.stats.open(&db.name, Arc::clone(&user), &client, application_name) else {
-        return Ok(Hello::Done);
-    };
+    let entry = Entry { seats, mode: pools.mode(), cancel: Arc::clone(&cancel.slot) };
+    let stats = db.stats.open(Arc::clone(&user), &client, application_name, entry);
     Ok(Hello::Session(Box::new(Session::new(Arc::clone(app), db, pools, user, client, cancel, Vars::new(vars), stats))))
 }
 
