@@ -28,6 +28,7 @@ use super::names::{Names, Undo};
 use crate::app::App;
 use crate::back::pool::Lease;
 use crate::database::{Database, UserPools, View};
+use crate::exec::failures::{lost, state_not_taken_over};
 use crate::exec::relay::{Broken, Capture, Flow, Trail, relay};
 use crate::fresh::Announced;
 use crate::statements::Scratch;
@@ -423,15 +424,7 @@ impl Session {
             }
             Broken::Hidden(why) => {
                 self.held.remove(index);
-                Failure::Refused(
-                    UserError::new(
-                        Blame::Server,
-                        sqlstate::INTERNAL,
-                        "the server connection could not take over this session's state",
-                    )
-                    .detail(format!("{name}: {why}"))
-                    .hint("RESET ALL clears the session's settings."),
-                )
+                Failure::Refused(state_not_taken_over(&name, &why))
             }
             Broken::Server(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
             Broken::Desync(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
@@ -608,7 +601,14 @@ impl Transaction {
     /// A BEGIN of the client that weir answers itself.
     pub fn lazy(sql: &str, one_snapshot: bool) -> Self {
         let begin = Joined { sql: sql.to_owned(), savepoint: None };
-        Transaction { prelude: vec![begin], failed: false, implicit: false, one_snapshot, changed_schema: false, made_keeper: false }
+        Transaction {
+            prelude: vec![begin],
+            failed: false,
+            implicit: false,
+            one_snapshot,
+            changed_schema: false,
+            made_keeper: false,
+        }
     }
 
     /// For one request of several statements or shards.
@@ -625,12 +625,5 @@ impl Transaction {
 pub fn malformed() -> UserError {
     UserError::new(Blame::Client, sqlstate::PROTOCOL_VIOLATION, "malformed protocol message")
         .detail("The length or layout of a message does not fit its type.")
-        .fatal()
-}
-
-fn lost(name: &str, why: &str) -> UserError {
-    UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost")
-        .detail(format!("{name}: {why}"))
-        .hint("Whether the last statement took effect is not known; connect again and check.")
         .fatal()
 }
