@@ -1,5 +1,6 @@
 //! weir from outside: real Postgres, real Redis, real drivers. One binary, a module per subject.
 
+mod auth;
 mod cancel;
 mod compose;
 mod console;
@@ -19,4 +20,5 @@ mod same_wire;
 mod session;
 mod shop;
 mod start;
+mod tls;
 mod transactions;

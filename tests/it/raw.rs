@@ -36,19 +36,9 @@ impl Raw {
         let user = config.get_user().context("user")?.to_owned();
         let database = config.get_dbname().context("database")?.to_owned();
         let password = config.get_password().context("password")?.to_vec();
-        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        let mut raw = Raw {
-            stream,
-            inbuf: BytesMut::new(),
-            out: BytesMut::new(),
-            process: 0,
-            secret: Bytes::new(),
-            parameters: Vec::new(),
-            negotiated: None,
-        };
         let mut parameters = vec![("user", user.as_str()), ("database", database.as_str())];
         parameters.extend_from_slice(settings);
-        startup::put_startup_minor(&mut raw.out, minor, &parameters);
+        let mut raw = Raw::start_minor(port, minor, &parameters).await?;
         raw.authenticate(&password).await?;
         loop {
             let (kind, body) = raw.next().await?;
@@ -66,6 +56,40 @@ impl Raw {
                 _ => {}
             }
         }
+    }
+
+    /// Connects and leaves a StartupMessage in `out`; what follows is the caller's.
+    pub async fn start(port: u16, parameters: &[(&str, &str)]) -> Result<Raw> {
+        Self::start_minor(port, 0, parameters).await
+    }
+
+    async fn start_minor(port: u16, minor: u16, parameters: &[(&str, &str)]) -> Result<Raw> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        let mut raw = Raw {
+            stream,
+            inbuf: BytesMut::new(),
+            out: BytesMut::new(),
+            process: 0,
+            secret: Bytes::new(),
+            parameters: Vec::new(),
+            negotiated: None,
+        };
+        startup::put_startup_minor(&mut raw.out, minor, parameters);
+        Ok(raw)
+    }
+
+    /// A SASLInitialResponse.
+    pub fn put_sasl_initial(&mut self, mechanism: &str, message: &[u8]) {
+        frame::put(&mut self.out, b'p', |out| {
+            frame::put_cstr(out, mechanism.as_bytes());
+            out.extend_from_slice(&(message.len() as i32).to_be_bytes());
+            out.extend_from_slice(message);
+        });
+    }
+
+    /// A PasswordMessage or SASLResponse.
+    pub fn put_password(&mut self, message: &[u8]) {
+        frame::put(&mut self.out, b'p', |out| out.extend_from_slice(message));
     }
 
     async fn authenticate(&mut self, password: &[u8]) -> Result<()> {
@@ -86,16 +110,12 @@ impl Raw {
                 0 => return Ok(()),
                 10 => {
                     let first = scram.message().to_vec();
-                    frame::put(&mut self.out, b'p', |out| {
-                        frame::put_cstr(out, b"SCRAM-SHA-256");
-                        out.extend_from_slice(&(first.len() as i32).to_be_bytes());
-                        out.extend_from_slice(&first);
-                    });
+                    self.put_sasl_initial("SCRAM-SHA-256", &first);
                 }
                 11 => {
                     scram.update(&body[4..])?;
                     let last = scram.message().to_vec();
-                    frame::put(&mut self.out, b'p', |out| out.extend_from_slice(&last));
+                    self.put_password(&last);
                 }
                 12 => scram.finish(&body[4..])?,
                 code => bail!("authentication {code}"),

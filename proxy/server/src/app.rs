@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use arc_swap::ArcSwap;
-use hashbrown::HashMap;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::words::Words;
 
-use crate::auth::secret::{MockKey, Secret};
+use crate::auth::directory::Directory;
+use crate::auth::query::AuthQuery;
 use crate::back::connect::Login;
 use crate::cache::{Cache, CacheSettings};
 use crate::catalog;
@@ -23,6 +22,7 @@ use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags};
 use crate::database::{Database, Parts, Replica, Shard};
 use crate::databases::Databases;
 use crate::front::cancel::CancelRegistry;
+use crate::front::tls::ClientTls;
 use crate::hub::{Hub, HubEvent, without_hub};
 use crate::metrics::{Metrics, Subject};
 use crate::probe::{self, EndpointView};
@@ -42,10 +42,10 @@ pub struct App {
     pub databases: Databases,
     pub cancels: Arc<CancelRegistry>,
     pub clients: Arc<ClientCount>,
-    pub tls: Option<TlsAcceptor>,
+    pub tls: Option<ClientTls>,
     pub metrics: Arc<Metrics>,
-    secrets: ArcSwap<HashMap<String, Secret>>,
-    mock_key: MockKey,
+    /// Who may log in.
+    pub directory: Directory,
     pub started: Instant,
     pub listening: AtomicBool,
     pub draining: AtomicBool,
@@ -91,7 +91,7 @@ impl App {
     /// Puts another one into force, as far as it can be changed at run time ([`crate::reload`] checks that).
     pub fn install(&self, config: Config) {
         self.clients.set_max(config.limits.client_connections_max);
-        self.secrets.store(Arc::new(secrets(&config)));
+        self.directory.set_users(&config.users);
         self.config.store(Arc::new(config));
         let config = self.config();
         for db in self.databases() {
@@ -124,11 +124,6 @@ impl App {
             format!("user \"{user}\" may not use the admin console"),
         )
         .hint("List the user in admin_users or stats_users of the config file."))
-    }
-
-    /// What a user's proof is checked against; one that nothing fits for users that are not known.
-    pub fn scram_secret(&self, user: &str) -> Secret {
-        self.secrets.load().get(user).cloned().unwrap_or_else(|| Secret::mock(self.mock_key, user))
     }
 
     /// Why this process should get no traffic; empty: it is ready.
@@ -182,15 +177,14 @@ impl Running {
             named.push(start_database(&config, database, &basis(database)?).await?);
         }
         let wildcard = config.wildcard.as_ref().map(basis).transpose()?;
-        let tls = config.tls.as_ref().map(crate::front::tls::acceptor).transpose().context("tls")?.flatten();
+        let tls = config.tls.as_ref().map(ClientTls::load).transpose().context("tls")?.flatten();
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
             databases: Databases::new(named, wildcard),
             cancels: Arc::default(),
             tls,
             metrics,
-            secrets: ArcSwap::from_pointee(secrets(&config)),
-            mock_key: MockKey(rand::random()),
+            directory: Directory::new(&config.users, auth_query(&config)),
             started: Instant::now(),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -284,7 +278,7 @@ fn watch_servers(config: &Config, database: &DatabaseConfig, tasks: &mut JoinSet
             name: shard.name.as_str().into(),
             primary: watch(&shard.primary),
             replicas: shard.replicas.iter().map(|replica| Replica::new(watch(replica))).collect(),
-            clock: Clock::start(crate::control::config(&login), Arc::clone(&words)),
+            clock: Clock::start(crate::control::target(&login), Arc::clone(&words)),
             words,
         })
     });
@@ -332,9 +326,17 @@ impl Basis {
     }
 }
 
-fn secrets(config: &Config) -> HashMap<String, Secret> {
-    let users = config.users.iter();
-    users.filter_map(|(name, user)| Some((name.to_owned(), Secret::derive(user.password.expose())?))).collect()
+/// Users are looked up on the home shard of one database: its primary, or a replica while that is away.
+fn auth_query(config: &Config) -> Option<AuthQuery> {
+    let query = config.auth_query.as_ref()?;
+    let database = match &query.database {
+        Some(name) => config.database(name)?,
+        None => config.wildcard.as_ref().or(config.databases.first())?,
+    };
+    let home = &database.shards[usize::from(database.home.0)];
+    let servers = std::iter::once(&home.primary).chain(&home.replicas);
+    let servers = servers.map(|endpoint| crate::control::target(&control_login(config, database, endpoint)));
+    Some(AuthQuery::new(&query.sql, servers.collect(), query.max_age))
 }
 
 /// What is counted of a database.
@@ -353,7 +355,8 @@ pub fn control_login(config: &Config, database: &DatabaseConfig, endpoint: &Endp
         port: endpoint.port,
         user: config.server_auth.user.as_str().into(),
         database: database.server_database.as_str().into(),
-        password: Some(config.server_auth.password.expose().into()),
+        credential: config.server_auth.credential(&endpoint.host, endpoint.port, &database.server_database).into(),
+        tls: config.server_auth.tls.clone(),
         deadline: config.limits.connect_time_max,
     }
 }

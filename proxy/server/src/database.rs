@@ -19,6 +19,7 @@ use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::{TableRules, Topology};
 
+use crate::auth::credential::{Credential, Keyring};
 use crate::back::connect::Login;
 use crate::back::pool::{Pool, PoolLimits};
 use crate::cache::Cache;
@@ -83,12 +84,15 @@ pub struct Database {
     /// Name for the cache: a database that was dropped and made anew is another one.
     identity: ArcSwap<String>,
     suspect: AtomicBool,
+    paused: AtomicBool,
     /// What runs on its behalf, until it is taken down.
     tasks: Mutex<JoinSet<()>>,
     users: Mutex<HashMap<Arc<str>, Arc<UserPools>>>,
     turn: AtomicUsize,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
+    /// Somebody has asked for currval() or lastval(): from then on what draws from a sequence keeps its connection.
+    pub asks_sequences: AtomicBool,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
 }
@@ -96,6 +100,7 @@ pub struct Database {
 /// One user's pools.
 pub struct UserPools {
     shards: Vec<ShardPools>,
+    keyring: Keyring,
     mode: AtomicU8,
 }
 
@@ -198,7 +203,8 @@ impl Database {
             port: home.port,
             user: config.server_auth.user.as_str().into(),
             database: database.server_database.as_str().into(),
-            password: Some(config.server_auth.password.expose().into()),
+            credential: config.server_auth.credential(&home.host, home.port, &database.server_database).into(),
+            tls: config.server_auth.tls.clone(),
             deadline: config.limits.connect_time_max,
         };
         let view = View {
@@ -222,11 +228,13 @@ impl Database {
             on_demand,
             identity: ArcSwap::from_pointee(database_name),
             suspect: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             tasks: Mutex::default(),
             users: Mutex::default(),
             turn: AtomicUsize::new(0),
             catalog_login,
             catalog_reading: tokio::sync::Mutex::new(()),
+            asks_sequences: AtomicBool::new(false),
             catalog_doubts: AtomicU64::new(0),
         })
     }
@@ -271,18 +279,19 @@ impl Database {
             .find(|number| replicas[*number].is_worth_asking(need))
     }
 
-    /// The pools of a user, made at the first login.
-    pub fn pools(&self, config: &Config, user: &str, password: &str) -> Arc<UserPools> {
+    /// The pools of a user, made at the first login. Connections opened from now on log in with what this login has proved.
+    pub fn pools(&self, config: &Config, user: &str, credential: Credential) -> Arc<UserPools> {
         let mut users = self.users.lock();
         if let Some(pools) = users.get(user) {
+            pools.keyring.learn(credential);
             return Arc::clone(pools);
         }
-        let pools = Arc::new(self.make_pools(config, user, password));
+        let pools = Arc::new(self.make_pools(config, user, Keyring::new(credential)));
         users.insert(user.into(), Arc::clone(&pools));
         pools
     }
 
-    fn make_pools(&self, config: &Config, user: &str, password: &str) -> UserPools {
+    fn make_pools(&self, config: &Config, user: &str, keyring: Keyring) -> UserPools {
         let wanted = config.pool_of(&self.name, user);
         let limits = self.pool_limits(config, &wanted);
         let pool = |endpoint: &Endpoint, name: String| {
@@ -291,10 +300,15 @@ impl Database {
                 port: endpoint.port,
                 user: user.into(),
                 database: self.config.server_database.as_str().into(),
-                password: Some(password.into()),
+                credential: keyring.clone(),
+                tls: config.server_auth.tls.clone(),
                 deadline: config.limits.connect_time_max,
             };
-            Pool::new(name, login, limits)
+            let pool = Pool::new(name, login, limits);
+            if self.is_paused() {
+                pool.pause();
+            }
+            pool
         };
         let shards = self.config.shards.iter().map(|shard| {
             let base = format!("{}/{}", self.name, shard.name);
@@ -306,7 +320,7 @@ impl Database {
                     .collect(),
             }
         });
-        UserPools { shards: shards.collect(), mode: AtomicU8::new(wanted.mode as u8) }
+        UserPools { shards: shards.collect(), keyring, mode: AtomicU8::new(wanted.mode as u8) }
     }
 
     fn pool_limits(&self, config: &Config, wanted: &PoolConfig) -> PoolLimits {
@@ -350,6 +364,34 @@ impl Database {
             .iter()
             .map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.close_idle()).sum::<usize>())
             .sum()
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Relaxed)
+    }
+
+    /// Keeps every session waiting that next needs a server connection.
+    pub fn pause(&self) {
+        // Under the lock, so that pools that are being made are either found here or find the flag.
+        let users = self.users.lock();
+        self.paused.store(true, Relaxed);
+        users.values().for_each(|pools| pools.iter().for_each(|(_, _, pool)| pool.pause()));
+    }
+
+    pub fn resume(&self) {
+        let users = self.users.lock();
+        self.paused.store(false, Relaxed);
+        users.values().for_each(|pools| pools.iter().for_each(|(_, _, pool)| pool.resume()));
+    }
+
+    /// Replaces every server connection at its next idle moment.
+    pub fn reconnect(&self) {
+        self.all_pools().iter().for_each(|(_, pools)| pools.iter().for_each(|(_, _, pool)| pool.reconnect()));
+    }
+
+    /// Is no server connection in use?
+    pub fn is_quiet(&self) -> bool {
+        self.all_pools().iter().all(|(_, pools)| pools.iter().all(|(_, _, pool)| pool.counts().busy == 0))
     }
 
     /// Is no server connection open? Then the database may have been dropped behind weir.
@@ -422,9 +464,11 @@ impl Database {
     /// there is one shard all statements go there anyhow: reads stay with the primary and writes count as writes of anything
     /// until a reading in the background has caught up.
     pub async fn schema_changed(self: &Arc<Self>) {
-        if !self.view().topology.is_single() {
-            return self.refresh_catalog().await;
-        }
+        if self.view().topology.is_single() { self.doubt_catalog() } else { self.refresh_catalog().await }
+    }
+
+    /// The schema has changed, and a reading in the background will tell how.
+    pub fn doubt_catalog(self: &Arc<Self>) {
         if self.catalog_doubts.fetch_add(1, AcqRel) == 0 {
             tokio::spawn(catch_up(Arc::downgrade(self)));
         }

@@ -62,6 +62,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     differs("cache", old.cache != new.cache);
     differs("tls", old.tls != new.tls);
     differs("server_auth", old.server_auth != new.server_auth);
+    differs("auth_query", old.auth_query != new.auth_query);
     differs("log.format", old.log.format != new.log.format);
     differs("limits.connect_time_max", old.limits.connect_time_max != new.limits.connect_time_max);
     let name = |database: &DatabaseConfig| database.name.clone();
@@ -106,6 +107,8 @@ fn merged(old: &Config, new: Config) -> Config {
         users_file: new.users_file,
         workers: old.workers,
         users: new.users,
+        hba: new.hba,
+        auth_query: old.auth_query.clone(),
         hub: old.hub.clone(),
         databases,
         wildcard,

@@ -12,13 +12,13 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::TcpStream;
 use weir_core::session::vars::VarSet;
 use weir_wire::backend::Status;
 use weir_wire::frame;
 use weir_wire::frontend;
 
 use super::connect::CancelKey;
+use super::stream::Stream;
 
 /// Largest message a server may send; Postgres's own limit (MaxAllocSize).
 pub const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff + 6;
@@ -27,7 +27,7 @@ const READ_BYTES: usize = 32 * 1024;
 
 /// One logged-in server connection.
 pub struct Backend {
-    stream: TcpStream,
+    stream: Stream,
     pub inbuf: BytesMut,
     pub out: BytesMut,
     pub cancel_key: Arc<CancelKey>,
@@ -43,13 +43,15 @@ pub struct Backend {
     pub status: Status,
     /// A request is on its way and has not been answered to its end.
     pub busy: bool,
+    /// The session (its cancel process number) that has last written here, and so may have drawn from a sequence; 0: none.
+    pub drawn_by: i32,
     doubt: Option<&'static str>,
     pub since: Instant,
     pub idle_since: Instant,
 }
 
 impl Backend {
-    pub fn new(stream: TcpStream, inbuf: BytesMut, cancel_key: Arc<CancelKey>, now: Instant) -> Self {
+    pub fn new(stream: Stream, inbuf: BytesMut, cancel_key: Arc<CancelKey>, now: Instant) -> Self {
         Backend {
             stream,
             inbuf,
@@ -61,6 +63,7 @@ impl Backend {
             vars: VarSet::default(),
             status: Status::Idle,
             busy: false,
+            drawn_by: 0,
             doubt: None,
             since: now,
             idle_since: now,
@@ -88,8 +91,14 @@ impl Backend {
     /// Has the server said something or hung up although nothing was asked? Costs a system call only if it may have.
     pub fn has_news(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        self.stream.poll_read_ready(&mut cx).is_ready()
-            && !matches!(self.stream.try_read_buf(&mut self.inbuf), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        match &self.stream {
+            Stream::Plain(stream) => {
+                stream.poll_read_ready(&mut cx).is_ready()
+                    && !matches!(stream.try_read_buf(&mut self.inbuf), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            }
+            // What the server sent beside data, such as session tickets, is taken in and does not count.
+            Stream::Tls(_) => self.poll_receive(&mut cx).is_ready(),
+        }
     }
 
     /// Large buffers are not kept while idle.
@@ -138,7 +147,7 @@ impl Backend {
             }
             bytes::Buf::advance(&mut self.out, sent);
         }
-        Poll::Ready(Ok(()))
+        if self.stream.is_tls() { Pin::new(&mut self.stream).poll_flush(cx) } else { Poll::Ready(Ok(())) }
     }
 
     /// Reads what has come into `inbuf`. An end of stream is an error: servers do not hang up between frames for fun.

@@ -1,4 +1,4 @@
-//! Opening a server connection: TCP, startup, authentication, until the first ReadyForQuery.
+//! Opening a server connection: TCP, TLS, startup, authentication, until the first ReadyForQuery.
 //!
 //! Every step is bounded by one deadline. Non-goal: pooling.
 
@@ -16,6 +16,8 @@ use weir_wire::read::Reader;
 use weir_wire::startup;
 
 use super::conn::Backend;
+use super::tls::ServerTls;
+use crate::auth::credential::Keyring;
 use crate::auth::scram_client::ClientAuth;
 
 /// Body of a BackendKeyData: process number, and a secret of up to 256 bytes (protocol 3.2).
@@ -27,6 +29,15 @@ pub struct CancelKey {
     pub address: SocketAddr,
     pub process: i32,
     pub secret: Bytes,
+    /// Set where the Backend is inside TLS: a cancel then is too, as libpq's are since 17.
+    pub tls: Option<CancelTls>,
+}
+
+/// How to encrypt a CancelRequest.
+#[derive(Clone, Debug)]
+pub struct CancelTls {
+    pub tls: ServerTls,
+    pub host: Arc<str>,
 }
 
 /// Where and as whom to log in.
@@ -36,7 +47,8 @@ pub struct Login {
     pub port: u16,
     pub user: Arc<str>,
     pub database: Arc<str>,
-    pub password: Option<Arc<str>>,
+    pub credential: Keyring,
+    pub tls: ServerTls,
     pub deadline: Duration,
 }
 
@@ -63,16 +75,19 @@ pub async fn connect_as<T: AsRef<str>>(
 
 async fn open<T: AsRef<str>>(login: &Login, parameters: &[(T, T)]) -> Result<(Backend, Parameters), UserError> {
     let unreachable_io = |error: io::Error| unreachable(login, &error.to_string());
-    let mut stream = TcpStream::connect((&*login.host, login.port)).await.map_err(unreachable_io)?;
+    let stream = TcpStream::connect((&*login.host, login.port)).await.map_err(unreachable_io)?;
     stream.set_nodelay(true).map_err(unreachable_io)?;
     let address = stream.peer_addr().map_err(unreachable_io)?;
+    let mut stream = login.tls.encrypt(&login.host, stream).await.map_err(unreachable_io)?;
     let mut hello = BytesMut::new();
     startup::put_startup(&mut hello, parameters);
     stream.write_all(&hello).await.map_err(unreachable_io)?;
+    stream.flush().await.map_err(unreachable_io)?;
 
-    let key = CancelKey { address, process: 0, secret: Bytes::new() };
+    let tls = stream.is_tls().then(|| CancelTls { tls: login.tls.clone(), host: Arc::clone(&login.host) });
+    let key = CancelKey { address, process: 0, secret: Bytes::new(), tls: tls.clone() };
+    let mut auth = ClientAuth::new(&login.user, login.credential.now(), stream.channel());
     let mut backend = Backend::new(stream, BytesMut::new(), Arc::new(key), Instant::now());
-    let mut auth = ClientAuth::new(&login.user, login.password.as_deref());
     let mut reported = Vec::new();
     loop {
         let (tag, body) = backend.receive().await.map_err(unreachable_io)?;
@@ -95,7 +110,8 @@ async fn open<T: AsRef<str>>(login: &Login, parameters: &[(T, T)]) -> Result<(Ba
             }
             tag::BACKEND_KEY_DATA if KEY_BYTES.contains(&body.len()) => {
                 let process = i32::from_be_bytes([body[0], body[1], body[2], body[3]]);
-                backend.cancel_key = Arc::new(CancelKey { address, process, secret: body.slice(4..) });
+                backend.cancel_key =
+                    Arc::new(CancelKey { address, process, secret: body.slice(4..), tls: tls.clone() });
             }
             tag::NOTICE => {}
             tag::READY => {

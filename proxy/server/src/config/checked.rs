@@ -17,10 +17,11 @@ use super::upstream::{ANY, Flags, Given, OWN_DATABASE, Upstream, upstream};
 use super::value::{Size, Time};
 use super::{
     CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, LogConfig, LogFormat, LogLevel,
-    Secret, ServerAuth, ShardConfig, TlsConfig, TlsMode, Users,
+    Secret, ServerAuth, ServerPassword, ShardConfig, Users,
 };
 use super::{limits, raw};
 
+mod access;
 mod table;
 
 /// Permission bits that a secret file must not have: anything for group and others.
@@ -35,41 +36,52 @@ const HTTP_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCAL
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
+pub(super) use access::default_passfile;
+
 pub(super) type Checked<T> = Result<T, ConfigError>;
 
 pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
     let file: raw::File = source.parse()?;
     let users_file = file.users_file.as_ref().map(|path| absolute(&source, path.get_ref()));
     let users = users_file.as_deref().map(Users::load).transpose()?.unwrap_or_default();
-    if users.is_empty() {
+    let (databases, wildcard, upstream) = databases(&source, &file, flags)?;
+    let auth_query = access::auth_query(&source, file.auth_query.as_ref(), &databases, upstream.is_some())?;
+    if users.is_empty() && auth_query.is_none() {
         return Err(source
             .whole("nobody could log in")
-            .hint("say users_file = \"users.toml\", with [user.<name>] in it"));
+            .hint("say users_file = \"users.toml\", with [user.<name>] in it, or add [auth_query]"));
     }
-    let (databases, wildcard, upstream) = databases(&source, &file, flags)?;
+    let server_tls = access::server_tls(&source, file.server_tls.as_ref())?;
     let (upstream_auth, upstream_hub) = match upstream {
-        Some(upstream) => (Some(upstream.auth), upstream.hub),
+        Some(upstream) => (Some(ServerAuth { tls: server_tls.clone(), ..upstream.auth }), upstream.hub),
         None => (None, None),
     };
-    let hub = match (&flags.hub, &file.hub) {
-        (Some(dsn), _) => Some(hub_dsn(dsn.clone(), |message| Source::none().whole(format!("--hub: {message}")))?),
-        (None, Some(hub)) => Some(hub_of(&source, hub)?),
-        (None, None) => upstream_hub,
-    };
-    needs_hub(&source, hub.as_ref(), databases.iter().chain(&wildcard))?;
     let server_auth = match (upstream_auth, &file.server_auth) {
         (Some(auth), None) => auth,
         // The connection string is nearer; the section may still hold the password that is better not in it.
         (Some(auth), Some(raw)) => {
-            let own = server_auth(&source, raw)?;
-            if auth.password.expose().is_empty() && auth.user == own.user { own } else { auth }
+            let own = access::server_auth(&source, raw, &server_tls)?;
+            let silent = matches!(auth.password, ServerPassword::Passfile(_));
+            if silent && auth.user == own.user { own } else { auth }
         }
-        (None, Some(raw)) => server_auth(&source, raw)?,
+        (None, Some(raw)) => access::server_auth(&source, raw, &server_tls)?,
         (None, None) => {
             let error = source.whole("there is no [server_auth]: weir itself has to log in to the servers");
             return Err(error.hint("add [server_auth] with user and password_file, or say upstream"));
         }
     };
+    let hub = match (&flags.hub, &file.hub) {
+        (Some(dsn), _) => {
+            let wrong = |message: &str| Source::none().whole(format!("--hub: {message}"));
+            Some(access::hub_dsn(dsn.clone(), &server_auth, wrong)?)
+        }
+        (None, Some(hub)) => Some(access::hub(&source, hub, &server_auth)?),
+        (None, None) => upstream_hub.map(|hub| HubConfig { tls: server_tls, ..hub }),
+    };
+    needs_hub(&source, hub.as_ref(), databases.iter().chain(&wildcard))?;
+    let tls = file.tls.map(|tls| access::tls(&source, &tls)).transpose()?;
+    // Users that only the servers know cannot be checked here.
+    let checked_users = if auth_query.is_none() { Some(&users) } else { None };
     Ok(Config {
         listen: address(&source, flags.listen, file.listen.as_ref(), LISTEN)?,
         http_listen: address(&source, flags.http_listen, file.http_listen.as_ref(), HTTP_LISTEN)?,
@@ -86,11 +98,13 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         pool: limits::pool(&source, &file.pool)?,
         limits: limits::limits(&source, &file.limits)?,
         cache: cache(&source, &file.cache, flags.redis.as_ref())?,
-        tls: file.tls.map(|tls| tls_of(&source, &tls)).transpose()?,
+        hba: access::hba(&source, file.hba_file.as_ref(), tls.as_ref())?,
+        auth_query,
+        tls,
         server_auth,
         log: log(&source, &file.log)?,
-        admin_users: known_users(&source, &file.admin_users, &users)?,
-        stats_users: known_users(&source, &file.stats_users, &users)?,
+        admin_users: known_users(&source, &file.admin_users, checked_users)?,
+        stats_users: known_users(&source, &file.stats_users, checked_users)?,
         users,
         path: source.path,
     })
@@ -256,26 +270,6 @@ fn freshness(source: &Source, raw: Option<&Spanned<String>>) -> Checked<Freshnes
 
 // ---- sections ----
 
-fn hub_of(source: &Source, hub: &Spanned<raw::Hub>) -> Checked<HubConfig> {
-    let span = hub.span();
-    let hub = hub.get_ref();
-    let (place, dsn) = match (&hub.dsn, &hub.dsn_file, &hub.dsn_env) {
-        (Some(dsn), None, None) => (dsn.span(), Secret::new(dsn.get_ref().as_str())),
-        (None, Some(file), None) => (file.span(), secret_file(source, file)?),
-        (None, None, Some(name)) => (name.span(), secret_env(source, name)?),
-        _ => return Err(source.error(span, "[hub] needs exactly one of dsn, dsn_file, dsn_env")),
-    };
-    hub_dsn(dsn, |message| source.error(place.clone(), message))
-}
-
-fn hub_dsn(dsn: Secret, wrong: impl Fn(&str) -> ConfigError) -> Checked<HubConfig> {
-    // The parser's error may quote the string, password and all, so it is not repeated.
-    dsn.expose().parse::<tokio_postgres::Config>().map_err(|_| {
-        wrong("the hub's dsn is not a Postgres connection string").hint("postgres://user:password@host:port/database")
-    })?;
-    Ok(HubConfig { dsn, made_from: None })
-}
-
 fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<CacheConfig> {
     let l1_bytes = bytes(source, raw.l1_bytes.as_ref(), "l1_bytes", 64 * MIB)?;
     let entry_bytes_max = bytes(source, raw.entry_bytes_max.as_ref(), "entry_bytes_max", 256 * KIB)?;
@@ -300,35 +294,6 @@ fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<C
     })
 }
 
-fn tls_of(source: &Source, raw: &raw::Tls) -> Checked<TlsConfig> {
-    let mode = match &raw.mode {
-        None => TlsMode::Allow,
-        Some(mode) => choice(
-            source,
-            mode,
-            "TLS mode",
-            &[("disable", TlsMode::Disable), ("allow", TlsMode::Allow), ("require", TlsMode::Require)],
-        )?,
-    };
-    let certificate = absolute(source, raw.certificate.get_ref());
-    let key = absolute(source, raw.key.get_ref());
-    if mode != TlsMode::Disable {
-        at(source, &raw.key, private_file(&key, WORLD))?;
-    }
-    Ok(TlsConfig { certificate, key, mode })
-}
-
-fn server_auth(source: &Source, raw: &Spanned<raw::ServerAuth>) -> Checked<ServerAuth> {
-    let span = raw.span();
-    let raw = raw.get_ref();
-    let password = match (&raw.password_file, &raw.password_env) {
-        (Some(file), None) => secret_file(source, file)?,
-        (None, Some(name)) => secret_env(source, name)?,
-        _ => return Err(source.error(span, "[server_auth] needs exactly one of password_file, password_env")),
-    };
-    Ok(ServerAuth { user: non_empty(source, &raw.user, "user")?, password })
-}
-
 fn log(source: &Source, raw: &raw::Log) -> Checked<LogConfig> {
     let levels = [
         ("error", LogLevel::Error),
@@ -347,12 +312,14 @@ fn log(source: &Source, raw: &raw::Log) -> Checked<LogConfig> {
     })
 }
 
-fn known_users(source: &Source, names: &[Spanned<String>], users: &Users) -> Checked<Vec<String>> {
+fn known_users(source: &Source, names: &[Spanned<String>], users: Option<&Users>) -> Checked<Vec<String>> {
     names
         .iter()
-        .map(|name| match users.get(name.get_ref()) {
-            Some(_) => Ok(name.get_ref().clone()),
-            None => Err(unknown(source, name, "user", users.iter().map(|(name, _)| name))),
+        .map(|name| match users {
+            Some(users) if users.get(name.get_ref()).is_none() => {
+                Err(unknown(source, name, "user", users.iter().map(|(name, _)| name)))
+            }
+            _ => Ok(name.get_ref().clone()),
         })
         .collect()
 }

@@ -9,6 +9,7 @@
 mod checked;
 mod error;
 mod limits;
+mod passfile;
 mod raw;
 mod secret;
 mod upstream;
@@ -21,14 +22,19 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use weir_core::hba::Hba;
 use weir_core::id::ShardId;
 use weir_core::topology::{Placement, TableRules};
 
+use crate::auth::credential::Credential;
+use crate::back::tls::ServerTls;
+
 pub use error::ConfigError;
 pub use limits::{Overrides, PoolConfig};
+pub use passfile::PassFile;
 pub use secret::Secret;
 pub use upstream::Flags;
-pub use users::{User, Users};
+pub use users::{Proof, User, Users};
 
 /// The whole configuration of one weir process.
 #[derive(Clone, Debug)]
@@ -39,6 +45,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where /metrics, /livez, /readyz and the status page are served.
     pub http_listen: SocketAddr,
+    /// `None` only with `auth_query`.
     pub users_file: Option<PathBuf>,
     /// Threads that serve sessions.
     pub workers: usize,
@@ -57,6 +64,10 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub cache: CacheConfig,
     pub tls: Option<TlsConfig>,
+    /// Who may come from where, and how they prove who they are.
+    pub hba: Hba,
+    /// How users are looked up that are not in `users_file`.
+    pub auth_query: Option<AuthQueryConfig>,
     pub server_auth: ServerAuth,
     pub log: LogConfig,
     /// Users of the admin database who may change things. Each is in `users`.
@@ -70,6 +81,9 @@ pub struct Config {
 pub struct HubConfig {
     /// A Postgres connection string that tokio-postgres has accepted.
     pub dsn: Secret,
+    /// For a `dsn` without one.
+    pub password: Option<Secret>,
+    pub tls: ServerTls,
     /// Nobody named it, so weir makes the database if it is missing, from a connection to this one.
     pub made_from: Option<String>,
 }
@@ -181,6 +195,8 @@ pub struct TlsConfig {
     pub certificate: PathBuf,
     /// PEM private key; not readable by others.
     pub key: PathBuf,
+    /// PEM, the authorities that sign clients' certificates; `None`: clients are not asked for one.
+    pub client_ca: Option<PathBuf>,
     pub mode: TlsMode,
 }
 
@@ -198,7 +214,29 @@ pub enum TlsMode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerAuth {
     pub user: String,
-    pub password: Secret,
+    pub password: ServerPassword,
+    /// As clients' statements are sent, too.
+    pub tls: ServerTls,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerPassword {
+    /// The same everywhere.
+    Fixed(Secret),
+    /// By server, port, database and user; a server that is not in it must trust weir, or its certificate.
+    Passfile(PassFile),
+}
+
+/// Users that the servers know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthQueryConfig {
+    /// One parameter, the name. Columns: name, password as pg_authid stores it, and, if wanted, until when it is valid.
+    pub sql: String,
+    /// Where it runs: home shard of this configured database, as the user of `server_auth`. `None`: of `upstream`, or else the
+    /// first.
+    pub database: Option<String>,
+    /// An answer this young is used again; zero: every login asks.
+    pub max_age: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,6 +276,21 @@ impl Config {
 
     pub fn database(&self, name: &str) -> Option<&DatabaseConfig> {
         self.databases.iter().find(|database| database.name == name)
+    }
+}
+
+impl ServerAuth {
+    /// weir's password on that server, if there is one.
+    pub fn password(&self, host: &str, port: u16, database: &str) -> Option<&str> {
+        match &self.password {
+            ServerPassword::Fixed(password) => Some(password.expose()),
+            ServerPassword::Passfile(file) => file.find(host, port, database, &self.user).map(Secret::expose),
+        }
+    }
+
+    /// The same as what a login presents.
+    pub fn credential(&self, host: &str, port: u16, database: &str) -> Credential {
+        self.password(host, port, database).map_or(Credential::None, Credential::password)
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) struct File {
     pub listen: Option<Spanned<String>>,
     pub http_listen: Option<Spanned<String>>,
     pub users_file: Option<Spanned<String>>,
+    pub hba_file: Option<Spanned<String>>,
+    pub auth_query: Option<AuthQuery>,
     pub upstream: Option<Spanned<String>>,
     #[serde(default)]
     pub replicas: Vec<Spanned<String>>,
@@ -39,6 +41,7 @@ pub(super) struct File {
     #[serde(default)]
     pub cache: Cache,
     pub tls: Option<Tls>,
+    pub server_tls: Option<Spanned<ServerTls>>,
     pub server_auth: Option<Spanned<ServerAuth>>,
     #[serde(default)]
     pub log: Log,
@@ -151,6 +154,7 @@ pub(super) struct Cache {
 pub(super) struct Tls {
     pub certificate: Spanned<String>,
     pub key: Spanned<String>,
+    pub client_ca: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
 }
 
@@ -160,6 +164,24 @@ pub(super) struct ServerAuth {
     pub user: Spanned<String>,
     pub password_file: Option<Spanned<String>>,
     pub password_env: Option<Spanned<String>>,
+    pub passfile: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServerTls {
+    pub mode: Option<Spanned<String>>,
+    pub ca: Option<Spanned<String>>,
+    pub certificate: Option<Spanned<String>>,
+    pub key: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AuthQuery {
+    pub query: Option<Spanned<String>>,
+    pub database: Option<Spanned<String>>,
+    pub max_age: Option<Spanned<Time>>,
 }
 
 #[derive(Deserialize, Default)]

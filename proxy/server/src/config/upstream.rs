@@ -11,7 +11,11 @@ use weir_core::id::ShardId;
 
 use super::checked::Checked;
 use super::error::Source;
-use super::{ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, Overrides, Secret, ServerAuth, ShardConfig};
+use super::{
+    ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, Overrides, Secret, ServerAuth, ServerPassword,
+    ShardConfig,
+};
+use crate::back::tls::ServerTls;
 
 /// Where weir's own connections go when the connection string names no database.
 pub(super) const OWN_DATABASE: &str = "postgres";
@@ -135,7 +139,7 @@ pub(super) fn upstream(
         given.error(source, "it does not say as which user weir logs in").hint("postgres://user@host:port")
     })?;
     let own = first.database.clone().unwrap_or_else(|| OWN_DATABASE.to_owned());
-    let password = first.password.clone().or_else(|| std::env::var("PGPASSWORD").ok()).unwrap_or_default();
+    let password = first.password.clone().or_else(|| std::env::var("PGPASSWORD").ok()).filter(|word| !word.is_empty());
     let mut known = vec![first.endpoint.clone()];
     let mut more = |others: &[Given<'_>]| -> Checked<Vec<Endpoint>> {
         others
@@ -143,7 +147,7 @@ pub(super) fn upstream(
             .map(|other| {
                 let server = server(source, other)?;
                 if server.user.as_ref().is_some_and(|name| *name != user)
-                    || server.password.as_ref().is_some_and(|word| *word != password)
+                    || server.password.as_ref().is_some_and(|word| Some(word) != password.as_ref())
                 {
                     let message = "it names another user or password than the upstream";
                     return Err(other.error(source, message).hint("weir logs in alike on all servers"));
@@ -160,7 +164,12 @@ pub(super) fn upstream(
     let shards = more(shards)?;
     let shard =
         |(number, primary, replicas)| ShardConfig { name: format!("shard{number}"), primary, replicas, weight: 1 };
-    let hub = (!shards.is_empty()).then(|| default_hub(&first.endpoint, &user, &password, &own));
+    let password = match password {
+        Some(password) => ServerPassword::Fixed(Secret::new(password)),
+        None => ServerPassword::Passfile(super::checked::default_passfile()?),
+    };
+    let auth = ServerAuth { user, password, tls: ServerTls::default() };
+    let hub = (!shards.is_empty()).then(|| default_hub(&first.endpoint, &auth, &own));
     let primaries = std::iter::once((first.endpoint, replicas)).chain(shards.into_iter().map(|other| (other, vec![])));
     Ok(Upstream {
         database: DatabaseConfig {
@@ -175,20 +184,17 @@ pub(super) fn upstream(
             freshness: Freshness::default(),
             overrides: Overrides::default(),
         },
-        auth: ServerAuth { user, password: Secret::new(password) },
+        auth,
         hub,
     })
 }
 
-fn default_hub(endpoint: &Endpoint, user: &str, password: &str, own: &str) -> HubConfig {
+fn default_hub(endpoint: &Endpoint, auth: &ServerAuth, own: &str) -> HubConfig {
     let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "\\'");
-    let password = match password {
-        "" => String::new(),
-        password => format!(" password='{}'", quoted(password)),
-    };
-    let (host, port, user) = (quoted(&endpoint.host), endpoint.port, quoted(user));
-    let dsn = format!("host='{host}' port={port} user='{user}' dbname='{HUB_DATABASE}'{password}");
-    HubConfig { dsn: Secret::new(dsn), made_from: Some(own.to_owned()) }
+    let password = auth.password(&endpoint.host, endpoint.port, HUB_DATABASE).map(Secret::new);
+    let (host, port, user) = (quoted(&endpoint.host), endpoint.port, quoted(&auth.user));
+    let dsn = format!("host='{host}' port={port} user='{user}' dbname='{HUB_DATABASE}'");
+    HubConfig { dsn: Secret::new(dsn), password, tls: auth.tls.clone(), made_from: Some(own.to_owned()) }
 }
 
 /// Reads a URL, a `key=value` string, or plain `host:port`.

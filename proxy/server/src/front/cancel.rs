@@ -20,6 +20,7 @@ use weir_core::error::{Blame, UserError, sqlstate};
 use weir_wire::startup;
 
 use crate::back::connect::CancelKey;
+use crate::back::stream::Stream;
 
 /// How long one cancel may take before its Backend is given up instead.
 const CANCEL_MAX: Duration = Duration::from_secs(3);
@@ -91,17 +92,24 @@ impl CancelRegistry {
 /// False: it was sent, but not seen through.
 async fn send_cancel(key: &CancelKey) -> bool {
     // Until it is connected nothing has been sent, so a failure here harms nobody.
-    let Ok(Ok(mut stream)) = tokio::time::timeout(CANCEL_MAX, TcpStream::connect(key.address)).await else {
-        return true;
-    };
+    let Ok(Ok(mut stream)) = tokio::time::timeout(CANCEL_MAX, dial(key)).await else { return true };
     let mut request = BytesMut::new();
     startup::put_cancel(&mut request, key.process, &key.secret);
     let exchange = async {
         stream.write_all(&request).await?;
+        stream.flush().await?;
         // The server answers by closing; only then has the signal been sent.
         stream.read(&mut [0; 1]).await
     };
     matches!(tokio::time::timeout(CANCEL_MAX, exchange).await, Ok(Ok(_)))
+}
+
+async fn dial(key: &CancelKey) -> std::io::Result<Stream> {
+    let stream = TcpStream::connect(key.address).await?;
+    match &key.tls {
+        Some(tls) => tls.tls.encrypt(&tls.host, stream).await,
+        None => Ok(Stream::Plain(stream)),
+    }
 }
 
 /// In a time that depends on the lengths only.

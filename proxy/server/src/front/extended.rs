@@ -328,6 +328,13 @@ impl Session {
         if !self.held[index].lease.busy {
             self.prime(index, &mut replies);
         }
+        if !self.held[index].lease.busy {
+            for step in &survey.steps {
+                if let Step::Execute { portal, .. } = step {
+                    self.own_sequences(index, &portal.prepared.shape, &mut replies);
+                }
+            }
+        }
         self.put_steps(index, survey, &mut replies)?;
         if ending == Ending::Sync {
             put_sync(&mut self.held[index].lease.out);

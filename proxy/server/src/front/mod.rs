@@ -1,6 +1,7 @@
-//! The client side, in the order of a connection's life: [`listen`] accepts, [`startup`] negotiates TLS and logs in,
-//! [`session`] serves, [`replication`] passes WAL on, [`cancel`] ends statements on request.
+//! The client side, in the order of a connection's life: [`listen`] accepts, [`startup`] negotiates TLS and logs in by what
+//! [`authenticate`] finds, [`session`] serves, [`replication`] passes WAL on, [`cancel`] ends statements on request.
 
+mod authenticate;
 pub mod batch;
 pub mod cancel;
 pub mod client;

@@ -110,6 +110,12 @@ impl Wanted {
             },
             None => (None, None),
         };
+        // The rules (HBA) were asked about the database of the startup packet, so no other may be reached by the side door.
+        if mode == Mode::Logical && named_database.is_some_and(|named| named != database.unwrap_or(user)) {
+            let message = format!("{SHARD_SETTING} names another database than the connection");
+            return Err(UserError::new(Blame::Client, sqlstate::INVALID_PARAMETER_VALUE, message)
+                .hint("Connect to that database, and name the shard alone."));
+        }
         let config = app.config();
         let database = choose_database(&config, mode, named_database.or(database))?;
         let (db, seats) = app.databases.enter(&config, &database, user).await?;

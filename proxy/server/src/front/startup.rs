@@ -7,29 +7,25 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio_rustls::TlsAcceptor;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::session::startup::startup_vars;
 use weir_core::session::vars::{VarSet, Vars};
-use weir_wire::backend::{
-    AUTHENTICATION_OK, Status, put_backend_key, put_negotiate, put_parameter_status, put_ready, tag,
-};
-use weir_wire::frame;
-use weir_wire::frontend;
+use weir_wire::backend::{AUTHENTICATION_OK, Status, put_backend_key, put_negotiate, put_parameter_status, put_ready};
 use weir_wire::startup::{PROTOCOL_MINOR_MAX, Request, Startup, parse, size};
 
+use super::authenticate::{Claim, authenticate};
 use super::client::{Client, Socket};
 use super::replication::{Mode, Replication, Wanted};
 use super::session::Session;
+use super::tls::ClientTls;
 use crate::app::App;
-use crate::auth::scram_server::{MECHANISM, ScramServer};
 use crate::config::TlsMode;
 use crate::database::{Database, UserPools};
 use crate::seats::Seats;
 use crate::stats::Entry;
 
 /// Most a client may have sent before it is logged in.
-const HELLO_BYTES_MAX: usize = 16 * 1024;
+pub(super) const HELLO_BYTES_MAX: usize = 16 * 1024;
 
 /// What became of a new connection.
 pub enum Hello {
@@ -41,8 +37,12 @@ pub enum Hello {
     Done,
 }
 
+/// First byte of a TLS record that holds a handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// Takes a new client up to its first ReadyForQuery. Refusals have been told to the client.
 pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
+    let client = direct_tls(app, client).await?;
     let Some((mut client, request)) = negotiate(app, client).await? else { return Ok(Hello::Done) };
     let result = match parse(&request) {
         Ok(Request::Cancel { process, secret }) => {
@@ -98,7 +98,7 @@ struct Newcomer {
     minor: u16,
 }
 
-enum Refused {
+pub(super) enum Refused {
     User(UserError),
     Gone(io::Error),
 }
@@ -125,7 +125,10 @@ async fn negotiate(app: &App, mut client: Client) -> io::Result<Option<(Client, 
                     return Ok(None);
                 }
                 match &app.tls {
-                    Some(acceptor) => client = encrypt(client, acceptor).await?,
+                    Some(tls) => {
+                        answer(&mut client, b"S").await?;
+                        client = encrypt(client, tls, false).await?;
+                    }
                     None => answer(&mut client, b"N").await?,
                 }
             }
@@ -168,12 +171,19 @@ async fn answer(client: &mut Client, letter: &[u8]) -> io::Result<()> {
     client.send().await
 }
 
-async fn encrypt(mut client: Client, acceptor: &TlsAcceptor) -> io::Result<Client> {
-    answer(&mut client, b"S").await?;
+/// TLS that begins at once, without SSLRequest (`sslnegotiation=direct` of libpq 17).
+async fn direct_tls(app: &App, client: Client) -> io::Result<Client> {
+    match &app.tls {
+        Some(tls) if client.peek().await? == Some(TLS_HANDSHAKE) => encrypt(client, tls, true).await,
+        _ => Ok(client),
+    }
+}
+
+async fn encrypt(client: Client, tls: &ClientTls, direct: bool) -> io::Result<Client> {
     let address = client.address;
     let Some(stream) = client.into_plain() else { return Err(io::ErrorKind::InvalidData.into()) };
-    let tls = acceptor.accept(stream).await?;
-    Ok(Client::new(Socket::Tls(Box::new(tls)), address))
+    let stream = tls.accept(stream, direct).await?;
+    Ok(Client::new(Socket::Tls(Box::new(stream)), address))
 }
 
 async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Result<LoggedIn, Refused> {
@@ -194,7 +204,8 @@ async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Re
     if startup.minor > PROTOCOL_MINOR_MAX || !extensions.is_empty() {
         put_negotiate(&mut client.out, minor, &extensions);
     }
-    let password = authenticate(app, client, &user).await?;
+    let claim = Claim { user: &user, database: &database, replication: mode == Mode::Physical };
+    let identity = authenticate(app, client, &claim).await?;
     let pairs: Vec<(String, String)> = startup
         .parameters
         .iter()
@@ -202,7 +213,7 @@ async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Re
         .collect();
     if mode != Mode::Off {
         let wanted = Wanted::read(app, mode, &user, &pairs, text("database").as_deref()).await?;
-        let pools = wanted.db.pools(&app.config(), &user, &password);
+        let pools = wanted.db.pools(&app.config(), &user, identity.credential);
         return Ok(LoggedIn::Replication { wanted, pools, minor });
     }
     if app.is_admin_database(&database) {
@@ -211,65 +222,18 @@ async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Re
     let config = app.config();
     let (db, seats) = app.databases.enter(&config, &database, &user).await?;
     let vars = startup_vars(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
-    let pools = db.pools(&config, &user, &password);
+    let vars = over(identity.settings, &vars)?;
+    let pools = db.pools(&config, &user, identity.credential);
     let application_name = text("application_name").unwrap_or_default();
     Ok(LoggedIn::Session(Newcomer { db, pools, user: user.into(), vars, application_name, seats, minor }))
 }
 
-/// SCRAM-SHA-256. Unknown users go through the same exchange and fail at its end. Returns the password for the servers.
-async fn authenticate(app: &App, client: &mut Client, user: &str) -> Result<String, Refused> {
-    let config = app.config();
-    let known = config.users.get(user);
-    let mut scram = ScramServer::new(user, app.scram_secret(user));
-    frame::put(&mut client.out, tag::AUTHENTICATION, |out| {
-        out.extend_from_slice(&10_i32.to_be_bytes());
-        frame::put_cstr(out, MECHANISM.as_bytes());
-        out.extend_from_slice(&[0]);
-    });
-    client.send().await?;
-    let first = password_message(client).await?;
-    let challenge = scram.on_first(&first)?;
-    put_sasl(client, 11, &challenge);
-    client.send().await?;
-    let last = password_message(client).await?;
-    let proof = scram.on_final(&last)?;
-    put_sasl(client, 12, &proof);
-    match known {
-        Some(user) => Ok(user.password.expose().to_owned()),
-        None => Err(wrong_password(user).into()),
+/// The user's defaults, with what the client says on top.
+fn over(mut settings: VarSet, vars: &VarSet) -> Result<VarSet, UserError> {
+    if vars.iter().all(|(name, value)| settings.set(name, value)) {
+        return Ok(settings);
     }
-}
-
-fn put_sasl(client: &mut Client, code: i32, data: &[u8]) {
-    frame::put(&mut client.out, tag::AUTHENTICATION, |out| {
-        out.extend_from_slice(&code.to_be_bytes());
-        out.extend_from_slice(data);
-    });
-}
-
-fn wrong_password(user: &str) -> UserError {
-    UserError::new(
-        Blame::Client,
-        sqlstate::INVALID_PASSWORD,
-        format!("password authentication failed for user \"{user}\""),
-    )
-}
-
-async fn password_message(client: &mut Client) -> Result<Bytes, Refused> {
-    loop {
-        let header = frame::header(&client.inbuf, HELLO_BYTES_MAX).map_err(|_| super::session::malformed())?;
-        if let Some((kind, total)) = header {
-            if kind != frontend::tag::PASSWORD {
-                return Err(super::session::malformed().into());
-            }
-            if client.inbuf.len() >= total {
-                return Ok(client.inbuf.split_to(total).freeze().slice(frame::HEADER..));
-            }
-        }
-        if client.receive().await? == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
-    }
+    Err(UserError::new(Blame::Client, sqlstate::SYNTAX_ERROR, "too many settings in the startup packet"))
 }
 
 /// Login is done: what a server would report now, the cancel key, and ReadyForQuery.
