@@ -54,7 +54,7 @@ def compare(suite: suites.Suite, arguments: argparse.Namespace) -> bool:
             binary = weir_binary(arguments.weir) if side == "weir" else None
             log = path.with_name(path.name + ".log")
             print(f"{suite.name}: {'through weir' if binary else 'directly'}; output in {log}", flush=True)
-            with Tier(binary, suite.databases) as tier:
+            with Tier(binary) as tier:
                 run = suites.Run(python, tree, tier.endpoint, path, arguments.chosen)
                 suites.run(suite, run, log, arguments.seconds_max)
                 for server in ("postgres", "weir"):

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
@@ -26,8 +26,6 @@ class Suite:
     command: Callable[["Run"], tuple[list[str], dict[str, str]]]
     #: The source archive with the tests, for pip. None: the archive has none, a directory must be given.
     archive: str | None = None
-    #: Made before the run, besides `compat`.
-    databases: list[str] = field(default_factory=list)
     #: Run in `compat` before the suite.
     prepare: str = ""
 
@@ -93,7 +91,7 @@ def django(run: Run):
         "COMPAT_USER": to.user, "COMPAT_PASSWORD": to.password, "COMPAT_DATABASE": to.database,
         "PYTHONPATH": f"{HERE}:{run.tree}",
     }
-    return [str(run.python), str(tests / "runtests.py"), "--settings=django_settings", "--parallel=1", *labels], environment
+    return [str(run.python), str(tests / "runtests.py"), "--settings=django_settings", "--parallel=1", "--noinput", *labels], environment
 
 
 SUITES = {
@@ -109,7 +107,7 @@ SUITES = {
         ),
         Suite(
             "django", ["Django==5.2.19", "psycopg[binary]==3.3.4", "Pillow", "jinja2", "PyYAML", "tblib"], django,
-            archive="Django==5.2.19", databases=["test_compat", "test_other"],
+            archive="Django==5.2.19",
         ),
     ]
 }

@@ -35,9 +35,8 @@ class Endpoint:
 class Tier:
     """One Postgres with role and database `compat`; weir on request. Use it as a context manager."""
 
-    def __init__(self, weir: Path | None, databases: list[str]):
+    def __init__(self, weir: Path | None):
         self.weir_binary = weir
-        self.databases = [DATABASE, *databases]
         self.password = secrets.token_hex(12)
         self.directory = Path(tempfile.mkdtemp(prefix="weir-compat-"))
         self.directory.chmod(0o711)
@@ -92,26 +91,14 @@ class Tier:
         self._spawn("postgres", [binaries / "postgres", "-D", data, *options], **as_account)
         endpoint = Endpoint(port, self.password)
         self._wait(lambda: psql(endpoint, "postgres", "SELECT 1"), "postgres")
-        for database in self.databases:
-            psql(endpoint, "postgres", f'CREATE DATABASE "{database}"')
+        psql(endpoint, "postgres", f"CREATE DATABASE {DATABASE}")
         return endpoint
 
     def _start_weir(self) -> Endpoint:
         port, http_port = free_port(), free_port()
-        users = self.directory / "users.toml"
-        users.touch(mode=0o600)
-        users.write_text(f'[user.{USER}]\npassword = "{self.password}"\n')
-        secret = self.directory / "admin.pw"
-        secret.touch(mode=0o600)
-        secret.write_text(self.password)
-        config = self.directory / "weir.toml"
-        lines = [f'listen = "127.0.0.1:{port}"', f'http_listen = "127.0.0.1:{http_port}"', 'users_file = "users.toml"']
-        lines += ["[server_auth]", f'user = "{USER}"', 'password_file = "admin.pw"']
-        for database in [*self.databases, "postgres"]:
-            lines += [f"[database.{database}]", f"[[database.{database}.shard]]"]
-            lines += ['name = "main"', f'primary = "127.0.0.1:{self.postgres.port}"']
-        config.write_text("\n".join(lines) + "\n")
-        self._spawn("weir", [self.weir_binary, "run", "--config", config])
+        flags = ["--upstream", f"postgres://{USER}@127.0.0.1:{self.postgres.port}"]
+        flags += ["--listen", f"127.0.0.1:{port}", "--http-listen", f"127.0.0.1:{http_port}"]
+        self._spawn("weir", [self.weir_binary, "run", *flags], env=os.environ | {"PGPASSWORD": self.password})
         self._wait(lambda: urllib.request.urlopen(f"http://127.0.0.1:{http_port}/readyz", timeout=2).read(), "weir")
         return Endpoint(port, self.password)
 

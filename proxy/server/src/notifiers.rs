@@ -26,8 +26,15 @@ impl Notifiers {
         sessions.insert(server_process, session);
     }
 
+    /// Puts the sender as clients know it into the body of a NotificationResponse.
+    pub fn name_sender(&self, notification: &mut [u8]) {
+        if let Some(process) = notification.first_chunk_mut() {
+            *process = self.sender(i32::from_be_bytes(*process)).to_be_bytes();
+        }
+    }
+
     /// The sender's number as its client knows it.
-    pub fn sender(&self, server_process: i32) -> i32 {
+    fn sender(&self, server_process: i32) -> i32 {
         self.0.lock().get(&server_process).copied().unwrap_or(server_process)
     }
 }

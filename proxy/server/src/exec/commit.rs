@@ -14,8 +14,6 @@ use weir_core::session::replies::Replies;
 use weir_wire::backend::{Status, tag};
 use weir_wire::frame;
 
-use crate::back::pool::Lease;
-use crate::database::Reread;
 use crate::exec::relay::{Capture, Trail};
 use crate::front::client::Client;
 use crate::front::session::{End, Failure, Session};
@@ -51,9 +49,9 @@ impl Session {
             lease.put_query(sql);
         }
         let mut answers = Vec::with_capacity(indexes.len());
-        let alone = self.held.len() == 1;
         for &index in indexes {
-            match answer(&mut self.held[index].lease, &mut self.client, alone).await {
+            let Session { client, held, .. } = self;
+            match answer(&mut held[index].lease, client).await {
                 Ok(answer) => answers.push((index, answer)),
                 Err(error) => return Err(self.lost(index, &error)),
             }
@@ -116,8 +114,13 @@ impl Session {
         self.close_transaction(decided.is_ok());
         self.announced.publish();
         decided?;
-        if txn.changed_schema {
-            self.db.refresh_catalog(Reread::SchemaChanged).await;
+        if txn.renews {
+            self.db.renew_statements();
+        }
+        if txn.made_keeper {
+            self.db.refresh_catalog().await;
+        } else if txn.changed_schema {
+            self.db.schema_changed().await;
         }
         Ok(())
     }
@@ -213,19 +216,18 @@ impl Session {
     }
 }
 
-/// Waits for the whole answer to a simple query of weir's own; rows are ignored. What a server says besides is the client's:
-/// notifications from any server, notices and settings if there is one server only (`alone`), since each says the same.
-async fn answer(lease: &mut Lease, client: &mut Client, alone: bool) -> std::io::Result<Answer> {
+/// Waits for the whole answer to a simple query of weir's own; rows are ignored. What the server says besides (notices of
+/// deferred triggers, settings that a rollback takes back, notifications) is the client's.
+async fn answer(lease: &mut crate::back::pool::Lease, client: &mut Client) -> std::io::Result<Answer> {
     lease.send().await?;
     let mut answer = Ok(());
     loop {
         let (kind, body) = lease.receive().await?;
         match kind {
-            tag::NOTIFICATION => client.put_notification(&body),
-            tag::NOTICE | tag::PARAMETER_STATUS if alone => {
-                frame::put(&mut client.out, kind, |out| out.extend_from_slice(&body));
-            }
             tag::ERROR => answer = Err(body),
+            tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION => {
+                client.put_aside(kind, &body);
+            }
             tag::READY => {
                 lease.status =
                     Status::read(&body).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;

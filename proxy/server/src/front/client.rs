@@ -16,7 +16,7 @@ use weir_core::error::{Severity, UserError};
 use weir_wire::backend::{Report, tag};
 use weir_wire::frame;
 
-use crate::back::conn::read_into;
+use crate::back::conn::{read_into, shrink};
 use crate::notifiers::Notifiers;
 
 /// How much is read from a client at once.
@@ -40,19 +40,35 @@ pub struct Client {
 
 impl Client {
     pub fn new(socket: Socket, address: SocketAddr) -> Self {
-        Client {
-            socket,
-            address,
-            inbuf: BytesMut::new(),
-            out: BytesMut::new(),
-            received_bytes: 0,
-            sent_bytes: 0,
-            notifiers: None,
-        }
+        let (inbuf, out) = (BytesMut::new(), BytesMut::new());
+        Client { socket, address, inbuf, out, received_bytes: 0, sent_bytes: 0, notifiers: None }
     }
 
     pub fn is_tls(&self) -> bool {
         matches!(self.socket, Socket::Tls(_))
+    }
+
+    /// The certificate the client showed in the handshake, verified there.
+    pub fn peer_certificate(&self) -> Option<&[u8]> {
+        match &self.socket {
+            Socket::Plain(_) => None,
+            Socket::Tls(stream) => Some(stream.get_ref().1.peer_certificates()?.first()?),
+        }
+    }
+
+    /// Where the client reached us.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Plain(stream) => stream.local_addr().ok(),
+            Socket::Tls(stream) => stream.get_ref().0.local_addr().ok(),
+        }
+    }
+
+    /// The first byte of a plain connection, left where it is. `None` at its end, and on TLS.
+    pub async fn peek(&self) -> io::Result<Option<u8>> {
+        let Socket::Plain(stream) = &self.socket else { return Ok(None) };
+        let mut first = [0];
+        Ok((stream.peek(&mut first).await? == 1).then_some(first[0]))
     }
 
     /// Gives up the plain socket for a TLS handshake. `None` if it is TLS already.
@@ -111,29 +127,21 @@ impl Client {
         report.put(tag::ERROR, &mut self.out);
     }
 
-    /// Puts the sender as clients know it into the body of a NotificationResponse.
-    pub fn name_sender(&self, notification: &mut [u8]) {
-        if let (Some(notifiers), Some(process)) = (&self.notifiers, notification.first_chunk_mut()) {
-            *process = notifiers.sender(i32::from_be_bytes(*process)).to_be_bytes();
+    /// Passes on what a server says besides its answers; a notification under its sender's own number.
+    pub fn put_aside(&mut self, kind: u8, body: &[u8]) {
+        let start = self.out.len() + frame::HEADER;
+        frame::put(&mut self.out, kind, |out| out.extend_from_slice(body));
+        if kind == tag::NOTIFICATION
+            && let Some(notifiers) = &self.notifiers
+        {
+            notifiers.name_sender(&mut self.out[start..]);
         }
-    }
-
-    /// Passes a notification on under its sender's own number.
-    pub fn put_notification(&mut self, body: &[u8]) {
-        let mut body = Vec::from(body);
-        self.name_sender(&mut body);
-        frame::put(&mut self.out, tag::NOTIFICATION, |out| out.extend_from_slice(&body));
     }
 
     /// Large buffers are not kept for idle clients.
     pub fn shrink(&mut self) {
-        const KEEP_BYTES: usize = 64 * 1024;
-        if self.out.is_empty() && self.out.capacity() > KEEP_BYTES {
-            self.out = BytesMut::new();
-        }
-        if self.inbuf.is_empty() && self.inbuf.capacity() > KEEP_BYTES {
-            self.inbuf = BytesMut::new();
-        }
+        shrink(&mut self.out);
+        shrink(&mut self.inbuf);
     }
 }
 

@@ -10,13 +10,28 @@ use bytes::Bytes;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_wire::frontend::Object;
 
-use super::batch::{Batch, Op};
+use super::batch::{Batch, Ending, Op};
 use super::extended::Step;
 use super::names::Known;
-use super::session::{Failure, Session};
+use super::session::{End, Failure, Session};
 use super::stepwise::columns_in;
 
 impl Session {
+    /// A batch that has failed before any of its messages was looked at.
+    pub async fn give_up_batch(&mut self, failure: Failure, ending: Ending) -> Result<(), End> {
+        match failure {
+            Failure::End(end) => return Err(end),
+            Failure::Refused(error) => self.fail(&error),
+            Failure::Reported => {}
+        }
+        self.skipping = ending == Ending::Flush;
+        if ending == Ending::Sync {
+            self.put_ready();
+            self.release();
+        }
+        Ok(())
+    }
+
     /// Looks again at the columns of what this batch binds and the client has seen described under another view.
     pub async fn check_columns(&mut self, batch: &Batch) -> Result<(), Failure> {
         let mut doubtful: Vec<Bytes> = Vec::new();

@@ -52,9 +52,10 @@ async fn serve(app: Arc<App>, stream: TcpStream) -> io::Result<()> {
         client.put_error(&too_many(&app));
         return client.send().await;
     };
-    let hello = tokio::time::timeout(app.config.limits.login_time_max, hello(&app, client)).await;
+    let hello = tokio::time::timeout(app.config().limits.login_time_max, hello(&app, client)).await;
     match hello {
         Ok(Ok(Hello::Session(session))) => session.run().await,
+        Ok(Ok(Hello::Replication(replication))) => replication.run().await,
         Ok(Ok(Hello::Admin(client, user))) => crate::console::run(&app, client, &user).await?,
         Ok(Ok(Hello::Done)) => {}
         Ok(Err(error)) => return Err(error),
