@@ -79,6 +79,11 @@ impl Survey {
     /// Longer lists are not kept for the next batch.
     const STEPS_KEPT_MAX: usize = 8;
 
+    /// Does it bind or run anything?
+    fn has_work(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Bind { .. } | Step::Execute { .. }))
+    }
+
     fn clear(&mut self) {
         if self.steps.capacity() > Self::STEPS_KEPT_MAX || self.undo.capacity() > Self::STEPS_KEPT_MAX {
             *self = Survey::default();
@@ -349,8 +354,7 @@ impl Session {
             replies.push(Owed::Sync { hidden: false });
         } else {
             put_flush(&mut self.held[index].lease.out);
-            self.held[index].piped |=
-                survey.steps.iter().any(|step| matches!(step, Step::Bind { .. } | Step::Execute { .. }));
+            self.held[index].piped |= survey.has_work();
         }
         let mut trail = Trail::default();
         let open = self.txn.is_some();

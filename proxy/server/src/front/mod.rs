@@ -18,4 +18,4 @@ pub mod startup;
 pub mod stepwise;
 pub mod time_out;
 pub mod tls;
-mod unfinished;
+mod wait;

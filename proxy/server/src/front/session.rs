@@ -5,10 +5,8 @@
 //! as an error of the server would. Non-goal: how statements are run ([`crate::exec`]) and what they mean ([`super::simple`],
 //! [`super::extended`]).
 
-use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use weir_core::error::{Blame, Severity, UserError, sqlstate};
@@ -18,7 +16,7 @@ use weir_core::plan::Plan;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars};
-use weir_wire::backend::{Status, put_command_complete, put_ready, tag};
+use weir_wire::backend::{Status, put_command_complete, put_ready};
 
 use super::batch::{Batch, Collector, Ending, Request};
 use super::cancel::Registration;
@@ -237,67 +235,6 @@ impl Session {
             self.stats.end(&self.client, self.txn.is_some());
             if let Some(error) = self.breaks_mode() {
                 return End::Fatal(error);
-            }
-        }
-    }
-
-    /// Waits for bytes from the client; meanwhile passes on what held Backends say by themselves.
-    pub async fn await_client(&mut self) -> Result<(), End> {
-        loop {
-            let (client, held, stats) = (&mut self.client, &mut self.held, &self.stats);
-            let event = std::future::poll_fn(|cx| {
-                if stats.is_ordered() {
-                    return std::task::Poll::Ready(Event::Ordered);
-                }
-                if let std::task::Poll::Ready(received) = client.poll_receive(cx) {
-                    return std::task::Poll::Ready(Event::Client(received));
-                }
-                for (index, held) in held.iter_mut().enumerate() {
-                    if !held.lease.busy
-                        && let std::task::Poll::Ready(frame) = held.lease.poll_frame(cx)
-                    {
-                        return std::task::Poll::Ready(Event::Backend(index, frame));
-                    }
-                }
-                std::task::Poll::Pending
-            })
-            .await;
-            match event {
-                Event::Client(Ok(0) | Err(_)) => return Err(End::ClientGone),
-                Event::Client(Ok(_)) => return Ok(()),
-                Event::Backend(index, frame) => self.unasked(index, frame).await?,
-                Event::Ordered => {
-                    if let Some(order) = self.stats.take_order(self.client.received_bytes) {
-                        return Err(End::Fatal(order.error()));
-                    }
-                }
-            }
-        }
-    }
-
-    /// A held Backend spoke although nothing was asked: a notification, a setting, or its end.
-    async fn unasked(&mut self, index: usize, frame: io::Result<(u8, Bytes)>) -> Result<(), End> {
-        let gone = || {
-            UserError::new(Blame::Server, sqlstate::ADMIN_SHUTDOWN, "the server connection of this session was closed")
-                .hint("Connect again; the open transaction has been rolled back.")
-                .fatal()
-        };
-        match frame {
-            Ok((kind @ (tag::NOTIFICATION | tag::NOTICE | tag::PARAMETER_STATUS), body)) => {
-                self.client.put_aside(kind, &body);
-                self.client.send().await.map_err(|_| End::ClientGone)
-            }
-            Ok((tag::ERROR, body)) => {
-                // The server's own last words, and then the end, as on Postgres.
-                self.held[index].lease.doubt("terminated by the server");
-                self.db.stats.server_error_body(&body);
-                weir_wire::frame::put(&mut self.client.out, tag::ERROR, |out| out.extend_from_slice(&body));
-                let _ = self.client.send().await;
-                Err(End::ClientGone)
-            }
-            Ok(_) | Err(_) => {
-                self.held[index].lease.doubt("spoke out of turn or hung up");
-                Err(End::Fatal(gone()))
             }
         }
     }
@@ -602,13 +539,6 @@ impl Drop for Session {
             }
         }
     }
-}
-
-enum Event {
-    Client(io::Result<usize>),
-    Backend(usize, io::Result<(u8, Bytes)>),
-    /// To end, by a time-out or an administrator.
-    Ordered,
 }
 
 impl Transaction {
