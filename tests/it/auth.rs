@@ -419,7 +419,8 @@ async fn an_upstream_brings_its_users_with_it() -> Result<()> {
 async fn replication_needs_a_rule_of_its_own() -> Result<()> {
     let tier = Tier::builder().shards(1).start().await?;
     let admin = tier.shards[0].primary.admin("postgres").await?;
-    admin.batch_execute("ALTER ROLE shop REPLICATION; CREATE DATABASE secret").await?;
+    admin.batch_execute("ALTER ROLE shop REPLICATION").await?;
+    admin.batch_execute("CREATE DATABASE secret").await?;
     restart_with(&tier, None, Some("host shop shop all scram-sha-256\n")).await?;
     let refused = |settings: Vec<(&'static str, &'static str)>| {
         let dsn = tier.dsn("shop");
