@@ -39,7 +39,7 @@ stage_start() {
 # Settings as pg_regress makes them for a server of its own; anything more in STAGE_POSTGRES_CONF.
 stage_start_postgres() {
     export PGUSER=postgres PGPASSWORD=stage-password PGHOST=127.0.0.1
-    PG_PORT=$(free_port)
+    PG_PORT=${PG_PORT:-$(free_port)}
     stage_as rm -rf "$stage/pg"
     echo "$PGPASSWORD" >"$stage/password"
     stage_as "$PG_BIN/initdb" -D "$stage/pg" -U "$PGUSER" -A scram-sha-256 --no-locale -E UTF8 \
@@ -63,7 +63,7 @@ stage_stop_postgres() {
 # One section per database and the login of a superuser: everything else is weir's default. More in STAGE_WEIR_CONF.
 stage_start_weir() {
     local weir=${WEIR_BIN:-${CARGO_TARGET_DIR:-$repo/target}/debug/weir} database user
-    WEIR_PORT=$(free_port)
+    WEIR_PORT=${WEIR_PORT:-$(free_port)}
     mkdir -p "$stage/weir"
     {
         printf 'listen = "127.0.0.1:%s"\nhttp_listen = "127.0.0.1:%s"\nusers_file = "users.toml"\n' \

@@ -128,7 +128,7 @@ fn conversation() -> Vec<BytesMut> {
         message(&|out| put_query(out, "SELECT 1; SELECT 2")),
         message(&|out| put_query(out, "BEGIN")),
         message(&|out| {
-            Parse { name: b"s", sql: b"SELECT generate_series(1, $1::int)", types: &[0, 0, 0, 23] }.put(out)
+            Parse { name: b"s", sql: b"SELECT generate_series(1, $1::int)", types: &[0, 0, 0, 23] }.put(out);
         }),
         message(&|out| {
             frame::put(out, tag::BIND, |out| out.extend_from_slice(b"p\0s\0\0\0\0\x01\0\0\0\x019\0\0"));
@@ -351,12 +351,11 @@ fn put_sasl_first(out: &mut BytesMut, mechanism: &[u8], length: i32, first: &[u8
     });
 }
 
+/// Turns the right client-first message into the mechanism and message to send.
+type First<'a> = &'a dyn Fn(&str) -> (Vec<u8>, Vec<u8>);
+
 /// What one login attempt answers to a changed client-first and client-final message: the frames up to the end.
-async fn attempt(
-    tier: &Tier,
-    first: &dyn Fn(&str) -> (Vec<u8>, Vec<u8>),
-    last: &dyn Fn(&str) -> Vec<u8>,
-) -> Result<Vec<u8>> {
+async fn attempt(tier: &Tier, first: First<'_>, last: &dyn Fn(&str) -> Vec<u8>) -> Result<Vec<u8>> {
     let mut stream = dial(tier).await?;
     let mut out = hello(tier);
     stream.write_all(&out.split()).await?;
@@ -436,7 +435,7 @@ async fn wrong_scram_in_every_field() -> Result<()> {
         }),
         ("no proof", |message| message.split(",p=").next().unwrap_or_default().as_bytes().to_vec()),
         ("an empty proof", |message| [message.split(",p=").next().unwrap_or_default(), ",p="].concat().into_bytes()),
-        ("a short proof", |message| message[..message.len() - 8].as_bytes().to_vec()),
+        ("a short proof", |message| message.as_bytes()[..message.len() - 8].to_vec()),
         ("another proof", |message| {
             let at = message.find(",p=").unwrap_or(0) + 3;
             let letter = if message.as_bytes()[at] == b'A' { "B" } else { "A" };
@@ -451,13 +450,13 @@ async fn wrong_scram_in_every_field() -> Result<()> {
         assert_eq!(kinds, [server::AUTHENTICATION, server::ERROR], "{what}");
     }
     // The proof of one exchange is worth nothing in the next.
-    let seen = std::sync::Mutex::new(Vec::new());
+    let seen = parking_lot::Mutex::new(Vec::new());
     attempt(&tier, &plain, &|message| {
-        *seen.lock().expect("no panic holds it") = message.as_bytes().to_vec();
+        *seen.lock() = message.as_bytes().to_vec();
         message.as_bytes().to_vec()
     })
     .await?;
-    let replayed = attempt(&tier, &plain, &|_| seen.lock().expect("no panic holds it").clone()).await?;
+    let replayed = attempt(&tier, &plain, &|_| seen.lock().clone()).await?;
     assert_eq!(replayed, [server::AUTHENTICATION, server::ERROR], "a replayed proof");
     unharmed(&tier, honest, before).await
 }

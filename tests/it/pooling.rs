@@ -258,3 +258,58 @@ async fn limits_change_while_weir_runs_and_the_rest_says_that_it_cannot() -> Res
     assert!(std::process::Command::new("kill").args(["-HUP", &pid.to_string()]).status()?.success());
     until("the limit is gone", async || Ok(front.connect("one", "app").await.is_ok())).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn administrators_pause_resume_and_end_sessions() -> Result<()> {
+    let (_run, cluster, front) = served("stats_users = [\"other\"]").await?;
+    let (busy, waiting) = (front.connect("one", "app").await?, front.connect("one", "app").await?);
+    let console = front.connect("weir", "app").await?;
+    let refused = front.connect("weir", "other").await?.simple_query("PAUSE").await.err().context("may only look")?;
+    assert!(code(&refused.into()).starts_with("42501"));
+    busy.batch_execute("BEGIN; SELECT 1").await?;
+    let pause = tokio::spawn(async move { console.simple_query("PAUSE one").await.map(|_| console) });
+    let other = front.connect("weir", "app").await?;
+    let paused = async || {
+        let rows = other.simple_query("SHOW DATABASES").await?;
+        Ok(rows
+            .iter()
+            .any(|row| matches!(row, tokio_postgres::SimpleQueryMessage::Row(row) if row.get("paused") == Some("1"))))
+    };
+    until("it is pausing", paused).await?;
+    let wait = tokio::spawn(async move { waiting.simple_query("SELECT 1").await.map(|_| waiting) });
+    assert_eq!(column(&busy, "SELECT 2").await?, ["2"], "what runs may end");
+    assert!(!pause.is_finished() && !wait.is_finished());
+    busy.batch_execute("COMMIT").await?;
+    let console = pause.await??;
+    until("a paused database has no server connection", async || Ok(connections(&cluster, "app").await? == 0)).await?;
+    assert!(!wait.is_finished());
+    console.simple_query("RESUME one").await?;
+    let waiting = wait.await??;
+
+    let before = pid(&waiting).await?;
+    console.execute("RECONNECT", &[]).await?;
+    assert_ne!(pid(&waiting).await?, before, "another server connection");
+
+    let clients = console.simple_query("SHOW CLIENTS").await?;
+    let ids: Vec<&str> = clients
+        .iter()
+        .filter_map(|row| match row {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get("id"),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ids.len(), 2, "{ids:?}");
+    for id in ids {
+        console.simple_query(&format!("KILL_CLIENT {id}")).await?;
+    }
+    until("both are gone", async || Ok(busy.is_closed() && waiting.is_closed())).await?;
+    assert!(code(&console.simple_query("KILL_CLIENT 99").await.err().context("none")?.into()).starts_with("42704"));
+
+    let victim = crate::raw::Raw::login(&front.dsn("one", "app"), &[]).await?;
+    console.simple_query("KILL one").await?;
+    let words = last_words(victim).await?;
+    assert!(words.contains("57P01") && words.contains("administrator"), "{words}");
+    console.simple_query("RESUME").await?;
+    assert_eq!(column(&front.connect("one", "app").await?, "SELECT 1").await?, ["1"]);
+    Ok(())
+}

@@ -119,7 +119,7 @@ async fn the_server_connection_ends_with_the_clients_and_is_never_lent() -> Resu
         let mut request = BytesMut::new();
         weir_wire::startup::put_cancel(&mut request, client.process, &client.secret);
         stream.write_all(&request).await?;
-        stream.read(&mut [0; 1]).await?;
+        assert_eq!(stream.read(&mut [0; 1]).await?, 0, "a cancel request is never answered");
         if tokio::time::timeout(Duration::from_millis(100), client.peeked()).await.is_ok() {
             break;
         }

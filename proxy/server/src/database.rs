@@ -84,12 +84,15 @@ pub struct Database {
     /// Name for the cache: a database that was dropped and made anew is another one.
     identity: ArcSwap<String>,
     suspect: AtomicBool,
+    paused: AtomicBool,
     /// What runs on its behalf, until it is taken down.
     tasks: Mutex<JoinSet<()>>,
     users: Mutex<HashMap<Arc<str>, Arc<UserPools>>>,
     turn: AtomicUsize,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
+    /// Somebody has asked for currval() or lastval(): from then on what draws from a sequence keeps its connection.
+    pub asks_sequences: AtomicBool,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
 }
@@ -225,11 +228,13 @@ impl Database {
             on_demand,
             identity: ArcSwap::from_pointee(database_name),
             suspect: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             tasks: Mutex::default(),
             users: Mutex::default(),
             turn: AtomicUsize::new(0),
             catalog_login,
             catalog_reading: tokio::sync::Mutex::new(()),
+            asks_sequences: AtomicBool::new(false),
             catalog_doubts: AtomicU64::new(0),
         })
     }
@@ -299,7 +304,11 @@ impl Database {
                 tls: config.server_auth.tls.clone(),
                 deadline: config.limits.connect_time_max,
             };
-            Pool::new(name, login, limits)
+            let pool = Pool::new(name, login, limits);
+            if self.is_paused() {
+                pool.pause();
+            }
+            pool
         };
         let shards = self.config.shards.iter().map(|shard| {
             let base = format!("{}/{}", self.name, shard.name);
@@ -355,6 +364,34 @@ impl Database {
             .iter()
             .map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.close_idle()).sum::<usize>())
             .sum()
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Relaxed)
+    }
+
+    /// Keeps every session waiting that next needs a server connection.
+    pub fn pause(&self) {
+        // Under the lock, so that pools that are being made are either found here or find the flag.
+        let users = self.users.lock();
+        self.paused.store(true, Relaxed);
+        users.values().for_each(|pools| pools.iter().for_each(|(_, _, pool)| pool.pause()));
+    }
+
+    pub fn resume(&self) {
+        let users = self.users.lock();
+        self.paused.store(false, Relaxed);
+        users.values().for_each(|pools| pools.iter().for_each(|(_, _, pool)| pool.resume()));
+    }
+
+    /// Replaces every server connection at its next idle moment.
+    pub fn reconnect(&self) {
+        self.all_pools().iter().for_each(|(_, pools)| pools.iter().for_each(|(_, _, pool)| pool.reconnect()));
+    }
+
+    /// Is no server connection in use?
+    pub fn is_quiet(&self) -> bool {
+        self.all_pools().iter().all(|(_, pools)| pools.iter().all(|(_, _, pool)| pool.counts().busy == 0))
     }
 
     /// Is no server connection open? Then the database may have been dropped behind weir.
@@ -427,9 +464,11 @@ impl Database {
     /// there is one shard all statements go there anyhow: reads stay with the primary and writes count as writes of anything
     /// until a reading in the background has caught up.
     pub async fn schema_changed(self: &Arc<Self>) {
-        if !self.view().topology.is_single() {
-            return self.refresh_catalog().await;
-        }
+        if self.view().topology.is_single() { self.doubt_catalog() } else { self.refresh_catalog().await }
+    }
+
+    /// The schema has changed, and a reading in the background will tell how.
+    pub fn doubt_catalog(self: &Arc<Self>) {
         if self.catalog_doubts.fetch_add(1, AcqRel) == 0 {
             tokio::spawn(catch_up(Arc::downgrade(self)));
         }

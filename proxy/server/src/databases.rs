@@ -9,6 +9,7 @@
 //! share only invalidates more than it had to.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -38,12 +39,20 @@ pub struct Databases {
     /// Names that are being set up: whoever asks meanwhile waits for the first.
     coming: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>>,
     users: Arc<UserSeats>,
+    /// What is set up from now on is paused as well.
+    paused: AtomicBool,
 }
 
 impl Databases {
     pub fn new(named: Vec<Arc<Database>>, wildcard: Option<Basis>) -> Self {
         let served = named.into_iter().map(|db| (Arc::clone(&db.name), db)).collect();
-        Databases { served: ArcSwap::from_pointee(served), wildcard, coming: Mutex::default(), users: Arc::default() }
+        Databases {
+            served: ArcSwap::from_pointee(served),
+            wildcard,
+            coming: Mutex::default(),
+            users: Arc::default(),
+            paused: AtomicBool::new(false),
+        }
     }
 
     /// A database that is set up.
@@ -120,6 +129,9 @@ impl Databases {
                 .hint("weir's own user must be able to connect to it.")
         })?;
         made.verify().await?;
+        if self.paused.load(Relaxed) {
+            made.pause();
+        }
         self.served.rcu(|served| {
             let mut served = Map::clone(served);
             served.insert(Arc::clone(&made.name), Arc::clone(&made));
@@ -178,6 +190,11 @@ impl Databases {
             }
             served
         });
+    }
+
+    /// For PAUSE and RESUME of everything: counts for what is set up later, too.
+    pub fn note_pause(&self, paused: bool) {
+        self.paused.store(paused, Relaxed);
     }
 
     /// Somebody is about to drop, rename or copy these databases: weir's own idle connections to them go.

@@ -128,10 +128,10 @@ impl Metrics {
         self.databases.lock().get(name).cloned()
     }
 
-    /// A session's own view of its database, with the next stripe.
-    pub fn session(&self, database: &Arc<DatabaseMetrics>) -> SessionMetrics {
-        let stripe = Stripe::of(self.sessions.fetch_add(1, Ordering::Relaxed));
-        SessionMetrics::new(Arc::clone(database), stripe)
+    /// The number of a new session, from 1, and its own view of its database, with the next stripe.
+    pub fn session(&self, database: &Arc<DatabaseMetrics>) -> (u64, SessionMetrics) {
+        let number = self.sessions.fetch_add(1, Ordering::Relaxed);
+        (number as u64 + 1, SessionMetrics::new(Arc::clone(database), Stripe::of(number)))
     }
 
     /// An error was sent to a client. Cold: takes a lock.

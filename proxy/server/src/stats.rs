@@ -67,10 +67,6 @@ impl SessionStats {
         self.entry.mode
     }
 
-    pub fn cancel(&self) -> &Arc<CancelSlot> {
-        &self.entry.cancel
-    }
-
     pub fn glance(&self) -> Glance {
         let busy_since_us = self.busy_since_us.load(Relaxed);
         let busy_for = self.started.elapsed().saturating_sub(Duration::from_micros(busy_since_us));
@@ -81,6 +77,16 @@ impl SessionStats {
             rests: rests >> 1,
             in_transaction: rests & 1 == 1,
         }
+    }
+
+    /// Cancels on the server what it runs now, in the background. False: nothing does.
+    pub fn cancel_running(&self) -> bool {
+        let running = self.entry.cancel.is_running();
+        if running {
+            let slot = Arc::clone(&self.entry.cancel);
+            tokio::spawn(async move { slot.cancel_running().await });
+        }
+        running
     }
 
     /// Notes the task that awaits this as the session's, which [`SessionStats::order`] wakes. It never changes.
@@ -175,7 +181,6 @@ impl SessionStats {
 /// The sessions of one database, and its rare events.
 pub struct DatabaseStats {
     live: Mutex<HashMap<u64, Arc<SessionStats>>>,
-    next_id: AtomicU64,
     pub two_phase_commits: AtomicU64,
     /// Replica answers that could not be proven fresh and were thrown away.
     pub replica_rejected: AtomicU64,
@@ -188,7 +193,6 @@ impl DatabaseStats {
     pub fn new(metrics: Arc<Metrics>, database: Arc<DatabaseMetrics>) -> Self {
         DatabaseStats {
             live: Mutex::default(),
-            next_id: AtomicU64::new(1),
             two_phase_commits: AtomicU64::new(0),
             replica_rejected: AtomicU64::new(0),
             pinned_now: Default::default(),
@@ -198,11 +202,11 @@ impl DatabaseStats {
     }
 
     pub fn open(&self, user: Arc<str>, client: &Client, application_name: String, entry: Entry) -> Arc<SessionStats> {
-        let metrics = self.metrics.session(&self.database);
+        let (id, metrics) = self.metrics.session(&self.database);
         metrics.login();
         metrics.traffic(client.received_bytes, client.sent_bytes);
         let stats = Arc::new(SessionStats {
-            id: self.next_id.fetch_add(1, Relaxed),
+            id,
             user,
             address: client.address,
             tls: client.is_tls(),

@@ -71,6 +71,11 @@ fn help() -> Table {
     let others = [
         ("ROUTE [database] '<sql>'", "where a statement would go and why, without running it"),
         ("RELOAD", "read the configuration again, as a whole or not at all"),
+        ("PAUSE [database]", "let running transactions end, then keep everybody waiting"),
+        ("RESUME [database]", "end a pause"),
+        ("RECONNECT [database]", "replace every server connection at its next idle moment"),
+        ("KILL <database>", "end all its sessions; newcomers wait until RESUME"),
+        ("KILL_CLIENT <id>", "end one session of SHOW CLIENTS"),
     ];
     let others = others.into_iter().map(|(name, meaning)| vec![Cell::from(name), meaning.into()]);
     table(&["'command", "'meaning"], shows.chain(others).collect())
@@ -195,7 +200,7 @@ fn databases(rows: &[DatabaseRow]) -> Table {
         row.pool_size.into(), row.min_pool_size.into(), row.reserve_pool_size.into(), row.server_lifetime.into(),
         row.mode.into(),
         Cell::Null, 0i64.into(), row.current_connections.into(), row.max_client_connections.into(),
-        row.current_client_connections.into(), 0i64.into(), 0i64.into(),
+        row.current_client_connections.into(), i64::from(row.paused).into(), 0i64.into(),
     ]).collect())
 }
 

@@ -118,6 +118,7 @@ pub struct DatabaseRow {
     pub current_connections: u64,
     pub max_client_connections: u64,
     pub current_client_connections: u64,
+    pub paused: bool,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -76,6 +76,8 @@ pub struct Shelf<T> {
     busy: usize,
     waiting: VecDeque<Ticket>,
     next: u64,
+    /// Nobody gets anything; what comes back is closed.
+    paused: bool,
 }
 
 /// Numbers for SHOW POOLS and metrics.
@@ -89,14 +91,14 @@ pub struct Counts {
 
 impl<T> Shelf<T> {
     pub fn new(bounds: Bounds) -> Self {
-        Shelf { bounds, idle: Vec::new(), busy: 0, waiting: VecDeque::new(), next: 0 }
+        Shelf { bounds, idle: Vec::new(), busy: 0, waiting: VecDeque::new(), next: 0, paused: false }
     }
 
     pub fn acquire(&mut self) -> Acquire<T> {
         if let Some(idle) = self.take_idle() {
             return Acquire::Idle(idle);
         }
-        if self.waiting.is_empty() && self.busy < self.bounds.size {
+        if self.waiting.is_empty() && !self.paused && self.busy < self.bounds.size {
             self.busy += 1;
             return Acquire::Open;
         }
@@ -112,7 +114,7 @@ impl<T> Shelf<T> {
     /// An idle one, if that takes it from nobody: a newcomer never overtakes, so while somebody waits idle ones are
     /// already spoken for.
     pub fn take_idle(&mut self) -> Option<T> {
-        if !self.waiting.is_empty() {
+        if !self.waiting.is_empty() || self.paused {
             return None;
         }
         let idle = self.idle.pop()?;
@@ -122,6 +124,10 @@ impl<T> Shelf<T> {
 
     /// A leased Backend comes back clean.
     pub fn release(&mut self, backend: T) -> Release<T> {
+        if self.paused {
+            self.busy = self.busy.saturating_sub(1);
+            return Release::Surplus(backend);
+        }
         match self.waiting.pop_front() {
             Some(ticket) => Release::HandTo(ticket, backend),
             None => {
@@ -137,7 +143,7 @@ impl<T> Shelf<T> {
 
     /// A waiter has waited long enough for the reserve. True: it has left the queue and may open one.
     pub fn draw_reserve(&mut self, ticket: Ticket) -> bool {
-        let room = self.busy + self.idle.len() < self.bounds.size + self.bounds.reserve;
+        let room = !self.paused && self.busy + self.idle.len() < self.bounds.size + self.bounds.reserve;
         let granted = room && self.forget(ticket);
         self.busy += usize::from(granted);
         granted
@@ -145,7 +151,7 @@ impl<T> Shelf<T> {
 
     /// Permission to open one ahead of need, while there are fewer than `min`; then report as after [`Acquire::Open`].
     pub fn open_ahead(&mut self, min: usize) -> bool {
-        let lacks = self.busy + self.idle.len() < min.min(self.bounds.size);
+        let lacks = !self.paused && self.busy + self.idle.len() < min.min(self.bounds.size);
         self.busy += usize::from(lacks);
         lacks
     }
@@ -154,8 +160,30 @@ impl<T> Shelf<T> {
     #[must_use]
     pub fn resize(&mut self, bounds: Bounds) -> Vec<Ticket> {
         self.bounds = bounds;
+        self.call_waiters()
+    }
+
+    /// From now on nobody gets anything, until [`Shelf::resume`]. Gives what is idle, to be closed.
+    pub fn pause(&mut self) -> Vec<T> {
+        self.paused = true;
+        std::mem::take(&mut self.idle)
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// The end of a pause. These waiters may each open one at once.
+    #[must_use]
+    pub fn resume(&mut self) -> Vec<Ticket> {
+        self.paused = false;
+        self.call_waiters()
+    }
+
+    fn call_waiters(&mut self) -> Vec<Ticket> {
         let mut called = Vec::new();
-        while self.busy + self.idle.len() < self.bounds.size
+        while !self.paused
+            && self.busy + self.idle.len() < self.bounds.size
             && let Some(ticket) = self.waiting.pop_front()
         {
             self.busy += 1;
@@ -167,7 +195,8 @@ impl<T> Shelf<T> {
     /// A leased or opening Backend is gone. `Some`: this waiter may open one in its place.
     #[must_use]
     pub fn closed(&mut self) -> Option<Ticket> {
-        if self.busy + self.idle.len() <= self.bounds.size
+        if !self.paused
+            && self.busy + self.idle.len() <= self.bounds.size
             && let Some(ticket) = self.waiting.pop_front()
         {
             return Some(ticket);

@@ -68,6 +68,8 @@ enum Step {
     Reserve,
     Ahead,
     Resize(usize, usize),
+    Pause,
+    Resume,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -78,6 +80,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::GiveUp),
         2 => Just(Step::Reserve),
         1 => Just(Step::Ahead),
+        1 => Just(Step::Pause),
+        2 => Just(Step::Resume),
         1 => (1usize..5, 0usize..3).prop_map(|(size, reserve)| Step::Resize(size, reserve)),
     ];
     prop::collection::vec(step, 0..200)
@@ -110,7 +114,9 @@ proptest! {
                             held.push(id);
                         }
                         Release::Shelved => prop_assert!(queue.is_empty()),
-                        Release::Surplus(_) => prop_assert!(queue.is_empty() && total_before > limits.size),
+                        Release::Surplus(_) => {
+                            prop_assert!(shelf.is_paused() || queue.is_empty() && total_before > limits.size);
+                        }
                     }
                 },
                 Step::Close => if held.pop().is_some() && let Some(ticket) = shelf.closed() {
@@ -129,9 +135,15 @@ proptest! {
                     held.push(made);
                     made += 1;
                 },
-                Step::Resize(size, reserve) => {
-                    limits = bounds(size, reserve, 5);
-                    for ticket in shelf.resize(limits) {
+                Step::Pause => drop(shelf.pause()),
+                Step::Resume | Step::Resize(..) => {
+                    let called = if let Step::Resize(size, reserve) = step {
+                        limits = bounds(size, reserve, 5);
+                        shelf.resize(limits)
+                    } else {
+                        shelf.resume()
+                    };
+                    for ticket in called {
                         prop_assert_eq!(queue.pop_front(), Some(ticket));
                         held.push(made);
                         made += 1;
@@ -145,7 +157,8 @@ proptest! {
             let total = counts.busy + counts.idle;
             prop_assert!(total <= (limits.size + limits.reserve).max(total_before));
             prop_assert!(queue.is_empty() || counts.idle == 0, "nobody waits while one is idle");
-            prop_assert!(queue.is_empty() || total >= limits.size, "nobody waits while there is room");
+            prop_assert!(queue.is_empty() || shelf.is_paused() || total >= limits.size, "nobody waits in vain");
+            prop_assert!(!shelf.is_paused() || total <= total_before, "a pause only ever drains");
             peak = peak.max(total);
         }
         prop_assert!(peak <= 7);

@@ -43,6 +43,8 @@ pub struct Backend {
     pub status: Status,
     /// A request is on its way and has not been answered to its end.
     pub busy: bool,
+    /// The session (its cancel process number) that has last written here, and so may have drawn from a sequence; 0: none.
+    pub drawn_by: i32,
     doubt: Option<&'static str>,
     pub since: Instant,
     pub idle_since: Instant,
@@ -61,6 +63,7 @@ impl Backend {
             vars: VarSet::default(),
             status: Status::Idle,
             busy: false,
+            drawn_by: 0,
             doubt: None,
             since: now,
             idle_since: now,

@@ -46,6 +46,9 @@ pub struct Pool {
     limits: Mutex<PoolLimits>,
     /// `limits.lifetime`, for every return.
     lifetime_ms: AtomicU64,
+    made: Instant,
+    /// Backends from before this many microseconds since `made` are not lent again.
+    fresh_from_us: AtomicU64,
     inner: Mutex<Inner>,
     /// What the server reported at the latest login.
     parameters: Mutex<Option<Arc<Parameters>>>,
@@ -55,6 +58,8 @@ pub struct Pool {
     pub leases_total: AtomicU64,
 }
 
+/// How often a client that waits during a pause looks whether it is over.
+const PAUSE_LOOK: Duration = Duration::from_secs(1);
 /// Different startup settings whose effect is remembered.
 const SETTINGS_MAX: usize = 64;
 
@@ -80,6 +85,8 @@ impl Pool {
             login,
             limits: Mutex::new(limits),
             lifetime_ms: AtomicU64::new(limits.lifetime.as_millis() as u64),
+            made: Instant::now(),
+            fresh_from_us: AtomicU64::new(0),
             inner: Mutex::new(Inner { shelf, callers: HashMap::new(), waiting_since: HashMap::new() }),
             parameters: Mutex::new(None),
             settings: Mutex::default(),
@@ -90,7 +97,21 @@ impl Pool {
 
     /// A Backend that can be had without waiting.
     pub fn lease_idle(self: &Arc<Self>) -> Option<Lease> {
-        let backend = self.inner.lock().shelf.take_idle()?;
+        loop {
+            let backend = self.inner.lock().shelf.take_idle()?;
+            if let Some(lease) = self.lend(backend) {
+                return Some(lease);
+            }
+        }
+    }
+
+    /// Lends what was idle, unless it was terminated on its shelf: that must not cost a client its statement.
+    fn lend(self: &Arc<Self>, mut backend: Box<Backend>) -> Option<Lease> {
+        if backend.has_news() {
+            drop(backend);
+            self.vacate();
+            return None;
+        }
         self.leases_total.fetch_add(1, Relaxed);
         Some(Lease { backend: Some(backend), pool: Arc::clone(self) })
     }
@@ -98,19 +119,15 @@ impl Pool {
     /// A Backend to use; waits its turn for `wait_max` at most. Errors: 53300 when the queue is full or the wait over,
     /// 08001 when the server cannot be reached.
     pub async fn lease(self: &Arc<Self>) -> Result<Lease, UserError> {
-        self.leases_total.fetch_add(1, Relaxed);
         let receiver = loop {
             let mut inner = self.inner.lock();
             break match inner.shelf.acquire() {
-                Acquire::Idle(mut backend) => {
+                Acquire::Idle(backend) => {
                     drop(inner);
-                    // One that was terminated on its shelf must not cost a client its statement.
-                    if backend.has_news() {
-                        drop(backend);
-                        self.vacate();
-                        continue;
+                    match self.lend(backend) {
+                        Some(lease) => return Ok(lease),
+                        None => continue,
                     }
-                    return Ok(Lease { backend: Some(backend), pool: Arc::clone(self) });
                 }
                 Acquire::Open => None,
                 Acquire::Wait(ticket) => {
@@ -122,6 +139,7 @@ impl Pool {
                 Acquire::Refused => return Err(self.full(inner.shelf.counts())),
             };
         };
+        self.leases_total.fetch_add(1, Relaxed);
         match receiver {
             None => self.open().await,
             Some((ticket, receiver)) => self.wait(ticket, receiver).await,
@@ -144,6 +162,12 @@ impl Pool {
     async fn called(&self, place: &mut Place<'_>) -> Option<Handed> {
         let limits = *self.limits.lock();
         let mut patience = limits.wait_max;
+        // During a pause the end of the wait is RESUME's to tell, as with PgBouncer.
+        while self.inner.lock().shelf.is_paused() {
+            if let Ok(called) = tokio::time::timeout(PAUSE_LOOK, &mut place.receiver).await {
+                return called.ok();
+            }
+        }
         if limits.bounds.reserve > 0 && limits.reserve_after < patience {
             if let Ok(called) = tokio::time::timeout(limits.reserve_after, &mut place.receiver).await {
                 return called.ok();
@@ -185,7 +209,7 @@ impl Pool {
         self.parameters.lock().clone().ok_or_else(|| self.timed_out())
     }
 
-    /// The ParameterStatus frames with which the server answers these settings. Errors: 22023 with the server's words, if it
+    /// The ParameterStatus and notice frames with which the server answers these settings. Errors: 22023 with the server's words, if it
     /// refuses one of them.
     pub async fn reported_settings(self: &Arc<Self>, vars: &VarSet) -> Result<Bytes, UserError> {
         if vars.is_empty() {
@@ -264,20 +288,34 @@ impl Pool {
         *self.limits.lock() = limits;
         self.lifetime_ms.store(limits.lifetime.as_millis() as u64, Relaxed);
         let mut inner = self.inner.lock();
-        for ticket in inner.shelf.resize(limits.bounds) {
-            let mut called = inner.call(ticket, Handed::Open).is_ok();
-            // Who has gone meanwhile passes the permission on.
-            while !called {
-                let Some(next) = inner.shelf.closed() else { break };
-                called = inner.call(next, Handed::Open).is_ok();
-            }
-        }
+        let called = inner.shelf.resize(limits.bounds);
+        inner.call_all(called);
+    }
+
+    /// Closes what is idle now and the rest as it comes back; nobody gets one until [`Pool::resume`].
+    pub fn pause(&self) {
+        let idle = self.inner.lock().shelf.pause();
+        drop(idle);
+    }
+
+    pub fn resume(&self) {
+        let mut inner = self.inner.lock();
+        let called = inner.shelf.resume();
+        inner.call_all(called);
+    }
+
+    /// Every Backend of now is closed when it is next idle, instead of being lent again.
+    pub fn reconnect(&self) {
+        self.fresh_from_us.store(self.made.elapsed().as_micros() as u64, Relaxed);
+        self.close_idle();
     }
 
     fn give_back(&self, mut backend: Box<Backend>) {
         backend.idle_since = Instant::now();
         let age = backend.idle_since.duration_since(backend.since);
-        if !backend.is_clean() || age.as_millis() as u64 > self.lifetime_ms.load(Relaxed) {
+        let born_us = backend.since.saturating_duration_since(self.made).as_micros() as u64;
+        let old = age.as_millis() as u64 > self.lifetime_ms.load(Relaxed) || born_us < self.fresh_from_us.load(Relaxed);
+        if !backend.is_clean() || old {
             drop(backend);
             return self.vacate();
         }
@@ -322,7 +360,7 @@ impl Pool {
     }
 }
 
-/// Applies settings to a Backend; the ParameterStatus frames that it answers with.
+/// Applies settings to a Backend; the ParameterStatus and notice frames that it answers with.
 async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserError> {
     let Some(sql) = replay(&lease.vars, vars) else { return Ok(Bytes::new()) };
     lease.busy = true;
@@ -337,7 +375,7 @@ async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserErro
     loop {
         let (kind, body) = lease.receive().await.map_err(lost)?;
         match kind {
-            tag::PARAMETER_STATUS => frame::put(&mut reported, kind, |out| out.extend_from_slice(&body)),
+            tag::PARAMETER_STATUS | tag::NOTICE => frame::put(&mut reported, kind, |out| out.extend_from_slice(&body)),
             tag::ERROR => refused = report_field(&body, b'M').map(|text| String::from_utf8_lossy(text).into_owned()),
             tag::READY => break,
             _ => {}
@@ -358,6 +396,17 @@ async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserErro
 }
 
 impl Inner {
+    /// Lets these waiters open one each; who has gone meanwhile passes the permission on.
+    fn call_all(&mut self, tickets: Vec<Ticket>) {
+        for ticket in tickets {
+            let mut called = self.call(ticket, Handed::Open).is_ok();
+            while !called {
+                let Some(next) = self.shelf.closed() else { break };
+                called = self.call(next, Handed::Open).is_ok();
+            }
+        }
+    }
+
     fn call(&mut self, ticket: Ticket, handed: Handed) -> Result<(), Handed> {
         self.waiting_since.remove(&ticket);
         match self.callers.remove(&ticket) {

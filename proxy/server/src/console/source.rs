@@ -70,10 +70,6 @@ impl AdminSource for Source<'_> {
         })?;
         db.route(sql)
     }
-
-    fn reload(&self) -> Result<(), UserError> {
-        crate::reload::reload(self.0).map(drop)
-    }
 }
 
 fn pools(db: &Arc<Database>) -> Vec<PoolRow> {
@@ -166,6 +162,7 @@ fn databases(app: &App, db: &Database) -> Vec<DatabaseRow> {
         server_lifetime: pool.lifetime_max.as_secs(),
         current_connections: connections as u64,
         max_client_connections: max as u64,
+        paused: db.is_paused(),
         current_client_connections: db.stats.live().len() as u64,
     });
     rows.collect()
@@ -365,10 +362,6 @@ impl AdminSource for HttpSource {
 
     fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError> {
         Source(&self.0).route(database, sql)
-    }
-
-    fn reload(&self) -> Result<(), UserError> {
-        Source(&self.0).reload()
     }
 }
 

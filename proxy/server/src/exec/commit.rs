@@ -113,7 +113,9 @@ impl Session {
         self.close_transaction(decided.is_ok());
         self.announced.publish();
         decided?;
-        if txn.changed_schema {
+        if txn.made_keeper {
+            self.db.refresh_catalog().await;
+        } else if txn.changed_schema {
             self.db.schema_changed().await;
         }
         Ok(())

@@ -47,7 +47,7 @@ impl Session {
             Class::Release(name) => self.release_savepoint(sql, name).await?,
             Class::RollbackTo(name) => self.roll_back_to(sql, name).await?,
             Class::PrepareTransaction if self.txn.as_ref().is_some_and(|txn| txn.failed) => {
-                self.end(false, false).await?
+                self.end(false, false).await?;
             }
             Class::PrepareTransaction if self.is_single() => self.prepare_transaction(sql).await?,
             Class::SetTransaction(_) => self.set_transaction(sql).await?,

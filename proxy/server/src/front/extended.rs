@@ -174,6 +174,21 @@ impl Session {
         survey
     }
 
+    /// A failed transaction takes no new statements, also none that weir would answer for because the server has it already.
+    fn refuse_known_text(&self, prepared: &Prepared) -> Result<(), UserError> {
+        let failed = self.txn.as_ref().is_some_and(|txn| txn.failed);
+        if failed
+            && !prepared.shape.class.ends_failed_transaction()
+            && self
+                .held
+                .iter()
+                .any(|held| held.lease.is_prepared(prepared.id) || held.lease.unnamed == Some(prepared.id))
+        {
+            return Err(super::control::aborted());
+        }
+        Ok(())
+    }
+
     fn survey_class(&self, class: &Class, survey: &mut Survey) {
         if self.is_for_weir(class) {
             survey.controls = true;
@@ -187,6 +202,7 @@ impl Session {
                 let prepared = self.db.statements.prepare(&sql, &types, &self.view(), &mut self.scratch);
                 // A key declared as a type that is laid out differently would be misread in binary form.
                 prepared.template.check_types(&prepared.type_oids())?;
+                self.refuse_known_text(&prepared)?;
                 let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.define(&name, Arc::clone(&prepared))?);
                 self.survey_class(&prepared.shape.class, survey);
@@ -311,6 +327,13 @@ impl Session {
         let mut replies = Replies::default();
         if !self.held[index].lease.busy {
             self.prime(index, &mut replies);
+        }
+        if !self.held[index].lease.busy {
+            for step in &survey.steps {
+                if let Step::Execute { portal, .. } = step {
+                    self.own_sequences(index, &portal.prepared.shape, &mut replies);
+                }
+            }
         }
         self.put_steps(index, survey, &mut replies)?;
         if ending == Ending::Sync {

@@ -28,6 +28,7 @@ use super::names::{Names, Undo};
 use crate::app::App;
 use crate::back::pool::Lease;
 use crate::database::{Database, UserPools, View};
+use crate::exec::failures::{lost, state_not_taken_over};
 use crate::exec::relay::{Broken, Capture, Flow, Trail, relay};
 use crate::fresh::Announced;
 use crate::statements::Scratch;
@@ -81,6 +82,8 @@ pub struct Transaction {
     pub one_snapshot: bool,
     /// It changed the schema.
     pub changed_schema: bool,
+    /// In a way that all sessions must know of: something in it may leave state behind.
+    pub made_keeper: bool,
 }
 
 /// One statement of a transaction's prelude.
@@ -126,6 +129,8 @@ pub struct Session {
     pub skipping: bool,
     /// The client has just sent COPY data to several shards: its Sync of before counts no more, the next one does.
     pub copied_in: bool,
+    /// The server process on which it has last written, and so may have drawn from a sequence.
+    pub drew_on: Option<i32>,
     pub stats: Arc<crate::stats::SessionStats>,
 }
 
@@ -158,6 +163,7 @@ impl Session {
             own_view: Mutex::default(),
             skipping: false,
             copied_in: false,
+            drew_on: None,
             stats,
         }
     }
@@ -418,15 +424,7 @@ impl Session {
             }
             Broken::Hidden(why) => {
                 self.held.remove(index);
-                Failure::Refused(
-                    UserError::new(
-                        Blame::Server,
-                        sqlstate::INTERNAL,
-                        "the server connection could not take over this session's state",
-                    )
-                    .detail(format!("{name}: {why}"))
-                    .hint("RESET ALL clears the session's settings."),
-                )
+                Failure::Refused(state_not_taken_over(&name, &why))
             }
             Broken::Server(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
             Broken::Desync(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
@@ -451,7 +449,9 @@ impl Session {
     pub fn follow(&mut self, index: usize, status: Status) {
         match (status, &mut self.txn) {
             (Status::Idle, txn) if self.held[index].begun || txn.is_none() => {
-                *txn = None;
+                if txn.take().is_some_and(|txn| txn.changed_schema) {
+                    self.db.doubt_catalog();
+                }
                 self.stats.transaction();
             }
             (Status::Idle, _) => {}
@@ -501,6 +501,8 @@ impl Session {
     pub fn note_write_of(&mut self, index: usize, writes: &Dependencies, commits_now: bool) -> Result<(), UserError> {
         let held = &mut self.held[index];
         held.wrote = true;
+        held.lease.drawn_by = self.cancel.process;
+        self.drew_on = Some(held.lease.cancel_key.process);
         if !self.db.tracks_freshness() {
             return Ok(());
         }
@@ -599,7 +601,14 @@ impl Transaction {
     /// A BEGIN of the client that weir answers itself.
     pub fn lazy(sql: &str, one_snapshot: bool) -> Self {
         let begin = Joined { sql: sql.to_owned(), savepoint: None };
-        Transaction { prelude: vec![begin], failed: false, implicit: false, one_snapshot, changed_schema: false }
+        Transaction {
+            prelude: vec![begin],
+            failed: false,
+            implicit: false,
+            one_snapshot,
+            changed_schema: false,
+            made_keeper: false,
+        }
     }
 
     /// For one request of several statements or shards.
@@ -616,12 +625,5 @@ impl Transaction {
 pub fn malformed() -> UserError {
     UserError::new(Blame::Client, sqlstate::PROTOCOL_VIOLATION, "malformed protocol message")
         .detail("The length or layout of a message does not fit its type.")
-        .fatal()
-}
-
-fn lost(name: &str, why: &str) -> UserError {
-    UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost")
-        .detail(format!("{name}: {why}"))
-        .hint("Whether the last statement took effect is not known; connect again and check.")
         .fatal()
 }

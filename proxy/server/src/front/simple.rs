@@ -4,6 +4,7 @@
 //! otherwise they run one by one inside a transaction that weir makes, so that they still commit or fail together.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -12,11 +13,12 @@ use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Plan, Target, Values};
 use weir_core::pool::Mode;
+use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
 use weir_core::sql::normal::split_statements;
-use weir_wire::backend::EMPTY_QUERY;
+use weir_wire::backend::{EMPTY_QUERY, Status};
 
 use super::session::{End, Failure, Session};
 use super::stepwise::split_pipeline;
@@ -167,6 +169,7 @@ impl Session {
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
+        self.own_sequences(index, &understood.shape, &mut replies);
         if !matches!(plan.access, Access::Read) {
             self.leave_databases(&understood.shape, sql);
             self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself())?;
@@ -185,8 +188,38 @@ impl Session {
     /// Pins the session if the statement may have left something behind, whether it succeeded or not: an advisory lock
     /// outlives the error that follows it.
     pub fn pin_for(&mut self, index: usize, shape: &crate::statements::Shape) {
-        if let Some(pin) = shape.pin() {
-            self.pin(index, pin);
+        match shape.pin() {
+            Some(pin) => self.pin(index, pin),
+            None if self.must_keep_draws(index, shape) => self.pin(index, Pin::SequenceState),
+            None => {}
+        }
+    }
+
+    /// May a later currval() or lastval() of this session ask for what the statement has drawn? Where nobody has ever asked, a
+    /// nextval() by name keeps its connection only while there are plenty, and what a table draws by itself does not.
+    fn must_keep_draws(&self, index: usize, shape: &crate::statements::Shape) -> bool {
+        if self.db.asks_sequences.load(Relaxed) {
+            return shape.draws();
+        }
+        shape.effects.draws && {
+            let counts = self.held[index].lease.pool().counts();
+            counts.busy * 2 <= counts.size
+        }
+    }
+
+    /// Before currval() or lastval(): what another session has drawn on this connection is not for this one.
+    pub fn own_sequences(&mut self, index: usize, shape: &crate::statements::Shape, replies: &mut Replies) {
+        if !shape.effects.pins.contains(Pin::SequenceState) {
+            return;
+        }
+        self.db.asks_sequences.store(true, Relaxed);
+        let held = &mut self.held[index];
+        let own = held.lease.drawn_by == self.cancel.process && self.drew_on == Some(held.lease.cancel_key.process);
+        if !own && held.pinned.is_none() && held.lease.status != Status::Failed {
+            held.lease.put_query("DISCARD SEQUENCES");
+            replies.push(Owed::Query { hidden: true });
+            held.lease.drawn_by = self.cancel.process;
+            self.drew_on = Some(held.lease.cancel_key.process);
         }
     }
 
@@ -202,11 +235,17 @@ impl Session {
 
     /// What a statement that has succeeded means for the session.
     pub async fn after(&mut self, shape: &Arc<crate::statements::Shape>) {
-        if shape.class.changes_schema() {
-            match &mut self.txn {
-                Some(txn) => txn.changed_schema = true,
-                None => self.db.schema_changed().await,
+        if !shape.class.changes_schema() {
+            return;
+        }
+        let made_keeper = matches!(shape.class, Class::Ddl(_)) && shape.pin().is_some();
+        match &mut self.txn {
+            Some(txn) => {
+                txn.changed_schema = true;
+                txn.made_keeper |= made_keeper;
             }
+            None if made_keeper => self.db.refresh_catalog().await,
+            None => self.db.schema_changed().await,
         }
     }
 
@@ -246,6 +285,9 @@ impl Session {
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
+        for known in understood {
+            self.own_sequences(index, &known.shape, &mut replies);
+        }
         if understood.iter().any(|known| known.template.is_write() || known.shape.class.controls_transaction()) {
             self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
         }

@@ -281,6 +281,7 @@ impl Session {
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
+        self.own_sequences(index, &prepared.shape, &mut replies);
         if !matches!(portal.plan.access, Access::Read) {
             self.note_write(index, &portal.plan, self.txn.is_none() || prepared.shape.class.commits_itself())?;
         }

@@ -110,7 +110,7 @@ enum Verdict {
 
 /// Sweeps for ever.
 pub async fn run(app: Arc<App>) {
-    let mut seen: HashMap<(usize, u64), Seen> = HashMap::new();
+    let mut seen: HashMap<u64, Seen> = HashMap::new();
     loop {
         let limits = app.config().limits.clone();
         let Some(shortest) = limits.shortest_time_out() else {
@@ -123,11 +123,9 @@ pub async fn run(app: Arc<App>) {
         let mut kept = HashMap::with_capacity(seen.len());
         for db in app.databases() {
             for session in db.stats.live() {
-                // Numbers of sessions are unique within a database only.
-                let key = (Arc::as_ptr(&db) as usize, session.id);
-                let mut state = renewed(seen.remove(&key), session.glance(), now);
+                let mut state = renewed(seen.remove(&session.id), session.glance(), now);
                 state.cancelled |= carry_out(judge(&state, &limits, now), &session);
-                kept.insert(key, state);
+                kept.insert(session.id, state);
             }
         }
         seen = kept;
@@ -187,12 +185,7 @@ fn carry_out(verdict: Verdict, session: &Arc<SessionStats>) -> bool {
         }
     };
     // While it waits for a server connection there is nothing to cancel yet; the next sweep asks again.
-    if !cancel || !session.cancel().is_running() {
-        return false;
-    }
-    let slot = Arc::clone(session.cancel());
-    tokio::spawn(async move { slot.cancel_running().await });
-    true
+    cancel && session.cancel_running()
 }
 
 #[cfg(test)]

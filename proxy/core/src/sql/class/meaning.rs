@@ -86,7 +86,7 @@ impl Class {
     pub fn changes_schema(&self) -> bool {
         match self {
             Class::Ddl(ddl) => !ddl.temporary && !matches!(ddl.what, "VACUUM" | "ANALYZE" | "CHECKPOINT" | "CLUSTER"),
-            Class::SelectInto | Class::Do | Class::Call => true,
+            Class::SelectInto | Class::Do | Class::Call | Class::CommitPrepared => true,
             _ => false,
         }
     }
