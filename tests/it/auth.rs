@@ -33,7 +33,7 @@ async fn one(client: &Client, sql: &str) -> Result<String> {
 }
 
 /// Replaces weir's users file and rules, and starts it again with them.
-async fn restart_with(tier: &Tier, users: Option<&str>, rules: Option<&str>) -> Result<()> {
+pub async fn restart_with(tier: &Tier, users: Option<&str>, rules: Option<&str>) -> Result<()> {
     let dir = tier.run.path();
     let private = |name: &str, text: &str| std::fs::write(dir.join(name), text);
     if let Some(users) = users {
