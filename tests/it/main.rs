@@ -12,6 +12,7 @@ mod outage;
 mod placement;
 mod protocol;
 mod raw;
+mod scale;
 mod session;
 mod shop;
 mod transactions;

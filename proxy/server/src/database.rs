@@ -164,13 +164,15 @@ impl Database {
             shards: topology.shard_count(),
             topology,
         };
+        let alone = shards.len() == 1 && cache.is_none() && shards[0].replicas.is_empty();
+        let statements = Statements::new();
         Arc::new(Database {
             name: database.name.as_str().into(),
             stats,
             config: database,
             view: ArcSwap::from_pointee(view),
             shards,
-            statements: Statements::new(),
+            statements: if alone { statements.for_one_server() } else { statements },
             cache,
             users: Mutex::default(),
             turn: AtomicUsize::new(0),

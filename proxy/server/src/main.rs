@@ -68,10 +68,20 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 fn run(config: Config) -> Result<()> {
     start_log(&config.log);
+    raise_open_files();
     runtime()?.block_on(async {
         let running = Running::start(config).await?;
         running.serve(stop_signal()).await
     })
+}
+
+/// Every connection is a file. The soft limit is often 1024, for the sake of programs that use select(2).
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(limit = ?limit.current, "cannot raise the limit of open files: {error}");
+    }
 }
 
 fn start_log(log: &LogConfig) {

@@ -193,8 +193,8 @@ impl Pool {
             drop(backend);
             return self.vacate();
         }
+        backend.shrink();
         let mut inner = self.inner.lock();
-        let mut backend = backend;
         loop {
             match inner.shelf.release(backend) {
                 Release::Shelved => return,

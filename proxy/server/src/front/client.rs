@@ -1,6 +1,7 @@
 //! The client's socket with its two buffers, plain or TLS.
 //!
-//! Invariant: `inbuf` never grows past the frame it is waiting for plus one read; `out` is bounded by whoever fills it.
+//! Invariant: `inbuf` never grows past the frame it is waiting for plus one read; `out` is bounded by whoever fills it; a
+//! client that is waited for while nothing of it is half done has no buffer at all (see [`spare`]).
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use weir_wire::backend::{Report, tag};
 
 use crate::back::conn::read_into;
 
-/// How much is read from a client at once.
+/// How much is read from a client at once, and the size of a buffer.
 const READ_BYTES: usize = 8 * 1024;
 
 pub enum Socket {
@@ -52,8 +53,19 @@ impl Client {
 
     /// Reads once. `Ok(0)`: the client hung up.
     pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let read = ready!(read_into(&mut self.socket, &mut self.inbuf, READ_BYTES, cx))?;
+        if self.inbuf.capacity() == 0 {
+            self.inbuf = spare::take();
+        }
+        let received = read_into(&mut self.socket, &mut self.inbuf, READ_BYTES, cx);
+        if received.is_pending() && self.inbuf.is_empty() {
+            spare::give(&mut self.inbuf);
+        }
+        let read = ready!(received)?;
         self.received_bytes += read as u64;
+        // What was asked will be answered.
+        if self.out.capacity() == 0 {
+            self.out = spare::take();
+        }
         Poll::Ready(Ok(read))
     }
 
@@ -97,14 +109,72 @@ impl Client {
         report.put(tag::ERROR, &mut self.out);
     }
 
-    /// Large buffers are not kept for idle clients.
+    /// Everything is answered: what is not needed to wait is given away.
     pub fn shrink(&mut self) {
-        const KEEP_BYTES: usize = 64 * 1024;
-        if self.out.is_empty() && self.out.capacity() > KEEP_BYTES {
-            self.out = BytesMut::new();
+        if self.out.is_empty() {
+            spare::give(&mut self.out);
         }
-        if self.inbuf.is_empty() && self.inbuf.capacity() > KEEP_BYTES {
-            self.inbuf = BytesMut::new();
+        if self.inbuf.is_empty() {
+            spare::give(&mut self.inbuf);
+        }
+    }
+}
+
+/// Buffers that no client needs right now, kept by each thread for the next client that says something: ten thousand idle
+/// clients have none, and a busy one costs no allocation.
+mod spare {
+    use std::cell::RefCell;
+
+    use bytes::BytesMut;
+
+    use super::READ_BYTES;
+
+    /// Buffers one thread keeps.
+    const KEPT_MAX: usize = 64;
+    /// A buffer that has grown further is freed.
+    const KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
+
+    thread_local! {
+        static KEPT: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub fn take() -> BytesMut {
+        KEPT.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(READ_BYTES))
+    }
+
+    /// Takes an empty buffer away. What still refers to its bytes keeps them alive; then it is no use to others.
+    pub fn give(buffer: &mut BytesMut) {
+        let mut given = std::mem::take(buffer);
+        if given.try_reclaim(READ_BYTES) && given.capacity() <= KEPT_BYTES_MAX {
+            KEPT.with_borrow_mut(|kept| {
+                if kept.len() < KEPT_MAX {
+                    kept.push(given);
+                }
+            });
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_buffer_comes_back_only_when_nobody_reads_it() {
+            let mut buffer = take();
+            buffer.extend_from_slice(b"hello");
+            let frame = buffer.split_to(5).freeze();
+            give(&mut buffer);
+            assert_eq!((buffer.capacity(), KEPT.with_borrow(Vec::len)), (0, 0));
+            assert_eq!(&frame[..], b"hello");
+            let mut buffer = take();
+            buffer.extend_from_slice(b"hello");
+            drop(buffer.split_to(5));
+            give(&mut buffer);
+            assert_eq!(KEPT.with_borrow(Vec::len), 1);
+            assert!(take().capacity() >= READ_BYTES);
+            let mut large = BytesMut::with_capacity(KEPT_BYTES_MAX + 1);
+            give(&mut large);
+            assert_eq!((large.capacity(), KEPT.with_borrow(Vec::len)), (0, 0));
         }
     }
 }

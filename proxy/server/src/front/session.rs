@@ -208,6 +208,7 @@ impl Session {
                 return End::ClientGone;
             }
             self.client.shrink();
+            self.scratch.shrink();
             self.stats.end(&self.client);
         }
     }

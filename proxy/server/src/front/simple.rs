@@ -66,6 +66,10 @@ impl Session {
     }
 
     async fn text(&mut self, sql: &str) -> Result<(), Failure> {
+        let view = self.view();
+        if let Some(known) = self.db.statements.recall(sql, &view, &mut self.scratch) {
+            return self.statement(sql, &known).await;
+        }
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.tokens.clear();
         let lexed = lex(sql, &mut scratch.tokens);
@@ -78,7 +82,8 @@ impl Session {
             return Ok(());
         }
         if single {
-            let understood = self.db.statements.understand_tokens(sql, &self.view(), &mut scratch);
+            let understood = self.db.statements.understand_tokens(sql, &view, &mut scratch);
+            self.db.statements.remember(sql, &view, &understood, &scratch);
             self.scratch = scratch;
             return self.statement(sql, &understood).await;
         }
