@@ -282,7 +282,8 @@ impl Database {
     /// next reading mends it.
     pub async fn refresh_catalog(&self) {
         let _one_at_a_time = self.catalog_reading.lock().await;
-        match tokio::time::timeout(CATALOG_MAX, self.read_catalog()).await {
+        // Boxed: every session that may change the schema would else carry room for it.
+        match tokio::time::timeout(CATALOG_MAX, Box::pin(self.read_catalog())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(database = %self.name, "cannot read the catalogue: {error:#}"),
             Err(_) => tracing::warn!(database = %self.name, "cannot read the catalogue within {CATALOG_MAX:?}"),

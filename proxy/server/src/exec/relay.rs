@@ -91,6 +91,7 @@ pub async fn relay(
     trail: &mut Trail,
 ) -> Result<Flow, Broken> {
     backend.busy = true;
+    client.expect_reply();
     let mut passing = 0;
     loop {
         if let Some(flow) = digest(client, backend, replies, capture, trail, &mut passing)? {

@@ -17,8 +17,12 @@ use weir_wire::backend::{Report, tag};
 
 use crate::back::conn::read_into;
 
-/// How much is read from a client at once, and the size of a buffer.
-const READ_BYTES: usize = 8 * 1024;
+/// How much is read from a client at once, to begin with: clients that wait for a server connection keep what they asked.
+const READ_BYTES: usize = 2 * 1024;
+/// How much is read at once from a client who sends much.
+const READ_BYTES_MAX: usize = 64 * 1024;
+/// Room for a reply that is about to come.
+const REPLY_BYTES: usize = 8 * 1024;
 
 pub enum Socket {
     Plain(TcpStream),
@@ -30,13 +34,16 @@ pub struct Client {
     pub address: SocketAddr,
     pub inbuf: BytesMut,
     pub out: BytesMut,
+    /// How much is read at once now.
+    room: usize,
     pub received_bytes: u64,
     pub sent_bytes: u64,
 }
 
 impl Client {
     pub fn new(socket: Socket, address: SocketAddr) -> Self {
-        Client { socket, address, inbuf: BytesMut::new(), out: BytesMut::new(), received_bytes: 0, sent_bytes: 0 }
+        let (inbuf, out) = (BytesMut::new(), BytesMut::new());
+        Client { socket, address, inbuf, out, room: READ_BYTES, received_bytes: 0, sent_bytes: 0 }
     }
 
     pub fn is_tls(&self) -> bool {
@@ -54,19 +61,25 @@ impl Client {
     /// Reads once. `Ok(0)`: the client hung up.
     pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.inbuf.capacity() == 0 {
-            self.inbuf = spare::take();
+            self.inbuf = spare::take(self.room);
         }
-        let received = read_into(&mut self.socket, &mut self.inbuf, READ_BYTES, cx);
+        let received = read_into(&mut self.socket, &mut self.inbuf, self.room, cx);
         if received.is_pending() && self.inbuf.is_empty() {
             spare::give(&mut self.inbuf);
         }
         let read = ready!(received)?;
-        self.received_bytes += read as u64;
-        // What was asked will be answered.
-        if self.out.capacity() == 0 {
-            self.out = spare::take();
+        if read >= self.room {
+            self.room = (self.room * 2).min(READ_BYTES_MAX);
         }
+        self.received_bytes += read as u64;
         Poll::Ready(Ok(read))
+    }
+
+    /// To be called when a reply is about to be put into `out`, piece by piece.
+    pub fn expect_reply(&mut self) {
+        if self.out.capacity() == 0 {
+            self.out = spare::take(REPLY_BYTES);
+        }
     }
 
     /// Sends `out`. Ready when all of it is with the kernel.
@@ -127,19 +140,22 @@ mod spare {
 
     use bytes::BytesMut;
 
-    use super::READ_BYTES;
+    use super::{READ_BYTES, REPLY_BYTES};
 
     /// Buffers one thread keeps.
     const KEPT_MAX: usize = 64;
     /// A buffer that has grown further is freed.
-    const KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
+    const KEPT_BYTES_MAX: usize = 4 * REPLY_BYTES;
 
     thread_local! {
         static KEPT: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
     }
 
-    pub fn take() -> BytesMut {
-        KEPT.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(READ_BYTES))
+    /// An empty buffer with room for `room` bytes or more.
+    pub fn take(room: usize) -> BytesMut {
+        let mut kept = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
+        kept.reserve(room);
+        kept
     }
 
     /// Takes an empty buffer away. What still refers to its bytes keeps them alive; then it is no use to others.
@@ -160,18 +176,18 @@ mod spare {
 
         #[test]
         fn a_buffer_comes_back_only_when_nobody_reads_it() {
-            let mut buffer = take();
+            let mut buffer = take(READ_BYTES);
             buffer.extend_from_slice(b"hello");
             let frame = buffer.split_to(5).freeze();
             give(&mut buffer);
             assert_eq!((buffer.capacity(), KEPT.with_borrow(Vec::len)), (0, 0));
             assert_eq!(&frame[..], b"hello");
-            let mut buffer = take();
+            let mut buffer = take(READ_BYTES);
             buffer.extend_from_slice(b"hello");
             drop(buffer.split_to(5));
             give(&mut buffer);
             assert_eq!(KEPT.with_borrow(Vec::len), 1);
-            assert!(take().capacity() >= READ_BYTES);
+            assert!(take(REPLY_BYTES).capacity() >= REPLY_BYTES);
             let mut large = BytesMut::with_capacity(KEPT_BYTES_MAX + 1);
             give(&mut large);
             assert_eq!((large.capacity(), KEPT.with_borrow(Vec::len)), (0, 0));

@@ -173,7 +173,7 @@ impl Session {
     }
 
     /// Serves until the client leaves or something fatal happens, and says so to the client.
-    pub async fn run(mut self) {
+    pub async fn run(mut self: Box<Self>) {
         let end = self.serve().await;
         self.db.stats.close(&self.stats);
         if let End::Fatal(error) = end {

@@ -92,7 +92,7 @@ impl Session {
             .map(|part| &sql[scratch.tokens[part.start].start as usize..scratch.tokens[part.end - 1].end as usize])
             .collect();
         self.scratch = scratch;
-        self.several(sql, &texts).await
+        Box::pin(self.several(sql, &texts)).await
     }
 
     /// A text weir cannot read (another encoding, or very long).
@@ -126,7 +126,7 @@ impl Session {
                 for shard in &shards {
                     self.stats.sent_to(&plan, *shard);
                 }
-                self.spread_text(&shards, sql, understood, &plan).await
+                Box::pin(self.spread_text(&shards, sql, understood, &plan)).await
             }
         }
     }
