@@ -28,8 +28,8 @@ test: ## Build everything and run every test against real servers, then print th
 
 bench: ## Compare weir with direct Postgres, PgBouncer and Redis, in one run on this machine
 	@scripts/deps.sh bench
-	cargo build --release --locked -p weir -p weir-bench
-	target/release/weir-bench $(BENCH_ARGS)
+	cargo build --profile dist --locked -p weir -p weir-bench
+	target/dist/weir-bench $(BENCH_ARGS)
 
 fmt: ## Format the sources
 	cargo fmt --all

@@ -19,28 +19,26 @@ pub struct Raw {
     pub secret: Bytes,
     /// ParameterStatus as reported at login.
     pub parameters: Vec<(String, String)>,
+    /// NegotiateProtocolVersion, if it came: the version, and the options not understood.
+    pub negotiated: Option<(u32, Vec<String>)>,
 }
 
 impl Raw {
     /// Logs in as a URL of the harness says: `postgres://user:password@host:port/database`.
     pub async fn login(dsn: &str, settings: &[(&str, &str)]) -> Result<Raw> {
+        Raw::login_minor(dsn, 0, settings).await
+    }
+
+    /// As [`Raw::login`], asking for protocol 3.`minor`.
+    pub async fn login_minor(dsn: &str, minor: u16, settings: &[(&str, &str)]) -> Result<Raw> {
         let config: tokio_postgres::Config = dsn.parse()?;
         let port = *config.get_ports().first().context("port")?;
         let user = config.get_user().context("user")?.to_owned();
         let database = config.get_dbname().context("database")?.to_owned();
         let password = config.get_password().context("password")?.to_vec();
-        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        let mut raw = Raw {
-            stream,
-            inbuf: BytesMut::new(),
-            out: BytesMut::new(),
-            process: 0,
-            secret: Bytes::new(),
-            parameters: Vec::new(),
-        };
         let mut parameters = vec![("user", user.as_str()), ("database", database.as_str())];
         parameters.extend_from_slice(settings);
-        startup::put_startup(&mut raw.out, &parameters);
+        let mut raw = Raw::start_minor(port, minor, &parameters).await?;
         raw.authenticate(&password).await?;
         loop {
             let (kind, body) = raw.next().await?;
@@ -60,6 +58,40 @@ impl Raw {
         }
     }
 
+    /// Connects and leaves a StartupMessage in `out`; what follows is the caller's.
+    pub async fn start(port: u16, parameters: &[(&str, &str)]) -> Result<Raw> {
+        Self::start_minor(port, 0, parameters).await
+    }
+
+    async fn start_minor(port: u16, minor: u16, parameters: &[(&str, &str)]) -> Result<Raw> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        let mut raw = Raw {
+            stream,
+            inbuf: BytesMut::new(),
+            out: BytesMut::new(),
+            process: 0,
+            secret: Bytes::new(),
+            parameters: Vec::new(),
+            negotiated: None,
+        };
+        startup::put_startup_minor(&mut raw.out, minor, parameters);
+        Ok(raw)
+    }
+
+    /// A SASLInitialResponse.
+    pub fn put_sasl_initial(&mut self, mechanism: &str, message: &[u8]) {
+        frame::put(&mut self.out, b'p', |out| {
+            frame::put_cstr(out, mechanism.as_bytes());
+            out.extend_from_slice(&(message.len() as i32).to_be_bytes());
+            out.extend_from_slice(message);
+        });
+    }
+
+    /// A PasswordMessage or SASLResponse.
+    pub fn put_password(&mut self, message: &[u8]) {
+        frame::put(&mut self.out, b'p', |out| out.extend_from_slice(message));
+    }
+
     async fn authenticate(&mut self, password: &[u8]) -> Result<()> {
         let mut scram = ScramSha256::new(password, ChannelBinding::unsupported());
         loop {
@@ -67,20 +99,23 @@ impl Raw {
             if kind == tag::ERROR {
                 bail!("refused: {}", error_text(&body));
             }
+            if kind == tag::NEGOTIATE_PROTOCOL {
+                let mut reader = weir_wire::read::Reader::new(&body);
+                let (version, count) = (reader.u32()?, reader.u32()?);
+                let names = (0..count).map(|_| Ok(String::from_utf8(reader.cstr()?.to_vec())?)).collect::<Result<_>>();
+                self.negotiated = Some((version, names?));
+                continue;
+            }
             match i32::from_be_bytes(body[..4].try_into()?) {
                 0 => return Ok(()),
                 10 => {
                     let first = scram.message().to_vec();
-                    frame::put(&mut self.out, b'p', |out| {
-                        frame::put_cstr(out, b"SCRAM-SHA-256");
-                        out.extend_from_slice(&(first.len() as i32).to_be_bytes());
-                        out.extend_from_slice(&first);
-                    });
+                    self.put_sasl_initial("SCRAM-SHA-256", &first);
                 }
                 11 => {
                     scram.update(&body[4..])?;
                     let last = scram.message().to_vec();
-                    frame::put(&mut self.out, b'p', |out| out.extend_from_slice(&last));
+                    self.put_password(&last);
                 }
                 12 => scram.finish(&body[4..])?,
                 code => bail!("authentication {code}"),
@@ -112,6 +147,27 @@ impl Raw {
                 bail!("connection closed");
             }
         }
+    }
+
+    /// Ends the client's direction of the stream and goes on listening.
+    pub async fn half_close(&mut self) -> Result<()> {
+        self.stream.shutdown().await?;
+        Ok(())
+    }
+
+    /// The bare stream, for one task that reads and another that writes.
+    pub fn split(self) -> (tokio::net::tcp::OwnedReadHalf, tokio::net::tcp::OwnedWriteHalf) {
+        self.stream.into_split()
+    }
+
+    /// Waits until a byte has come, and takes nothing. Cancel-safe.
+    pub async fn peeked(&mut self) -> Result<()> {
+        while self.inbuf.is_empty() {
+            if self.stream.read_buf(&mut self.inbuf).await? == 0 {
+                bail!("connection closed");
+            }
+        }
+        Ok(())
     }
 
     /// All frames up to and including ReadyForQuery: their tags in order, e.g. `TDCZ`.

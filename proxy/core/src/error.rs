@@ -20,7 +20,12 @@ pub mod sqlstate {
     pub const SYNTAX_ERROR: &str = "42601";
     pub const TOO_COMPLEX: &str = "54000";
     pub const TRANSACTION_UNKNOWN: &str = "08007";
+    pub const INVALID_PARAMETER_VALUE: &str = "22023";
+    pub const QUERY_CANCELED: &str = "57014";
     pub const ADMIN_SHUTDOWN: &str = "57P01";
+    pub const IDLE_SESSION_TIMEOUT: &str = "57P05";
+    pub const IDLE_IN_TRANSACTION_TIMEOUT: &str = "25P03";
+    pub const TRANSACTION_TIMEOUT: &str = "25P04";
     pub const INTERNAL: &str = "XX000";
 }
 

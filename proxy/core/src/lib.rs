@@ -4,12 +4,14 @@
 //! bytes come in as arguments, answers go out as values that carry their reason.
 //!
 //! Reading order follows a query: [`sql`] learns facts from text, [`plan`] turns them into a target, [`fresh`] and
-//! [`cache`] say who may answer, [`session`] keeps a client's state, [`merge`] joins the answers of several shards.
+//! [`cache`] say who may answer, [`session`] keeps a client's state, [`merge`] joins the answers of several shards. [`hba`] says
+//! who may come in at all.
 
 pub mod admin;
 pub mod cache;
 pub mod error;
 pub mod fresh;
+pub mod hba;
 pub mod id;
 pub mod merge;
 pub mod plan;

@@ -2,6 +2,7 @@
 //!
 //! Non-goal: building them. A binary that is not there is an error that says how to build it.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -30,7 +31,8 @@ const HTTP_BYTES_MAX: u64 = 16 << 20;
 pub struct Weir {
     run: Arc<Run>,
     binary: PathBuf,
-    config: PathBuf,
+    arguments: Vec<OsString>,
+    environment: Vec<(String, String)>,
     http_port: u16,
     process: Mutex<Option<Process>>,
 }
@@ -38,11 +40,22 @@ pub struct Weir {
 impl Weir {
     /// Runs `binary run --config <config>` and waits until its /readyz says 200.
     pub async fn start(run: &Arc<Run>, binary: &Path, config: &Path, http_port: u16) -> Result<Self> {
+        Self::start_with(run, binary, vec!["run".into(), "--config".into(), config.into()], (&[], http_port)).await
+    }
+
+    /// Runs `binary` with these arguments and (environment, HTTP port), and waits until its /readyz says 200.
+    pub async fn start_with(
+        run: &Arc<Run>,
+        binary: &Path,
+        arguments: Vec<OsString>,
+        (environment, http_port): (&[(String, String)], u16),
+    ) -> Result<Self> {
         must_exist(binary)?;
         let weir = Self {
             run: Arc::clone(run),
             binary: binary.to_owned(),
-            config: config.to_owned(),
+            arguments,
+            environment: environment.to_vec(),
             http_port,
             process: Mutex::new(None),
         };
@@ -92,7 +105,7 @@ impl Weir {
 
     async fn launch(&self) -> Result<()> {
         let mut command = Command::new(&self.binary);
-        command.args(["run", "--config"]).arg(&self.config);
+        command.args(&self.arguments).envs(self.environment.iter().cloned());
         *self.process.lock() = Some(self.run.spawn("weir", StopSignal::Kill, command)?);
         let deadline = Instant::now() + READY_WAIT;
         loop {

@@ -1,48 +1,62 @@
 //! Wiring: what one weir process is made of, and how it starts and stops.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use hashbrown::HashMap;
+use anyhow::{Context, Result, anyhow};
+use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::words::Words;
-use weir_core::topology::Topology;
 
-use crate::auth::secret::{MockKey, Secret};
+use crate::auth::directory::Directory;
+use crate::auth::query::AuthQuery;
 use crate::back::connect::Login;
 use crate::cache::{Cache, CacheSettings};
 use crate::catalog;
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseConfig, Endpoint};
-use crate::database::{Database, Replica, Shard};
+use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags};
+use crate::database::{Database, Parts, Replica, Shard};
+use crate::databases::Databases;
 use crate::front::cancel::CancelRegistry;
+use crate::front::tls::ClientTls;
 use crate::hub::{Hub, HubEvent, without_hub};
 use crate::metrics::{Metrics, Subject};
 use crate::probe::{self, EndpointView};
 use crate::stats::{ClientCount, DatabaseStats};
 
-/// How often idle server connections are looked at.
-const UPKEEP: Duration = Duration::from_secs(5);
+/// How often databases and their idle server connections are looked at.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// How often samples are folded and averages taken.
+const TICK: Duration = Duration::from_secs(5);
 /// How often the catalogue is read again, for DDL that went round weir.
 const CATALOG_EVERY: Duration = Duration::from_secs(30);
 
 pub struct App {
-    pub config: Config,
-    databases: Vec<Arc<Database>>,
+    config: ArcSwap<Config>,
+    /// How `config` was said, so that it can be read again.
+    pub source: ConfigSource,
+    pub databases: Databases,
     pub cancels: Arc<CancelRegistry>,
     pub clients: Arc<ClientCount>,
-    pub tls: Option<TlsAcceptor>,
+    pub tls: Option<ClientTls>,
     pub metrics: Arc<Metrics>,
-    secrets: HashMap<String, Secret>,
-    mock_key: MockKey,
+    /// Who may log in.
+    pub directory: Directory,
     pub started: Instant,
     pub listening: AtomicBool,
     pub draining: AtomicBool,
+}
+
+/// What the configuration is read from.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigSource {
+    pub file: Option<PathBuf>,
+    pub flags: Flags,
+    pub log_level: Option<crate::log::Level>,
 }
 
 /// An [`App`] with its sockets and background tasks.
@@ -53,13 +67,44 @@ pub struct Running {
     tasks: JoinSet<()>,
 }
 
+/// What databases are made on: servers that are probed and clocked, and a cache.
+pub struct Basis {
+    pub config: DatabaseConfig,
+    pub shards: Vec<Arc<Shard>>,
+    cache: Option<Arc<Cache>>,
+    hub: Option<Hub>,
+    metrics: Arc<Metrics>,
+}
+
+impl ConfigSource {
+    pub fn read(&self) -> Result<Config, ConfigError> {
+        Config::load_with(self.file.as_deref(), &self.flags)
+    }
+}
+
 impl App {
-    pub fn database(&self, name: &str) -> Option<Arc<Database>> {
-        self.databases.iter().find(|db| &*db.name == name).cloned()
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
     }
 
-    pub fn databases(&self) -> impl Iterator<Item = &Arc<Database>> {
-        self.databases.iter()
+    /// Puts another one into force, as far as it can be changed at run time ([`crate::reload`] checks that).
+    pub fn install(&self, config: Config) {
+        self.clients.set_max(config.limits.client_connections_max);
+        self.directory.set_users(&config.users);
+        self.config.store(Arc::new(config));
+        let config = self.config();
+        for db in self.databases() {
+            db.reconfigure(&config);
+        }
+    }
+
+    pub fn database(&self, name: &str) -> Option<Arc<Database>> {
+        self.databases.get(name)
+    }
+
+    pub fn databases(&self) -> Vec<Arc<Database>> {
+        self.databases.all()
     }
 
     pub fn is_admin_database(&self, name: &str) -> bool {
@@ -69,7 +114,8 @@ impl App {
     /// May this user see the console?
     pub fn admit_admin(&self, user: &str) -> Result<(), UserError> {
         let named = |users: &[String]| users.iter().any(|name| name == user);
-        if named(&self.config.admin_users) || named(&self.config.stats_users) {
+        let config = self.config();
+        if named(&config.admin_users) || named(&config.stats_users) {
             return Ok(());
         }
         Err(UserError::new(
@@ -78,11 +124,6 @@ impl App {
             format!("user \"{user}\" may not use the admin console"),
         )
         .hint("List the user in admin_users or stats_users of the config file."))
-    }
-
-    /// What a user's proof is checked against; one that nothing fits for users that are not known.
-    pub fn scram_secret(&self, user: &str) -> Secret {
-        self.secrets.get(user).cloned().unwrap_or_else(|| Secret::mock(self.mock_key, user))
     }
 
     /// Why this process should get no traffic; empty: it is ready.
@@ -94,11 +135,11 @@ impl App {
         if !self.listening.load(Relaxed) {
             reasons.push("not listening yet".to_owned());
         }
-        for db in &self.databases {
-            for shard in &db.shards {
-                if !shard.primary.has_been_up() {
-                    reasons.push(format!("{}/{}: the primary has not been reached yet", db.name, shard.name));
-                }
+        let wildcard = self.databases.wildcard().map(|any| (any.config.name.as_str(), any.shards.as_slice()));
+        let all = self.databases();
+        for (name, shards) in all.iter().map(|db| (&*db.name, db.shards.as_slice())).chain(wildcard) {
+            for shard in shards.iter().filter(|shard| !shard.primary.has_been_up()) {
+                reasons.push(format!("{name}/{}: the primary has not been reached yet", shard.name));
             }
         }
         reasons
@@ -107,42 +148,65 @@ impl App {
 
 impl Running {
     /// Connects to hub and servers, reads map and catalogue, and opens the sockets.
-    pub async fn start(config: Config) -> Result<Running> {
+    pub async fn start(config: Config, source: ConfigSource) -> Result<Running> {
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
         let http = TcpListener::bind(config.http_listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.http_listen))?;
+        if let Some(wildcard) = &config.wildcard {
+            meet(&config, wildcard).await?;
+        }
         let hub = match &config.hub {
             Some(hub) => Some(Hub::connect(hub).await.context("hub")?),
             None => None,
         };
         let metrics = Arc::new(Metrics::new(&config.databases.iter().map(subject).collect::<Vec<_>>())?);
         let mut tasks = JoinSet::new();
-        let mut databases = Vec::new();
+        let mut basis = |database: &DatabaseConfig| -> Result<Basis> {
+            Ok(Basis {
+                shards: watch_servers(&config, database, &mut tasks),
+                config: database.clone(),
+                cache: start_cache(&config)?,
+                hub: hub.clone(),
+                metrics: Arc::clone(&metrics),
+            })
+        };
+        let mut named = Vec::new();
         for database in &config.databases {
-            databases.push(start_database(&config, database, hub.as_ref(), &metrics, &mut tasks).await?);
+            named.push(start_database(&config, database, &basis(database)?).await?);
         }
-        let tls = config.tls.as_ref().map(crate::front::tls::acceptor).transpose().context("tls")?.flatten();
+        let wildcard = config.wildcard.as_ref().map(basis).transpose()?;
+        let tls = config.tls.as_ref().map(ClientTls::load).transpose().context("tls")?.flatten();
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
-            databases,
+            databases: Databases::new(named, wildcard),
             cancels: Arc::default(),
             tls,
             metrics,
-            secrets: config
-                .users
-                .iter()
-                .filter_map(|(name, user)| Some((name.to_owned(), Secret::derive(user.password.expose())?)))
-                .collect(),
-            mock_key: MockKey(rand::random()),
+            directory: Directory::new(&config.users, auth_query(&config)),
             started: Instant::now(),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
-            config,
+            config: ArcSwap::from_pointee(config),
+            source,
         });
         tasks.spawn(upkeep(Arc::clone(&app)));
+        tasks.spawn(crate::front::time_out::run(Arc::clone(&app)));
+        tasks.spawn(crate::reload::on_signal(Arc::clone(&app)));
         Ok(Running { app, listener, http, tasks })
+    }
+
+    /// One line for whoever started it by hand.
+    pub fn introduction(&self) -> Result<String> {
+        let config = self.app.config();
+        let mut served: Vec<String> = config.databases.iter().map(|database| database.name.clone()).collect();
+        if let Some(any) = &config.wildcard {
+            let primary = &any.shards[usize::from(any.home.0)].primary;
+            served.push(format!("every database of {primary}"));
+        }
+        let (listen, http) = (self.listener.local_addr()?, self.http.local_addr()?);
+        Ok(format!("weir listens on {listen} and serves {}; status on http://{http}/", served.join(", ")))
     }
 
     /// Serves until `stop` resolves, then lets running sessions finish for a while.
@@ -159,7 +223,7 @@ impl Running {
         app.listening.store(true, Relaxed);
         crate::front::listen::run(Arc::clone(&app), self.listener, stop).await;
         app.draining.store(true, Relaxed);
-        let deadline = Instant::now() + app.config.limits.drain_time_max;
+        let deadline = Instant::now() + app.config().limits.drain_time_max;
         while app.busy_sessions() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -170,20 +234,64 @@ impl Running {
 
 impl App {
     fn busy_sessions(&self) -> usize {
-        self.databases.iter().map(|db| db.stats.live().iter().filter(|session| session.is_busy()).count()).sum()
+        self.databases().iter().map(|db| db.stats.live().iter().filter(|session| session.is_busy()).count()).sum()
     }
 }
 
-async fn start_database(
-    config: &Config,
-    database: &DatabaseConfig,
-    hub: Option<&Hub>,
-    metrics: &Arc<Metrics>,
-    tasks: &mut JoinSet<()>,
-) -> Result<Arc<Database>> {
-    let topology = match hub {
-        Some(hub) => hub.load_or_propose(database).await.with_context(|| format!("hub, database {}", database.name))?,
-        None => without_hub(database),
+/// The first connection to the server of the wildcard: what is wrong with it is told at once, with what to do.
+async fn meet(config: &Config, wildcard: &DatabaseConfig) -> Result<()> {
+    let primary = &wildcard.shards[usize::from(wildcard.home.0)].primary;
+    let login = control_login(config, wildcard, primary);
+    let met = tokio::time::timeout(2 * config.limits.connect_time_max, crate::control::connect(&login)).await;
+    let error = match met {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => error,
+        Err(_) => anyhow!("no answer within {:?}", 2 * config.limits.connect_time_max),
+    };
+    let refusal = error.downcast_ref::<tokio_postgres::Error>();
+    let code = refusal.and_then(|error| error.code()).map(tokio_postgres::error::SqlState::code);
+    let what_to_do = match code {
+        Some("28P01") => "check the password: in PGPASSWORD, in a password file (PGPASSFILE), or in the DSN",
+        Some("28000") => "let weir's address in: pg_hba.conf of that server",
+        Some("3D000") => "name a database that weir's own connections may use: postgres://user@host:port/database",
+        Some(_) => "see the log of that server",
+        None if error.to_string().contains("password missing") => {
+            "give its password in PGPASSWORD, in a password file (PGPASSFILE), or in the DSN"
+        }
+        None => "check host and port, that Postgres runs there, and that it listens on that address",
+    };
+    let dsn = format!("postgres://{}@{primary}/{}", login.user, login.database);
+    Err(error.context(format!("cannot log in to {dsn}; {what_to_do}")))
+}
+
+/// Probes and clocks of a database's servers.
+fn watch_servers(config: &Config, database: &DatabaseConfig, tasks: &mut JoinSet<()>) -> Vec<Arc<Shard>> {
+    let shards = database.shards.iter().map(|shard| {
+        let mut watch = |endpoint: &Endpoint| {
+            let view = EndpointView::new(endpoint.clone());
+            tasks.spawn(probe::run(Arc::clone(&view), config.server_auth.clone(), database.server_database.clone()));
+            view
+        };
+        let words = Arc::new(Words::new());
+        let login = control_login(config, database, &shard.primary);
+        Arc::new(Shard {
+            name: shard.name.as_str().into(),
+            primary: watch(&shard.primary),
+            replicas: shard.replicas.iter().map(|replica| Replica::new(watch(replica))).collect(),
+            clock: Clock::start(crate::control::target(&login), Arc::clone(&words)),
+            words,
+        })
+    });
+    shards.collect()
+}
+
+/// One database, ready for clients: its map and its catalogue are read.
+pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &Basis) -> Result<Arc<Database>> {
+    let topology = match &basis.hub {
+        Some(hub) if database.shards.len() > 1 || !basis.is_wildcard() => {
+            hub.load_or_propose(database).await.with_context(|| format!("hub, database {}", database.name))?
+        }
+        _ => without_hub(database),
     };
     let epoch = topology.epoch;
     let logins: Vec<Login> =
@@ -191,36 +299,44 @@ async fn start_database(
     if logins.len() > 1 {
         crate::recover::prepare(&logins).await.with_context(|| format!("database {}", database.name))?;
     }
-    let shards = database.shards.iter().zip(&logins).map(|(shard, login)| {
-        let mut watch = |endpoint: &Endpoint| {
-            let view = EndpointView::new(endpoint.clone());
-            tasks.spawn(probe::run(Arc::clone(&view), config.server_auth.clone(), database.server_database.clone()));
-            view
-        };
-        let words = Arc::new(Words::new());
-        Shard {
-            name: shard.name.as_str().into(),
-            primary: watch(&shard.primary),
-            replicas: shard.replicas.iter().map(|replica| Replica::new(watch(replica))).collect(),
-            clock: Clock::start(crate::control::config(login), Arc::clone(&words)),
-            words,
-        }
-    });
-    let shards: Vec<Shard> = shards.collect();
-    let cache = start_cache(config, &topology)?;
-    let figures = metrics.database(&database.name).context("metrics were registered for every database")?;
-    let stats = DatabaseStats::new(Arc::clone(metrics), figures);
-    let db = Database::new(config, database.clone(), topology, shards, cache, stats);
+    let figures = basis.metrics.enroll(&subject(database));
+    let parts = Parts {
+        topology,
+        shards: basis.shards.clone(),
+        cache: basis.cache.clone(),
+        stats: DatabaseStats::new(Arc::clone(&basis.metrics), figures),
+        on_demand: basis.is_wildcard(),
+    };
+    let db = Database::new(config, database.clone(), parts);
     db.refresh_catalog().await;
     report_rules(&db).await;
     if logins.len() > 1 {
-        tasks.spawn(crate::recover::run(Arc::clone(&db), logins));
+        db.spawn(crate::recover::run(Arc::clone(&db), logins));
     }
-    tasks.spawn(reread_catalog(Arc::clone(&db)));
-    if let Some(hub) = hub {
-        tasks.spawn(watch_hub(hub.clone(), Arc::clone(&db), epoch));
+    db.spawn(reread_catalog(Arc::clone(&db)));
+    if let Some(hub) = basis.hub.clone().filter(|_| database.shards.len() > 1 || !basis.is_wildcard()) {
+        db.spawn(watch_hub(hub, Arc::clone(&db), epoch));
     }
     Ok(db)
+}
+
+impl Basis {
+    fn is_wildcard(&self) -> bool {
+        self.config.is_wildcard()
+    }
+}
+
+/// Users are looked up on the home shard of one database: its primary, or a replica while that is away.
+fn auth_query(config: &Config) -> Option<AuthQuery> {
+    let query = config.auth_query.as_ref()?;
+    let database = match &query.database {
+        Some(name) => config.database(name)?,
+        None => config.wildcard.as_ref().or(config.databases.first())?,
+    };
+    let home = &database.shards[usize::from(database.home.0)];
+    let servers = std::iter::once(&home.primary).chain(&home.replicas);
+    let servers = servers.map(|endpoint| crate::control::target(&control_login(config, database, endpoint)));
+    Some(AuthQuery::new(&query.sql, servers.collect(), query.max_age))
 }
 
 /// What is counted of a database.
@@ -232,18 +348,20 @@ fn subject(database: &DatabaseConfig) -> Subject {
     Subject { database: database.name.clone(), shards: database.shards.iter().map(shard).collect() }
 }
 
-fn control_login(config: &Config, database: &DatabaseConfig, endpoint: &Endpoint) -> Login {
+/// How weir itself logs in to a server of a database.
+pub fn control_login(config: &Config, database: &DatabaseConfig, endpoint: &Endpoint) -> Login {
     Login {
         host: endpoint.host.as_str().into(),
         port: endpoint.port,
         user: config.server_auth.user.as_str().into(),
         database: database.server_database.as_str().into(),
-        password: Some(config.server_auth.password.expose().into()),
+        credential: config.server_auth.credential(&endpoint.host, endpoint.port, &database.server_database).into(),
+        tls: config.server_auth.tls.clone(),
         deadline: config.limits.connect_time_max,
     }
 }
 
-fn start_cache(config: &Config, topology: &Topology) -> Result<Option<Cache>> {
+fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
     if !config.cache.enabled {
         return Ok(None);
     }
@@ -253,9 +371,9 @@ fn start_cache(config: &Config, topology: &Topology) -> Result<Option<Cache>> {
         age_max: config.cache.max_age,
         redis_url: config.cache.redis.as_ref().map(|url| url.expose().to_owned()),
         // Words live in memory: what an earlier process stored must not be found again.
-        namespace: format!("weir:{:016x}:{}", rand::random::<u64>(), topology.epoch),
+        namespace: format!("weir:{:016x}", rand::random::<u64>()),
     };
-    Ok(Some(Cache::new(settings)?))
+    Ok(Some(Arc::new(Cache::new(settings)?)))
 }
 
 /// Says in the log where the declared tables do not fit the servers' schema.
@@ -270,7 +388,9 @@ async fn report_rules(db: &Database) {
 async fn reread_catalog(db: Arc<Database>) {
     loop {
         tokio::time::sleep(CATALOG_EVERY).await;
-        db.refresh_catalog().await;
+        if !db.on_demand || db.seats.now() > 0 {
+            db.refresh_catalog().await;
+        }
     }
 }
 
@@ -290,17 +410,15 @@ async fn watch_hub(hub: Hub, db: Arc<Database>, epoch: weir_core::id::Epoch) {
 }
 
 async fn upkeep(app: Arc<App>) {
+    let mut last_tick = Instant::now();
     loop {
         tokio::time::sleep(UPKEEP).await;
         let now = Instant::now();
-        app.metrics.upkeep();
-        app.metrics.tick(UPKEEP);
-        for db in app.databases() {
-            for (_, pools) in db.all_pools() {
-                for (_, _, pool) in pools.iter() {
-                    pool.retire(now);
-                }
-            }
+        if now.duration_since(last_tick) >= TICK {
+            app.metrics.upkeep();
+            app.metrics.tick(now.duration_since(last_tick));
+            last_tick = now;
         }
+        app.databases.upkeep(&app.config(), now);
     }
 }

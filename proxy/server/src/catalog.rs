@@ -11,6 +11,7 @@ mod rules;
 use std::collections::BTreeMap;
 
 use tokio_postgres::{Client, Error, Row};
+use weir_core::session::effect::body_keeps;
 use weir_core::topology::catalog::reach::{BODY_BYTES_MAX, Graph, Names, is_system_schema};
 use weir_core::topology::catalog::{
     Catalog, Column, DefaultKind, Overload, Relation, RelationKind, RelationName, Volatility,
@@ -81,13 +82,17 @@ SELECT proname::text,
        max(provolatile::text)
 FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace GROUP BY 1, 2, 3 ORDER BY 1, 2, 3";
 
-/// A function of C or of the server itself says nothing of tables; one in SQL's own syntax has no text but its definition.
+/// A function of C or of the server itself says nothing of tables, and keeps no state of its own if it belongs to an extension
+/// or Postgres lets it change nothing; one in SQL's own syntax has no text but its definition.
 const USER_FUNCTIONS: &str = "
 SELECT p.proname::text, p.provolatile = 'v',
        CASE WHEN p.prokind = 'a' OR l.lanname IN ('c', 'internal') THEN ''
             WHEN octet_length(p.prosrc) > $1 THEN NULL
             WHEN p.prosrc <> '' THEN p.prosrc
-            ELSE pg_get_functiondef(p.oid) END
+            ELSE pg_get_functiondef(p.oid) END,
+       l.lanname::text,
+       p.provolatile <> 'v' OR p.prokind = 'a' OR EXISTS (
+           SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
 FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang WHERE p.pronamespace <> 'pg_catalog'::regnamespace";
 
 const AGGREGATES: &str = "SELECT DISTINCT proname::text, prokind = 'a' FROM pg_proc WHERE prokind IN ('a', 'w')";
@@ -202,7 +207,12 @@ async fn bodies(client: &Client, graph: &mut Graph, catalog: &mut Catalog) -> Re
     }
     let names = Names::of(catalog);
     for row in &rows {
-        graph.add_body(row.try_get(0)?, row.try_get(2)?, &names, catalog);
+        let (name, body, language): (&str, Option<&str>, &str) = (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
+        let harmless_code = matches!(language, "c" | "internal") && row.try_get(4)?;
+        if !harmless_code && body.is_none_or(|body| body_keeps(language, body)) {
+            graph.keepers.insert(name.into());
+        }
+        graph.add_body(name, body, &names, catalog);
     }
     Ok(())
 }

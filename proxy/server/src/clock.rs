@@ -24,10 +24,12 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, NoTls, Statement};
+use tokio_postgres::{Client, Statement};
 use weir_core::fresh::bound::WAL_PAGE_BYTES;
 use weir_core::fresh::{Intent, UNPLACED, WORDS, WordSet, Words, WordsFull};
 use weir_core::id::Lsn;
+
+use crate::control::Target;
 
 /// Intents waiting for a position; more end without one.
 const QUEUE_MAX: usize = 16_384;
@@ -104,7 +106,7 @@ enum Seen {
 
 impl Clock {
     /// Must run inside a tokio runtime. Returns at once; until the primary has answered, no replica covers any word.
-    pub fn start(primary: tokio_postgres::Config, words: Arc<Words>) -> Clock {
+    pub fn start(primary: Target, words: Arc<Words>) -> Clock {
         words.raise_floor(UNPLACED);
         let shared = Arc::new(Shared {
             words,
@@ -242,11 +244,11 @@ enum ClockError {
 }
 
 /// Connects again and again; ends when the clock is dropped.
-async fn run(config: tokio_postgres::Config, shared: Arc<Shared>) {
+async fn run(server: Target, shared: Arc<Shared>) {
     let mut known: Option<Identity> = None;
     let mut retry = RETRY_MIN;
     loop {
-        match Primary::connect(&config).await {
+        match Primary::connect(&server).await {
             Ok(primary) => {
                 let served = serve(&primary, &shared, &mut known).await;
                 if shared.connected.swap(false, Ordering::Relaxed) {
@@ -379,14 +381,8 @@ async fn look_for_lost(primary: &Primary, shared: &Shared) -> Result<bool, Clock
 }
 
 impl Primary {
-    async fn connect(config: &tokio_postgres::Config) -> Result<Primary, ClockError> {
-        let (client, connection) = timeout(CONNECT_TIMEOUT, config.connect(NoTls)).await??;
-        // Ends with the client, or with an error that the next query reports.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "clock: connection ended");
-            }
-        });
+    async fn connect(server: &Target) -> Result<Primary, ClockError> {
+        let client = timeout(CONNECT_TIMEOUT, server.open()).await??;
         timeout(CONNECT_TIMEOUT, Self::prepare(client)).await?
     }
 
@@ -429,6 +425,7 @@ mod tests {
         let mut config = tokio_postgres::Config::new();
         config.host("127.0.0.1").port(1).user("nobody");
         let words = Arc::new(Words::new());
+        let config = Target::new(config, crate::back::tls::ServerTls::default());
         (Arc::new(Clock::start(config, Arc::clone(&words))), words)
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Non-goals: what the figures are ([`source`]) and how they look (`weir_core::admin`).
 
+mod act;
 pub mod source;
 
 use std::io;
@@ -25,6 +26,9 @@ use crate::front::client::Client;
 /// Statements and portals of one console session; a client that names more is told off.
 const NAMES_MAX: usize = 64;
 
+/// What a client may send while it waits for a command; the rest stays with its kernel.
+const AHEAD_BYTES_MAX: usize = 64 * 1024;
+
 struct Console<'a> {
     app: &'a Arc<App>,
     client: Client,
@@ -35,10 +39,10 @@ struct Console<'a> {
 
 /// Serves a console session that is logged in already.
 pub async fn run(app: &Arc<App>, client: Client, user: &str) -> io::Result<()> {
-    let may_change = app.config.admin_users.iter().any(|name| name == user);
+    let may_change = app.config().admin_users.iter().any(|name| name == user);
     let mut console = Console { app, client, may_change, statements: HashMap::new(), portals: HashMap::new() };
     console.greet().await?;
-    let mut collector = Collector::new(app.config.limits.message_bytes_max);
+    let mut collector = Collector::new(app.config().limits.message_bytes_max);
     loop {
         match collector.next(&mut console.client.inbuf) {
             Err(_) => {
@@ -46,8 +50,8 @@ pub async fn run(app: &Arc<App>, client: Client, user: &str) -> io::Result<()> {
                 return console.client.send().await;
             }
             Ok(Some(Request::Terminate)) => return Ok(()),
-            Ok(Some(Request::Query(sql))) => console.simple(&sql),
-            Ok(Some(Request::Batch(batch))) => console.batch(batch),
+            Ok(Some(Request::Query(sql))) => console.simple(&sql).await?,
+            Ok(Some(Request::Batch(batch))) => console.batch(batch).await?,
             Ok(Some(Request::FunctionCall(_))) => console.refuse(&crate::front::session::malformed()),
             Ok(None) => {
                 if console.client.receive().await? == 0 {
@@ -86,35 +90,71 @@ impl Console<'_> {
         put_ready(&mut self.client.out, Status::Idle);
     }
 
-    fn simple(&mut self, sql: &[u8]) {
+    async fn simple(&mut self, sql: &[u8]) -> io::Result<()> {
         let text = String::from_utf8_lossy(sql);
         if text.trim().trim_end_matches(';').trim().is_empty() {
             self.client.out.extend_from_slice(EMPTY_QUERY);
         } else {
-            let result = self.table(&text).and_then(|table| put_simple(&table, &mut self.client.out));
-            if let Err(error) = result {
+            let answered = match self.carry_out(&text).await? {
+                Ok(()) => self.table(&text).and_then(|table| put_simple(&table, &mut self.client.out)),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = answered {
                 self.client.put_error(&error);
             }
         }
         put_ready(&mut self.client.out, Status::Idle);
+        Ok(())
+    }
+
+    /// Does what the command asks for, if it changes something. An error of IO: the client left meanwhile.
+    async fn carry_out(&mut self, text: &str) -> io::Result<Result<(), UserError>> {
+        let act = match admin::command::parse(text) {
+            Ok(Command::Act(act)) => act,
+            Ok(_) => return Ok(Ok(())),
+            Err(error) => return Ok(Err(error)),
+        };
+        if !self.may_change {
+            let message = "permission denied: only admin_users may change things";
+            let error = UserError::new(weir_core::error::Blame::Client, "42501", message);
+            return Ok(Err(error.hint("List the user in admin_users of the config file.")));
+        }
+        let app = Arc::clone(self.app);
+        let mut acting = std::pin::pin!(act::act(&app, &act));
+        loop {
+            // Both are cancel-safe: the command is polled again by reference, and what has been received is kept.
+            tokio::select! {
+                biased;
+                done = &mut acting => {
+                    return Ok(done.map(|warning| {
+                        if let Some(warning) = warning {
+                            warning.put(&mut self.client);
+                        }
+                    }));
+                }
+                received = self.client.receive(), if self.client.inbuf.len() < AHEAD_BYTES_MAX => {
+                    if received? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+            }
+        }
     }
 
     fn table(&self, text: &str) -> Result<Table, UserError> {
-        let command = admin::command::parse(text)?;
-        if matches!(command, Command::Reload) && !self.may_change {
-            return Err(UserError::new(
-                weir_core::error::Blame::Client,
-                "42501",
-                "permission denied: only admin_users may change things",
-            )
-            .hint("List the user in admin_users of the config file."));
-        }
-        admin::answer(&command, &source::Source(self.app))
+        admin::answer(&admin::command::parse(text)?, &source::Source(self.app))
     }
 
-    fn batch(&mut self, batch: Batch) {
+    async fn batch(&mut self, batch: Batch) -> io::Result<()> {
         for op in batch.ops {
-            if let Err(error) = self.op(op) {
+            let done = match &op {
+                Op::Execute { portal, .. } => match self.portals.get(portal).map(|(text, _)| text.clone()) {
+                    Some(text) => self.carry_out(&text).await?,
+                    None => Ok(()),
+                },
+                _ => Ok(()),
+            };
+            if let Err(error) = done.and_then(|()| self.op(op)) {
                 self.client.put_error(&error);
                 break;
             }
@@ -122,6 +162,7 @@ impl Console<'_> {
         if batch.ending == Ending::Sync {
             put_ready(&mut self.client.out, Status::Idle);
         }
+        Ok(())
     }
 
     fn op(&mut self, op: Op) -> Result<(), UserError> {

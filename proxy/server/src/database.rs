@@ -3,32 +3,44 @@
 //! Invariant: a [`View`] is immutable; a change of schema or topology swaps in a whole new one. Sessions look the view up per
 //! statement, so that none works on an old map for longer than one statement.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use tokio::task::JoinSet;
 use weir_core::error::UserError;
 use weir_core::fresh::words::Words;
 use weir_core::id::{Lsn, ShardId};
+use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::{TableRules, Topology};
 
+use crate::auth::credential::{Credential, Keyring};
 use crate::back::connect::Login;
 use crate::back::pool::{Pool, PoolLimits};
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseConfig, Endpoint};
+use crate::config::{Config, DatabaseConfig, Endpoint, PoolConfig};
 use crate::probe::EndpointView;
+use crate::seats::SeatCount;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 
 /// A replica that has just said it is behind is not asked again for so long.
 const BEHIND: Duration = Duration::from_millis(5);
+/// How long a connection to a database of the wildcard entry stays open unused. Postgres itself waits 5 s for others to leave
+/// before it refuses to drop a database.
+const SPARE_MAX: Duration = Duration::from_secs(4);
 /// Longest wait for re-reading the catalogue after DDL.
 const CATALOG_MAX: Duration = Duration::from_secs(5);
+/// Between two readings in the background: at least so long, and this many times what the last one took, so that a
+/// migration of a thousand statements does not read a thousand catalogues.
+const CATALOG_PAUSE: Duration = Duration::from_millis(50);
+const CATALOG_SHARE: u32 = 4;
 
 /// Everything planning looks at.
 pub struct View {
@@ -41,6 +53,7 @@ pub struct View {
     pub shards: usize,
 }
 
+/// The servers of one shard and what is known of them. Databases of the wildcard entry share theirs.
 pub struct Shard {
     pub name: Box<str>,
     pub primary: Arc<EndpointView>,
@@ -61,19 +74,34 @@ pub struct Database {
     pub name: Arc<str>,
     pub config: DatabaseConfig,
     view: ArcSwap<View>,
-    pub shards: Vec<Shard>,
+    pub shards: Vec<Arc<Shard>>,
     pub statements: Statements,
-    pub cache: Option<Cache>,
+    pub cache: Option<Arc<Cache>>,
     pub stats: DatabaseStats,
+    pub seats: Arc<SeatCount>,
+    /// It came up because somebody asked for it, and goes when nobody does.
+    pub on_demand: bool,
+    /// Name for the cache: a database that was dropped and made anew is another one.
+    identity: ArcSwap<String>,
+    suspect: AtomicBool,
+    paused: AtomicBool,
+    /// What runs on its behalf, until it is taken down.
+    tasks: Mutex<JoinSet<()>>,
     users: Mutex<HashMap<Arc<str>, Arc<UserPools>>>,
     turn: AtomicUsize,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
+    /// Somebody has asked for currval() or lastval(): from then on what draws from a sequence keeps its connection.
+    pub asks_sequences: AtomicBool,
+    /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
+    catalog_doubts: AtomicU64,
 }
 
 /// One user's pools.
 pub struct UserPools {
     shards: Vec<ShardPools>,
+    keyring: Keyring,
+    mode: AtomicU8,
 }
 
 struct ShardPools {
@@ -82,6 +110,25 @@ struct ShardPools {
 }
 
 impl UserPools {
+    /// How long sessions that begin now keep a Backend.
+    pub fn mode(&self) -> Mode {
+        match self.mode.load(Relaxed) {
+            mode if mode == Mode::Session as u8 => Mode::Session,
+            mode if mode == Mode::Statement as u8 => Mode::Statement,
+            _ => Mode::Transaction,
+        }
+    }
+
+    /// Other limits from now on; sessions keep the mode they began with.
+    fn set(&self, pool: &PoolConfig, limits: PoolLimits) {
+        self.mode.store(pool.mode as u8, Relaxed);
+        self.iter().for_each(|(_, _, pool)| pool.set_limits(limits));
+    }
+
+    fn connections(&self) -> usize {
+        self.iter().map(|(_, _, pool)| pool.counts()).map(|counts| counts.busy + counts.idle + counts.waiting).sum()
+    }
+
     pub fn primary(&self, shard: ShardId) -> &Arc<Pool> {
         &self.shards[usize::from(shard.0)].primary
     }
@@ -138,22 +185,26 @@ impl View {
     }
 }
 
+/// What a [`Database`] is put together from.
+pub struct Parts {
+    pub topology: Topology,
+    pub shards: Vec<Arc<Shard>>,
+    pub cache: Option<Arc<Cache>>,
+    pub stats: DatabaseStats,
+    pub on_demand: bool,
+}
+
 impl Database {
-    pub fn new(
-        config: &Config,
-        database: DatabaseConfig,
-        topology: Topology,
-        shards: Vec<Shard>,
-        cache: Option<Cache>,
-        stats: DatabaseStats,
-    ) -> Arc<Self> {
+    pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
+        let Parts { topology, shards, cache, stats, on_demand } = parts;
         let home = &database.shards[usize::from(database.home.0)].primary;
         let catalog_login = Login {
             host: home.host.as_str().into(),
             port: home.port,
             user: config.server_auth.user.as_str().into(),
             database: database.server_database.as_str().into(),
-            password: Some(config.server_auth.password.expose().into()),
+            credential: config.server_auth.credential(&home.host, home.port, &database.server_database).into(),
+            tls: config.server_auth.tls.clone(),
             deadline: config.limits.connect_time_max,
         };
         let view = View {
@@ -166,6 +217,7 @@ impl Database {
         };
         let alone = shards.len() == 1 && cache.is_none() && shards[0].replicas.is_empty();
         let statements = Statements::new();
+        let database_name = database.name.clone();
         Arc::new(Database {
             name: database.name.as_str().into(),
             stats,
@@ -174,10 +226,18 @@ impl Database {
             shards,
             statements: if alone { statements.for_one_server() } else { statements },
             cache,
+            seats: SeatCount::new(),
+            on_demand,
+            identity: ArcSwap::from_pointee(database_name),
+            suspect: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            tasks: Mutex::default(),
             users: Mutex::default(),
             turn: AtomicUsize::new(0),
             catalog_login,
             catalog_reading: tokio::sync::Mutex::new(()),
+            asks_sequences: AtomicBool::new(false),
+            catalog_doubts: AtomicU64::new(0),
         })
     }
 
@@ -195,12 +255,17 @@ impl Database {
 
     /// Must writes be announced? Only where somebody else than the primary may answer reads.
     pub fn tracks_freshness(&self) -> bool {
-        self.answers_elsewhere()
+        self.cache.is_some() || self.shards.iter().any(|shard| !shard.replicas.is_empty())
     }
 
-    /// Is there a cache or a replica?
+    /// May a cache or a replica be asked? Not while it is uncertain what a statement reads.
     pub fn answers_elsewhere(&self) -> bool {
-        self.cache.is_some() || self.shards.iter().any(|shard| !shard.replicas.is_empty())
+        self.tracks_freshness() && !self.doubts_catalog()
+    }
+
+    /// Has the schema changed since the catalogue was read? Then what a plan says of reads and writes may be wrong.
+    pub fn doubts_catalog(&self) -> bool {
+        self.catalog_doubts.load(Acquire) != 0
     }
 
     /// A replica to ask for a read that must cover `need`, in turn.
@@ -216,37 +281,36 @@ impl Database {
             .find(|number| replicas[*number].is_worth_asking(need))
     }
 
-    /// The pools of a user, made at the first login.
-    pub fn pools(&self, config: &Config, user: &str, password: &str) -> Arc<UserPools> {
+    /// The pools of a user, made at the first login. Connections opened from now on log in with what this login has proved.
+    pub fn pools(&self, config: &Config, user: &str, credential: Credential) -> Arc<UserPools> {
         let mut users = self.users.lock();
         if let Some(pools) = users.get(user) {
+            pools.keyring.learn(credential);
             return Arc::clone(pools);
         }
-        let pools = Arc::new(self.make_pools(config, user, password));
+        let pools = Arc::new(self.make_pools(config, user, Keyring::new(credential)));
         users.insert(user.into(), Arc::clone(&pools));
         pools
     }
 
-    fn make_pools(&self, config: &Config, user: &str, password: &str) -> UserPools {
-        let limits = PoolLimits {
-            size: config.pool.size,
-            min: config.pool.min,
-            prepared_max: config.limits.prepared_per_server_max,
-            waiting_max: config.pool.wait_queue_max,
-            wait_max: config.pool.wait_max,
-            idle_max: config.pool.idle_max,
-            lifetime: config.pool.lifetime_max,
-        };
+    fn make_pools(&self, config: &Config, user: &str, keyring: Keyring) -> UserPools {
+        let wanted = config.pool_of(&self.name, user);
+        let limits = self.pool_limits(config, &wanted);
         let pool = |endpoint: &Endpoint, name: String| {
             let login = Login {
                 host: endpoint.host.as_str().into(),
                 port: endpoint.port,
                 user: user.into(),
                 database: self.config.server_database.as_str().into(),
-                password: Some(password.into()),
+                credential: keyring.clone(),
+                tls: config.server_auth.tls.clone(),
                 deadline: config.limits.connect_time_max,
             };
-            Pool::new(name, login, limits)
+            let pool = Pool::new(name, login, limits);
+            if self.is_paused() {
+                pool.pause();
+            }
+            pool
         };
         let shards = self.config.shards.iter().map(|shard| {
             let base = format!("{}/{}", self.name, shard.name);
@@ -258,7 +322,127 @@ impl Database {
                     .collect(),
             }
         });
-        UserPools { shards: shards.collect() }
+        UserPools { shards: shards.collect(), keyring, mode: AtomicU8::new(wanted.mode as u8) }
+    }
+
+    fn pool_limits(&self, config: &Config, wanted: &PoolConfig) -> PoolLimits {
+        PoolLimits {
+            bounds: Bounds { size: wanted.size, reserve: wanted.reserve, waiting_max: wanted.wait_queue_max },
+            min: wanted.min,
+            reserve_after: wanted.reserve_after,
+            prepared_max: config.limits.prepared_per_server_max,
+            wait_max: wanted.wait_max,
+            // An idle connection would keep others from dropping the database.
+            idle_max: if self.on_demand { wanted.idle_max.min(SPARE_MAX) } else { wanted.idle_max },
+            lifetime: wanted.lifetime_max,
+        }
+    }
+
+    /// The limits of a new configuration, for pools that exist already.
+    pub fn reconfigure(&self, config: &Config) {
+        for (user, pools) in self.users.lock().iter() {
+            let wanted = config.pool_of(&self.name, user);
+            pools.set(&wanted, self.pool_limits(config, &wanted));
+        }
+    }
+
+    /// Looks after idle connections, and forgets users who have neither sessions nor connections. Call every second.
+    pub fn upkeep(&self, now: Instant) {
+        for (_, pools) in self.all_pools() {
+            for (_, _, pool) in pools.iter() {
+                pool.upkeep(now);
+            }
+        }
+        self.users.lock().retain(|_, pools| Arc::strong_count(pools) > 1 || pools.connections() > 0);
+        if self.on_demand && self.is_detached() {
+            self.suspect.store(true, Relaxed);
+        }
+    }
+
+    /// Closes every idle server connection, so that the server can drop or copy the database. How many there were.
+    pub fn close_idle(&self) -> usize {
+        self.suspect.store(true, Relaxed);
+        self.all_pools()
+            .iter()
+            .map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.close_idle()).sum::<usize>())
+            .sum()
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Relaxed)
+    }
+
+    /// Keeps every session waiting that next needs a server connection.
+    pub fn pause(&self) {
+        // Under the lock, so that pools that are being made are either found here or find the flag.
+        let users = self.users.lock();
+        self.paused.store(true, Relaxed);
+        users.values().for_each(|pools| pools.iter().for_each(|(_, _, pool)| pool.pause()));
+    }
+
+    pub fn resume(&self) {
+        let users = self.users.lock();
+        self.paused.store(false, Relaxed);
+        users.values().for_each(|pools| pools.iter().for_each(|(_, _, pool)| pool.resume()));
+    }
+
+    /// Replaces every server connection at its next idle moment.
+    pub fn reconnect(&self) {
+        self.all_pools().iter().for_each(|(_, pools)| pools.iter().for_each(|(_, _, pool)| pool.reconnect()));
+    }
+
+    /// Is no server connection in use?
+    pub fn is_quiet(&self) -> bool {
+        self.all_pools().iter().all(|(_, pools)| pools.iter().all(|(_, _, pool)| pool.counts().busy == 0))
+    }
+
+    /// Is no server connection open? Then the database may have been dropped behind weir.
+    fn is_detached(&self) -> bool {
+        let held = |pool: &Arc<Pool>| pool.counts().busy + pool.counts().idle;
+        self.all_pools().iter().all(|(_, pools)| pools.iter().all(|(_, _, pool)| held(pool) == 0))
+    }
+
+    /// What tells this database from others of the same name before and after it, in the cache.
+    pub fn identity(&self) -> arc_swap::Guard<Arc<String>> {
+        self.identity.load()
+    }
+
+    /// May it have been dropped since it was last looked at? Nobody can drop it while a connection is open.
+    pub fn is_suspect(&self) -> bool {
+        self.on_demand && self.suspect.load(Relaxed)
+    }
+
+    /// Asks the home shard whether the database is there, and which one it is. Errors: the server's own refusal.
+    pub async fn verify(&self) -> Result<(), UserError> {
+        self.suspect.store(false, Relaxed);
+        let number = match crate::databases::number_of(&self.catalog_login).await {
+            Ok(number) => number,
+            Err(error) => {
+                self.suspect.store(true, Relaxed);
+                return Err(error);
+            }
+        };
+        let identity = format!("{}/{number}", self.name);
+        if **self.identity.load() != identity {
+            let first = **self.identity.load() == *self.name;
+            self.identity.store(Arc::new(identity));
+            if !first {
+                tracing::info!(database = %self.name, "it has been dropped and made anew");
+                self.refresh_catalog().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs until the database is taken down.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.lock().spawn(task);
+    }
+
+    /// Ends everything that runs on its behalf. Its sessions, if there are any, go on.
+    pub fn shut_down(&self) {
+        self.tasks.lock().abort_all();
+        self.close_idle();
     }
 
     /// All users' pools, for figures and upkeep.
@@ -278,8 +462,21 @@ impl Database {
         });
     }
 
-    /// Reads the home shard's catalogue again; after DDL, before its success is told. On failure the old one stays and the
-    /// next reading mends it.
+    /// After DDL, before its success is told. Where plans need the catalogue to find their shards it is read at once. Where
+    /// there is one shard all statements go there anyhow: reads stay with the primary and writes count as writes of anything
+    /// until a reading in the background has caught up.
+    pub async fn schema_changed(self: &Arc<Self>) {
+        if self.view().topology.is_single() { self.doubt_catalog() } else { self.refresh_catalog().await }
+    }
+
+    /// The schema has changed, and a reading in the background will tell how.
+    pub fn doubt_catalog(self: &Arc<Self>) {
+        if self.catalog_doubts.fetch_add(1, AcqRel) == 0 {
+            tokio::spawn(catch_up(Arc::downgrade(self)));
+        }
+    }
+
+    /// Reads the home shard's catalogue again. On failure the old one stays and the next reading mends it.
     pub async fn refresh_catalog(&self) {
         let _one_at_a_time = self.catalog_reading.lock().await;
         // Boxed: every session that may change the schema would else carry room for it.
@@ -312,6 +509,14 @@ impl Database {
         Ok(())
     }
 
+    /// One reading on behalf of the doubts there are now. True: none is left.
+    async fn settle_doubts(&self) -> bool {
+        let _one_at_a_time = self.catalog_reading.lock().await;
+        let doubts = self.catalog_doubts.load(Acquire);
+        let read = tokio::time::timeout(CATALOG_MAX, self.read_catalog()).await;
+        matches!(read, Ok(Ok(()))) && self.catalog_doubts.compare_exchange(doubts, 0, AcqRel, Acquire).is_ok()
+    }
+
     /// Where a statement would go and why, without running it.
     pub fn route(&self, sql: &str) -> Result<Vec<(String, String)>, UserError> {
         let view = self.view();
@@ -320,5 +525,19 @@ impl Database {
         let values = weir_core::plan::Values { params: &[], sql, literals: &scratch.normal.literals };
         let plan = understood.template.bind(&values, &view.topology)?;
         Ok(weir_core::plan::explain(&plan, &view.topology))
+    }
+}
+
+/// Reads the catalogue until no doubt is left. Ends with its database.
+async fn catch_up(db: Weak<Database>) {
+    let mut pause = CATALOG_PAUSE;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(db) = db.upgrade() else { return };
+        let start = Instant::now();
+        if db.settle_doubts().await {
+            return;
+        }
+        pause = CATALOG_PAUSE.max(start.elapsed() * CATALOG_SHARE);
     }
 }

@@ -13,12 +13,14 @@ use std::time::Duration;
 use bb8_postgres::PostgresConnectionManager;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio_postgres::{AsyncMessage, Client, NoTls, Transaction};
+use tokio_postgres::{AsyncMessage, Client, Transaction};
 use weir_core::id::{Epoch, ShardId, Slot};
 use weir_core::topology::ring::{self, RingShard};
 use weir_core::topology::{Placement, SlotMap, TableRules, Topology};
 
+use crate::back::tls::ServerTls;
 use crate::config::{DatabaseConfig, HubConfig};
+use crate::control::Target;
 
 /// Connections that one process keeps to the hub.
 const CONNECTIONS: u32 = 2;
@@ -63,8 +65,8 @@ pub enum HubEvent {
 /// A handle; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    pool: bb8::Pool<PostgresConnectionManager<NoTls>>,
-    config: tokio_postgres::Config,
+    pool: bb8::Pool<PostgresConnectionManager<ServerTls>>,
+    server: Target,
 }
 
 /// The topology of a database that needs no hub: one shard that owns everything, at epoch 1.
@@ -82,19 +84,35 @@ impl Hub {
     pub async fn connect(hub: &HubConfig) -> Result<Hub, HubError> {
         let mut config: tokio_postgres::Config = hub.dsn.expose().parse().map_err(|_| HubError::Dsn)?;
         config.connect_timeout(PATIENCE).application_name("weir hub");
-        let manager = PostgresConnectionManager::new(config.clone(), NoTls);
+        if let Some(password) = &hub.password {
+            config.password(password.expose());
+        }
+        let server = Target::new(config, hub.tls.clone());
+        if let Some(other) = &hub.made_from {
+            bounded(make_database(&server, other)).await?;
+        }
+        let manager = PostgresConnectionManager::new(server.config.clone(), hub.tls.clone());
         let pool = bb8::Pool::builder()
             .max_size(CONNECTIONS)
             .connection_timeout(PATIENCE)
             .build(manager)
             .await
             .map_err(HubError::Postgres)?;
-        let hub = Hub { pool, config };
-        bounded(async {
-            let mut client = hub.client().await?;
-            schema::ensure(&mut client).await
-        })
-        .await?;
+        let hub = Hub { pool, server };
+        let prepare = || {
+            bounded(async {
+                let mut client = hub.client().await?;
+                schema::ensure(&mut client).await
+            })
+        };
+        if let Err(error) = prepare().await {
+            if !matches!(error, HubError::Unreachable(_)) {
+                return Err(error);
+            }
+            // The pool only says that it took too long: a connection of its own says why.
+            bounded(async { Ok(hub.server.open().await?) }).await?;
+            prepare().await?;
+        }
         Ok(hub)
     }
 
@@ -164,7 +182,7 @@ impl Hub {
     }
 
     async fn listen_once(&self, hint: &mpsc::Sender<()>) -> Result<(), HubError> {
-        let (client, mut connection) = bounded(async { Ok(self.config.connect(NoTls).await?) }).await?;
+        let (client, mut connection) = bounded(async { Ok(self.server.connect().await?) }).await?;
         let mut messages = futures_util::stream::poll_fn(move |task| connection.poll_message(task));
         let statements = async {
             client.batch_execute("LISTEN weir_topology").await?;
@@ -188,12 +206,37 @@ impl Hub {
         }
     }
 
-    async fn client(&self) -> Result<bb8::PooledConnection<'_, PostgresConnectionManager<NoTls>>, HubError> {
+    async fn client(&self) -> Result<bb8::PooledConnection<'_, PostgresConnectionManager<ServerTls>>, HubError> {
         self.pool.get().await.map_err(|error| match error {
             bb8::RunError::User(error) => HubError::Postgres(error),
             bb8::RunError::TimedOut => HubError::Unreachable(format!("no connection within {}s", PATIENCE.as_secs())),
         })
     }
+}
+
+/// Makes the hub's own database if it is missing, from a connection to the `other` one of the same server.
+async fn make_database(hub: &Target, other: &str) -> Result<(), HubError> {
+    let mut server = hub.clone();
+    server.config.dbname(other);
+    let (client, connection) = server.connect().await?;
+    let driver = tokio::spawn(connection);
+    let name = hub.config.get_dbname().unwrap_or_default();
+    let made = async {
+        if client.query_opt("SELECT FROM pg_catalog.pg_database WHERE datname = $1", &[&name]).await?.is_none() {
+            tracing::info!(database = name, "making the hub's database");
+            let sql = format!("CREATE DATABASE {}", weir_core::sql::word::quote_name(name));
+            match client.batch_execute(&sql).await {
+                // Another proxy was quicker.
+                Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => {}
+                Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) => {}
+                made => made?,
+            }
+        }
+        Ok(())
+    };
+    let made = made.await;
+    driver.abort();
+    made
 }
 
 /// A hub that hangs is a hub that is lost.

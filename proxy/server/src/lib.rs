@@ -2,7 +2,7 @@
 //!
 //! The path of a query, in files: `front` (listen → startup → session → simple/extended) → `statements` (what the text
 //! means) → weir-core `plan` → `exec` (cache or replica, relay, fan-out) → `back` (pool, connection). Beside it: `app`
-//! (wiring), `database` (what is in force now), `fresh` and `clock` (writes announced and published), `recover`
+//! (wiring), `databases` and `database` (what is in force now), `seats` (who may connect), `fresh` and `clock` (writes announced and published), `recover`
 //! (distributed transactions), and the operators' side: `config`, `hub`, `catalog`, `probe`, `metrics`, `http`, `console`.
 
 pub mod admin;
@@ -16,14 +16,18 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod database;
+pub mod databases;
 pub mod dev;
 pub mod exec;
 pub mod fresh;
 pub mod front;
 pub mod http;
 pub mod hub;
+pub mod log;
 pub mod metrics;
 pub mod probe;
 pub mod recover;
+pub mod reload;
+pub mod seats;
 pub mod statements;
 pub mod stats;

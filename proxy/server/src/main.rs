@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use weir::app::Running;
-use weir::config::{Config, LogConfig, LogFormat, LogLevel};
+use weir::app::{ConfigSource, Running};
+use weir::config::{Config, Flags};
 
 /// A Postgres-wire data-tier proxy and cache.
 #[derive(Parser)]
@@ -18,19 +18,28 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve clients as the config file says.
+    /// Serve clients: in front of one server with --upstream alone, or as a config file says. Flags win over the file.
     Run {
-        #[arg(long, value_name = "FILE", default_value = "weir.toml")]
-        config: PathBuf,
+        /// The config file [default: weir.toml, where there is no --upstream]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: Box<Flags>,
     },
     /// Check a config file; exit 2 and say where if it is wrong.
     Check {
-        #[arg(value_name = "FILE", default_value = "weir.toml")]
+        #[arg(value_name = "FILE", default_value = USUAL_FILE)]
         config: PathBuf,
     },
     /// Start a whole throw-away tier on this machine: shards, replicas, hub, Redis, weir, storefront.
     Dev(weir::dev::DevArgs),
 }
+
+/// `weir dev` has servers to start and watch besides serving.
+const DEV_WORKERS: usize = 2;
+
+/// What `weir run` reads when nobody says otherwise.
+const USUAL_FILE: &str = "weir.toml";
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
@@ -44,14 +53,16 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         },
-        Command::Run { config } => match Config::load(&config) {
-            Ok(config) => run(config),
-            Err(error) => {
-                eprintln!("{error}");
-                return ExitCode::from(2);
+        Command::Run { config, flags } => {
+            match source(config, *flags).and_then(|source| Ok((source.read()?, source))) {
+                Ok((config, source)) => run(config, source),
+                Err(error) => {
+                    eprintln!("{error:#}");
+                    return ExitCode::from(2);
+                }
             }
-        },
-        Command::Dev(arguments) => runtime().and_then(|runtime| runtime.block_on(weir::dev::run(arguments))),
+        }
+        Command::Dev(arguments) => runtime(DEV_WORKERS).and_then(|runtime| runtime.block_on(weir::dev::run(arguments))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,15 +73,36 @@ fn main() -> ExitCode {
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+/// The file that was named; else none if there is an upstream; else the usual one.
+fn source(file: Option<PathBuf>, flags: Flags) -> Result<ConfigSource> {
+    let file = match file {
+        Some(file) => Some(file),
+        None if flags.upstream.is_some() => None,
+        None if std::fs::exists(USUAL_FILE).unwrap_or(true) => Some(USUAL_FILE.into()),
+        None => bail!(
+            "there is no {USUAL_FILE} here and no --upstream, so weir does not know which server to serve. Either\n  \
+             weir run --upstream postgres://admin@db.example.com:5432\nfor every database of one server, or\n  \
+             weir run --config /etc/weir/weir.toml\nfor everything else"
+        ),
+    };
+    Ok(ConfigSource { file, flags, log_level: None })
 }
 
-fn run(config: Config) -> Result<()> {
-    start_log(&config.log);
+fn runtime(workers: usize) -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?)
+}
+
+fn run(config: Config, mut source: ConfigSource) -> Result<()> {
+    source.log_level = Some(weir::log::start(&config.log));
+    if let (Some(file), given) = (&source.file, source.flags.given())
+        && !given.is_empty()
+    {
+        tracing::info!("the command line wins over {} for {}", file.display(), given.join(", "));
+    }
     raise_open_files();
-    runtime()?.block_on(async {
-        let running = Running::start(config).await?;
+    runtime(config.workers)?.block_on(async {
+        let running = Running::start(config, source).await?;
+        println!("{}", running.introduction()?);
         running.serve(stop_signal()).await
     })
 }
@@ -81,24 +113,6 @@ fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
         tracing::warn!(limit = ?limit.current, "cannot raise the limit of open files: {error}");
-    }
-}
-
-fn start_log(log: &LogConfig) {
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level(log.level));
-    match log.format {
-        LogFormat::Json => builder.json().init(),
-        LogFormat::Text => builder.init(),
-    }
-}
-
-fn level(level: LogLevel) -> tracing::Level {
-    match level {
-        LogLevel::Error => tracing::Level::ERROR,
-        LogLevel::Warn => tracing::Level::WARN,
-        LogLevel::Info => tracing::Level::INFO,
-        LogLevel::Debug => tracing::Level::DEBUG,
-        LogLevel::Trace => tracing::Level::TRACE,
     }
 }
 

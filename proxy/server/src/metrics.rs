@@ -1,7 +1,8 @@
 //! Everything counted, under Prometheus names with the prefix `weir_`.
 //!
 //! Invariant: the query path only touches handles that were registered when its database was; it never hashes a name or
-//! a label. Labels are bounded: databases, shards and servers of the config, and closed lists of reasons.
+//! a label. Labels are bounded: databases, shards and servers of the config, the first databases of a wildcard, and
+//! closed lists of reasons.
 //!
 //! Choice: one counter shared by two threads costs 104 ns per increment, alone 9 ns. So what every statement counts is
 //! [`Striped`] (a session has a stripe of its own, most stripes have one writer at a time) and is summed when rendered.
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusRecorder};
+use parking_lot::Mutex;
 
 pub use database::{CacheResult, DatabaseMetrics, EndpointMetrics, PoolMetrics, Role, RouteKind, SessionMetrics};
 pub use stripe::{Stripe, Striped};
@@ -28,6 +30,11 @@ pub use tally::Tally;
 const SECONDS: [f64; 17] =
     [5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 const METADATA: Metadata<'static> = Metadata::new("weir", Level::INFO, None);
+
+/// Databases with figures of their own.
+const ENROLLED_MAX: usize = 200;
+/// The label that all further ones share.
+const OTHERS: &str = "*";
 
 /// Name, type and help of every metric.
 const DESCRIBED: [(&str, Type, &str); 20] = [
@@ -63,7 +70,7 @@ enum Type {
 /// All metrics of one process.
 pub struct Metrics {
     registry: Registry,
-    databases: BTreeMap<String, Arc<DatabaseMetrics>>,
+    databases: Mutex<BTreeMap<String, Arc<DatabaseMetrics>>>,
     errors: Tally,
     hub_up: Gauge,
     reload_success: Gauge,
@@ -93,24 +100,38 @@ impl Metrics {
             reload_success,
             errors: Tally::default(),
             sessions: AtomicUsize::new(0),
-            databases,
+            databases: Mutex::new(databases),
             registry,
         })
     }
 
+    /// Handles of a database that was not known in advance. Handles are for ever, so beyond [`ENROLLED_MAX`] names all
+    /// others share those of `subject.database` = [`OTHERS`].
+    pub fn enroll(&self, subject: &Subject) -> Arc<DatabaseMetrics> {
+        let mut databases = self.databases.lock();
+        let known = databases.len();
+        if let Some(database) = databases.get(&subject.database) {
+            return Arc::clone(database);
+        }
+        let named = if known < ENROLLED_MAX {
+            subject.clone()
+        } else {
+            Subject { database: OTHERS.to_owned(), ..subject.clone() }
+        };
+        let database =
+            databases.entry(named.database.clone()).or_insert_with(|| DatabaseMetrics::new(&self.registry, &named));
+        Arc::clone(database)
+    }
+
     /// Handles of a database; looked up once per session.
     pub fn database(&self, name: &str) -> Option<Arc<DatabaseMetrics>> {
-        self.databases.get(name).cloned()
+        self.databases.lock().get(name).cloned()
     }
 
-    /// A session's own view, with the next stripe.
-    pub fn session(&self, database: &str) -> Option<SessionMetrics> {
-        let stripe = Stripe::of(self.sessions.fetch_add(1, Ordering::Relaxed));
-        Some(SessionMetrics::new(self.database(database)?, stripe))
-    }
-
-    pub fn databases(&self) -> impl Iterator<Item = (&str, &Arc<DatabaseMetrics>)> {
-        self.databases.iter().map(|(name, database)| (name.as_str(), database))
+    /// The number of a new session, from 1, and its own view of its database, with the next stripe.
+    pub fn session(&self, database: &Arc<DatabaseMetrics>) -> (u64, SessionMetrics) {
+        let number = self.sessions.fetch_add(1, Ordering::Relaxed);
+        (number as u64 + 1, SessionMetrics::new(Arc::clone(database), Stripe::of(number)))
     }
 
     /// An error was sent to a client. Cold: takes a lock.
@@ -134,14 +155,14 @@ impl Metrics {
 
     /// To be called once a period: what SHOW STATS calls averages is measured over the last one.
     pub fn tick(&self, period: Duration) {
-        for database in self.databases.values() {
+        for database in self.databases.lock().values() {
             database.tick(period);
         }
     }
 
     /// The text that /metrics answers.
     pub fn render(&self) -> String {
-        for database in self.databases.values() {
+        for database in self.databases.lock().values() {
             database.publish(&self.registry);
         }
         self.errors.publish(&self.registry, "weir_errors_total", "sqlstate", &[]);

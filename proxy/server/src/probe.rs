@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 use weir_core::id::Lsn;
 
 use crate::config::{Endpoint, ServerAuth};
+use crate::control::Target;
 
 /// Pause between probes of a server that answers.
 const EVERY: Duration = Duration::from_secs(1);
@@ -185,16 +186,19 @@ pub async fn run(view: Arc<EndpointView>, auth: ServerAuth, database: String) {
         .host(&view.endpoint.host)
         .port(view.endpoint.port)
         .user(&auth.user)
-        .password(auth.password.expose())
         .dbname(&database)
         .application_name("weir probe")
         .connect_timeout(PATIENCE);
+    if let Some(password) = auth.password(&view.endpoint.host, view.endpoint.port, &database) {
+        config.password(password);
+    }
+    let server = Target::new(config, auth.tls);
     let start = Instant::now();
     let mut health = EndpointHealth::new();
     let mut client = None;
     loop {
         let was_up = matches!(health.health(), Health::Up(_));
-        let answer = tokio::time::timeout(2 * PATIENCE, probe(&config, &mut client)).await;
+        let answer = tokio::time::timeout(2 * PATIENCE, probe(&server, &mut client)).await;
         match answer.unwrap_or_else(|_| Err(format!("no answer within {}s", 2 * PATIENCE.as_secs()))) {
             Ok(observation) => health.succeeded(start.elapsed(), observation),
             Err(error) => {
@@ -215,10 +219,10 @@ pub async fn run(view: Arc<EndpointView>, auth: ServerAuth, database: String) {
 }
 
 /// Asks on the open connection, or opens one first.
-async fn probe(config: &tokio_postgres::Config, client: &mut Option<Client>) -> Result<Observation, String> {
+async fn probe(server: &Target, client: &mut Option<Client>) -> Result<Observation, String> {
     let open = match client {
         Some(open) if !open.is_closed() => open,
-        _ => client.insert(connect(config).await.map_err(|error| sentence(&error))?),
+        _ => client.insert(server.open().await.map_err(|error| sentence(&error))?),
     };
     let row = open.query_one(QUESTION, &[]).await.map_err(|error| sentence(&error))?;
     let read = || -> Result<_, tokio_postgres::Error> {
@@ -227,15 +231,6 @@ async fn probe(config: &tokio_postgres::Config, client: &mut Option<Client>) -> 
     let (in_recovery, lsn, lag_ms) = read().map_err(|error| sentence(&error))?;
     let lsn = Lsn::parse(&lsn).ok_or_else(|| format!("{lsn} is not a WAL position"))?;
     Ok(Observation { in_recovery, lsn, lag: lag_ms.map(|lag| Duration::from_millis(lag.max(0) as u64)) })
-}
-
-async fn connect(config: &tokio_postgres::Config) -> Result<Client, tokio_postgres::Error> {
-    let (client, connection) = config.connect(NoTls).await?;
-    // Ends when the client is dropped. Its errors come back through the client as well.
-    tokio::spawn(async move {
-        let _ = connection.await;
-    });
-    Ok(client)
 }
 
 /// The error with its causes: tokio-postgres alone would say "db error".

@@ -15,11 +15,12 @@ use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{Equivalent, Weighter};
 use weir_core::plan::{self, Schema, Template};
-use weir_core::session::effect::{Effects, effects_of};
+use weir_core::session::effect::{Effects, effects_of, keeper_used};
 use weir_core::session::pin::Pin;
 use weir_core::sql::class::{Class, classify};
 use weir_core::sql::lex::{Token, lex};
 use weir_core::sql::normal::{Literal, LiteralKind, Normal, normalize};
+use weir_core::topology::catalog::{DefaultKind, RelationKind};
 
 use crate::database::View;
 
@@ -42,6 +43,8 @@ const VARIANTS_MAX: usize = 64;
 pub struct Shape {
     pub class: Class,
     pub effects: Effects,
+    /// It may give rows defaults that differ, such as numbers of a sequence.
+    fills: bool,
     /// A replica's answer was too large to hold back; replicas are not asked again.
     large: AtomicBool,
     structural: Vec<u16>,
@@ -269,13 +272,17 @@ impl Statements {
 
     fn learn(&self, sql: &str, view: &View, scratch: &Scratch) -> Shape {
         let class = classify(sql, &scratch.tokens);
-        let effects = effects_of(&class, sql, &scratch.tokens);
+        let mut effects = effects_of(&class, sql, &scratch.tokens);
+        if keeper_used(sql, &scratch.tokens, &class, &view.catalog.keepers) {
+            effects.pins.insert(Pin::Function);
+        }
         let compiled = if self.alone && scratch.tokens.len() > ALONE_TOKENS_MAX && class.is_data() {
             plan::unread(&class)
         } else {
             plan::compile(&scratch.normal, &class, sql, &schema(view))
         };
         Shape {
+            fills: fills(sql, &class, view, scratch),
             class,
             effects,
             large: AtomicBool::new(false),
@@ -318,7 +325,36 @@ fn schema(view: &View) -> Schema<'_> {
     Schema { rules: &view.rules, catalog: &view.catalog, search_path: &view.search_path, shards: view.shards }
 }
 
+/// Does it write rows of a table that has a default which differs, or triggers? So does what is not known.
+fn fills(sql: &str, class: &Class, view: &View, scratch: &Scratch) -> bool {
+    match class {
+        Class::Insert | Class::Copy(_) | Class::Merge | Class::With { writes: true, .. } => {}
+        Class::Update | Class::Select | Class::Values | Class::Table | Class::Delete | Class::With { .. } => {
+            return false;
+        }
+        Class::Call | Class::Do | Class::Execute { .. } | Class::Other => return true,
+        _ => return false,
+    }
+    let mut known = false;
+    let mut differs = false;
+    for &token in &scratch.tokens {
+        let Some(name) = weir_core::sql::word::name(sql, token) else { continue };
+        for relation in view.catalog.relations.values().filter_map(|relations| relations.get(&*name)) {
+            known = true;
+            differs |= relation.writes_spread
+                || relation.kind != RelationKind::PlainTable
+                || relation.columns.iter().any(|column| column.default == DefaultKind::Differs);
+        }
+    }
+    differs || !known
+}
+
 impl Shape {
+    /// May it draw from a sequence, by name or through the defaults and triggers of a table?
+    pub fn draws(&self) -> bool {
+        self.effects.draws || self.fills
+    }
+
     /// Why the session must stay on the connection that has run this; the first reason stands for all.
     pub fn pin(&self) -> Option<Pin> {
         self.effects.pins.iter().next()

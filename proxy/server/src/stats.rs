@@ -3,19 +3,24 @@
 //! Figures live in [`crate::metrics`]; here are the sessions themselves, for SHOW CLIENTS and for draining, and the one
 //! place that knows which figure an event belongs to.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Plan, Target};
+use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
 
 use crate::exec::relay::Trail;
+use crate::front::cancel::CancelSlot;
 use crate::front::client::Client;
+use crate::front::time_out::Order;
 use crate::metrics::{CacheResult, DatabaseMetrics, Metrics, Role, RouteKind, SessionMetrics};
+use crate::seats::Seats;
 
 /// One connected session.
 pub struct SessionStats {
@@ -30,15 +35,95 @@ pub struct SessionStats {
     busy_since_us: AtomicU64,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
+    /// Requests that ended outside a transaction, times two; odd: the last one ended inside one.
+    rests: AtomicU64,
+    /// What [`crate::front::time_out`] wants of it; 0: nothing.
+    order: AtomicU64,
+    waker: OnceLock<Waker>,
     metrics: SessionMetrics,
+    /// Its seats are given back with it.
+    entry: Entry,
+}
+
+/// What a session is admitted with.
+pub struct Entry {
+    pub seats: Seats,
+    pub mode: Mode,
+    pub cancel: Arc<CancelSlot>,
+}
+
+/// A session as the sweep sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// How long the current request has been running.
+    pub busy_for: Option<Duration>,
+    pub received_bytes: u64,
+    pub rests: u64,
+    pub in_transaction: bool,
 }
 
 impl SessionStats {
+    pub fn mode(&self) -> Mode {
+        self.entry.mode
+    }
+
+    pub fn glance(&self) -> Glance {
+        let busy_since_us = self.busy_since_us.load(Relaxed);
+        let busy_for = self.started.elapsed().saturating_sub(Duration::from_micros(busy_since_us));
+        let rests = self.rests.load(Relaxed);
+        Glance {
+            busy_for: (busy_since_us != 0).then_some(busy_for),
+            received_bytes: self.received_bytes.load(Relaxed),
+            rests: rests >> 1,
+            in_transaction: rests & 1 == 1,
+        }
+    }
+
+    /// Cancels on the server what it runs now, in the background. False: nothing does.
+    pub fn cancel_running(&self) -> bool {
+        let running = self.entry.cancel.is_running();
+        if running {
+            let slot = Arc::clone(&self.entry.cancel);
+            tokio::spawn(async move { slot.cancel_running().await });
+        }
+        running
+    }
+
+    /// Notes the task that awaits this as the session's, which [`SessionStats::order`] wakes. It never changes.
+    pub async fn runs_here(&self) {
+        std::future::poll_fn(|cx| {
+            self.waker.get_or_init(|| cx.waker().clone());
+            std::task::Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Tells the session to end; it looks at this when it waits for its client.
+    pub fn order(&self, order: Order) {
+        self.order.store(order.packed(), Relaxed);
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub fn is_ordered(&self) -> bool {
+        self.order.load(Relaxed) != 0
+    }
+
+    /// The order, if it is still meant: the client may have come back to life meanwhile.
+    pub fn take_order(&self, received_bytes: u64) -> Option<Order> {
+        let order = Order::unpacked(self.order.swap(0, Relaxed))?;
+        order.holds(received_bytes, self.rests.load(Relaxed) >> 1).then_some(order)
+    }
+
     pub fn begin(&self) {
         self.busy_since_us.store(self.started.elapsed().as_micros().max(1) as u64, Relaxed);
     }
 
-    pub fn end(&self, client: &Client) {
+    pub fn end(&self, client: &Client, in_transaction: bool) {
+        // The session's task alone writes it.
+        let rests = self.rests.load(Relaxed);
+        self.rests.store(if in_transaction { rests | 1 } else { (rests & !1) + 2 }, Relaxed);
         let now_us = self.started.elapsed().as_micros() as u64;
         let took = Duration::from_micros(now_us.saturating_sub(self.busy_since_us.swap(0, Relaxed)));
         self.metrics.query(took);
@@ -96,7 +181,6 @@ impl SessionStats {
 /// The sessions of one database, and its rare events.
 pub struct DatabaseStats {
     live: Mutex<HashMap<u64, Arc<SessionStats>>>,
-    next_id: AtomicU64,
     pub two_phase_commits: AtomicU64,
     /// Replica answers that could not be proven fresh and were thrown away.
     pub replica_rejected: AtomicU64,
@@ -109,7 +193,6 @@ impl DatabaseStats {
     pub fn new(metrics: Arc<Metrics>, database: Arc<DatabaseMetrics>) -> Self {
         DatabaseStats {
             live: Mutex::default(),
-            next_id: AtomicU64::new(1),
             two_phase_commits: AtomicU64::new(0),
             replica_rejected: AtomicU64::new(0),
             pinned_now: Default::default(),
@@ -118,18 +201,12 @@ impl DatabaseStats {
         }
     }
 
-    /// `None` only for a database that was not registered.
-    pub fn open(
-        &self,
-        name: &str,
-        user: Arc<str>,
-        client: &Client,
-        application_name: String,
-    ) -> Option<Arc<SessionStats>> {
-        let metrics = self.metrics.session(name)?;
+    pub fn open(&self, user: Arc<str>, client: &Client, application_name: String, entry: Entry) -> Arc<SessionStats> {
+        let (id, metrics) = self.metrics.session(&self.database);
         metrics.login();
+        metrics.traffic(client.received_bytes, client.sent_bytes);
         let stats = Arc::new(SessionStats {
-            id: self.next_id.fetch_add(1, Relaxed),
+            id,
             user,
             address: client.address,
             tls: client.is_tls(),
@@ -137,12 +214,16 @@ impl DatabaseStats {
             connected: SystemTime::now(),
             started: Instant::now(),
             busy_since_us: AtomicU64::new(0),
-            received_bytes: AtomicU64::new(0),
-            sent_bytes: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(client.received_bytes),
+            sent_bytes: AtomicU64::new(client.sent_bytes),
+            rests: AtomicU64::new(0),
+            order: AtomicU64::new(0),
+            waker: OnceLock::new(),
             metrics,
+            entry,
         });
         self.live.lock().insert(stats.id, Arc::clone(&stats));
-        Some(stats)
+        stats
     }
 
     pub fn close(&self, stats: &SessionStats) {
@@ -190,17 +271,18 @@ impl DatabaseStats {
 #[derive(Debug)]
 pub struct ClientCount {
     now: AtomicU32,
-    max: u32,
+    max: AtomicU32,
 }
 
 impl ClientCount {
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(ClientCount { now: AtomicU32::new(0), max: max as u32 })
+        Arc::new(ClientCount { now: AtomicU32::new(0), max: AtomicU32::new(max as u32) })
     }
 
     /// `None` when the limit is reached.
     pub fn enter(self: &Arc<Self>) -> Option<ClientSeat> {
-        let entered = self.now.fetch_update(Relaxed, Relaxed, |now| (now < self.max).then_some(now + 1));
+        let max = self.max();
+        let entered = self.now.fetch_update(Relaxed, Relaxed, |now| (now < max).then_some(now + 1));
         entered.ok().map(|_| ClientSeat(Arc::clone(self)))
     }
 
@@ -209,7 +291,11 @@ impl ClientCount {
     }
 
     pub fn max(&self) -> u32 {
-        self.max
+        self.max.load(Relaxed)
+    }
+
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max as u32, Relaxed);
     }
 }
 

@@ -22,6 +22,7 @@ pub enum Request<'a> {
     Gss,
     Cancel {
         process: i32,
+        /// Of any length: a wrong one is as good as a wrong value.
         secret: &'a [u8],
     },
     Startup(Startup<'a>),
@@ -63,14 +64,7 @@ pub fn parse(request: &[u8]) -> Result<Request<'_>, Malformed> {
     match reader.u32()? {
         SSL => reader.end().map(|()| Request::Ssl),
         GSS => reader.end().map(|()| Request::Gss),
-        CANCEL => {
-            let process = reader.i32()?;
-            let secret = reader.rest();
-            if !(4..=256).contains(&secret.len()) {
-                return Err(Malformed);
-            }
-            Ok(Request::Cancel { process, secret })
-        }
+        CANCEL => Ok(Request::Cancel { process: reader.i32()?, secret: reader.rest() }),
         version if version >> 16 == PROTOCOL_MAJOR => {
             let mut parameters = Vec::new();
             loop {
@@ -88,13 +82,18 @@ pub fn parse(request: &[u8]) -> Result<Request<'_>, Malformed> {
 }
 
 /// A StartupMessage of protocol 3.0, for a Backend.
-pub fn put_startup(out: &mut BytesMut, parameters: &[(&str, &str)]) {
+pub fn put_startup<T: AsRef<str>>(out: &mut BytesMut, parameters: &[(T, T)]) {
+    put_startup_minor(out, 0, parameters);
+}
+
+/// A StartupMessage of protocol 3.`minor`.
+pub fn put_startup_minor<T: AsRef<str>>(out: &mut BytesMut, minor: u16, parameters: &[(T, T)]) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&(PROTOCOL_MAJOR << 16).to_be_bytes());
+    out.extend_from_slice(&(PROTOCOL_MAJOR << 16 | u32::from(minor)).to_be_bytes());
     for (name, value) in parameters {
-        put_cstr(out, name.as_bytes());
-        put_cstr(out, value.as_bytes());
+        put_cstr(out, name.as_ref().as_bytes());
+        put_cstr(out, value.as_ref().as_bytes());
     }
     out.extend_from_slice(&[0]);
     let size = (out.len() - start) as u32;
@@ -129,11 +128,11 @@ mod tests {
         assert_eq!(size(&[0xff; 4]), Err(Malformed));
         assert_eq!(size(&[0, 0]), Ok(None));
         for bad in [
-            &b"\0\0\0\x09\0\x03\0\0\0x"[..],              // length lies
-            &b"\0\0\0\x0b\0\x03\0\0a\0b"[..],             // value without NUL
-            &b"\0\0\0\x0a\0\x03\0\0\0x"[..],              // bytes after the end
-            &b"\0\0\0\x0c\x04\xd2\x16\x2f\0\0\0\0"[..],   // SSLRequest with a tail
-            &b"\0\0\0\x0d\x04\xd2\x16\x2e\0\0\0\0\0"[..], // cancel with a one-byte key
+            &b"\0\0\0\x09\0\x03\0\0\0x"[..],            // length lies
+            &b"\0\0\0\x0b\0\x03\0\0a\0b"[..],           // value without NUL
+            &b"\0\0\0\x0a\0\x03\0\0\0x"[..],            // bytes after the end
+            &b"\0\0\0\x0c\x04\xd2\x16\x2f\0\0\0\0"[..], // SSLRequest with a tail
+            &b"\0\0\0\x0b\x04\xd2\x16\x2e\0\0\0"[..],   // cancel without a whole process number
         ] {
             assert_eq!(parse(bad), Err(Malformed), "{bad:?}");
         }

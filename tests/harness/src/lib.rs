@@ -4,9 +4,11 @@
 //! here stops what it started when it is dropped, also when a test panics; see `weir_local::Run` for harder deaths.
 //! Non-goals: building binaries (`make test` does that first), and skipping where a server is not installed.
 
+mod front;
 mod storefront;
 mod tier;
 
+pub use front::{Front, FrontBuilder};
 pub use storefront::Storefront;
 pub use tier::{Builder, Tier};
 pub use weir_local::{Cluster, ClusterSpec, Redis, Replica, Run, Shard};
@@ -46,6 +48,11 @@ pub async fn connect(dsn: &str) -> Result<Client> {
         let _ = connection.await;
     });
     Ok(client)
+}
+
+/// The `weir` of this build.
+pub fn weir_binary() -> Result<PathBuf> {
+    binary("WEIR_BIN", "weir")
 }
 
 /// A binary of this build: what `variable` names, or `name` beside the running test or bench.

@@ -4,9 +4,6 @@ use super::command::Show;
 use super::rows::*;
 use super::table::{Cell, Column, Kind, Table};
 
-/// What pooling is called in the columns that PgBouncer has for it.
-const POOL_MODE: &str = "transaction";
-
 /// `name` of int8, or text when it starts with `'`. The mark keeps a table readable as one line of names.
 fn columns(names: &[&'static str]) -> Vec<Column> {
     names
@@ -74,6 +71,11 @@ fn help() -> Table {
     let others = [
         ("ROUTE [database] '<sql>'", "where a statement would go and why, without running it"),
         ("RELOAD", "read the configuration again, as a whole or not at all"),
+        ("PAUSE [database]", "let running transactions end, then keep everybody waiting"),
+        ("RESUME [database]", "end a pause"),
+        ("RECONNECT [database]", "replace every server connection at its next idle moment"),
+        ("KILL <database>", "end all its sessions; newcomers wait until RESUME"),
+        ("KILL_CLIENT <id>", "end one session of SHOW CLIENTS"),
     ];
     let others = others.into_iter().map(|(name, meaning)| vec![Cell::from(name), meaning.into()]);
     table(&["'command", "'meaning"], shows.chain(others).collect())
@@ -91,7 +93,7 @@ fn pools(rows: &[PoolRow]) -> Table {
         row.cl_active_cancel_req.into(), row.cl_waiting_cancel_req.into(), row.sv_active.into(),
         row.sv_active_cancel.into(), row.sv_being_canceled.into(), row.sv_idle.into(), row.sv_used.into(),
         row.sv_tested.into(), row.sv_login.into(), (row.wait_us_max / 1_000_000).into(),
-        (row.wait_us_max % 1_000_000).into(), POOL_MODE.into(), Cell::Null,
+        (row.wait_us_max % 1_000_000).into(), row.mode.into(), Cell::Null,
     ]).collect())
 }
 
@@ -167,14 +169,23 @@ fn sockets(snapshot: &Snapshot, servers: bool) -> Table {
         "'application_name", "prepared_statements", "id",
     ];
     let rows = snapshot.sockets.iter().filter(|row| row.is_server == servers);
-    table(&names, rows.map(|row| vec![
+    let mut table = table(&names, rows.map(|row| vec![
         Cell::from(if servers { "S" } else { "C" }), (&row.user).into(), (&row.database).into(), "none".into(),
         row.state.into(), (&row.address).into(), row.port.into(), (&row.local_address).into(), row.local_port.into(),
         (&row.connect_time).into(), (&row.request_time).into(), (row.wait_us / 1_000_000).into(),
         (row.wait_us % 1_000_000).into(), i64::from(row.close_needed).into(), format!("{:#x}", row.id).into(),
         row.link.map_or_else(String::new, |id| format!("{id:#x}")).into(), row.remote_pid.into(), (&row.tls).into(),
         (&row.application_name).into(), row.prepared_statements.into(), row.id.into(),
-    ]).collect())
+    ]).collect());
+    // Behind PgBouncer's columns, so that theirs stay where they are.
+    if !servers {
+        table.columns.push(Column { name: "pool_mode", kind: Kind::Text });
+        let clients = snapshot.sockets.iter().filter(|row| !row.is_server);
+        for (cells, row) in table.rows.iter_mut().zip(clients) {
+            cells.push(row.mode.into());
+        }
+    }
+    table
 }
 
 #[rustfmt::skip]
@@ -186,9 +197,10 @@ fn databases(rows: &[DatabaseRow]) -> Table {
     ];
     table(&names, rows.iter().map(|row| vec![
         Cell::from(&row.name), (&row.host).into(), row.port.into(), (&row.database).into(), Cell::Null,
-        row.pool_size.into(), row.min_pool_size.into(), 0i64.into(), row.server_lifetime.into(), POOL_MODE.into(),
+        row.pool_size.into(), row.min_pool_size.into(), row.reserve_pool_size.into(), row.server_lifetime.into(),
+        row.mode.into(),
         Cell::Null, 0i64.into(), row.current_connections.into(), row.max_client_connections.into(),
-        row.current_client_connections.into(), 0i64.into(), 0i64.into(),
+        row.current_client_connections.into(), i64::from(row.paused).into(), 0i64.into(),
     ]).collect())
 }
 
@@ -199,8 +211,8 @@ fn users(rows: &[UserRow]) -> Table {
         "max_user_client_connections", "current_client_connections",
     ];
     table(&names, rows.iter().map(|row| vec![
-        Cell::from(&row.name), row.pool_size.into(), 0i64.into(), POOL_MODE.into(), 0i64.into(),
-        row.current_connections.into(), 0i64.into(), row.current_client_connections.into(),
+        Cell::from(&row.name), row.pool_size.into(), row.reserve_pool_size.into(), row.mode.into(), 0i64.into(),
+        row.current_connections.into(), row.max_client_connections.into(), row.current_client_connections.into(),
     ]).collect())
 }
 

@@ -15,11 +15,42 @@ pub enum Command {
         database: Option<String>,
         sql: String,
     },
-    Reload,
+    Act(Act),
     /// One column, one row.
     Select(&'static str, Cell),
     /// Accepted without effect, answered with this tag alone; an empty tag stands for an empty query.
     Chatter(&'static str),
+}
+
+/// Commands that change something. Without a database: all of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Act {
+    /// Read the configuration again.
+    Reload,
+    /// Let running transactions end, then keep everybody waiting.
+    Pause(Option<String>),
+    /// The end of a pause.
+    Resume(Option<String>),
+    /// Close every server connection at its next idle moment, so that new ones are opened.
+    Reconnect(Option<String>),
+    /// End all sessions of a database and keep newcomers waiting until RESUME.
+    Kill(String),
+    /// End one session, by its number in SHOW CLIENTS.
+    KillClient(u64),
+}
+
+impl Act {
+    /// The tag that says that it is done.
+    pub fn tag(&self) -> &'static str {
+        match self {
+            Act::Reload => "RELOAD",
+            Act::Pause(_) => "PAUSE",
+            Act::Resume(_) => "RESUME",
+            Act::Reconnect(_) => "RECONNECT",
+            Act::Kill(_) => "KILL",
+            Act::KillClient(_) => "KILL_CLIENT",
+        }
+    }
 }
 
 /// The tables there are.
@@ -113,7 +144,18 @@ pub fn parse(text: &str) -> Result<Command, UserError> {
         "" => Ok(Command::Chatter("")),
         "SHOW" => show(rest),
         "ROUTE" => route(rest),
-        "RELOAD" if rest.is_empty() => Ok(Command::Reload),
+        "RELOAD" if rest.is_empty() => Ok(Command::Act(Act::Reload)),
+        "PAUSE" => Ok(Command::Act(Act::Pause(maybe_name(rest)?))),
+        "RESUME" => Ok(Command::Act(Act::Resume(maybe_name(rest)?))),
+        "RECONNECT" => Ok(Command::Act(Act::Reconnect(maybe_name(rest)?))),
+        "KILL" => match maybe_name(rest)? {
+            Some(database) => Ok(Command::Act(Act::Kill(database))),
+            None => Err(usage("KILL needs a database", "KILL shop; to end one session: KILL_CLIENT <id>.")),
+        },
+        "KILL_CLIENT" => rest
+            .parse()
+            .map(|id| Command::Act(Act::KillClient(id)))
+            .map_err(|_| usage("KILL_CLIENT needs the number of a client", "SHOW CLIENTS has it in its column id.")),
         "SELECT" => select(rest),
         "SET" => Ok(Command::Chatter("SET")),
         "RESET" => Ok(Command::Chatter("RESET")),
@@ -162,6 +204,22 @@ fn select(rest: &str) -> Result<Command, UserError> {
             Err(_) => Err(unknown(&format!("SELECT {rest}"))),
         },
     }
+}
+
+/// Nothing, or one name, quoted or not. Unlike in SQL the case of an unquoted one stays: it is the config file's.
+fn maybe_name(rest: &str) -> Result<Option<String>, UserError> {
+    let (name, after) = match quoted(rest, '"') {
+        Some(found) => found,
+        None => (rest.to_owned(), ""),
+    };
+    if !after.is_empty() || name.contains(char::is_whitespace) && !rest.starts_with('"') {
+        return Err(usage("one database at a time", "Write a name with blanks in double quotes."));
+    }
+    Ok(Some(name).filter(|name| !name.is_empty()))
+}
+
+fn usage(message: &'static str, hint: &'static str) -> UserError {
+    UserError::new(Blame::Client, sqlstate::SYNTAX_ERROR, message).hint(hint)
 }
 
 /// `ROUTE 'sql'`, `ROUTE database 'sql'`; the statement may also be dollar-quoted.
@@ -232,6 +290,6 @@ fn unknown(command: &str) -> UserError {
     let shown: String = command.chars().take(40).collect();
     let names: Vec<&str> = Show::ALL.iter().map(|show| show.name()).collect();
     UserError::new(Blame::Client, sqlstate::SYNTAX_ERROR, format!("the admin console does not know \"{shown}\""))
-        .detail(format!("It knows SHOW {}; ROUTE [database] '<sql>'; RELOAD.", names.join("|")))
+        .detail(format!("It knows SHOW {}; ROUTE [database] '<sql>'; RELOAD; PAUSE, RESUME, RECONNECT [database]; KILL <database>; KILL_CLIENT <id>.", names.join("|")))
         .hint("SHOW HELP explains them. To run SQL, connect to one of the databases that SHOW DATABASES lists.")
 }

@@ -1,7 +1,7 @@
 //! The admin console: commands in, tables out.
 //!
 //! Invariant: column names and order of the commands PgBouncer has are those of PgBouncer 1.25 (src/admin.c,
-//! src/stats.c), so that its exporters and habits work; ours come with names of their own.
+//! src/stats.c), so that its exporters and habits work; ours come with names of their own, and behind theirs.
 //! Non-goals: bytes on the wire (the server encodes a [`Table`]), and where figures come from ([`AdminSource`]).
 
 pub mod columns;
@@ -9,13 +9,13 @@ pub mod command;
 pub mod rows;
 pub mod table;
 
-pub use command::{Command, Show};
+pub use command::{Act, Command, Show};
 pub use rows::*;
 pub use table::{Cell, Column, Kind, Table};
 
 use crate::error::UserError;
 
-/// What the console shows and does, supplied by the running process.
+/// What the console shows, supplied by the running process.
 pub trait AdminSource {
     /// Current figures. Only the parts that `show` needs have to be filled.
     fn snapshot(&self, show: Show) -> Snapshot;
@@ -23,12 +23,9 @@ pub trait AdminSource {
     /// Where a statement would go and why, as name and sentence. Without a database: the only one there is, or an error
     /// that lists them.
     fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError>;
-
-    /// Reads the configuration again, as a whole or not at all.
-    fn reload(&self) -> Result<(), UserError>;
 }
 
-/// Runs one command.
+/// Answers one command. One that changes something is the caller's to carry out; here is what it answers when it has been.
 pub fn answer(command: &Command, source: &dyn AdminSource) -> Result<Table, UserError> {
     match command {
         Command::Show(show) => Ok(columns::show(*show, &source.snapshot(*show))),
@@ -36,7 +33,7 @@ pub fn answer(command: &Command, source: &dyn AdminSource) -> Result<Table, User
             let rows = source.route(database.as_deref(), sql)?;
             Ok(columns::route(rows))
         }
-        Command::Reload => source.reload().map(|()| Table::done("RELOAD")),
+        Command::Act(act) => Ok(Table::done(act.tag())),
         Command::Select(column, cell) => Ok(columns::select(column, cell.clone())),
         Command::Chatter(tag) => Ok(Table::done(tag)),
     }

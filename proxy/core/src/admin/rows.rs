@@ -43,6 +43,8 @@ pub struct PoolRow {
     pub sv_login: u64,
     /// How long the oldest waiter has waited, in microseconds.
     pub wait_us_max: u64,
+    /// transaction, session or statement.
+    pub mode: &'static str,
 }
 
 /// Counts since the start, or per second, of one database.
@@ -92,6 +94,8 @@ pub struct SocketRow {
     pub remote_pid: u32,
     /// Protocol and cipher, empty when plain.
     pub tls: String,
+    /// Of a client: transaction, session or statement.
+    pub mode: &'static str,
     pub application_name: String,
     pub prepared_statements: u64,
     pub id: u64,
@@ -106,18 +110,27 @@ pub struct DatabaseRow {
     pub database: String,
     pub pool_size: u64,
     pub min_pool_size: u64,
+    pub reserve_pool_size: u64,
+    /// transaction, session or statement.
+    pub mode: &'static str,
     /// Seconds.
     pub server_lifetime: u64,
     pub current_connections: u64,
     pub max_client_connections: u64,
     pub current_client_connections: u64,
+    pub paused: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct UserRow {
     pub name: String,
     pub pool_size: u64,
+    pub reserve_pool_size: u64,
+    /// transaction, session or statement.
+    pub mode: &'static str,
     pub current_connections: u64,
+    /// 0: no limit.
+    pub max_client_connections: u64,
     pub current_client_connections: u64,
 }
 

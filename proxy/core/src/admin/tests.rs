@@ -61,10 +61,6 @@ impl AdminSource for Fake {
     fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, crate::error::UserError> {
         Ok(vec![("database".into(), database.unwrap_or("-").into()), ("sql".into(), sql.into())])
     }
-
-    fn reload(&self) -> Result<(), crate::error::UserError> {
-        Err(crate::error::UserError::new(Blame::Client, sqlstate::SYNTAX_ERROR, "bad file"))
-    }
 }
 
 fn run(text: &str) -> Table {
@@ -109,7 +105,7 @@ fn columns_are_those_of_pgbouncer() {
         ("state", "key, value"),
         ("config", "key, value, default, changeable"),
         ("version", "version"),
-        ("clients", sockets),
+        ("clients", &format!("{sockets}, pool_mode")),
         ("servers", sockets),
         ("shards", "database, shard, name, primary, replicas, slots, weight, up, replicas_up, lag_ms, epoch"),
         ("slots", "database, first_slot, last_slot, slots, shard, name, epoch"),
@@ -234,6 +230,20 @@ fn an_unknown_command_lists_what_there_is() {
 }
 
 #[test]
-fn a_failed_reload_is_told() {
-    assert!(answer(&Command::Reload, &Fake).is_err());
+fn commands_that_act_name_their_database() {
+    let act = |text: &str| match command::parse(text) {
+        Ok(Command::Act(act)) => Some(act),
+        _ => None,
+    };
+    assert_eq!(act("reload;"), Some(Act::Reload));
+    assert_eq!(act("PAUSE"), Some(Act::Pause(None)));
+    assert_eq!(act("pause Shop ;"), Some(Act::Pause(Some("Shop".into()))));
+    assert_eq!(act("RESUME \"my shop\""), Some(Act::Resume(Some("my shop".into()))));
+    assert_eq!(act("KILL shop"), Some(Act::Kill("shop".into())));
+    assert_eq!(act("KILL_CLIENT 12"), Some(Act::KillClient(12)));
+    for wrong in ["KILL", "KILL_CLIENT shop", "PAUSE one two", "RECONNECT \"a\" b"] {
+        assert_eq!(act(wrong), None, "{wrong}");
+    }
+    let tag = answer(&Command::Act(Act::Reconnect(None)), &Fake).map(|table| table.tag);
+    assert_eq!(tag.ok(), Some("RECONNECT"));
 }

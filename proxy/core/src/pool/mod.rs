@@ -1,9 +1,44 @@
 //! Who gets a Backend: idle ones, permission to open one, or a place in the queue.
 //!
-//! Invariant: `leased + idle + opening <= size` always; waiters are served strictly first come, first served; a returned
-//! Backend goes to the first waiter before anybody else can take it. Pure: the caller keeps sockets and wakers.
+//! Invariant: `leased + idle + opening <= size + reserve` always, and beyond `size` only for who has waited for the reserve;
+//! waiters are served strictly first come, first served; a returned Backend goes to the first waiter before anybody else
+//! can take it. Pure: the caller keeps sockets and wakers.
 
 use std::collections::VecDeque;
+
+/// How long a client keeps a Backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum Mode {
+    /// For a transaction; longer only where state on it demands so.
+    #[default]
+    Transaction,
+    /// Until it leaves.
+    Session,
+    /// For a statement; transaction blocks are refused.
+    Statement,
+}
+
+impl Mode {
+    /// As the config and the admin console spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Transaction => "transaction",
+            Mode::Session => "session",
+            Mode::Statement => "statement",
+        }
+    }
+}
+
+/// How many there may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// Backends in ordinary times.
+    pub size: usize,
+    /// More of them, for waiters that ask for the reserve.
+    pub reserve: usize,
+    pub waiting_max: usize,
+}
 
 /// A place in the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -28,18 +63,21 @@ pub enum Release<T> {
     /// Hand it to this waiter.
     HandTo(Ticket, T),
     Shelved,
+    /// There are more than there should be: close it. It has been counted out already.
+    Surplus(T),
 }
 
 #[derive(Debug)]
 pub struct Shelf<T> {
-    size: usize,
-    waiting_max: usize,
+    bounds: Bounds,
     /// Last in, first out: the warmest connection is used first and surplus ones grow old.
     idle: Vec<T>,
     /// Leased or being opened.
     busy: usize,
     waiting: VecDeque<Ticket>,
     next: u64,
+    /// Nobody gets anything; what comes back is closed.
+    paused: bool,
 }
 
 /// Numbers for SHOW POOLS and metrics.
@@ -52,24 +90,19 @@ pub struct Counts {
 }
 
 impl<T> Shelf<T> {
-    /// `size`: Backends at most; `waiting_max`: waiters at most.
-    pub fn new(size: usize, waiting_max: usize) -> Self {
-        Shelf { size, waiting_max, idle: Vec::new(), busy: 0, waiting: VecDeque::new(), next: 0 }
+    pub fn new(bounds: Bounds) -> Self {
+        Shelf { bounds, idle: Vec::new(), busy: 0, waiting: VecDeque::new(), next: 0, paused: false }
     }
 
     pub fn acquire(&mut self) -> Acquire<T> {
-        // A newcomer never overtakes: while somebody waits, idle ones are already spoken for.
-        if self.waiting.is_empty() {
-            if let Some(idle) = self.idle.pop() {
-                self.busy += 1;
-                return Acquire::Idle(idle);
-            }
-            if self.busy < self.size {
-                self.busy += 1;
-                return Acquire::Open;
-            }
+        if let Some(idle) = self.take_idle() {
+            return Acquire::Idle(idle);
         }
-        if self.waiting.len() >= self.waiting_max {
+        if self.waiting.is_empty() && !self.paused && self.busy < self.bounds.size {
+            self.busy += 1;
+            return Acquire::Open;
+        }
+        if self.waiting.len() >= self.bounds.waiting_max {
             return Acquire::Refused;
         }
         let ticket = Ticket(self.next);
@@ -78,22 +111,94 @@ impl<T> Shelf<T> {
         Acquire::Wait(ticket)
     }
 
+    /// An idle one, if that takes it from nobody: a newcomer never overtakes, so while somebody waits idle ones are
+    /// already spoken for.
+    pub fn take_idle(&mut self) -> Option<T> {
+        if !self.waiting.is_empty() || self.paused {
+            return None;
+        }
+        let idle = self.idle.pop()?;
+        self.busy += 1;
+        Some(idle)
+    }
+
     /// A leased Backend comes back clean.
     pub fn release(&mut self, backend: T) -> Release<T> {
+        if self.paused {
+            self.busy = self.busy.saturating_sub(1);
+            return Release::Surplus(backend);
+        }
         match self.waiting.pop_front() {
             Some(ticket) => Release::HandTo(ticket, backend),
             None => {
                 self.busy = self.busy.saturating_sub(1);
+                if self.busy + self.idle.len() >= self.bounds.size {
+                    return Release::Surplus(backend);
+                }
                 self.idle.push(backend);
                 Release::Shelved
             }
         }
     }
 
+    /// A waiter has waited long enough for the reserve. True: it has left the queue and may open one.
+    pub fn draw_reserve(&mut self, ticket: Ticket) -> bool {
+        let room = !self.paused && self.busy + self.idle.len() < self.bounds.size + self.bounds.reserve;
+        let granted = room && self.forget(ticket);
+        self.busy += usize::from(granted);
+        granted
+    }
+
+    /// Permission to open one ahead of need, while there are fewer than `min`; then report as after [`Acquire::Open`].
+    pub fn open_ahead(&mut self, min: usize) -> bool {
+        let lacks = !self.paused && self.busy + self.idle.len() < min.min(self.bounds.size);
+        self.busy += usize::from(lacks);
+        lacks
+    }
+
+    /// Other bounds from now on. These waiters may each open one at once; what is too many goes as it comes back.
+    #[must_use]
+    pub fn resize(&mut self, bounds: Bounds) -> Vec<Ticket> {
+        self.bounds = bounds;
+        self.call_waiters()
+    }
+
+    /// From now on nobody gets anything, until [`Shelf::resume`]. Gives what is idle, to be closed.
+    pub fn pause(&mut self) -> Vec<T> {
+        self.paused = true;
+        std::mem::take(&mut self.idle)
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// The end of a pause. These waiters may each open one at once.
+    #[must_use]
+    pub fn resume(&mut self) -> Vec<Ticket> {
+        self.paused = false;
+        self.call_waiters()
+    }
+
+    fn call_waiters(&mut self) -> Vec<Ticket> {
+        let mut called = Vec::new();
+        while !self.paused
+            && self.busy + self.idle.len() < self.bounds.size
+            && let Some(ticket) = self.waiting.pop_front()
+        {
+            self.busy += 1;
+            called.push(ticket);
+        }
+        called
+    }
+
     /// A leased or opening Backend is gone. `Some`: this waiter may open one in its place.
     #[must_use]
     pub fn closed(&mut self) -> Option<Ticket> {
-        if let Some(ticket) = self.waiting.pop_front() {
+        if !self.paused
+            && self.busy + self.idle.len() <= self.bounds.size
+            && let Some(ticket) = self.waiting.pop_front()
+        {
             return Some(ticket);
         }
         self.busy = self.busy.saturating_sub(1);
@@ -123,68 +228,9 @@ impl<T> Shelf<T> {
     }
 
     pub fn counts(&self) -> Counts {
-        Counts { idle: self.idle.len(), busy: self.busy, waiting: self.waiting.len(), size: self.size }
+        Counts { idle: self.idle.len(), busy: self.busy, waiting: self.waiting.len(), size: self.bounds.size }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn waiters_are_served_in_order_and_newcomers_do_not_overtake() {
-        let mut shelf = Shelf::new(1, 2);
-        assert_eq!(shelf.acquire(), Acquire::<u8>::Open);
-        let Acquire::Wait(first) = shelf.acquire() else { panic!("no wait") };
-        let Acquire::Wait(second) = shelf.acquire() else { panic!("no wait") };
-        assert_eq!(shelf.acquire(), Acquire::Refused);
-        assert_eq!(shelf.release(7), Release::HandTo(first, 7));
-        assert!(!shelf.forget(first), "already called");
-        assert_eq!(shelf.closed(), Some(second), "the second opens in its place");
-        assert_eq!(shelf.release(8), Release::Shelved);
-        assert_eq!(shelf.acquire(), Acquire::Idle(8));
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Acquire,
-        Release,
-        Close,
-        GiveUp,
-    }
-
-    proptest! {
-        #[test]
-        fn never_more_than_size_and_nothing_is_lost(steps in prop::collection::vec(prop::sample::select(vec![Step::Acquire, Step::Release, Step::Close, Step::GiveUp]), 0..200)) {
-            let mut shelf = Shelf::new(3, 5);
-            let (mut held, mut queue, mut made) = (Vec::new(), VecDeque::new(), 0u32);
-            for step in steps {
-                match step {
-                    Step::Acquire => match shelf.acquire() {
-                        Acquire::Idle(id) => held.push(id),
-                        Acquire::Open => { held.push(made); made += 1; }
-                        Acquire::Wait(ticket) => queue.push_back(ticket),
-                        Acquire::Refused => prop_assert_eq!(queue.len(), 5),
-                    },
-                    Step::Release => if let Some(id) = held.pop()
-                        && let Release::HandTo(ticket, id) = shelf.release(id) {
-                            prop_assert_eq!(queue.pop_front(), Some(ticket));
-                            held.push(id);
-                        },
-                    Step::Close => if held.pop().is_some() && let Some(ticket) = shelf.closed() {
-                        prop_assert_eq!(queue.pop_front(), Some(ticket));
-                        held.push(made);
-                        made += 1;
-                    },
-                    Step::GiveUp => if let Some(ticket) = queue.pop_back() { prop_assert!(shelf.forget(ticket)) },
-                }
-                let counts = shelf.counts();
-                prop_assert_eq!(counts.busy, held.len());
-                prop_assert_eq!(counts.waiting, queue.len());
-                prop_assert!(counts.busy + counts.idle <= 3);
-                prop_assert!(queue.is_empty() || counts.idle == 0);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,12 +1,17 @@
 //! What a statement may leave behind in the server process beyond its transaction, read from its words alone.
 //!
-//! Invariant: errs towards an effect. A word that looks like a call of a listed function counts, whatever its schema.
+//! Invariant: errs towards an effect. A word that looks like a call of a listed function counts, whatever its schema. What a
+//! function does inside is read from its body when the catalogue is ([`body_keeps`]) and found again by its name
+//! ([`keeper_used`]).
 //!
-//! Non-goal: what functions do inside. No text shows it; the catalogue's list of harmless functions is the planner's.
+//! Non-goals: SQL that a function is handed from outside or reads from a table; states that libraries keep in immutable
+//! functions.
 
 use crate::sql::class::{Class, SetValue, classify};
 use crate::sql::lex::{Token, TokenKind, lex};
 use crate::sql::word;
+use crate::topology::catalog::Keepers;
+use crate::topology::catalog::reach::for_each_word;
 
 use super::pin::{Pin, Pins};
 
@@ -64,6 +69,11 @@ pub fn effects_of(class: &Class, sql: &str, tokens: &[Token]) -> Effects {
         Class::Load => effects.pins.insert(Pin::LoadedLibrary),
         Class::Set { name, value: SetValue::Text(_), .. } if *name == "seed" => effects.pins.insert(Pin::RandomSeed),
         Class::Do => scan_body(sql, tokens, &mut effects),
+        Class::Ddl(ddl)
+            if matches!(ddl.what, "CREATE FUNCTION" | "CREATE PROCEDURE") && defines_keeper(sql, tokens) =>
+        {
+            effects.pins.insert(Pin::Function);
+        }
         Class::Notify(_) => effects.writes = true,
         _ => {}
     }
@@ -152,6 +162,79 @@ fn scan_body(sql: &str, tokens: &[Token], effects: &mut Effects) {
     }
 }
 
+/// Does the statement use a function, view or trigger that may leave state behind?
+pub fn keeper_used(sql: &str, tokens: &[Token], class: &Class, keepers: &Keepers) -> bool {
+    if *keepers == Keepers::default() {
+        return false;
+    }
+    let reads = matches!(class, Class::Select | Class::Values | Class::Table | Class::With { writes: false, .. });
+    tokens.iter().enumerate().any(|(index, &token)| {
+        let Some(name) = word::name(sql, token) else { return false };
+        let called = tokens.get(index + 1).is_some_and(|next| next.kind == TokenKind::LeftParen);
+        (called && keepers.functions.contains(&*name))
+            || keepers.read.contains(&*name)
+            || (!reads && keepers.written.contains(&*name))
+    })
+}
+
+/// May a function of this language with this body leave state behind in the session?
+///
+/// SQL that it puts together counts by its literals; if it has none, what it executes comes from elsewhere and may be
+/// anything. A function of C keeps what it likes. What it draws from a sequence and asks for again is its own.
+pub fn body_keeps(language: &str, body: &str) -> bool {
+    match language {
+        "c" | "internal" => true,
+        "sql" | "plpgsql" => text_keeps(body, true),
+        _ => mentions_state(body),
+    }
+}
+
+fn text_keeps(text: &str, outermost: bool) -> bool {
+    let mut tokens = Vec::new();
+    if lex(text, &mut tokens).is_err() {
+        return mentions_state(text);
+    }
+    let mut effects = Effects::default();
+    scan_words(text, &tokens, &mut effects);
+    if effects.pins.iter().any(|pin| pin != Pin::SequenceState) {
+        return true;
+    }
+    let local = ["local", "constraints", "transaction"];
+    let changes = (0..tokens.len()).any(|index| {
+        let next = tokens.get(index + 1);
+        let spares = next.is_some_and(|next| local.iter().any(|word| next.is_word(text, word)));
+        !spares && !tokens[index].is_word(text, "execute") && hides_state(text, &tokens, index)
+    });
+    let mut literals = tokens.iter().filter_map(|&token| word::string_value(text, token)).peekable();
+    let executes = outermost && tokens.iter().any(|token| token.is_word(text, "execute"));
+    changes || (executes && literals.peek().is_none()) || literals.any(|literal| text_keeps(&literal, false))
+}
+
+/// For text that is no SQL: a word that stands for a state.
+fn mentions_state(text: &str) -> bool {
+    let mut found = false;
+    for_each_word(text, &mut |word| {
+        let pins = PINNING.iter().any(|(function, pin)| *function == word && *pin != Pin::SequenceState);
+        found |= pins || matches!(word, "temp" | "temporary" | "listen" | "discard");
+    });
+    found
+}
+
+/// CREATE FUNCTION with a body that keeps state. Its language is the word behind LANGUAGE, SQL if there is none.
+fn defines_keeper(sql: &str, tokens: &[Token]) -> bool {
+    let at = tokens.iter().position(|token| token.is_word(sql, "language")).map(|at| at + 1);
+    let language = at.and_then(|at| tokens.get(at)).map_or_else(
+        || "sql".to_owned(),
+        |&token| {
+            let quoted = word::string_value(sql, token).map(std::borrow::Cow::into_owned);
+            quoted.or_else(|| word::name(sql, token)).unwrap_or_default()
+        },
+    );
+    let body = tokens.iter().position(|token| token.is_word(sql, "as")).and_then(|at| tokens.get(at + 1));
+    let body = body.and_then(|&token| word::string_value(sql, token)).unwrap_or_default();
+    body_keeps(&language, &body)
+}
+
 /// Dynamic SQL, or a statement that changes the session. Only where a statement may start: UPDATE, too, has a SET.
 fn hides_state(body: &str, tokens: &[Token], index: usize) -> bool {
     let starts = index == 0
@@ -203,6 +286,56 @@ mod tests {
         for (sql, pin) in cases {
             assert!(effects(sql).pins.contains(pin), "{sql}: {:?}", effects(sql));
         }
+    }
+
+    #[test]
+    fn bodies_that_keep_state() {
+        for (language, body) in [
+            ("plpgsql", "begin perform set_config('a.b', x, false); end"),
+            ("plpgsql", "begin set work_mem = 1; end"),
+            ("plpgsql", "begin create temporary table t (); end"),
+            ("plpgsql", "begin execute 'set role ' || who; end"),
+            ("plpgsql", "begin execute format('create temp table %I (a int)', name); end"),
+            ("plpgsql", "begin execute statement; end"),
+            ("sql", "select pg_advisory_lock(1)"),
+            ("plpython3u", "plpy.execute('select pg_advisory_lock(1)')"),
+            ("c", "set_ttdummy"),
+        ] {
+            assert!(body_keeps(language, body), "{body}");
+        }
+        for (language, body) in [
+            ("plpgsql", "begin perform set_config('a.b', x, true); set local work_mem = 1; end"),
+            ("plpgsql", "begin update t set a = 1; execute format('update %I set b = 2', name); end"),
+            ("plpgsql", "begin insert into t default values; return currval('t_id_seq'); end"),
+            ("sql", "select pg_advisory_xact_lock(1)"),
+            ("plpython3u", "seen = set()"),
+        ] {
+            assert!(!body_keeps(language, body), "{body}");
+        }
+    }
+
+    #[test]
+    fn keepers_are_found_by_name() {
+        let set = |name: &str| [name.into()].into_iter().collect();
+        let keepers = Keepers { functions: set("f"), read: set("v"), written: set("t") };
+        let used = |sql: &str| {
+            let mut tokens = Vec::new();
+            lex(sql, &mut tokens).unwrap_or_else(|error| panic!("{sql}: {error}"));
+            keeper_used(sql, &tokens, &classify(sql, &tokens), &keepers)
+        };
+        for sql in ["select f(1)", "call S.F()", "select * from v", "insert into t values (1)", "copy t from stdin"] {
+            assert!(used(sql), "{sql}");
+        }
+        for sql in ["select f from x", "select * from t", "insert into x values ('f(')"] {
+            assert!(!used(sql), "{sql}");
+        }
+        for sql in [
+            "create function f() returns int language c as 'x', 'y'",
+            "create procedure p() language plpgsql as $$ begin set a.b = 1; end $$",
+        ] {
+            assert!(effects(sql).pins.contains(Pin::Function), "{sql}");
+        }
+        assert!(effects("create function f() returns int language sql as 'select 1'").pins.is_empty());
     }
 
     #[test]

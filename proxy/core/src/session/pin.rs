@@ -31,12 +31,16 @@ pub enum Pin {
     RandomSeed,
     /// dblink keeps connections of its own in the server process.
     Dblink,
+    /// A function was called, or made, that may leave any of these behind, or keeps state of its own.
+    Function,
     /// Text that could not be read and may hold any of these.
     Unparsed,
+    /// Session pooling was asked for.
+    SessionMode,
 }
 
 impl Pin {
-    pub const ALL: [Pin; 12] = [
+    pub const ALL: [Pin; 14] = [
         Pin::TempTable,
         Pin::AdvisoryLock,
         Pin::HoldCursor,
@@ -48,7 +52,9 @@ impl Pin {
         Pin::LoadedLibrary,
         Pin::RandomSeed,
         Pin::Dblink,
+        Pin::Function,
         Pin::Unparsed,
+        Pin::SessionMode,
     ];
 
     /// The metric label.
@@ -65,7 +71,9 @@ impl Pin {
             Pin::LoadedLibrary => "loaded_library",
             Pin::RandomSeed => "random_seed",
             Pin::Dblink => "dblink",
+            Pin::Function => "function",
             Pin::Unparsed => "unparsed",
+            Pin::SessionMode => "session_mode",
         }
     }
 }

@@ -4,9 +4,6 @@
 //! that does not fit what is owed is a [`Desync`], after which the Backend must be closed. Messages that weir added
 //! for itself are owed like any other, but their replies are swallowed.
 
-use std::collections::VecDeque;
-
-use bytes::Bytes;
 use smallvec::SmallVec;
 use weir_wire::backend::{Status, tag};
 
@@ -30,7 +27,7 @@ pub enum Owed {
     Describe,
     /// Rows, a COPY, or nothing, then CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
-    /// ReadyForQuery that ends a pipeline.
+    /// ReadyForQuery that ends a pipeline. An error before it (of a deferred constraint) is the client's, hidden or not.
     Sync {
         hidden: bool,
     },
@@ -38,8 +35,11 @@ pub enum Owed {
     Query {
         hidden: bool,
     },
-    /// Bytes weir itself owes the client at this place.
-    Own(Bytes),
+    /// Bytes weir itself owes the client at this place. `op` as above.
+    Own {
+        bytes: &'static [u8],
+        op: u32,
+    },
 }
 
 /// What to do with a frame.
@@ -69,13 +69,59 @@ pub struct Desync(pub u8);
 
 #[derive(Debug, Default)]
 pub struct Replies {
-    queue: VecDeque<Owed>,
+    queue: Queue,
     copying_in: bool,
+}
+
+/// First in, first out; what one statement owes needs no allocation.
+#[derive(Debug, Default)]
+struct Queue {
+    owed: SmallVec<[Owed; 8]>,
+    /// How many at the front have been answered.
+    answered: usize,
+}
+
+impl Queue {
+    /// Answered ones are kept until they are this many and the greater part.
+    const ANSWERED_MAX: usize = 64;
+
+    fn push(&mut self, owed: Owed) {
+        self.owed.push(owed);
+    }
+
+    fn front(&self) -> Option<&Owed> {
+        self.owed.get(self.answered)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.answered == self.owed.len()
+    }
+
+    fn pop(&mut self) {
+        self.answered += 1;
+        if self.is_empty() {
+            self.owed.clear();
+            self.answered = 0;
+        } else if self.answered > Self::ANSWERED_MAX && self.answered > self.owed.len() / 2 {
+            self.owed.drain(..self.answered);
+            self.answered = 0;
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Owed> {
+        self.owed[self.answered..].iter()
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Owed) -> bool) {
+        self.owed.drain(..self.answered);
+        self.answered = 0;
+        self.owed.retain(|owed| keep(owed));
+    }
 }
 
 impl Replies {
     pub fn push(&mut self, owed: Owed) {
-        self.queue.push_back(owed);
+        self.queue.push(owed);
     }
 
     /// Nothing is owed any more.
@@ -99,14 +145,11 @@ impl Replies {
     }
 
     /// Weir's own bytes that are due now; call after every push and every frame until `None`.
-    pub fn own_due(&mut self) -> Option<Bytes> {
-        match self.queue.front() {
-            Some(Owed::Own(_)) => match self.queue.pop_front() {
-                Some(Owed::Own(bytes)) => Some(bytes),
-                _ => None,
-            },
-            _ => None,
-        }
+    pub fn own_due(&mut self) -> Option<&'static [u8]> {
+        let Some(Owed::Own { bytes, .. }) = self.queue.front() else { return None };
+        let bytes = *bytes;
+        self.queue.pop();
+        Some(bytes)
     }
 
     /// Judges a frame by its tag; `body` is only looked at for ReadyForQuery.
@@ -118,8 +161,8 @@ impl Replies {
         }
         let Some(head) = self.queue.front() else { return Err(Desync(tag)) };
         match (head, tag) {
-            (Owed::Own(_), _) => Err(Desync(tag)),
-            (Owed::Query { hidden: true } | Owed::Sync { hidden: true }, tag::ERROR) => Ok(Verdict::HiddenFailed),
+            (Owed::Own { .. }, _) => Err(Desync(tag)),
+            (Owed::Query { hidden: true }, tag::ERROR) => Ok(Verdict::HiddenFailed),
             (Owed::Query { .. }, tag::ERROR) => {
                 self.copying_in = false;
                 Ok(Verdict::Failed { undone: SmallVec::new() })
@@ -129,7 +172,7 @@ impl Replies {
                 let hidden = *hidden;
                 let status = Status::read(body).map_err(|_| Desync(tag))?;
                 self.copying_in = false;
-                self.queue.pop_front();
+                self.queue.pop();
                 Ok(Verdict::Ready { status, hidden })
             }
             (Owed::Query { .. } | Owed::Execute, tag::COPY_IN | tag::COPY_BOTH) => {
@@ -152,18 +195,18 @@ impl Replies {
             | (Owed::BindComplete { hidden }, tag::BIND_COMPLETE)
             | (Owed::Close { hidden, .. }, tag::CLOSE_COMPLETE) => {
                 let hidden = *hidden;
-                self.queue.pop_front();
+                self.queue.pop();
                 Ok(if hidden { Verdict::Swallow } else { Verdict::Forward })
             }
             (Owed::Describe, tag::PARAMETER_DESCRIPTION)
             | (Owed::Execute, tag::DATA_ROW | tag::COPY_OUT | tag::COPY_DATA | tag::COPY_DONE) => Ok(Verdict::Forward),
             (Owed::Describe, tag::ROW_DESCRIPTION | tag::NO_DATA) => {
-                self.queue.pop_front();
+                self.queue.pop();
                 Ok(Verdict::Forward)
             }
             (Owed::Execute, tag::COMMAND_COMPLETE | tag::EMPTY_QUERY | tag::PORTAL_SUSPENDED) => {
                 self.copying_in = false;
-                self.queue.pop_front();
+                self.queue.pop();
                 Ok(Verdict::Forward)
             }
             _ => Err(Desync(tag)),
@@ -186,10 +229,10 @@ impl Replies {
         while let Some(owed) = self.queue.front() {
             match owed {
                 Owed::Sync { .. } | Owed::Query { .. } => break,
-                Owed::Parse { op, .. } | Owed::Close { op, .. } => undone.push(*op),
+                Owed::Parse { op, .. } | Owed::Close { op, .. } | Owed::Own { op, .. } => undone.push(*op),
                 _ => {}
             }
-            self.queue.pop_front();
+            self.queue.pop();
         }
         Verdict::Failed { undone }
     }
@@ -205,20 +248,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn owed(list: &[Owed]) -> Replies {
-        Replies { queue: list.iter().cloned().collect(), copying_in: false }
+        let mut replies = Replies::default();
+        list.iter().for_each(|owed| replies.push(owed.clone()));
+        replies
     }
 
     #[test]
     fn a_pipeline_with_a_hidden_parse_is_answered_in_order() {
         let mut replies = owed(&[
-            Owed::Own(Bytes::from_static(b"1....")),
+            Owed::Own { bytes: b"1....", op: 0 },
             Owed::Parse { hidden: true, op: 0 },
             Owed::BindComplete { hidden: false },
             Owed::Describe,
             Owed::Execute,
             Owed::Sync { hidden: false },
         ]);
-        assert_eq!(replies.own_due().as_deref(), Some(&b"1...."[..]));
+        assert_eq!(replies.own_due(), Some(&b"1...."[..]));
         assert_eq!(replies.own_due(), None);
         assert_eq!(replies.on_frame(b'1', b""), Ok(Verdict::Swallow));
         for tag in *b"2TDDC" {
@@ -235,13 +280,13 @@ mod tests {
             Owed::BindComplete { hidden: false },
             Owed::Execute,
             Owed::Parse { hidden: false, op: 7 },
-            Owed::Own(Bytes::from_static(b"x")),
+            Owed::Own { bytes: b"x", op: 8 },
             Owed::Close { hidden: false, op: 9 },
             Owed::Sync { hidden: false },
             Owed::BindComplete { hidden: false },
         ]);
         let Ok(Verdict::Failed { undone }) = replies.on_frame(b'E', b"") else { panic!("not failed") };
-        assert_eq!(undone.as_slice(), [7, 9]);
+        assert_eq!(undone.as_slice(), [7, 8, 9]);
         assert_eq!(replies.own_due(), None);
         assert!(matches!(replies.on_frame(b'Z', b"I"), Ok(Verdict::Ready { .. })));
         assert_eq!(replies.on_frame(b'2', b""), Ok(Verdict::Forward));

@@ -9,12 +9,15 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+mod datestyle;
+
 use crate::sql::class::{Class, Discard, Modes, Scope, SetValue, Target};
 use crate::sql::lex::{TokenKind, lex};
 use crate::sql::word::{self, quote_literal, quote_name};
 
 const ROLE: &str = "role";
 const SESSION_AUTHORIZATION: &str = "session_authorization";
+const DATESTYLE: &str = "datestyle";
 
 /// Settings a session may hold before it counts as uncertain; the product of both bounds what a client can make us keep.
 const VARS_MAX: usize = 128;
@@ -56,6 +59,8 @@ impl VarSet {
     /// `name` must be canonical. False, and nothing changed, if the set would outgrow its bounds.
     pub fn set(&mut self, name: &str, value: &str) -> bool {
         let found = self.find(name);
+        let whole = (name == DATESTYLE).then(|| datestyle::merge(found.ok().map(|at| &*self.as_slice()[at].1), value));
+        let value = whole.as_deref().unwrap_or(value);
         if value.len() > VALUE_BYTES_MAX || (found.is_err() && self.as_slice().len() >= VARS_MAX) {
             return false;
         }
@@ -161,6 +166,23 @@ impl Vars {
     pub fn new(startup: VarSet) -> Self {
         let levels = Levels { current: startup.clone(), committed: startup.clone() };
         Vars { startup, levels, transaction: None, uncertain: false }
+    }
+
+    /// A server connection's own settings, for which RESET means the server's defaults. `before`: what they were when the open
+    /// transaction began.
+    pub fn of_server(now: VarSet, before: Option<VarSet>) -> Self {
+        let mut vars = Vars::new(before.clone().unwrap_or_else(|| now.clone()));
+        if before.is_some() {
+            vars.on_begin();
+        }
+        vars.startup = VarSet::default();
+        vars.levels = Levels { current: now.clone(), committed: now };
+        vars
+    }
+
+    /// What held when the open transaction began, else what holds now.
+    pub fn before(&self) -> &VarSet {
+        self.transaction.as_ref().map_or(&self.levels.current, |transaction| &transaction.before.current)
     }
 
     /// What holds now; between transactions this is what a leased connection must be brought to.
@@ -374,6 +396,10 @@ pub fn replay(from: &VarSet, to: &VarSet) -> Option<String> {
         push_reset(&mut text, name);
     }
     for (name, value) in to.iter().filter(plain).filter(|(name, value)| from.get(name) != Some(value)) {
+        // What a date style leaves open it takes from the one before, which may be another session's.
+        if name == DATESTYLE && from.get(name).is_some() {
+            push_reset(&mut text, name);
+        }
         push_set(&mut text, name, value);
     }
     for name in [SESSION_AUTHORIZATION, ROLE] {

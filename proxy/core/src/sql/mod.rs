@@ -8,6 +8,7 @@
 
 pub mod class;
 mod cursor;
+pub mod databases;
 pub mod facts;
 pub mod lex;
 pub mod normal;

@@ -88,6 +88,16 @@ pub struct UserFunction {
     pub may_write: bool,
 }
 
+/// What may leave state behind in the session, through functions whose bodies do. By bare names, in any schema.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Keepers {
+    pub functions: BTreeSet<Box<str>>,
+    /// Relations whose rules, views or policies call such functions.
+    pub read: BTreeSet<Box<str>>,
+    /// Relations whose triggers do.
+    pub written: BTreeSet<Box<str>>,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Catalog {
     /// By schema, then name.
@@ -100,6 +110,8 @@ pub struct Catalog {
     pub aggregates: BTreeSet<Box<str>>,
     /// Names of window functions in any schema (pg_proc.prokind 'w').
     pub windows: BTreeSet<Box<str>>,
+    /// What may leave state behind in the session.
+    pub keepers: Keepers,
     /// Does the database's default collation order by bytes (C, POSIX, C.UTF-8)?
     pub database_byte_order: bool,
     /// Grows with every re-read, so that cached templates of an older one are dropped.
@@ -118,6 +130,7 @@ impl Catalog {
             && self.user_functions == other.user_functions
             && self.aggregates == other.aggregates
             && self.windows == other.windows
+            && self.keepers == other.keepers
             && self.database_byte_order == other.database_byte_order
     }
 

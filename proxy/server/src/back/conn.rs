@@ -6,18 +6,19 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::TcpStream;
 use weir_core::session::vars::VarSet;
 use weir_wire::backend::Status;
 use weir_wire::frame;
 use weir_wire::frontend;
 
 use super::connect::CancelKey;
+use super::stream::Stream;
 
 /// Largest message a server may send; Postgres's own limit (MaxAllocSize).
 pub const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff + 6;
@@ -28,12 +29,12 @@ const READ_BYTES_MAX: usize = 256 * 1024;
 
 /// One logged-in server connection.
 pub struct Backend {
-    stream: TcpStream,
+    stream: Stream,
     pub inbuf: BytesMut,
     pub out: BytesMut,
     /// How much is read at once now.
     room: usize,
-    pub cancel_key: CancelKey,
+    pub cancel_key: Arc<CancelKey>,
     /// Statements prepared here under weir's names, oldest first.
     prepared: Prepared,
     /// How many of them at most.
@@ -46,13 +47,15 @@ pub struct Backend {
     pub status: Status,
     /// A request is on its way and has not been answered to its end.
     pub busy: bool,
+    /// The session (its cancel process number) that has last written here, and so may have drawn from a sequence; 0: none.
+    pub drawn_by: i32,
     doubt: Option<&'static str>,
     pub since: Instant,
     pub idle_since: Instant,
 }
 
 impl Backend {
-    pub fn new(stream: TcpStream, inbuf: BytesMut, cancel_key: CancelKey, now: Instant) -> Self {
+    pub fn new(stream: Stream, inbuf: BytesMut, cancel_key: Arc<CancelKey>, now: Instant) -> Self {
         Backend {
             stream,
             inbuf,
@@ -65,6 +68,7 @@ impl Backend {
             vars: VarSet::default(),
             status: Status::Idle,
             busy: false,
+            drawn_by: 0,
             doubt: None,
             since: now,
             idle_since: now,
@@ -76,6 +80,10 @@ impl Backend {
         self.doubt.get_or_insert(why);
     }
 
+    pub fn is_doubted(&self) -> bool {
+        self.doubt.is_some()
+    }
+
     /// May it be lent to somebody else?
     pub fn is_clean(&self) -> bool {
         self.doubt.is_none()
@@ -83,6 +91,26 @@ impl Backend {
             && self.status == Status::Idle
             && self.inbuf.is_empty()
             && self.out.is_empty()
+    }
+
+    /// Has the server said something or hung up although nothing was asked? Costs a system call only if it may have.
+    pub fn has_news(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match &self.stream {
+            Stream::Plain(stream) => {
+                stream.poll_read_ready(&mut cx).is_ready()
+                    && !matches!(stream.try_read_buf(&mut self.inbuf), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            }
+            // What the server sent beside data, such as session tickets, is taken in and does not count.
+            Stream::Tls(_) => self.poll_receive(&mut cx).is_ready(),
+        }
+    }
+
+    /// Large buffers are not kept while idle.
+    pub fn shrink(&mut self) {
+        self.room = READ_BYTES;
+        shrink(&mut self.out);
+        shrink(&mut self.inbuf);
     }
 
     pub fn is_prepared(&self, id: u64) -> bool {
@@ -125,7 +153,7 @@ impl Backend {
             }
             bytes::Buf::advance(&mut self.out, sent);
         }
-        Poll::Ready(Ok(()))
+        if self.stream.is_tls() { Pin::new(&mut self.stream).poll_flush(cx) } else { Poll::Ready(Ok(())) }
     }
 
     /// Reads what has come into `inbuf`; more at once as long as there is more. An end of stream is an error: servers do not
@@ -136,16 +164,6 @@ impl Backend {
             self.room = (self.room * 2).min(READ_BYTES_MAX);
         }
         Poll::Ready(if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
-    }
-
-    /// Puts away what a large result has needed. To be called when nothing is under way.
-    pub fn shrink(&mut self) {
-        self.room = READ_BYTES;
-        for buffer in [&mut self.inbuf, &mut self.out] {
-            if buffer.is_empty() && buffer.capacity() > 2 * READ_BYTES {
-                *buffer = BytesMut::new();
-            }
-        }
     }
 
     /// Sends `out`, reading meanwhile so that neither side can block the other. Cancel-safe.
@@ -194,6 +212,15 @@ impl Backend {
                 Ok(_) => ready!(self.poll_receive(cx))?,
             }
         }
+    }
+}
+
+/// Lets go of an empty buffer that has grown large.
+pub fn shrink(buffer: &mut BytesMut) {
+    const KEEP_BYTES: usize = 64 * 1024;
+    // Its capacity does not count what has been consumed at its front; what it could take without growing does.
+    if buffer.is_empty() && buffer.try_reclaim(KEEP_BYTES + 1) {
+        *buffer = BytesMut::new();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Opening a server connection: TCP, startup, authentication, until the first ReadyForQuery.
+//! Opening a server connection: TCP, TLS, startup, authentication, until the first ReadyForQuery.
 //!
 //! Every step is bounded by one deadline. Non-goal: pooling.
 
@@ -16,7 +16,12 @@ use weir_wire::read::Reader;
 use weir_wire::startup;
 
 use super::conn::Backend;
+use super::tls::ServerTls;
+use crate::auth::credential::Keyring;
 use crate::auth::scram_client::ClientAuth;
+
+/// Body of a BackendKeyData: process number, and a secret of up to 256 bytes (protocol 3.2).
+const KEY_BYTES: std::ops::RangeInclusive<usize> = 8..=4 + 256;
 
 /// What CancelRequest needs.
 #[derive(Clone, Debug)]
@@ -24,6 +29,15 @@ pub struct CancelKey {
     pub address: SocketAddr,
     pub process: i32,
     pub secret: Bytes,
+    /// Set where the Backend is inside TLS: a cancel then is too, as libpq's are since 17.
+    pub tls: Option<CancelTls>,
+}
+
+/// How to encrypt a CancelRequest.
+#[derive(Clone, Debug)]
+pub struct CancelTls {
+    pub tls: ServerTls,
+    pub host: Arc<str>,
 }
 
 /// Where and as whom to log in.
@@ -33,7 +47,8 @@ pub struct Login {
     pub port: u16,
     pub user: Arc<str>,
     pub database: Arc<str>,
-    pub password: Option<Arc<str>>,
+    pub credential: Keyring,
+    pub tls: ServerTls,
     pub deadline: Duration,
 }
 
@@ -42,30 +57,37 @@ pub type Parameters = Vec<(Bytes, Bytes)>;
 
 /// Logs in. Errors are ready for the client: 08001 with the server named, or the server's own refusal.
 pub async fn connect(login: &Login) -> Result<(Backend, Parameters), UserError> {
-    match tokio::time::timeout(login.deadline, open(login)).await {
+    // Nothing else: whatever a client does not set itself must be what it would be on a connection of its own.
+    let parameters = [("user", &*login.user), ("database", &*login.database)];
+    connect_as(login, &parameters).await
+}
+
+/// As [`connect`], with these startup parameters in place of weir's own.
+pub async fn connect_as<T: AsRef<str>>(
+    login: &Login,
+    parameters: &[(T, T)],
+) -> Result<(Backend, Parameters), UserError> {
+    match tokio::time::timeout(login.deadline, open(login, parameters)).await {
         Ok(result) => result,
         Err(_) => Err(unreachable(login, &format!("no answer within {:?}", login.deadline))),
     }
 }
 
-async fn open(login: &Login) -> Result<(Backend, Parameters), UserError> {
+async fn open<T: AsRef<str>>(login: &Login, parameters: &[(T, T)]) -> Result<(Backend, Parameters), UserError> {
     let unreachable_io = |error: io::Error| unreachable(login, &error.to_string());
-    let mut stream = TcpStream::connect((&*login.host, login.port)).await.map_err(unreachable_io)?;
+    let stream = TcpStream::connect((&*login.host, login.port)).await.map_err(unreachable_io)?;
     stream.set_nodelay(true).map_err(unreachable_io)?;
     let address = stream.peer_addr().map_err(unreachable_io)?;
+    let mut stream = login.tls.encrypt(&login.host, stream).await.map_err(unreachable_io)?;
     let mut hello = BytesMut::new();
-    let parameters = [
-        ("user", &*login.user),
-        ("database", &*login.database),
-        ("application_name", "weir"),
-        ("client_encoding", "UTF8"),
-    ];
-    startup::put_startup(&mut hello, &parameters);
+    startup::put_startup(&mut hello, parameters);
     stream.write_all(&hello).await.map_err(unreachable_io)?;
+    stream.flush().await.map_err(unreachable_io)?;
 
-    let key = CancelKey { address, process: 0, secret: Bytes::new() };
-    let mut backend = Backend::new(stream, BytesMut::new(), key, Instant::now());
-    let mut auth = ClientAuth::new(&login.user, login.password.as_deref());
+    let tls = stream.is_tls().then(|| CancelTls { tls: login.tls.clone(), host: Arc::clone(&login.host) });
+    let key = CancelKey { address, process: 0, secret: Bytes::new(), tls: tls.clone() };
+    let mut auth = ClientAuth::new(&login.user, login.credential.now(), stream.channel());
+    let mut backend = Backend::new(stream, BytesMut::new(), Arc::new(key), Instant::now());
     let mut reported = Vec::new();
     loop {
         let (tag, body) = backend.receive().await.map_err(unreachable_io)?;
@@ -86,9 +108,10 @@ async fn open(login: &Login) -> Result<(Backend, Parameters), UserError> {
                     }
                 }
             }
-            tag::BACKEND_KEY_DATA if body.len() >= 8 => {
-                backend.cancel_key.process = i32::from_be_bytes([body[0], body[1], body[2], body[3]]);
-                backend.cancel_key.secret = body.slice(4..);
+            tag::BACKEND_KEY_DATA if KEY_BYTES.contains(&body.len()) => {
+                let process = i32::from_be_bytes([body[0], body[1], body[2], body[3]]);
+                backend.cancel_key =
+                    Arc::new(CancelKey { address, process, secret: body.slice(4..), tls: tls.clone() });
             }
             tag::NOTICE => {}
             tag::READY => {
@@ -110,6 +133,9 @@ fn unreachable(login: &Login, why: &str) -> UserError {
 fn refused(login: &Login, body: &[u8]) -> UserError {
     let field =
         |code| report_field(body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
+    if let Some(error) = crate::databases::passed_on(&field(b'C'), &field(b'M')) {
+        return error.detail(format!("server {}:{} says so", login.host, login.port));
+    }
     UserError::new(
         Blame::Server,
         sqlstate::CANNOT_CONNECT,

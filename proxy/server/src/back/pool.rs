@@ -14,7 +14,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use weir_core::error::{Blame, UserError, sqlstate};
-use weir_core::pool::{Acquire, Counts, Release, Shelf, Ticket};
+use weir_core::pool::{Acquire, Bounds, Counts, Release, Shelf, Ticket};
 use weir_core::session::vars::{VarSet, replay};
 use weir_wire::backend::{report_field, tag};
 use weir_wire::frame;
@@ -25,12 +25,13 @@ use super::connect::{self, Login, Parameters};
 /// Bounds of one pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolLimits {
-    pub size: usize,
-    /// Idle ones that are kept however long they have been idle.
+    pub bounds: Bounds,
+    /// Opened ahead, and kept however long they have been idle.
     pub min: usize,
+    /// A client that has waited so long may have one of the reserve.
+    pub reserve_after: Duration,
     /// Statements one Backend keeps prepared.
     pub prepared_max: usize,
-    pub waiting_max: usize,
     pub wait_max: Duration,
     /// Idle ones older than this are closed.
     pub idle_max: Duration,
@@ -42,7 +43,12 @@ pub struct Pool {
     /// "shop/shard0/primary", for messages.
     pub name: String,
     login: Login,
-    limits: PoolLimits,
+    limits: Mutex<PoolLimits>,
+    /// `limits.lifetime`, for every return.
+    lifetime_ms: AtomicU64,
+    made: Instant,
+    /// Backends from before this many microseconds since `made` are not lent again.
+    fresh_from_us: AtomicU64,
     inner: Mutex<Inner>,
     /// What the server reported at the latest login.
     parameters: Mutex<Option<Arc<Parameters>>>,
@@ -52,6 +58,8 @@ pub struct Pool {
     pub leases_total: AtomicU64,
 }
 
+/// How often a client that waits during a pause looks whether it is over.
+const PAUSE_LOOK: Duration = Duration::from_secs(1);
 /// Different startup settings whose effect is remembered.
 const SETTINGS_MAX: usize = 64;
 
@@ -71,11 +79,14 @@ enum Handed {
 
 impl Pool {
     pub fn new(name: String, login: Login, limits: PoolLimits) -> Arc<Self> {
-        let shelf = Shelf::new(limits.size, limits.waiting_max);
+        let shelf = Shelf::new(limits.bounds);
         Arc::new(Pool {
             name,
             login,
-            limits,
+            limits: Mutex::new(limits),
+            lifetime_ms: AtomicU64::new(limits.lifetime.as_millis() as u64),
+            made: Instant::now(),
+            fresh_from_us: AtomicU64::new(0),
             inner: Mutex::new(Inner { shelf, callers: HashMap::new(), waiting_since: HashMap::new() }),
             parameters: Mutex::new(None),
             settings: Mutex::default(),
@@ -84,14 +95,30 @@ impl Pool {
         })
     }
 
+    /// A Backend that can be had without waiting.
+    pub fn lease_idle(self: &Arc<Self>) -> Option<Lease> {
+        let backend = self.inner.lock().shelf.take_idle()?;
+        self.leases_total.fetch_add(1, Relaxed);
+        Some(Lease { backend: Some(backend), pool: Arc::clone(self) })
+    }
+
     /// A Backend to use; waits its turn for `wait_max` at most. Errors: 53300 when the queue is full or the wait over,
     /// 08001 when the server cannot be reached.
     pub async fn lease(self: &Arc<Self>) -> Result<Lease, UserError> {
         self.leases_total.fetch_add(1, Relaxed);
-        let receiver = {
+        let receiver = loop {
             let mut inner = self.inner.lock();
-            match inner.shelf.acquire() {
-                Acquire::Idle(backend) => return Ok(Lease { backend: Some(backend), pool: Arc::clone(self) }),
+            break match inner.shelf.acquire() {
+                Acquire::Idle(mut backend) => {
+                    drop(inner);
+                    // One that was terminated on its shelf must not cost a client its statement.
+                    if backend.has_news() {
+                        drop(backend);
+                        self.vacate();
+                        continue;
+                    }
+                    return Ok(Lease { backend: Some(backend), pool: Arc::clone(self) });
+                }
                 Acquire::Open => None,
                 Acquire::Wait(ticket) => {
                     let (sender, receiver) = oneshot::channel();
@@ -100,7 +127,7 @@ impl Pool {
                     Some((ticket, receiver))
                 }
                 Acquire::Refused => return Err(self.full(inner.shelf.counts())),
-            }
+            };
         };
         match receiver {
             None => self.open().await,
@@ -111,13 +138,45 @@ impl Pool {
     async fn wait(self: &Arc<Self>, ticket: Ticket, receiver: oneshot::Receiver<Handed>) -> Result<Lease, UserError> {
         let start = Instant::now();
         let mut place = Place { pool: self, ticket, receiver };
-        let called = tokio::time::timeout(self.limits.wait_max, &mut place.receiver).await;
+        let handed = self.called(&mut place).await;
         self.wait_us_total.fetch_add(start.elapsed().as_micros() as u64, Relaxed);
-        match called {
-            Ok(Ok(Handed::Backend(backend))) => Ok(Lease { backend: Some(backend), pool: Arc::clone(self) }),
-            Ok(Ok(Handed::Open)) => self.open().await,
-            Ok(Err(_)) | Err(_) => Err(self.timed_out()),
+        match handed {
+            Some(Handed::Backend(backend)) => Ok(Lease { backend: Some(backend), pool: Arc::clone(self) }),
+            Some(Handed::Open) => self.open().await,
+            None => Err(self.timed_out()),
         }
+    }
+
+    /// What the waiter is called with; draws on the reserve when its time has come. `None`: not in time.
+    async fn called(&self, place: &mut Place<'_>) -> Option<Handed> {
+        let limits = *self.limits.lock();
+        let mut patience = limits.wait_max;
+        // During a pause the end of the wait is RESUME's to tell, as with PgBouncer.
+        while self.inner.lock().shelf.is_paused() {
+            if let Ok(called) = tokio::time::timeout(PAUSE_LOOK, &mut place.receiver).await {
+                return called.ok();
+            }
+        }
+        if limits.bounds.reserve > 0 && limits.reserve_after < patience {
+            if let Ok(called) = tokio::time::timeout(limits.reserve_after, &mut place.receiver).await {
+                return called.ok();
+            }
+            if self.draw_reserve(place.ticket) {
+                return Some(Handed::Open);
+            }
+            patience -= limits.reserve_after;
+        }
+        tokio::time::timeout(patience, &mut place.receiver).await.ok()?.ok()
+    }
+
+    fn draw_reserve(&self, ticket: Ticket) -> bool {
+        let mut inner = self.inner.lock();
+        let granted = inner.shelf.draw_reserve(ticket);
+        if granted {
+            inner.callers.remove(&ticket);
+            inner.waiting_since.remove(&ticket);
+        }
+        granted
     }
 
     async fn open(self: &Arc<Self>) -> Result<Lease, UserError> {
@@ -125,7 +184,7 @@ impl Pool {
         let mut lease = Lease { backend: None, pool: Arc::clone(self) };
         // Boxed: every session's task would else carry room for it.
         let (mut backend, parameters) = Box::pin(connect::connect(&self.login)).await?;
-        backend.prepared_max = self.limits.prepared_max;
+        backend.prepared_max = self.limits.lock().prepared_max;
         *self.parameters.lock() = Some(Arc::new(parameters));
         lease.backend = Some(Box::new(backend));
         Ok(lease)
@@ -140,7 +199,7 @@ impl Pool {
         self.parameters.lock().clone().ok_or_else(|| self.timed_out())
     }
 
-    /// The ParameterStatus frames with which the server answers these settings. Errors: 22023 with the server's words, if it
+    /// The ParameterStatus and notice frames with which the server answers these settings. Errors: 22023 with the server's words, if it
     /// refuses one of them.
     pub async fn reported_settings(self: &Arc<Self>, vars: &VarSet) -> Result<Bytes, UserError> {
         if vars.is_empty() {
@@ -150,6 +209,8 @@ impl Pool {
             return Ok(known.clone());
         }
         let mut lease = self.lease().await?;
+        // From the server's defaults: it reports changes only, and an earlier session may have left some of these applied.
+        settings_on(&mut lease, &VarSet::default()).await?;
         let reported = settings_on(&mut lease, vars).await?;
         let mut settings = self.settings.lock();
         if settings.len() >= SETTINGS_MAX {
@@ -157,6 +218,11 @@ impl Pool {
         }
         settings.push_back((vars.clone(), reported.clone()));
         Ok(reported)
+    }
+
+    /// For a server connection of the client's own, outside the pool.
+    pub fn login(&self) -> &Login {
+        &self.login
     }
 
     pub fn host(&self) -> &str {
@@ -176,21 +242,70 @@ impl Pool {
         self.inner.lock().waiting_since.values().min().map_or(Duration::ZERO, Instant::elapsed)
     }
 
-    /// Closes what has been idle or alive for too long. Call every few seconds.
-    pub fn retire(&self, now: Instant) {
+    /// Closes what has been idle or alive for too long, and opens what is missing to the minimum. Call every few seconds.
+    pub fn upkeep(self: &Arc<Self>, now: Instant) {
+        let limits = *self.limits.lock();
         let mut inner = self.inner.lock();
-        let mut spare = inner.shelf.counts().idle.saturating_sub(self.limits.min);
-        drop(inner.shelf.retire(|backend| {
-            let old = now.duration_since(backend.since) > self.limits.lifetime;
-            let unused = spare > 0 && now.duration_since(backend.idle_since) > self.limits.idle_max;
+        let counts = inner.shelf.counts();
+        let mut spare = (counts.idle + counts.busy).saturating_sub(limits.min);
+        let retired = inner.shelf.retire(|backend| {
+            let old = now.duration_since(backend.since) > limits.lifetime;
+            let unused = spare > 0 && now.duration_since(backend.idle_since) > limits.idle_max;
             spare -= usize::from(unused && !old);
             old || unused
-        }));
+        });
+        let mut ahead = 0;
+        while inner.shelf.open_ahead(limits.min) {
+            ahead += 1;
+        }
+        drop(inner);
+        drop(retired);
+        for _ in 0..ahead {
+            // A failure is no news here: who needs a Backend learns of it, and the next round tries again.
+            let opening = Arc::clone(self);
+            tokio::spawn(async move { drop(opening.open().await) });
+        }
+    }
+
+    /// Closes every idle Backend now. How many there were.
+    pub fn close_idle(&self) -> usize {
+        let closed = self.inner.lock().shelf.retire(|_| true);
+        closed.len()
+    }
+
+    /// Other limits from now on.
+    pub fn set_limits(&self, limits: PoolLimits) {
+        *self.limits.lock() = limits;
+        self.lifetime_ms.store(limits.lifetime.as_millis() as u64, Relaxed);
+        let mut inner = self.inner.lock();
+        let called = inner.shelf.resize(limits.bounds);
+        inner.call_all(called);
+    }
+
+    /// Closes what is idle now and the rest as it comes back; nobody gets one until [`Pool::resume`].
+    pub fn pause(&self) {
+        let idle = self.inner.lock().shelf.pause();
+        drop(idle);
+    }
+
+    pub fn resume(&self) {
+        let mut inner = self.inner.lock();
+        let called = inner.shelf.resume();
+        inner.call_all(called);
+    }
+
+    /// Every Backend of now is closed when it is next idle, instead of being lent again.
+    pub fn reconnect(&self) {
+        self.fresh_from_us.store(self.made.elapsed().as_micros() as u64, Relaxed);
+        self.close_idle();
     }
 
     fn give_back(&self, mut backend: Box<Backend>) {
         backend.idle_since = Instant::now();
-        if !backend.is_clean() || backend.idle_since.duration_since(backend.since) > self.limits.lifetime {
+        let age = backend.idle_since.duration_since(backend.since);
+        let born_us = backend.since.saturating_duration_since(self.made).as_micros() as u64;
+        let old = age.as_millis() as u64 > self.lifetime_ms.load(Relaxed) || born_us < self.fresh_from_us.load(Relaxed);
+        if !backend.is_clean() || old {
             drop(backend);
             return self.vacate();
         }
@@ -198,7 +313,7 @@ impl Pool {
         let mut inner = self.inner.lock();
         loop {
             match inner.shelf.release(backend) {
-                Release::Shelved => return,
+                Release::Shelved | Release::Surplus(_) => return,
                 Release::HandTo(ticket, handed) => match inner.call(ticket, Handed::Backend(handed)) {
                     Err(Handed::Backend(unwanted)) => backend = unwanted,
                     _ => return,
@@ -222,7 +337,7 @@ impl Pool {
     }
 
     fn timed_out(&self) -> UserError {
-        self.exhausted(&format!("no server connection within {:?}", self.limits.wait_max), self.counts())
+        self.exhausted(&format!("no server connection within {:?}", self.limits.lock().wait_max), self.counts())
     }
 
     fn exhausted(&self, message: &str, counts: Counts) -> UserError {
@@ -234,7 +349,7 @@ impl Pool {
     }
 }
 
-/// Applies settings to a Backend; the ParameterStatus frames that it answers with.
+/// Applies settings to a Backend; the ParameterStatus and notice frames that it answers with.
 async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserError> {
     let Some(sql) = replay(&lease.vars, vars) else { return Ok(Bytes::new()) };
     lease.busy = true;
@@ -249,7 +364,7 @@ async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserErro
     loop {
         let (kind, body) = lease.receive().await.map_err(lost)?;
         match kind {
-            tag::PARAMETER_STATUS => frame::put(&mut reported, kind, |out| out.extend_from_slice(&body)),
+            tag::PARAMETER_STATUS | tag::NOTICE => frame::put(&mut reported, kind, |out| out.extend_from_slice(&body)),
             tag::ERROR => refused = report_field(&body, b'M').map(|text| String::from_utf8_lossy(text).into_owned()),
             tag::READY => break,
             _ => {}
@@ -270,6 +385,17 @@ async fn settings_on(lease: &mut Lease, vars: &VarSet) -> Result<Bytes, UserErro
 }
 
 impl Inner {
+    /// Lets these waiters open one each; who has gone meanwhile passes the permission on.
+    fn call_all(&mut self, tickets: Vec<Ticket>) {
+        for ticket in tickets {
+            let mut called = self.call(ticket, Handed::Open).is_ok();
+            while !called {
+                let Some(next) = self.shelf.closed() else { break };
+                called = self.call(next, Handed::Open).is_ok();
+            }
+        }
+    }
+
     fn call(&mut self, ticket: Ticket, handed: Handed) -> Result<(), Handed> {
         self.waiting_since.remove(&ticket);
         match self.callers.remove(&ticket) {

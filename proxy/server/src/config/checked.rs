@@ -3,7 +3,7 @@
 //! Non-goals: no sockets and no name look-ups. The only reading done here is of the secret files that the file names.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,15 @@ use toml::Spanned;
 use weir_core::id::{ShardId, Slot};
 
 use super::error::{Source, nearest};
-use super::raw;
+use super::upstream::{ANY, Flags, Given, OWN_DATABASE, Upstream, upstream};
 use super::value::{Size, Time};
 use super::{
-    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, LimitsConfig, LogConfig,
-    LogFormat, LogLevel, PoolConfig, Secret, ServerAuth, ShardConfig, TlsConfig, TlsMode, Users,
+    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, LogConfig, LogFormat, LogLevel,
+    Secret, ServerAuth, ServerPassword, ShardConfig, Users,
 };
+use super::{limits, raw};
 
+mod access;
 mod table;
 
 /// Permission bits that a secret file must not have: anything for group and others.
@@ -28,53 +30,149 @@ pub(super) const OTHERS: u32 = 0o077;
 const WORLD: u32 = 0o007;
 /// Names that lead to the admin console.
 const ADMIN_DATABASES: [&str; 2] = ["weir", "pgbouncer"];
+/// Reached from this machine alone until somebody says otherwise.
+const LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 6432));
+const HTTP_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9187));
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-type Checked<T> = Result<T, ConfigError>;
+pub(super) use access::default_passfile;
 
-pub(super) fn check(source: Source) -> Checked<Config> {
+pub(super) type Checked<T> = Result<T, ConfigError>;
+
+pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
     let file: raw::File = source.parse()?;
-    let users_file = absolute(&source, file.users_file.get_ref());
-    let users = Users::load(&users_file)?;
-    let databases = databases(&source, file.database)?;
-    let hub = file.hub.map(|hub| hub_of(&source, hub)).transpose()?;
-    if let (None, Some(database)) = (&hub, databases.iter().find(|database| database.shards.len() > 1)) {
-        let message =
-            format!("database `{}` has {} shards but there is no [hub]", database.name, database.shards.len());
-        return Err(source.whole(message).hint("the hub keeps the slot map: add [hub] with dsn = \"postgres://…\""));
+    let users_file = file.users_file.as_ref().map(|path| absolute(&source, path.get_ref()));
+    let users = users_file.as_deref().map(Users::load).transpose()?.unwrap_or_default();
+    let (databases, wildcard, upstream) = databases(&source, &file, flags)?;
+    let auth_query = access::auth_query(&source, file.auth_query.as_ref(), &databases, upstream.is_some())?;
+    if users.is_empty() && auth_query.is_none() {
+        return Err(source
+            .whole("nobody could log in")
+            .hint("say users_file = \"users.toml\", with [user.<name>] in it, or add [auth_query]"));
     }
+    let server_tls = access::server_tls(&source, file.server_tls.as_ref())?;
+    let (upstream_auth, upstream_hub) = match upstream {
+        Some(upstream) => (Some(ServerAuth { tls: server_tls.clone(), ..upstream.auth }), upstream.hub),
+        None => (None, None),
+    };
+    let server_auth = match (upstream_auth, &file.server_auth) {
+        (Some(auth), None) => auth,
+        // The connection string is nearer; the section may still hold the password that is better not in it.
+        (Some(auth), Some(raw)) => {
+            let own = access::server_auth(&source, raw, &server_tls)?;
+            let silent = matches!(auth.password, ServerPassword::Passfile(_));
+            if silent && auth.user == own.user { own } else { auth }
+        }
+        (None, Some(raw)) => access::server_auth(&source, raw, &server_tls)?,
+        (None, None) => {
+            let error = source.whole("there is no [server_auth]: weir itself has to log in to the servers");
+            return Err(error.hint("add [server_auth] with user and password_file, or say upstream"));
+        }
+    };
+    let hub = match (&flags.hub, &file.hub) {
+        (Some(dsn), _) => {
+            let wrong = |message: &str| Source::none().whole(format!("--hub: {message}"));
+            Some(access::hub_dsn(dsn.clone(), &server_auth, wrong)?)
+        }
+        (None, Some(hub)) => Some(access::hub(&source, hub, &server_auth)?),
+        (None, None) => upstream_hub.map(|hub| HubConfig { tls: server_tls, ..hub }),
+    };
+    needs_hub(&source, hub.as_ref(), databases.iter().chain(&wildcard))?;
+    let tls = file.tls.map(|tls| access::tls(&source, &tls)).transpose()?;
+    // Users that only the servers know cannot be checked here.
+    let checked_users = if auth_query.is_none() { Some(&users) } else { None };
     Ok(Config {
-        listen: address(&source, &file.listen)?,
-        http_listen: address(&source, &file.http_listen)?,
+        listen: address(&source, flags.listen, file.listen.as_ref(), LISTEN)?,
+        http_listen: address(&source, flags.http_listen, file.http_listen.as_ref(), HTTP_LISTEN)?,
         users_file,
+        workers: count(&source, file.workers.as_ref(), "workers", 1..=1024, default_workers())?,
         hub,
         databases,
-        pool: pool(&source, &file.pool)?,
-        limits: limits(&source, &file.limits)?,
-        cache: cache(&source, &file.cache)?,
-        tls: file.tls.map(|tls| tls_of(&source, &tls)).transpose()?,
-        server_auth: server_auth(&source, &file.server_auth)?,
+        wildcard,
+        overrides: file
+            .user
+            .iter()
+            .map(|(name, user)| Ok((name.clone(), limits::overrides(&source, user)?)))
+            .collect::<Checked<_>>()?,
+        pool: limits::pool(&source, &file.pool)?,
+        limits: limits::limits(&source, &file.limits)?,
+        cache: cache(&source, &file.cache, flags.redis.as_ref())?,
+        hba: access::hba(&source, file.hba_file.as_ref(), tls.as_ref())?,
+        auth_query,
+        tls,
+        server_auth,
         log: log(&source, &file.log)?,
-        admin_users: known_users(&source, &file.admin_users, &users)?,
-        stats_users: known_users(&source, &file.stats_users, &users)?,
+        admin_users: known_users(&source, &file.admin_users, checked_users)?,
+        stats_users: known_users(&source, &file.stats_users, checked_users)?,
         users,
         path: source.path,
     })
 }
 
+/// Half of the cores. A relayed statement is nine tenths kernel work, some of it on behalf of the servers beside weir, and a
+/// second worker costs each statement wake-ups across cores: on two cores one worker relays as many statements as two do, for
+/// a seventh less CPU each.
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
+}
+
+fn needs_hub<'a>(
+    source: &Source,
+    hub: Option<&HubConfig>,
+    mut databases: impl Iterator<Item = &'a DatabaseConfig>,
+) -> Checked<()> {
+    let Some(database) = databases.find(|database| hub.is_none() && database.shards.len() > 1) else { return Ok(()) };
+    let message = format!("database `{}` has {} shards but there is no [hub]", database.name, database.shards.len());
+    Err(source.whole(message).hint("the hub keeps the slot map: add [hub] with dsn = \"postgres://…\""))
+}
+
 // ---- databases ----
 
+/// The named databases, the wildcard, and what `upstream` says beyond that.
 fn databases(
     source: &Source,
-    raw: std::collections::BTreeMap<Spanned<String>, raw::Database>,
-) -> Checked<Vec<DatabaseConfig>> {
-    if raw.is_empty() {
-        return Err(source
-            .whole("no database is configured")
-            .hint("add [database.<name>] with one [[database.<name>.shard]]"));
+    file: &raw::File,
+    flags: &Flags,
+) -> Checked<(Vec<DatabaseConfig>, Option<DatabaseConfig>, Option<Upstream>)> {
+    let mut named = Vec::new();
+    let mut wildcard = None;
+    for (name, database) in &file.database {
+        match database_of(source, name, database)? {
+            any if any.name == ANY => wildcard = Some(any),
+            database => named.push(database),
+        }
     }
-    raw.into_iter().map(|(name, database)| database_of(source, &name, &database)).collect()
+    let replicas = Given::all(&flags.replicas, "--replica", &file.replicas);
+    let shards = Given::all(&flags.shards, "--shard", &file.shards);
+    let Some(given) = Given::one(flags.upstream.as_ref(), "--upstream", file.upstream.as_ref()) else {
+        if let Some(orphan) = replicas.first().or(shards.first()) {
+            return Err(orphan.error(source, "there is no upstream it could belong to"));
+        }
+        if wildcard.as_ref().is_some_and(|any| any.shards.is_empty()) {
+            let hint = "add [[database.\"*\".shard]] with name and primary, or say upstream";
+            return Err(source.whole("database `*` has no shard").hint(hint));
+        }
+        if named.is_empty() && wildcard.is_none() {
+            return Err(source
+                .whole("no database is configured")
+                .hint("say upstream = \"postgres://…\", or add [database.<name>] with one [[database.<name>.shard]]"));
+        }
+        return Ok((named, wildcard, None));
+    };
+    let mut upstream = upstream(source, &given, &replicas, &shards)?;
+    if let Some(declared) = wildcard {
+        if !declared.shards.is_empty() {
+            return Err(given.error(source, "[database.\"*\"] has shards of its own: say one or the other"));
+        }
+        // The section may still say what the command line cannot: tables, limits, home.
+        upstream.database = DatabaseConfig {
+            shards: upstream.database.shards,
+            server_database: upstream.database.server_database,
+            ..declared
+        };
+    }
+    Ok((named, Some(upstream.database.clone()), Some(upstream)))
 }
 
 fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> Checked<DatabaseConfig> {
@@ -82,7 +180,8 @@ fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> 
     if ADMIN_DATABASES.contains(&name.get_ref().as_str()) {
         return Err(source.error(place, format!("`{}` is the admin console and cannot be a database", name.get_ref())));
     }
-    if raw.shard.is_empty() {
+    let any = name.get_ref() == ANY;
+    if raw.shard.is_empty() && !any {
         let hint = format!("add [[database.{}.shard]] with name and primary", name.get_ref());
         return Err(source.error(place, format!("database `{}` has no shard", name.get_ref())).hint(hint));
     }
@@ -96,6 +195,7 @@ fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> 
         Some(home) => home_of(source, home, &shards)?,
     };
     let server_database = match &raw.server_database {
+        None if any => OWN_DATABASE.to_owned(),
         None => name.get_ref().clone(),
         Some(text) => non_empty(source, text, "server_database")?,
     };
@@ -106,6 +206,16 @@ fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> 
         tables: table::tables(source, &raw.table)?,
         home,
         freshness: freshness(source, raw.freshness.as_ref())?,
+        overrides: limits::overrides(
+            source,
+            &raw::Overrides {
+                connections_max: raw.connections_max.clone(),
+                pool_size: raw.pool_size.clone(),
+                pool_min: raw.pool_min.clone(),
+                pool_reserve: raw.pool_reserve.clone(),
+                pool_mode: raw.pool_mode.clone(),
+            },
+        )?,
     })
 }
 
@@ -160,79 +270,19 @@ fn freshness(source: &Source, raw: Option<&Spanned<String>>) -> Checked<Freshnes
 
 // ---- sections ----
 
-fn hub_of(source: &Source, hub: Spanned<raw::Hub>) -> Checked<HubConfig> {
-    let span = hub.span();
-    let hub = hub.into_inner();
-    let (place, dsn) = match (hub.dsn, hub.dsn_file, hub.dsn_env) {
-        (Some(dsn), None, None) => (dsn.span(), Secret::new(dsn.into_inner())),
-        (None, Some(file), None) => (file.span(), secret_file(source, &file)?),
-        (None, None, Some(name)) => (name.span(), secret_env(source, &name)?),
-        _ => return Err(source.error(span, "[hub] needs exactly one of dsn, dsn_file, dsn_env")),
-    };
-    // The parser's error may quote the string, password and all, so it is not repeated.
-    dsn.expose().parse::<tokio_postgres::Config>().map_err(|_| {
-        source
-            .error(place, "the hub's dsn is not a Postgres connection string")
-            .hint("postgres://user:password@host:port/database")
-    })?;
-    Ok(HubConfig { dsn })
-}
-
-fn pool(source: &Source, raw: &raw::Pool) -> Checked<PoolConfig> {
-    let size = count(source, raw.size.as_ref(), "size", 1..=10_000, 20)?;
-    let min = count(source, raw.min.as_ref(), "min", 0..=10_000, 0)?;
-    if let (true, Some(raw_min)) = (min > size, &raw.min) {
-        return Err(source.error(raw_min.span(), format!("min is {min}, more than size {size}")));
-    }
-    Ok(PoolConfig {
-        size,
-        min,
-        wait_queue_max: count(source, raw.wait_queue_max.as_ref(), "wait_queue_max", 0..=1_000_000, 10_000)?,
-        wait_max: time(source, raw.wait_max.as_ref(), "wait_max", Duration::from_secs(5))?,
-        idle_max: time(source, raw.idle_max.as_ref(), "idle_max", Duration::from_secs(600))?,
-        lifetime_max: time(source, raw.lifetime_max.as_ref(), "lifetime_max", Duration::from_secs(3600))?,
-    })
-}
-
-fn limits(source: &Source, raw: &raw::Limits) -> Checked<LimitsConfig> {
-    let second = Duration::from_secs(1);
-    Ok(LimitsConfig {
-        client_connections_max: count(
-            source,
-            raw.client_connections_max.as_ref(),
-            "client_connections_max",
-            1..=1_000_000,
-            10_000,
-        )?,
-        login_time_max: time(source, raw.login_time_max.as_ref(), "login_time_max", 60 * second)?,
-        connect_time_max: time(source, raw.connect_time_max.as_ref(), "connect_time_max", 5 * second)?,
-        message_bytes_max: bytes(source, raw.message_bytes_max.as_ref(), "message_bytes_max", 256 * MIB)?,
-        merge_bytes_max: bytes(source, raw.merge_bytes_max.as_ref(), "merge_bytes_max", 64 * MIB)?,
-        merge_groups_max: count(source, raw.merge_groups_max.as_ref(), "merge_groups_max", 1..=100_000_000, 100_000)?,
-        prepared_per_server_max: count(
-            source,
-            raw.prepared_per_server_max.as_ref(),
-            "prepared_per_server_max",
-            1..=100_000,
-            500,
-        )?,
-        drain_time_max: time(source, raw.drain_time_max.as_ref(), "drain_time_max", 30 * second)?,
-    })
-}
-
-fn cache(source: &Source, raw: &raw::Cache) -> Checked<CacheConfig> {
+fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<CacheConfig> {
     let l1_bytes = bytes(source, raw.l1_bytes.as_ref(), "l1_bytes", 64 * MIB)?;
     let entry_bytes_max = bytes(source, raw.entry_bytes_max.as_ref(), "entry_bytes_max", 256 * KIB)?;
     if let (true, Some(raw_entry)) = (entry_bytes_max > l1_bytes, &raw.entry_bytes_max) {
         return Err(source.error(raw_entry.span(), "entry_bytes_max is more than l1_bytes"));
     }
-    let redis = raw.redis.as_ref().map(|url| {
+    let redis = Given::one(redis, "--redis", raw.redis.as_ref()).map(|url| {
         // The URL may hold a password: say what is wrong without repeating it.
         let known = ["redis://", "rediss://", "redis+unix://", "unix://"];
-        if known.iter().any(|scheme| url.get_ref().starts_with(scheme)) {
-            Ok(Secret::new(url.get_ref().as_str()))
+        if known.iter().any(|scheme| url.text.starts_with(scheme)) {
+            Ok(Secret::new(url.text))
         } else {
-            Err(source.error(url.span(), "redis is not a Redis URL").hint("redis://[[user]:password@]host:port[/db]"))
+            Err(url.error(source, "redis is not a Redis URL").hint("redis://[[user]:password@]host:port[/db]"))
         }
     });
     Ok(CacheConfig {
@@ -242,35 +292,6 @@ fn cache(source: &Source, raw: &raw::Cache) -> Checked<CacheConfig> {
         entry_bytes_max,
         max_age: time(source, raw.max_age.as_ref(), "max_age", Duration::from_secs(60))?,
     })
-}
-
-fn tls_of(source: &Source, raw: &raw::Tls) -> Checked<TlsConfig> {
-    let mode = match &raw.mode {
-        None => TlsMode::Allow,
-        Some(mode) => choice(
-            source,
-            mode,
-            "TLS mode",
-            &[("disable", TlsMode::Disable), ("allow", TlsMode::Allow), ("require", TlsMode::Require)],
-        )?,
-    };
-    let certificate = absolute(source, raw.certificate.get_ref());
-    let key = absolute(source, raw.key.get_ref());
-    if mode != TlsMode::Disable {
-        at(source, &raw.key, private_file(&key, WORLD))?;
-    }
-    Ok(TlsConfig { certificate, key, mode })
-}
-
-fn server_auth(source: &Source, raw: &Spanned<raw::ServerAuth>) -> Checked<ServerAuth> {
-    let span = raw.span();
-    let raw = raw.get_ref();
-    let password = match (&raw.password_file, &raw.password_env) {
-        (Some(file), None) => secret_file(source, file)?,
-        (None, Some(name)) => secret_env(source, name)?,
-        _ => return Err(source.error(span, "[server_auth] needs exactly one of password_file, password_env")),
-    };
-    Ok(ServerAuth { user: non_empty(source, &raw.user, "user")?, password })
 }
 
 fn log(source: &Source, raw: &raw::Log) -> Checked<LogConfig> {
@@ -291,19 +312,27 @@ fn log(source: &Source, raw: &raw::Log) -> Checked<LogConfig> {
     })
 }
 
-fn known_users(source: &Source, names: &[Spanned<String>], users: &Users) -> Checked<Vec<String>> {
+fn known_users(source: &Source, names: &[Spanned<String>], users: Option<&Users>) -> Checked<Vec<String>> {
     names
         .iter()
-        .map(|name| match users.get(name.get_ref()) {
-            Some(_) => Ok(name.get_ref().clone()),
-            None => Err(unknown(source, name, "user", users.iter().map(|(name, _)| name))),
+        .map(|name| match users {
+            Some(users) if users.get(name.get_ref()).is_none() => {
+                Err(unknown(source, name, "user", users.iter().map(|(name, _)| name)))
+            }
+            _ => Ok(name.get_ref().clone()),
         })
         .collect()
 }
 
 // ---- scalars ----
 
-fn address(source: &Source, raw: &Spanned<String>) -> Checked<SocketAddr> {
+fn address(
+    source: &Source,
+    flag: Option<SocketAddr>,
+    raw: Option<&Spanned<String>>,
+    default: SocketAddr,
+) -> Checked<SocketAddr> {
+    let (None, Some(raw)) = (flag, raw) else { return Ok(flag.unwrap_or(default)) };
     raw.get_ref().parse().map_err(|_| {
         source
             .error(raw.span(), format!("`{}` is not an address to listen on", raw.get_ref()))
@@ -343,7 +372,7 @@ fn ranged(source: &Source, raw: &Spanned<i64>, key: &str, range: std::ops::Range
     Err(source.error(raw.span(), format!("{key} is {value}; it must be between {} and {}", range.start(), range.end())))
 }
 
-fn count(
+pub(super) fn count(
     source: &Source,
     raw: Option<&Spanned<i64>>,
     key: &str,
@@ -354,7 +383,7 @@ fn count(
 }
 
 /// More than zero and at most a year, so that it can be added to any clock.
-fn time(source: &Source, raw: Option<&Spanned<Time>>, key: &str, default: Duration) -> Checked<Duration> {
+pub(super) fn time(source: &Source, raw: Option<&Spanned<Time>>, key: &str, default: Duration) -> Checked<Duration> {
     let Some(raw) = raw else { return Ok(default) };
     let Time(value) = *raw.get_ref();
     if value.is_zero() || value > Duration::from_secs(365 * 86_400) {
@@ -364,7 +393,7 @@ fn time(source: &Source, raw: Option<&Spanned<Time>>, key: &str, default: Durati
 }
 
 /// At least 1 KiB and at most 1 TiB.
-fn bytes(source: &Source, raw: Option<&Spanned<Size>>, key: &str, default: usize) -> Checked<usize> {
+pub(super) fn bytes(source: &Source, raw: Option<&Spanned<Size>>, key: &str, default: usize) -> Checked<usize> {
     let Some(raw) = raw else { return Ok(default) };
     let Size(value) = *raw.get_ref();
     if !(1 << 10..=1 << 40).contains(&value) {
@@ -373,7 +402,7 @@ fn bytes(source: &Source, raw: Option<&Spanned<Size>>, key: &str, default: usize
     Ok(value as usize)
 }
 
-fn choice<T: Copy>(source: &Source, raw: &Spanned<String>, what: &str, options: &[(&str, T)]) -> Checked<T> {
+pub(super) fn choice<T: Copy>(source: &Source, raw: &Spanned<String>, what: &str, options: &[(&str, T)]) -> Checked<T> {
     let found = options.iter().find(|(name, _)| name == raw.get_ref());
     found.map(|(_, value)| *value).ok_or_else(|| unknown(source, raw, what, options.iter().map(|(name, _)| *name)))
 }

@@ -51,6 +51,11 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 impl Source {
+    /// No file at all: only the command line speaks, and relative paths are relative to where weir was started.
+    pub fn none() -> Self {
+        Source { path: PathBuf::from("the command line"), text: String::new() }
+    }
+
     /// An error at a byte range of the text.
     pub fn error(&self, span: Range<usize>, message: impl Into<String>) -> ConfigError {
         let before = self.text.get(..span.start).unwrap_or(&self.text);

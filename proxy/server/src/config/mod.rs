@@ -8,43 +8,66 @@
 
 mod checked;
 mod error;
+mod limits;
+mod passfile;
 mod raw;
 mod secret;
+mod upstream;
 mod users;
 mod value;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use weir_core::hba::Hba;
 use weir_core::id::ShardId;
 use weir_core::topology::{Placement, TableRules};
 
+use crate::auth::credential::Credential;
+use crate::back::tls::ServerTls;
+
 pub use error::ConfigError;
+pub use limits::{Overrides, PoolConfig};
+pub use passfile::PassFile;
 pub use secret::Secret;
-pub use users::{User, Users};
+pub use upstream::Flags;
+pub use users::{Proof, User, Users};
 
 /// The whole configuration of one weir process.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file it was read from, absolute.
+    /// The file it was read from, absolute; "the command line" if there was none.
     pub path: PathBuf,
     /// Where clients connect. Port 0 lets the system choose.
     pub listen: SocketAddr,
     /// Where /metrics, /livez, /readyz and the status page are served.
     pub http_listen: SocketAddr,
-    pub users_file: PathBuf,
+    /// `None` only with `auth_query`.
+    pub users_file: Option<PathBuf>,
+    /// Threads that serve sessions.
+    pub workers: usize,
     /// Contents of `users_file`.
     pub users: Users,
     /// `None` only when every database has one shard.
     pub hub: Option<HubConfig>,
-    /// At least one, in order of name.
+    /// In order of name. Empty only when there is a `wildcard`.
     pub databases: Vec<DatabaseConfig>,
+    /// `[database."*"]` or `upstream`: serves every name that has no entry of its own. Its `server_database` is where weir's
+    /// own connections go.
+    pub wildcard: Option<DatabaseConfig>,
+    /// `[user.<name>]`.
+    pub overrides: BTreeMap<String, Overrides>,
     pub pool: PoolConfig,
     pub limits: LimitsConfig,
     pub cache: CacheConfig,
     pub tls: Option<TlsConfig>,
+    /// Who may come from where, and how they prove who they are.
+    pub hba: Hba,
+    /// How users are looked up that are not in `users_file`.
+    pub auth_query: Option<AuthQueryConfig>,
     pub server_auth: ServerAuth,
     pub log: LogConfig,
     /// Users of the admin database who may change things. Each is in `users`.
@@ -54,14 +77,19 @@ pub struct Config {
 }
 
 /// The Postgres database that keeps weir's own metadata.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubConfig {
     /// A Postgres connection string that tokio-postgres has accepted.
     pub dsn: Secret,
+    /// For a `dsn` without one.
+    pub password: Option<Secret>,
+    pub tls: ServerTls,
+    /// Nobody named it, so weir makes the database if it is missing, from a connection to this one.
+    pub made_from: Option<String>,
 }
 
 /// One database as clients see it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatabaseConfig {
     /// The name clients connect to.
     pub name: String,
@@ -73,6 +101,7 @@ pub struct DatabaseConfig {
     /// Shard of global tables and of statements without a table.
     pub home: ShardId,
     pub freshness: Freshness,
+    pub overrides: Overrides,
 }
 
 /// One shard: a primary and its streaming replicas.
@@ -109,26 +138,26 @@ pub enum Freshness {
     Strict,
 }
 
-/// Server connections per database, user, shard and role.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PoolConfig {
-    pub size: usize,
-    /// Connections kept open even when idle; at most `size`.
-    pub min: usize,
-    /// Clients that may wait for a connection; one more gets 53300.
-    pub wait_queue_max: usize,
-    /// Longest wait for a connection; then 53300.
-    pub wait_max: Duration,
-    /// An idle connection is closed after this long.
-    pub idle_max: Duration,
-    /// A connection is closed at its next idle moment after this long.
-    pub lifetime_max: Duration,
-}
-
 /// Bounds of one process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsConfig {
     pub client_connections_max: usize,
+    /// Clients of one user, unless `[user.<name>]` says otherwise.
+    pub user_connections_max: Option<usize>,
+    /// Clients of one database, unless `[database.<name>]` says otherwise.
+    pub database_connections_max: Option<usize>,
+    /// Databases of the wildcard entry that are set up at the same time.
+    pub wildcard_databases_max: usize,
+    /// Without clients for this long, a database of the wildcard entry is taken down; its idle connections go earlier.
+    pub wildcard_idle_max: Duration,
+    /// A client that asks nothing for this long is disconnected (57P05).
+    pub idle_client_max: Option<Duration>,
+    /// A client that leaves its transaction idle for this long is disconnected (25P03).
+    pub idle_in_transaction_max: Option<Duration>,
+    /// A statement that runs for this long is cancelled (57014).
+    pub query_time_max: Option<Duration>,
+    /// A transaction that lasts this long ends with its session (25P04).
+    pub transaction_time_max: Option<Duration>,
     /// From accept to AuthenticationOk.
     pub login_time_max: Duration,
     /// To open and log in one server connection.
@@ -146,7 +175,7 @@ pub struct LimitsConfig {
 }
 
 /// The read-through cache.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
     pub enabled: bool,
     /// Second level; `None`: the in-process cache alone. May hold a password.
@@ -166,6 +195,8 @@ pub struct TlsConfig {
     pub certificate: PathBuf,
     /// PEM private key; not readable by others.
     pub key: PathBuf,
+    /// PEM, the authorities that sign clients' certificates; `None`: clients are not asked for one.
+    pub client_ca: Option<PathBuf>,
     pub mode: TlsMode,
 }
 
@@ -180,10 +211,32 @@ pub enum TlsMode {
 }
 
 /// How weir itself logs in to every server: catalogue, probes, LSN clock.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerAuth {
     pub user: String,
-    pub password: Secret,
+    pub password: ServerPassword,
+    /// As clients' statements are sent, too.
+    pub tls: ServerTls,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerPassword {
+    /// The same everywhere.
+    Fixed(Secret),
+    /// By server, port, database and user; a server that is not in it must trust weir, or its certificate.
+    Passfile(PassFile),
+}
+
+/// Users that the servers know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthQueryConfig {
+    /// One parameter, the name. Columns: name, password as pg_authid stores it, and, if wanted, until when it is valid.
+    pub sql: String,
+    /// Where it runs: home shard of this configured database, as the user of `server_auth`. `None`: of `upstream`, or else the
+    /// first.
+    pub database: Option<String>,
+    /// An answer this young is used again; zero: every login asks.
+    pub max_age: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -210,10 +263,15 @@ pub enum LogFormat {
 impl Config {
     /// Reads and checks a file, its users file and the secret files it names.
     pub fn load(path: impl AsRef<Path>) -> Result<Config, ConfigError> {
-        let path = path.as_ref();
+        Self::load_with(Some(path.as_ref()), &Flags::default())
+    }
+
+    /// A file, if there is one, and the command line, which wins.
+    pub fn load_with(path: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> {
+        let Some(path) = path else { return checked::check(error::Source::none(), flags) };
         let absolute = std::path::absolute(path).map_err(|error| ConfigError::unreadable(path, &error))?;
         let text = std::fs::read_to_string(&absolute).map_err(|error| ConfigError::unreadable(&absolute, &error))?;
-        checked::check(error::Source { path: absolute, text })
+        checked::check(error::Source { path: absolute, text }, flags)
     }
 
     pub fn database(&self, name: &str) -> Option<&DatabaseConfig> {
@@ -221,7 +279,27 @@ impl Config {
     }
 }
 
+impl ServerAuth {
+    /// weir's password on that server, if there is one.
+    pub fn password(&self, host: &str, port: u16, database: &str) -> Option<&str> {
+        match &self.password {
+            ServerPassword::Fixed(password) => Some(password.expose()),
+            ServerPassword::Passfile(file) => file.find(host, port, database, &self.user).map(Secret::expose),
+        }
+    }
+
+    /// The same as what a login presents.
+    pub fn credential(&self, host: &str, port: u16, database: &str) -> Credential {
+        self.password(host, port, database).map_or(Credential::None, Credential::password)
+    }
+}
+
 impl DatabaseConfig {
+    /// Does it stand for every name that has no entry of its own?
+    pub fn is_wildcard(&self) -> bool {
+        self.name == upstream::ANY
+    }
+
     /// The declared tables as planning wants them.
     pub fn rules(&self) -> TableRules {
         let mut rules = TableRules::default();
@@ -270,7 +348,7 @@ pub fn check(path: impl AsRef<Path>) -> Result<String, ConfigError> {
     let mut text = format!("{} is valid\n", config.path.display());
     // Writing to a String cannot fail, hence the ignored results.
     let _ = writeln!(text, "  clients on {}, http on {}", config.listen, config.http_listen);
-    for database in &config.databases {
+    for database in config.databases.iter().chain(&config.wildcard) {
         let replicas: usize = database.shards.iter().map(|shard| shard.replicas.len()).sum();
         let count =
             |wanted: fn(&Placement) -> bool| database.tables.iter().filter(|table| wanted(&table.placement)).count();
@@ -290,7 +368,9 @@ pub fn check(path: impl AsRef<Path>) -> Result<String, ConfigError> {
         (true, None) => "in this process alone",
         (true, Some(_)) => "in this process and Redis",
     };
-    let _ = writeln!(text, "  {} user(s), pool size {}, cache {cache}", config.users.len(), config.pool.size);
+    let pool = &config.pool;
+    let mode = pool.mode.as_str();
+    let _ = writeln!(text, "  {} user(s), {mode} pooling, pool size {}, cache {cache}", config.users.len(), pool.size);
     Ok(text)
 }
 

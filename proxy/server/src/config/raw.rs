@@ -14,9 +14,17 @@ use super::value::{Size, Time};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
-    pub listen: Spanned<String>,
-    pub http_listen: Spanned<String>,
-    pub users_file: Spanned<String>,
+    pub listen: Option<Spanned<String>>,
+    pub http_listen: Option<Spanned<String>>,
+    pub users_file: Option<Spanned<String>>,
+    pub hba_file: Option<Spanned<String>>,
+    pub auth_query: Option<AuthQuery>,
+    pub upstream: Option<Spanned<String>>,
+    #[serde(default)]
+    pub replicas: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub shards: Vec<Spanned<String>>,
+    pub workers: Option<Spanned<i64>>,
     #[serde(default)]
     pub admin_users: Vec<Spanned<String>>,
     #[serde(default)]
@@ -25,13 +33,16 @@ pub(super) struct File {
     #[serde(default)]
     pub database: BTreeMap<Spanned<String>, Database>,
     #[serde(default)]
+    pub user: BTreeMap<String, Overrides>,
+    #[serde(default)]
     pub pool: Pool,
     #[serde(default)]
     pub limits: Limits,
     #[serde(default)]
     pub cache: Cache,
     pub tls: Option<Tls>,
-    pub server_auth: Spanned<ServerAuth>,
+    pub server_tls: Option<Spanned<ServerTls>>,
+    pub server_auth: Option<Spanned<ServerAuth>>,
     #[serde(default)]
     pub log: Log,
 }
@@ -54,6 +65,22 @@ pub(super) struct Database {
     pub table: Vec<Table>,
     pub home: Option<Spanned<String>>,
     pub freshness: Option<Spanned<String>>,
+    pub connections_max: Option<Spanned<i64>>,
+    pub pool_size: Option<Spanned<i64>>,
+    pub pool_min: Option<Spanned<i64>>,
+    pub pool_reserve: Option<Spanned<i64>>,
+    pub pool_mode: Option<Spanned<String>>,
+}
+
+/// What `[user.<name>]` may say; `[database.<name>]` has the same keys among its own.
+#[derive(Deserialize, Default, Clone)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Overrides {
+    pub connections_max: Option<Spanned<i64>>,
+    pub pool_size: Option<Spanned<i64>>,
+    pub pool_min: Option<Spanned<i64>>,
+    pub pool_reserve: Option<Spanned<i64>>,
+    pub pool_mode: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -82,6 +109,9 @@ pub(super) struct Table {
 pub(super) struct Pool {
     pub size: Option<Spanned<i64>>,
     pub min: Option<Spanned<i64>>,
+    pub reserve: Option<Spanned<i64>>,
+    pub reserve_after: Option<Spanned<Time>>,
+    pub mode: Option<Spanned<String>>,
     pub wait_queue_max: Option<Spanned<i64>>,
     pub wait_max: Option<Spanned<Time>>,
     pub idle_max: Option<Spanned<Time>>,
@@ -92,6 +122,14 @@ pub(super) struct Pool {
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
     pub client_connections_max: Option<Spanned<i64>>,
+    pub user_connections_max: Option<Spanned<i64>>,
+    pub database_connections_max: Option<Spanned<i64>>,
+    pub wildcard_databases_max: Option<Spanned<i64>>,
+    pub wildcard_idle_max: Option<Spanned<Time>>,
+    pub idle_client_max: Option<Spanned<Time>>,
+    pub idle_in_transaction_max: Option<Spanned<Time>>,
+    pub query_time_max: Option<Spanned<Time>>,
+    pub transaction_time_max: Option<Spanned<Time>>,
     pub login_time_max: Option<Spanned<Time>>,
     pub connect_time_max: Option<Spanned<Time>>,
     pub message_bytes_max: Option<Spanned<Size>>,
@@ -116,6 +154,7 @@ pub(super) struct Cache {
 pub(super) struct Tls {
     pub certificate: Spanned<String>,
     pub key: Spanned<String>,
+    pub client_ca: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
 }
 
@@ -125,6 +164,24 @@ pub(super) struct ServerAuth {
     pub user: Spanned<String>,
     pub password_file: Option<Spanned<String>>,
     pub password_env: Option<Spanned<String>>,
+    pub passfile: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServerTls {
+    pub mode: Option<Spanned<String>>,
+    pub ca: Option<Spanned<String>>,
+    pub certificate: Option<Spanned<String>>,
+    pub key: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AuthQuery {
+    pub query: Option<Spanned<String>>,
+    pub database: Option<Spanned<String>>,
+    pub max_age: Option<Spanned<Time>>,
 }
 
 #[derive(Deserialize, Default)]

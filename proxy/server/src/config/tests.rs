@@ -24,6 +24,11 @@ impl Files {
         files.write("admin.pw", "s3cret-admin\n", 0o600);
         files.write("hub.dsn", "postgres://weir_admin:s3cret-hub@127.0.0.1:5441/weir_hub\n", 0o400);
         files.write("server.key", "not a key", 0o640);
+        files.write("pg_hba.conf", "host all all all scram-sha-256\n", 0o644);
+        let pem = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
+        files.write("servers-ca.crt", &pem("CERTIFICATE"), 0o644);
+        files.write("weir.crt", &pem("CERTIFICATE"), 0o644);
+        files.write("weir.key", &pem("PRIVATE KEY"), 0o600);
         files
     }
 
@@ -64,8 +69,8 @@ fn the_example_says_every_default() {
     let config = files.load().expect("the example is valid");
     assert_eq!(config.database("shop").map(|shop| shop.shards.len()), Some(2));
     assert_eq!(config.admin_users, ["shop"]);
-    assert_eq!(config.server_auth.password.expose(), "s3cret-admin");
-    assert_eq!(config.users_file, files.0.join("users.toml"));
+    assert_eq!(config.server_auth.password("anywhere", 5432, "shop"), Some("s3cret-admin"));
+    assert_eq!(config.users_file, Some(files.0.join("users.toml")));
     let shop = config.database("shop").expect("declared");
     assert_eq!(shop.shards[0].primary.to_string(), "shard0.example.com:5432");
     let key = Placement::Sharded { key: "user_id".into(), key_type: weir_core::topology::KeyType::Int };
@@ -85,10 +90,84 @@ fn the_example_says_every_default() {
     assert!(bare.tls.is_none() && bare.cache.redis.is_none());
 }
 
+/// The example with everything in force that it shows as a comment.
+fn uncommented() -> String {
+    let is_key = |line: &str| {
+        let Some(line) = line.strip_prefix("# ") else { return false };
+        line.starts_with('[') || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
+    };
+    EXAMPLE.lines().map(|line| if is_key(line) { &line[2..] } else { line }).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn what_the_example_shows_as_a_comment_is_valid() {
+    let config = Files::new(&uncommented()).load().expect("valid");
+    let any = config.wildcard.expect("an upstream");
+    assert_eq!((any.shards.len(), any.shards[0].replicas.len(), &*any.server_database), (2, 1, "postgres"));
+    let pool = |database, user| {
+        let pool = Config::pool_of(&config_of(&uncommented()), database, user);
+        (pool.size, pool.min, pool.reserve, pool.mode.as_str())
+    };
+    assert_eq!(pool("shop", "shop"), (10, 2, 5, "session"), "the database's");
+    assert_eq!(pool("shop", "metrics"), (2, 0, 0, "session"), "the user's wins");
+    assert_eq!(pool("elsewhere", "shop"), (20, 0, 0, "transaction"));
+    let config = config_of(&uncommented());
+    assert_eq!((config.user_connections_max("metrics"), config.user_connections_max("shop")), (Some(5), Some(100)));
+    assert_eq!(config.database_connections_max("shop"), Some(500));
+    assert_eq!(config.limits.shortest_time_out(), Some(Duration::from_secs(60)));
+}
+
+fn config_of(text: &str) -> Config {
+    Files::new(text).load().expect("valid")
+}
+
+#[test]
+fn the_command_line_wins_and_needs_no_file() {
+    let files = Files::new("listen = \"127.0.0.1:1\"\nusers_file = \"users.toml\"\nupstream = \"postgres://a@one\"");
+    let path = files.0.join("weir.toml");
+    let of = |flags: &Flags| Config::load_with(Some(&path), flags);
+    let config = of(&Flags::default()).expect("valid");
+    assert_eq!((config.listen.port(), config.http_listen.port(), &*config.server_auth.user), (1, 9187, "a"));
+    let flags = Flags {
+        upstream: Some(Secret::new("postgres://b:p%40ss@two:5433/own")),
+        replicas: vec![Secret::new("three"), Secret::new("[::1]:5434")],
+        shards: vec![Secret::new("host=four port=5435")],
+        listen: Some(([127, 0, 0, 1], 2).into()),
+        ..Flags::default()
+    };
+    let config = of(&flags).expect("valid");
+    let any = config.wildcard.expect("an upstream");
+    let replicas: Vec<String> = any.shards[0].replicas.iter().map(ToString::to_string).collect();
+    assert_eq!((config.listen.port(), any.shards[0].primary.to_string()), (2, "two:5433".to_owned()));
+    assert_eq!(
+        (replicas, any.shards[1].primary.to_string()),
+        (vec!["three:5432".into(), "[::1]:5434".into()], "four:5435".into())
+    );
+    assert_eq!((&*config.server_auth.user, config.server_auth.password("h", 5432, "postgres")), ("b", Some("p@ss")));
+    let made = config.hub.expect("made");
+    let hub: tokio_postgres::Config = made.dsn.expose().parse().expect("a DSN");
+    assert_eq!((hub.get_dbname(), made.password.as_ref().map(Secret::expose)), (Some("weir"), Some("p@ss")));
+    assert!(config.auth_query.is_some(), "its users come with it");
+    assert_eq!(flags.given(), ["--upstream", "--replica", "--shard", "--listen"]);
+    for (replica, message) in [
+        ("two:5433", "used twice"),
+        ("postgres://c@five", "another user"),
+        ("host=a,b", "several hosts"),
+        ("postgres://b:wr0ng@five", "another user or password"),
+        ("port=x", "not a Postgres connection string"),
+        ("host=/tmp", "TCP only"),
+    ] {
+        let error =
+            of(&Flags { replicas: vec![Secret::new(replica)], ..flags.clone() }).expect_err(replica).to_string();
+        assert!(error.contains(message) && error.contains("--replica"), "{error}");
+        assert!(!error.contains("wr0ng"), "{error}");
+    }
+}
+
 #[test]
 fn secrets_are_never_printed() {
     let config = Files::new(EXAMPLE).load().expect("valid");
-    let printed = format!("{config:?} {} {}", config.server_auth.password, config.hub.as_ref().expect("hub").dsn);
+    let printed = format!("{config:?} {}", config.hub.as_ref().expect("hub").dsn);
     assert!(!printed.contains("s3cret") && !printed.contains("change-me"), "{printed}");
     assert!(printed.contains("***"));
     let text = edited("dsn_file = \"hub.dsn\"", "dsn = \"postgres://u:s3cret@h:port/x\"");
@@ -102,7 +181,7 @@ fn a_typo_names_its_line_and_the_nearest_key() {
         ("wait_queue_max", "wait_queue_mx", "wait_queue_max"),
         ("server_database =", "server_databse =", "server_database"),
         ("http_listen", "http_lsten", "http_listen"),
-        ("replicas = ", "replica = ", "replicas"),
+        ("replicas = [\"shard0", "replica = [\"shard0", "replicas"),
         ("[limits]", "[limit]", "limits"),
         ("l1_bytes", "l1bytes", "l1_bytes"),
     ] {
@@ -130,6 +209,8 @@ fn bad_values_name_their_line() {
         ("weight = 1 ", "weight = 0 ", "between 1 and 1000"),
         ("size = 20", "size = 0", "between 1 and"),
         ("min = 0 ", "min = 21 ", "more than size"),
+        ("mode = \"transaction\"", "mode = \"transactional\"", "unknown pool mode"),
+        ("connections_max = 5 ", "connections_max = 0 ", "between 1 and"),
         ("freshness = \"strict\"", "freshness = \"session\"", "not yet available"),
         ("freshness = \"strict\"", "freshness = \"strikt\"", "unknown freshness level"),
         ("type = \"bigint\"", "type = \"money\"", "unknown key type"),
@@ -150,6 +231,111 @@ fn bad_values_name_their_line() {
         assert!(pointed || line.starts_with("[[database") || line.starts_with("name ="), "{error} points at {line:?}");
         assert!(error.line.is_some(), "{error}");
     }
+}
+
+#[test]
+fn users_are_known_by_password_or_verifier() {
+    let load = |users: &str| {
+        let files = Files::new(EXAMPLE);
+        files.write("users.toml", &format!("{USERS}\n{users}"), 0o600);
+        files.load()
+    };
+    let md5 = "md5d41d8cd98f00b204e9800998ecf8427e";
+    let config = load(&format!("[user.old]\nverifier = \"{md5}\"\n[user.cert]")).expect("valid");
+    assert!(matches!(config.users.get("old").map(|user| &user.proof), Some(Proof::Stored(_))));
+    assert!(matches!(config.users.get("cert").map(|user| &user.proof), Some(Proof::Elsewhere)));
+    let shop = config.users.get("shop").expect("in the example");
+    assert_eq!(shop.settings.get("statement_timeout"), Some("'60s'"));
+    assert_eq!(shop.settings.get("search_path"), Some("\"public\""));
+    assert!(!format!("{config:?}").contains("d41d8"));
+    for (users, says) in [
+        ("[user.x]\npassword = \"\"", "empty password"),
+        ("[user.x]\nverifier = \"s3cret\"", "cannot be read"),
+        ("[user.x]\npassword = \"a\"\nverifier = \"md5d41d8cd98f00b204e9800998ecf8427e\"", "both"),
+        ("[user.x]\npasword = \"a\"", "did you mean `password`"),
+        ("[user.x]\nsettings = { \"a;b\" = 1 }", "not the name of a setting"),
+        ("[user.x]\nsettings = { options = \"-c a=b\" }", "not the name of a setting"),
+        ("[user.x]\nsettings = { work_mem = [1] }", "one value"),
+        ("[user.x]\nsettings = { search_path = \"a,,b\" }", "search_path"),
+    ] {
+        let error = load(users).expect_err(users);
+        assert!(error.to_string().contains(says) && !error.to_string().contains("s3cret"), "{error}");
+        assert!(error.line.is_some_and(|line| line > USERS.lines().count()), "{error}");
+    }
+}
+
+#[test]
+fn hba_rules_are_checked_with_their_line() {
+    let text = edited("# hba_file = ", "hba_file = ");
+    let load = |rules: &str| {
+        let files = Files::new(&text);
+        files.write("pg_hba.conf", rules, 0o644);
+        files.load()
+    };
+    load("local all all peer\nhost all all 10.0.0.0/8 scram-sha-256\n").expect("valid");
+    let error = load("# one\nhost all all all ldap\n").expect_err("refused").to_string();
+    assert!(error.contains("pg_hba.conf:2: method `ldap` is not supported (weir knows"), "{error}");
+    let error = load("hostssl all all all cert\n").expect_err("refused").to_string();
+    assert!(error.contains("pg_hba.conf:1:") && error.contains("client_ca"), "{error}");
+    let error = Files::new(&edited("# hba_file = \"pg_hba.conf\"", "hba_file = \"nowhere.conf\"")).load();
+    let error = error.expect_err("no file").to_string();
+    assert!(error.contains("nowhere.conf: cannot read it"), "{error}");
+}
+
+#[test]
+fn auth_query_makes_the_users_file_optional() {
+    let text = |part: &str| edited("\n[pool]\n", &format!("\n{part}\n[pool]\n"));
+    let config =
+        Files::new(&text("[auth_query]").replacen("users_file = ", "# users_file = ", 1)).load().expect("valid");
+    let query = config.auth_query.expect("configured");
+    assert_eq!((query.database, query.max_age), (None, Duration::ZERO));
+    assert!(
+        query.sql.contains("pg_catalog.pg_authid") && EXAMPLE.contains(&query.sql),
+        "the example shows the default"
+    );
+    for (part, says) in [
+        ("[auth_query]\ndatabase = \"shpo\"", "did you mean `shop`"),
+        ("[auth_query]\nquery = \"SELECT 1\"", "does not use $1"),
+        ("[auth_query]\nmax_age = \"2h\"", "more than 1h"),
+        ("[server_tls2]", "unknown key"),
+    ] {
+        let error = Files::new(&text(part)).load().expect_err(part).to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let error = Files::new(&EXAMPLE.replacen("users_file = ", "# users_file = ", 1)).load().expect_err("nobody");
+    assert!(error.to_string().contains("nobody could log in"), "{error}");
+}
+
+#[test]
+fn server_tls_says_what_it_lacks() {
+    for (to, says) in [
+        ("mode = \"verify-full\"", "needs `ca`"),
+        ("mode = \"require\"\nca = \"server.key\"", "no PEM certificate"),
+        ("mode = \"require\"\nkey = \"server.key\"", "both certificate and key"),
+        ("mode = \"full\"", "unknown TLS mode"),
+        ("ca = \"nowhere.crt\"", "nowhere.crt"),
+    ] {
+        let error = Files::new(&edited("mode = \"disable\"", to)).load().expect_err(to).to_string();
+        assert!(error.contains(says) && error.contains("weir.toml:"), "{error}");
+    }
+    let config = Files::new(&edited("mode = \"disable\"", "mode = \"require\"")).load().expect("valid");
+    assert_eq!(config.server_auth.tls.mode(), crate::back::tls::ServerTlsMode::Require);
+}
+
+#[test]
+fn passwords_come_from_a_passfile() {
+    let files = Files::new(&edited("password_file = \"admin.pw\"", "passfile = \"pgpass\"").replacen(
+        "dsn_file = \"hub.dsn\"",
+        "dsn = \"postgres://weir_admin@hub.example.com:5441/weir_hub\"",
+        1,
+    ));
+    files.write("pgpass", "hub.example.com:5441:weir_hub:weir_admin:s3cret-h\n*:*:*:weir_admin:s3cret-a\n", 0o600);
+    let config = files.load().expect("valid");
+    assert_eq!(config.server_auth.password("db", 5432, "shop"), Some("s3cret-a"));
+    assert_eq!(config.hub.as_ref().and_then(|hub| hub.password.as_ref()).map(Secret::expose), Some("s3cret-h"));
+    assert!(!format!("{config:?}").contains("s3cret"));
+    files.write("pgpass", "*:*:*:*:x\n", 0o644);
+    assert!(files.load().expect_err("readable by all").to_string().contains("chmod"));
 }
 
 #[test]

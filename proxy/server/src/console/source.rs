@@ -11,7 +11,7 @@ use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
 
 use crate::app::App;
-use crate::database::Database;
+use crate::database::{Database, Shard};
 use crate::http::{Condition, Operator};
 use crate::metrics::Role;
 use crate::probe::EndpointView;
@@ -23,7 +23,7 @@ impl AdminSource for Source<'_> {
     fn snapshot(&self, show: Show) -> Snapshot {
         let app = self.0;
         let mut snapshot = Snapshot { version: format!("weir {}", env!("CARGO_PKG_VERSION")), ..Snapshot::default() };
-        for db in app.databases() {
+        for db in &app.databases() {
             match show {
                 Show::Pools => snapshot.pools.extend(pools(db)),
                 Show::Stats | Show::StatsTotals | Show::StatsAverages | Show::Totals => snapshot.stats.push(stats(db)),
@@ -57,30 +57,26 @@ impl AdminSource for Source<'_> {
     }
 
     fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError> {
-        let found = match database {
-            Some(name) => self.0.database(name),
-            None if self.0.databases().count() == 1 => self.0.databases().next().cloned(),
-            None => None,
+        let all = self.0.databases();
+        let found = match (database, all.as_slice()) {
+            (Some(name), _) => self.0.database(name),
+            (None, [only]) => Some(Arc::clone(only)),
+            (None, _) => None,
         };
         let db = found.ok_or_else(|| {
-            let names: Vec<&str> = self.0.databases().map(|db| &*db.name).collect();
+            let names: Vec<&str> = all.iter().map(|db| &*db.name).collect();
             UserError::new(Blame::Client, sqlstate::UNKNOWN_DATABASE, "ROUTE does not know which database is meant")
                 .hint(format!("Write ROUTE <database> '<sql>' with one of: {}.", names.join(", ")))
         })?;
         db.route(sql)
-    }
-
-    fn reload(&self) -> Result<(), UserError> {
-        Err(UserError::new(Blame::Proxy, sqlstate::FEATURE_NOT_SUPPORTED, "RELOAD is not supported yet")
-            .detail("This version reads its configuration once, at the start.")
-            .hint("Check the file with `weir check` and restart weir."))
     }
 }
 
 fn pools(db: &Arc<Database>) -> Vec<PoolRow> {
     let live = db.stats.live();
     let rows = db.all_pools().into_iter().map(|(user, pools)| {
-        let mut row = PoolRow { database: db.name.to_string(), user: user.to_string(), ..PoolRow::default() };
+        let (database, user_name) = (db.name.to_string(), user.to_string());
+        let mut row = PoolRow { database, user: user_name, mode: pools.mode().as_str(), ..PoolRow::default() };
         for (_, _, pool) in pools.iter() {
             let counts = pool.counts();
             row.sv_active += counts.busy as u64;
@@ -113,6 +109,7 @@ fn clients(db: &Database) -> Vec<SocketRow> {
         port: session.address.port(),
         connect_time: utc(session.connected),
         tls: if session.tls { "TLS".to_owned() } else { String::new() },
+        mode: session.mode().as_str(),
         application_name: session.application_name.clone(),
         id: session.id,
         ..SocketRow::default()
@@ -149,16 +146,23 @@ fn databases(app: &App, db: &Database) -> Vec<DatabaseRow> {
         .flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>())
         .map(|counts| counts.busy + counts.idle)
         .sum();
+    let config = app.config();
+    // Without a user's own say.
+    let pool = config.pool_of(&db.name, "");
+    let max = config.database_connections_max(&db.name).unwrap_or(config.limits.client_connections_max);
     let rows = db.config.shards.iter().map(|shard| DatabaseRow {
         name: db.name.to_string(),
         host: shard.primary.host.clone(),
         port: shard.primary.port,
         database: db.config.server_database.clone(),
-        pool_size: app.config.pool.size as u64,
-        min_pool_size: app.config.pool.min as u64,
-        server_lifetime: app.config.pool.lifetime_max.as_secs(),
+        pool_size: pool.size as u64,
+        min_pool_size: pool.min as u64,
+        reserve_pool_size: pool.reserve as u64,
+        mode: pool.mode.as_str(),
+        server_lifetime: pool.lifetime_max.as_secs(),
         current_connections: connections as u64,
-        max_client_connections: app.config.limits.client_connections_max as u64,
+        max_client_connections: max as u64,
+        paused: db.is_paused(),
         current_client_connections: db.stats.live().len() as u64,
     });
     rows.collect()
@@ -167,16 +171,23 @@ fn databases(app: &App, db: &Database) -> Vec<DatabaseRow> {
 fn users(app: &App, db: &Database) -> Vec<UserRow> {
     let live = db.stats.live();
     let pools = db.all_pools();
-    let rows = app.config.users.iter().map(|(name, _)| UserRow {
-        name: name.to_owned(),
-        pool_size: app.config.pool.size as u64,
-        current_connections: pools
-            .iter()
-            .filter(|(user, _)| &**user == name)
-            .flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>())
-            .map(|counts| (counts.busy + counts.idle) as u64)
-            .sum(),
-        current_client_connections: live.iter().filter(|session| &*session.user == name).count() as u64,
+    let config = app.config();
+    let rows = config.users.iter().map(|(name, _)| {
+        let pool = config.pool_of(&db.name, name);
+        UserRow {
+            name: name.to_owned(),
+            pool_size: pool.size as u64,
+            reserve_pool_size: pool.reserve as u64,
+            mode: pool.mode.as_str(),
+            current_connections: pools
+                .iter()
+                .filter(|(user, _)| &**user == name)
+                .flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>())
+                .map(|counts| (counts.busy + counts.idle) as u64)
+                .sum(),
+            max_client_connections: config.user_connections_max(name).unwrap_or(0) as u64,
+            current_client_connections: live.iter().filter(|session| &*session.user == name).count() as u64,
+        }
     });
     rows.collect()
 }
@@ -278,8 +289,8 @@ fn lists(app: &App, db: &Database) -> Vec<(String, i64)> {
         .flat_map(|(_, pools)| pools.iter().map(|(_, _, pool)| pool.counts()).collect::<Vec<_>>())
         .collect();
     [
-        ("databases", app.databases().count()),
-        ("users", app.config.users.len()),
+        ("databases", app.databases().len()),
+        ("users", app.config().users.len()),
         ("pools", pools.len()),
         ("free_clients", 0),
         ("used_clients", app.clients.now() as usize),
@@ -293,20 +304,35 @@ fn lists(app: &App, db: &Database) -> Vec<(String, i64)> {
 }
 
 fn config(app: &App) -> Vec<ConfigRow> {
-    let config = &app.config;
-    let row = |key: &str, value: String| ConfigRow { key: key.to_owned(), value, default: None, is_changeable: false };
+    let config = app.config();
+    let row = |key: &str, value: String| ConfigRow { key: key.to_owned(), value, default: None, is_changeable: true };
+    let fixed = |key: &str, value: String| ConfigRow { is_changeable: false, ..row(key, value) };
+    let time = |time: Option<std::time::Duration>| time.map_or_else(|| "off".to_owned(), |time| format!("{time:?}"));
+    let count = |count: Option<usize>| count.map_or_else(|| "off".to_owned(), |count| count.to_string());
+    let (pool, limits) = (&config.pool, &config.limits);
     vec![
-        row("listen", config.listen.to_string()),
-        row("http_listen", config.http_listen.to_string()),
-        row("pool.size", config.pool.size.to_string()),
-        row("pool.wait_queue_max", config.pool.wait_queue_max.to_string()),
-        row("pool.wait_max", format!("{:?}", config.pool.wait_max)),
-        row("limits.client_connections_max", config.limits.client_connections_max.to_string()),
-        row("limits.merge_bytes_max", config.limits.merge_bytes_max.to_string()),
-        row("cache.enabled", config.cache.enabled.to_string()),
-        row("cache.l1_bytes", config.cache.l1_bytes.to_string()),
-        row("cache.max_age", format!("{:?}", config.cache.max_age)),
-        row("tls", if config.tls.is_some() { "on" } else { "off" }.to_owned()),
+        fixed("listen", config.listen.to_string()),
+        fixed("http_listen", config.http_listen.to_string()),
+        row("pool.size", pool.size.to_string()),
+        row("pool.min", pool.min.to_string()),
+        row("pool.reserve", pool.reserve.to_string()),
+        row("pool.reserve_after", format!("{:?}", pool.reserve_after)),
+        row("pool.mode", pool.mode.as_str().to_owned()),
+        row("pool.wait_queue_max", pool.wait_queue_max.to_string()),
+        row("pool.wait_max", format!("{:?}", pool.wait_max)),
+        row("limits.client_connections_max", limits.client_connections_max.to_string()),
+        row("limits.user_connections_max", count(limits.user_connections_max)),
+        row("limits.database_connections_max", count(limits.database_connections_max)),
+        row("limits.idle_client_max", time(limits.idle_client_max)),
+        row("limits.idle_in_transaction_max", time(limits.idle_in_transaction_max)),
+        row("limits.query_time_max", time(limits.query_time_max)),
+        row("limits.transaction_time_max", time(limits.transaction_time_max)),
+        row("limits.merge_bytes_max", limits.merge_bytes_max.to_string()),
+        fixed("cache.enabled", config.cache.enabled.to_string()),
+        fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
+        fixed("cache.max_age", format!("{:?}", config.cache.max_age)),
+        fixed("tls", if config.tls.is_some() { "on" } else { "off" }.to_owned()),
+        row("log.level", config.log.level.as_str().to_owned()),
     ]
 }
 
@@ -337,15 +363,11 @@ impl AdminSource for HttpSource {
     fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError> {
         Source(&self.0).route(database, sql)
     }
-
-    fn reload(&self) -> Result<(), UserError> {
-        Source(&self.0).reload()
-    }
 }
 
 impl Operator for HttpSource {
     fn metrics(&self) -> String {
-        for db in self.0.databases() {
+        for db in self.0.databases().iter().filter(|db| db.stats.database.name() == &*db.name) {
             publish_gauges(db);
         }
         self.0.metrics.render()
@@ -355,36 +377,19 @@ impl Operator for HttpSource {
         let app = &self.0;
         let mut conditions = vec![condition("listening", app.listening.load(Relaxed), true, "clients can connect")];
         conditions.push(condition("draining", !app.draining.load(Relaxed), true, "not shutting down"));
-        for db in app.databases() {
+        // Databases on demand share the servers of the wildcard.
+        if let Some(any) = app.databases.wildcard() {
+            server_conditions(&any.config.name, &any.shards, &mut conditions);
+        }
+        for db in app.databases().iter().filter(|db| !db.on_demand) {
             conditions.push(condition(
                 &format!("topology {}", db.name),
                 true,
                 true,
                 &format!("epoch {}", db.view().topology.epoch),
             ));
-            for shard in &db.shards {
-                let reason = shard
-                    .primary
-                    .last_error()
-                    .filter(|_| !shard.primary.is_up())
-                    .unwrap_or_else(|| shard.primary.endpoint.to_string());
-                conditions.push(condition(
-                    &format!("primary {}/{}", db.name, shard.name),
-                    shard.primary.has_been_up(),
-                    true,
-                    &reason,
-                ));
-                for replica in &shard.replicas {
-                    let name = format!("replica {}/{} {}", db.name, shard.name, replica.view.endpoint);
-                    conditions.push(condition(
-                        &name,
-                        replica.view.is_up(),
-                        false,
-                        &replica.view.last_error().unwrap_or_default(),
-                    ));
-                }
-            }
-            if let Some(up) = db.cache.as_ref().and_then(crate::cache::Cache::redis_up) {
+            server_conditions(&db.name, &db.shards, &mut conditions);
+            if let Some(up) = db.cache.as_ref().and_then(|cache| cache.redis_up()) {
                 conditions.push(condition(&format!("redis {}", db.name), up, false, "second level of the cache"));
             }
         }
@@ -393,6 +398,23 @@ impl Operator for HttpSource {
 
     fn admin(&self) -> &dyn AdminSource {
         self
+    }
+}
+
+fn server_conditions(database: &str, shards: &[Arc<Shard>], conditions: &mut Vec<Condition>) {
+    for shard in shards {
+        let reason = shard
+            .primary
+            .last_error()
+            .filter(|_| !shard.primary.is_up())
+            .unwrap_or_else(|| shard.primary.endpoint.to_string());
+        let name = format!("primary {database}/{}", shard.name);
+        conditions.push(condition(&name, shard.primary.has_been_up(), true, &reason));
+        for replica in &shard.replicas {
+            let name = format!("replica {database}/{} {}", shard.name, replica.view.endpoint);
+            let reason = replica.view.last_error().unwrap_or_default();
+            conditions.push(condition(&name, replica.view.is_up(), false, &reason));
+        }
     }
 }
 

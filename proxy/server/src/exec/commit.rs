@@ -7,7 +7,7 @@
 //! Invariant: nothing is acknowledged before the decision is durable, and COMMIT PREPARED is sent before the acknowledgement,
 //! so that the next read on any connection sees all of it.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::Epoch;
 use weir_core::session::replies::Replies;
@@ -49,8 +49,8 @@ impl Session {
         }
         let mut answers = Vec::with_capacity(indexes.len());
         for &index in indexes {
-            let lease = &mut self.held[index].lease;
-            match answer(lease).await {
+            let Session { client, held, .. } = self;
+            match answer(&mut held[index].lease, &mut client.out).await {
                 Ok(answer) => answers.push((index, answer)),
                 Err(error) => return Err(self.lost(index, &error)),
             }
@@ -113,8 +113,10 @@ impl Session {
         self.close_transaction(decided.is_ok());
         self.announced.publish();
         decided?;
-        if txn.changed_schema {
+        if txn.made_keeper {
             self.db.refresh_catalog().await;
+        } else if txn.changed_schema {
+            self.db.schema_changed().await;
         }
         Ok(())
     }
@@ -193,7 +195,7 @@ impl Session {
     }
 
     /// Settings made inside the transaction stay or go with it.
-    fn close_transaction(&mut self, committed: bool) {
+    pub fn close_transaction(&mut self, committed: bool) {
         if committed {
             self.vars.on_commit();
         } else {
@@ -210,14 +212,18 @@ impl Session {
     }
 }
 
-/// Waits for the whole answer to a simple query of weir's own; rows are ignored.
-async fn answer(lease: &mut crate::back::pool::Lease) -> std::io::Result<Answer> {
+/// Waits for the whole answer to a simple query of weir's own; rows are ignored. What the server says besides (notices of
+/// deferred triggers, settings that a rollback takes back, notifications) is the client's.
+async fn answer(lease: &mut crate::back::pool::Lease, client: &mut BytesMut) -> std::io::Result<Answer> {
     lease.send().await?;
     let mut answer = Ok(());
     loop {
         let (kind, body) = lease.receive().await?;
         match kind {
             tag::ERROR => answer = Err(body),
+            tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION => {
+                frame::put(client, kind, |out| out.extend_from_slice(&body));
+            }
             tag::READY => {
                 lease.status =
                     Status::read(&body).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;

@@ -1,4 +1,4 @@
-//! What a client reads when several shards cannot answer as one.
+//! What a client reads when several shards cannot answer as one, or when the only one is lost.
 
 use weir_core::error::{Blame, UserError, sqlstate};
 
@@ -21,6 +21,19 @@ pub fn unexpected(what: &str) -> Failure {
         .detail(what.to_owned())
         .fatal()
         .into()
+}
+
+pub fn state_not_taken_over(name: &str, why: &str) -> UserError {
+    UserError::new(Blame::Server, sqlstate::INTERNAL, "the server connection could not take over this session's state")
+        .detail(format!("{name}: {why}"))
+        .hint("RESET ALL clears the session's settings.")
+}
+
+pub fn lost(name: &str, why: &str) -> UserError {
+    UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost")
+        .detail(format!("{name}: {why}"))
+        .hint("Whether the last statement took effect is not known; connect again and check.")
+        .fatal()
 }
 
 pub fn lost_shard(error: &std::io::Error) -> Failure {

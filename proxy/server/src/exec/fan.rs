@@ -132,8 +132,8 @@ impl Session {
             })
             .collect();
         let limits = MergeLimits {
-            buffered_bytes_max: self.app.config.limits.merge_bytes_max,
-            groups_max: self.app.config.limits.merge_groups_max,
+            buffered_bytes_max: self.app.config().limits.merge_bytes_max,
+            groups_max: self.app.config().limits.merge_groups_max,
         };
         let mut merger = Merger::new(spec, columns, sources.len(), limits)?;
         if form.description {
@@ -293,7 +293,7 @@ impl Session {
             }
             let (kind, body) = self.next_frame(&mut sources[number]).await?;
             let forward = match kind {
-                tag::DATA_ROW => shown,
+                tag::DATA_ROW | tag::NOTICE => shown,
                 tag::ROW_DESCRIPTION => description,
                 tag::COPY_IN if number == 0 => {
                     if self.all_listen(sources).await? {
@@ -362,7 +362,7 @@ impl Session {
     async fn copy_to_all(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
         self.client.send().await.map_err(|_| End::ClientGone)?;
         loop {
-            let header = frame::header(&self.client.inbuf, self.app.config.limits.message_bytes_max)
+            let header = frame::header(&self.client.inbuf, self.app.config().limits.message_bytes_max)
                 .map_err(|_| unexpected("a malformed copy message"))?;
             let Some((kind, total)) = header.filter(|(_, total)| self.client.inbuf.len() >= *total) else {
                 match self.client.receive().await {
@@ -438,7 +438,7 @@ impl Session {
             command = sources[0].command.take().unwrap_or(command);
             finished.push(shard);
         }
-        self.db.refresh_catalog().await;
+        self.db.schema_changed().await;
         frame::put(&mut self.client.out, tag::COMMAND_COMPLETE, |out| {
             out.extend_from_slice(&command);
             out.put_u8(0);

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::{Bytes, BytesMut};
 use weir_core::cache::key::{CacheKey, KeyParts, Param};
+use weir_core::error::sqlstate;
 use weir_core::fresh::bound::replica_answer_ok;
 use weir_core::fresh::words::{Observation, WordSet};
 use weir_core::id::{Lsn, ShardId};
@@ -21,6 +22,7 @@ use weir_wire::row;
 use super::fan::{Question, put_question};
 use super::relay::{Capture, Flow, Trail, relay};
 use crate::cache::{Lookup, Moment};
+use crate::front::cancel::cancelled;
 use crate::front::session::{Failure, Session};
 use crate::metrics::CacheResult;
 use crate::statements::Shape;
@@ -72,6 +74,9 @@ impl Session {
         shape: &Shape,
         asked: &Asked,
     ) -> Result<bool, Failure> {
+        if self.db.is_suspect() {
+            self.db.verify().await?;
+        }
         // Without the clock a restart or promotion of the primary would go unnoticed.
         if !self.db.shard(shard).clock.connected() {
             return Ok(false);
@@ -95,7 +100,7 @@ impl Session {
         }
         if !seen.pending()
             && !shape.is_large()
-            && let Some(frames) = self.ask_replica(shard, question, &seen, shape).await?
+            && let Some(frames) = self.ask_replica(shard, question, &seen, (shape, asked)).await?
         {
             self.fill(key.as_ref(), &moment, &frames);
             asked.put(&frames, &mut self.client.out);
@@ -116,10 +121,11 @@ impl Session {
 
     fn cache_key(&self, shard: ShardId, question: Question<'_>) -> Option<CacheKey> {
         let settings: Vec<(&str, &str)> = self.vars.current().iter().collect();
+        let database = self.db.identity();
         let parts = |statement, params: &[Param<'_>], formats: &[i16]| {
             CacheKey::new(&KeyParts {
                 shard,
-                database: &self.db.name,
+                database: &database,
                 role: &self.user,
                 statement,
                 params,
@@ -153,13 +159,15 @@ impl Session {
         shard: ShardId,
         question: Question<'_>,
         seen: &Observation,
-        shape: &Shape,
+        (shape, asked): (&Shape, &Asked),
     ) -> Result<Option<Bytes>, Failure> {
         let Some(number) = self.db.choose_replica(shard, seen.lsn()) else { return Ok(None) };
         let Some(pool) = self.pools.replica(shard, number) else { return Ok(None) };
         // A replica that cannot be reached is no error: the primary answers.
-        let Ok(mut lease) = pool.lease().await else {
-            return Ok(None);
+        let mut lease = match self.cancel.slot.unless_cancelled(pool.lease()).await {
+            Ok(lease) => lease,
+            Err(error) if error.sqlstate == sqlstate::QUERY_CANCELED => return Err(error.into()),
+            Err(_) => return Ok(None),
         };
         let mut replies = Replies::default();
         self.prime_lease(&mut lease, &mut replies);
@@ -187,6 +195,13 @@ impl Session {
             }
         }
         drop(lease);
+        if trail.sqlstate.as_ref().is_some_and(|code| code == sqlstate::QUERY_CANCELED.as_bytes()) {
+            // It was cancelled or took too long; the primary must not run it again. If only the question for the position was
+            // hit, that was meant for the statement too.
+            let Some((_, frames)) = split_position(&reply.freeze()) else { return Err(cancelled().into()) };
+            asked.put(&frames, &mut self.client.out);
+            return Err(Failure::Reported);
+        }
         if trail.failed || trail.chatter {
             // The primary says it, if it is to be said.
             return Ok(None);
@@ -214,7 +229,7 @@ impl Session {
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
         put_question(&mut self.held[index].lease, question, &mut replies)?;
-        let bytes_max = self.app.config.cache.entry_bytes_max;
+        let bytes_max = self.app.config().cache.entry_bytes_max;
         let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max };
         let mut trail = Trail::default();
         let mut flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;

@@ -56,6 +56,8 @@ pub struct Trail {
     pub undone: SmallVec<[u32; 8]>,
     /// The server reported an error to the client.
     pub failed: bool,
+    /// So it did as its last words on this connection.
+    pub fatal: bool,
     /// SQLSTATE of the first error.
     pub sqlstate: Option<[u8; 5]>,
     /// Anything but plain results was forwarded (notice, parameter status, notification).
@@ -65,6 +67,7 @@ pub struct Trail {
 impl Trail {
     fn fail(&mut self, undone: SmallVec<[u32; 8]>, error: &[u8]) {
         self.failed = true;
+        self.fatal |= matches!(weir_wire::backend::report_field(error, b'V'), Some(b"FATAL" | b"PANIC"));
         self.undone.extend(undone);
         if self.sqlstate.is_none() {
             self.sqlstate = weir_wire::backend::report_field(error, b'C').and_then(|code| code.try_into().ok());
@@ -93,6 +96,7 @@ pub async fn relay(
     backend.busy = true;
     client.expect_reply();
     let mut passing = 0;
+    let mut heard = false;
     loop {
         if let Some(flow) = digest(client, backend, replies, capture, trail, &mut passing)? {
             backend.busy = !matches!(flow, Flow::Ready(_));
@@ -101,12 +105,13 @@ pub async fn relay(
         if replies.copying_in() && forward_copy(client, backend, replies)? {
             continue;
         }
-        wait(client, backend, replies.copying_in()).await?;
+        wait(client, backend, replies.copying_in(), &mut heard).await?;
     }
 }
 
-/// Waits until something moved: bytes to or from the server, or to or from the client.
-async fn wait(client: &mut Client, backend: &mut Backend, listen: bool) -> Result<(), Broken> {
+/// Waits until something moved: bytes to or from the server, or to or from the client. `heard`: the server has spoken. Until
+/// then weir's own answers (to a Parse that the Backend knows already) wait for its words: one system call less.
+async fn wait(client: &mut Client, backend: &mut Backend, listen: bool, heard: &mut bool) -> Result<(), Broken> {
     poll_fn(|cx| {
         if !backend.out.is_empty()
             && let Poll::Ready(sent) = backend.poll_send(cx)
@@ -117,10 +122,12 @@ async fn wait(client: &mut Client, backend: &mut Backend, listen: bool) -> Resul
             && let Poll::Ready(received) = backend.poll_receive(cx)
         {
             received.map_err(Broken::Server)?;
+            *heard = true;
             return Poll::Ready(Ok(()));
         }
         // Nothing to read right now: time to let the client have what there is.
         if !client.out.is_empty()
+            && (*heard || client.out.len() >= OUT_BYTES)
             && let Poll::Ready(sent) = client.poll_send(cx)
         {
             sent.map_err(Broken::Client)?;
@@ -163,7 +170,7 @@ fn digest(
             forward(client, capture, &backend.inbuf[..judged]);
             backend.inbuf.advance(judged);
             judged = 0;
-            forward(client, capture, &own);
+            forward(client, capture, own);
             continue;
         }
         if replies.is_empty() {

@@ -3,12 +3,16 @@
 //! Invariant: every message is checked to be well formed before any of its batch is acted upon.
 
 use bytes::{Bytes, BytesMut};
-use weir_wire::frame::{self, HEADER};
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_wire::frame::{self, BadLength, HEADER};
 use weir_wire::frontend::{Bind, Execute, Object, Parse, Target, read_query, tag};
 use weir_wire::read::Malformed;
 
 /// A pipeline longer than this is worked off in pieces before its Sync has come.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// A list of messages that has grown longer is not kept for the next batch.
+const OPS_KEPT_MAX: usize = 8;
 
 /// What the client asks for next.
 #[derive(Debug)]
@@ -25,7 +29,7 @@ pub enum Request {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ending {
     Sync,
-    /// Flush, or a piece of a very long pipeline: answers are due, the pipeline goes on.
+    /// Flush, a piece of a very long pipeline, or a message of another kind behind it: answers are due, the pipeline goes on.
     Flush,
 }
 
@@ -45,6 +49,43 @@ pub enum Op {
     Close { object: Object, name: Bytes },
 }
 
+/// Bytes after which the session cannot go on: where the next message begins is not certain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unusable {
+    Type(u8),
+    Length(BadLength),
+    Layout,
+}
+
+impl From<Malformed> for Unusable {
+    fn from(_: Malformed) -> Self {
+        Unusable::Layout
+    }
+}
+
+impl From<BadLength> for Unusable {
+    fn from(bad: BadLength) -> Self {
+        Unusable::Length(bad)
+    }
+}
+
+impl From<Unusable> for UserError {
+    fn from(unusable: Unusable) -> Self {
+        let violation = |message| UserError::new(Blame::Client, sqlstate::PROTOCOL_VIOLATION, message).fatal();
+        match unusable {
+            Unusable::Type(kind) => violation(format!("invalid frontend message type {kind}")),
+            Unusable::Length(BadLength { length: 0..4, .. }) => violation("invalid message length".to_owned()),
+            Unusable::Length(BadLength { length, .. }) => {
+                UserError::new(Blame::Client, sqlstate::TOO_COMPLEX, "message is too long")
+                    .detail(format!("It claims to have {length} bytes."))
+                    .hint("Send less at once, or raise limits.message_bytes_max.")
+                    .fatal()
+            }
+            Unusable::Layout => super::session::malformed(),
+        }
+    }
+}
+
 /// Collects messages until a request is complete.
 #[derive(Debug)]
 pub struct Collector {
@@ -54,17 +95,23 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// A longer message than `message_bytes_max` is malformed.
+    /// A longer message than `message_bytes_max` is refused.
     pub fn new(message_bytes_max: usize) -> Self {
         Collector { ops: Vec::new(), bytes: 0, message_bytes_max }
     }
 
     /// Takes as many frames as make one request from the front of `inbuf`; `None`: more bytes are needed.
-    pub fn next(&mut self, inbuf: &mut BytesMut) -> Result<Option<Request>, Malformed> {
+    pub fn next(&mut self, inbuf: &mut BytesMut) -> Result<Option<Request>, Unusable> {
         loop {
-            let Some((kind, total)) = frame::header(inbuf, self.message_bytes_max).map_err(|_| Malformed)? else {
+            let Some((kind, total)) = frame::header(inbuf, self.message_bytes_max)? else {
                 return Ok(None);
             };
+            // What is not of the extended protocol comes after all that is; copy data may have been sent ahead of the answer.
+            if !self.ops.is_empty()
+                && matches!(kind, tag::QUERY | tag::FUNCTION_CALL | tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL)
+            {
+                return Ok(Some(self.finish(Ending::Flush)));
+            }
             if inbuf.len() < total {
                 inbuf.reserve(total - inbuf.len());
                 return Ok(None);
@@ -76,11 +123,11 @@ impl Collector {
         }
     }
 
-    fn take(&mut self, kind: u8, frame: &Bytes) -> Result<Option<Request>, Malformed> {
+    fn take(&mut self, kind: u8, frame: &Bytes) -> Result<Option<Request>, Unusable> {
         let body = &frame[HEADER..];
         let part = |part: &[u8]| frame.slice_ref(part);
         let op = match kind {
-            tag::QUERY => return read_query(body).map(|sql| Some(Request::Query(part(sql)))),
+            tag::QUERY => return Ok(Some(Request::Query(part(read_query(body)?)))),
             tag::TERMINATE => return Ok(Some(Request::Terminate)),
             tag::FUNCTION_CALL => return Ok(Some(Request::FunctionCall(frame.clone()))),
             tag::SYNC => return Ok(Some(self.finish(Ending::Sync))),
@@ -107,11 +154,19 @@ impl Collector {
                 let target = Target::read(body)?;
                 Op::Close { object: target.object, name: part(target.name) }
             }
-            _ => return Err(Malformed),
+            unknown => return Err(Unusable::Type(unknown)),
         };
         self.ops.push(op);
         self.bytes += frame.len();
         Ok(if self.bytes > BATCH_BYTES_MAX { Some(self.finish(Ending::Flush)) } else { None })
+    }
+
+    /// Takes back the emptied list of a batch that has been served.
+    pub fn recycle(&mut self, batch: Batch) {
+        if self.ops.is_empty() && batch.ops.capacity() <= OPS_KEPT_MAX {
+            self.ops = batch.ops;
+            self.ops.clear();
+        }
     }
 
     fn finish(&mut self, ending: Ending) -> Request {

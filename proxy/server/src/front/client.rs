@@ -50,6 +50,29 @@ impl Client {
         matches!(self.socket, Socket::Tls(_))
     }
 
+    /// The certificate the client showed in the handshake, verified there.
+    pub fn peer_certificate(&self) -> Option<&[u8]> {
+        match &self.socket {
+            Socket::Plain(_) => None,
+            Socket::Tls(stream) => Some(stream.get_ref().1.peer_certificates()?.first()?),
+        }
+    }
+
+    /// Where the client reached us.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Plain(stream) => stream.local_addr().ok(),
+            Socket::Tls(stream) => stream.get_ref().0.local_addr().ok(),
+        }
+    }
+
+    /// The first byte of a plain connection, left where it is. `None` at its end, and on TLS.
+    pub async fn peek(&self) -> io::Result<Option<u8>> {
+        let Socket::Plain(stream) = &self.socket else { return Ok(None) };
+        let mut first = [0];
+        Ok((stream.peek(&mut first).await? == 1).then_some(first[0]))
+    }
+
     /// Gives up the plain socket for a TLS handshake. `None` if it is TLS already.
     pub fn into_plain(self) -> Option<TcpStream> {
         match self.socket {
@@ -161,7 +184,9 @@ mod spare {
     /// Takes an empty buffer away. What still refers to its bytes keeps them alive; then it is no use to others.
     pub fn give(buffer: &mut BytesMut) {
         let mut given = std::mem::take(buffer);
-        if given.try_reclaim(READ_BYTES) && given.capacity() <= KEPT_BYTES_MAX {
+        // Its capacity does not count what has been consumed at its front; what it could take without growing does.
+        let large = given.try_reclaim(KEPT_BYTES_MAX + 1);
+        if !large && given.try_reclaim(READ_BYTES) {
             KEPT.with_borrow_mut(|kept| {
                 if kept.len() < KEPT_MAX {
                     kept.push(given);

@@ -5,21 +5,33 @@
 
 use bytes::BytesMut;
 use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::id::ShardId;
+use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
-use weir_core::session::vars::VarSet;
+use weir_core::session::replies::{Owed, Replies};
+use weir_core::session::vars::{VarSet, Vars, replay};
 use weir_core::sql::class::{Class, Discard, Isolation, Scope, Target};
-use weir_wire::backend::{Report, tag};
+use weir_wire::backend::{Report, Status, tag};
+use weir_wire::frame;
 use weir_wire::frontend::put_query;
 
 use super::session::{Failure, Joined, Session, Transaction};
+use crate::exec::relay::{Capture, Flow, Trail};
 
 impl Session {
     /// Runs a control statement and writes its reply but ReadyForQuery. False: it is not one.
     pub async fn control(&mut self, sql: &str, class: &Class) -> Result<bool, Failure> {
         if self.txn.as_ref().is_some_and(|txn| txn.failed) && !class.ends_failed_transaction() {
-            return Err(aborted().into());
+            // A server that knows of the failure says so itself, or that the text is no SQL at all.
+            return if self.server_knows_failure() && !class.is_control() { Ok(false) } else { Err(aborted().into()) };
+        }
+        if !self.is_for_weir(class) {
+            return Ok(false);
         }
         match class {
+            Class::Begin(_) if self.stats.mode() == Mode::Statement => {
+                return Err(super::mode::no_transactions().into());
+            }
             Class::Begin(modes) => {
                 let tag = if sql.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start")) {
                     "START TRANSACTION"
@@ -34,8 +46,13 @@ impl Session {
             Class::Savepoint(name) => self.savepoint(sql, name).await?,
             Class::Release(name) => self.release_savepoint(sql, name).await?,
             Class::RollbackTo(name) => self.roll_back_to(sql, name).await?,
+            Class::PrepareTransaction if self.txn.as_ref().is_some_and(|txn| txn.failed) => {
+                self.end(false, false).await?;
+            }
+            Class::PrepareTransaction if self.is_single() => self.prepare_transaction(sql).await?,
             Class::SetTransaction(_) => self.set_transaction(sql).await?,
-            Class::SetConstraints | Class::Set { scope: Scope::Local, .. } => self.set_local(sql).await?,
+            Class::SetConstraints => self.set_local(sql, "SET CONSTRAINTS", "SET CONSTRAINTS").await?,
+            Class::Set { scope: Scope::Local, .. } => self.set_local(sql, "SET LOCAL", "SET").await?,
             Class::Set { .. } | Class::Reset(_) | Class::SetCharacteristics(_) => self.set(sql, class).await?,
             Class::Discard(Discard::All) => self.discard_all(sql).await?,
             Class::Deallocate(Target::Name(name)) => self.deallocate(sql, Some(name)).await?,
@@ -58,8 +75,18 @@ impl Session {
         Ok(true)
     }
 
-    fn is_single(&self) -> bool {
+    /// Does the session carry a statement of this class out itself, instead of sending it where its plan says?
+    pub fn is_for_weir(&self, class: &Class) -> bool {
+        class.is_control() && !(class.keeps_to_one_server() && self.is_single())
+    }
+
+    pub fn is_single(&self) -> bool {
         self.view().topology.is_single()
+    }
+
+    /// Has the only server of this database aborted the transaction itself?
+    pub fn server_knows_failure(&self) -> bool {
+        self.is_single() && self.held.iter().any(|held| held.begun && held.lease.status == Status::Failed)
     }
 
     fn defaults_to_one_snapshot(&self) -> bool {
@@ -81,6 +108,9 @@ impl Session {
 
     async fn end(&mut self, commit: bool, chain: bool) -> Result<(), Failure> {
         let Some(txn) = &self.txn else {
+            if chain {
+                self.require_transaction(if commit { "COMMIT AND CHAIN" } else { "ROLLBACK AND CHAIN" })?;
+            }
             self.warn("25P01", "there is no transaction in progress");
             self.put_tag(if commit { "COMMIT" } else { "ROLLBACK" });
             return Ok(());
@@ -97,6 +127,18 @@ impl Session {
         Ok(())
     }
 
+    /// Ends the transaction for this session, settings as after COMMIT, or rolls it back with the server's error.
+    async fn prepare_transaction(&mut self, sql: &str) -> Result<(), Failure> {
+        let home = self.view().topology.home;
+        let mut request = BytesMut::new();
+        put_query(&mut request, sql);
+        let trail = self.run_raw(home, &request, &[weir_core::fresh::Dependency::Anything]).await?;
+        if self.txn.is_none() {
+            self.close_transaction(!trail.failed);
+        }
+        if trail.failed { Err(Failure::Reported) } else { Ok(()) }
+    }
+
     async fn savepoint(&mut self, sql: &str, name: &str) -> Result<(), Failure> {
         self.require_transaction("SAVEPOINT")?;
         self.tell_begun(sql).await?;
@@ -107,9 +149,9 @@ impl Session {
     }
 
     async fn release_savepoint(&mut self, sql: &str, name: &str) -> Result<(), Failure> {
-        let place = self.find_savepoint(name)?;
+        let place = self.find_savepoint(name, "RELEASE SAVEPOINT")?;
         self.tell_begun(sql).await?;
-        if let Some(txn) = &mut self.txn {
+        if let (Some(txn), Some(place)) = (&mut self.txn, place) {
             let later = txn.prelude.split_off(place);
             txn.prelude.extend(later.into_iter().filter(|joined| joined.savepoint.is_none()));
         }
@@ -118,10 +160,10 @@ impl Session {
     }
 
     async fn roll_back_to(&mut self, sql: &str, name: &str) -> Result<(), Failure> {
-        let place = self.find_savepoint(name)?;
+        let place = self.find_savepoint(name, "ROLLBACK TO SAVEPOINT")?;
         self.tell_begun(sql).await?;
         if let Some(txn) = &mut self.txn {
-            txn.prelude.truncate(place + 1);
+            txn.prelude.truncate(place.map_or(usize::MAX, |place| place + 1));
             txn.failed = false;
         }
         self.vars.on_rollback_to(name);
@@ -129,15 +171,18 @@ impl Session {
         Ok(())
     }
 
-    fn find_savepoint(&mut self, name: &str) -> Result<usize, Failure> {
-        self.require_transaction("savepoints")?;
+    /// Where in the prelude the savepoint is made. `None`: the only server may know it from a text of several statements.
+    fn find_savepoint(&mut self, name: &str, what: &str) -> Result<Option<usize>, Failure> {
+        self.require_transaction(what)?;
         let found = self
             .txn
             .as_ref()
             .and_then(|txn| txn.prelude.iter().rposition(|joined| joined.savepoint.as_deref() == Some(name)));
-        found.ok_or_else(|| {
-            UserError::new(Blame::Client, "3B001", format!("savepoint \"{name}\" does not exist")).into()
-        })
+        if found.is_none() && !(self.is_single() && self.held.iter().any(|held| held.begun)) {
+            let missing = format!("savepoint \"{name}\" does not exist");
+            return Err(UserError::new(Blame::Client, "3B001", missing).into());
+        }
+        Ok(found)
     }
 
     fn require_transaction(&self, what: &str) -> Result<(), Failure> {
@@ -163,6 +208,9 @@ impl Session {
     }
 
     async fn set_transaction(&mut self, sql: &str) -> Result<(), Failure> {
+        if self.txn.is_none() {
+            self.warn("25P01", "SET TRANSACTION can only be used in transaction blocks");
+        }
         self.tell_begun(sql).await?;
         let upper = sql.to_ascii_uppercase();
         if let Some(txn) = &mut self.txn
@@ -175,7 +223,7 @@ impl Session {
         Ok(())
     }
 
-    async fn set_local(&mut self, sql: &str) -> Result<(), Failure> {
+    async fn set_local(&mut self, sql: &str, what: &str, tag: &str) -> Result<(), Failure> {
         if self.txn.is_some() {
             if self.held.iter().all(|held| !held.begun) {
                 // Somebody must say whether the value is valid.
@@ -186,9 +234,9 @@ impl Session {
             self.tell_begun(sql).await?;
             self.join(sql, None);
         } else {
-            self.warn("25P01", "SET LOCAL can only be used in transaction blocks");
+            self.warn("25P01", &format!("{what} can only be used in transaction blocks"));
         }
-        self.put_tag("SET");
+        self.put_tag(tag);
         Ok(())
     }
 
@@ -202,18 +250,62 @@ impl Session {
         }
         // The first one's reply is the client's: its ParameterStatus is how drivers learn of the change.
         let first = begun.remove(0);
-        let shard = self.held[first].shard;
-        let mut request = BytesMut::new();
-        put_query(&mut request, sql);
-        let trail = self.run_raw(shard, &request, &[]).await?;
-        if trail.failed {
-            return Err(Failure::Reported);
+        let restored = self.reset(first, sql, class).await?;
+        if !restored {
+            let shard = self.held[first].shard;
+            let mut request = BytesMut::new();
+            put_query(&mut request, sql);
+            let trail = self.run_raw(shard, &request, &[]).await?;
+            if trail.failed {
+                return Err(Failure::Reported);
+            }
         }
         self.tell_all(&begun, sql).await?;
         for index in std::iter::once(first).chain(begun) {
             self.note_setting(index, class);
         }
+        if restored && let Some(held) = self.held.get_mut(first) {
+            held.lease.vars = self.vars.current().clone();
+        }
         Ok(())
+    }
+
+    /// RESET of what the client brought at login: for the server the default is its own, for the client it is what it brought,
+    /// and that is what it must be told. False: nothing of the kind, and nothing was done.
+    async fn reset(&mut self, index: usize, sql: &str, class: &Class) -> Result<bool, Failure> {
+        let Class::Reset(target) = class else { return Ok(false) };
+        let mut servers = self.vars.current().clone();
+        match target {
+            Target::Name(name) => servers.remove(name),
+            Target::All => servers = VarSet::default(),
+        }
+        let mut after = self.vars.clone();
+        after.on_done(class, self.txn.is_some());
+        let Some(restore) = replay(&servers, after.current()) else { return Ok(false) };
+        let mut replies = Replies::default();
+        self.prime(index, &mut replies);
+        // In one request, so that a value that comes back is not reported as gone in between.
+        self.held[index].lease.put_query(&format!("{sql}\n;{restore}"));
+        replies.push(Owed::Query { hidden: false });
+        let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: usize::MAX };
+        let mut trail = Trail::default();
+        if let Flow::Ready(status) = self.relay_on(index, &mut replies, &mut capture, &mut trail).await? {
+            self.follow(index, status);
+        }
+        self.db.stats.server_error(&trail);
+        let Capture::Hold { reply, .. } = capture else { return Ok(false) };
+        let mut rest = &reply[..];
+        while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
+            if next.tag != tag::COMMAND_COMPLETE {
+                self.client.out.extend_from_slice(next.raw);
+            }
+            rest = &rest[next.raw.len()..];
+        }
+        if trail.failed {
+            return Err(Failure::Reported);
+        }
+        self.put_tag("RESET");
+        Ok(true)
     }
 
     /// A server has accepted a SET or RESET on this Backend.
@@ -231,6 +323,49 @@ impl Session {
             Class::Reset(Target::Name(name)) => held.lease.vars.remove(name),
             Class::Reset(Target::All) => held.lease.vars = VarSet::default(),
             _ => held.lease.vars = self.vars.current().clone(),
+        }
+    }
+
+    /// A server has run all of a text: what its statements mean for the session's settings, and for the Backend's.
+    /// `open`: a transaction block was open before it.
+    pub fn note_settings(&mut self, index: usize, classes: &[&Class], mut open: bool) {
+        if !classes.iter().any(|class| class.sets_session() || class.controls_transaction()) {
+            return;
+        }
+        let held = &mut self.held[index];
+        let mut server = Vars::of_server(held.lease.vars.clone(), open.then(|| held.vars_before.clone()));
+        for class in classes {
+            // Without BEGIN the text is a transaction of its own.
+            self.vars.on_done(class, true);
+            server.on_done(class, true);
+            match class {
+                Class::Begin(_) => open = true,
+                Class::Commit { chain } | Class::Rollback { chain } => open = *chain,
+                _ => {}
+            }
+        }
+        if open {
+            held.vars_before = server.before().clone();
+        } else {
+            self.vars.on_commit();
+            server.on_commit();
+        }
+        held.lease.vars = server.current().clone();
+    }
+
+    /// An error ended a text or pipeline half-way: how far it came is not known, so neither is what it has set.
+    pub fn note_failed(&mut self, index: usize, classes: &[&Class], open: bool) {
+        let held = &mut self.held[index];
+        let ended = open && held.lease.status == Status::Idle;
+        let unsure = |class: &&Class| class.sets_session() || matches!(class, Class::Deallocate(_));
+        if classes.iter().any(unsure) || (ended && self.vars.before() != self.vars.current()) {
+            held.lease.doubt("settings of a failed text");
+        }
+        if ended {
+            self.vars.on_rollback();
+        } else if !open && held.lease.status != Status::Idle {
+            self.vars.on_begin();
+            held.vars_before = held.lease.vars.clone();
         }
     }
 
@@ -305,10 +440,7 @@ impl Session {
     }
 
     async fn on_pinned_or_home(&mut self, sql: &str) -> Result<(), Failure> {
-        let shard = match self.pinned_index().or(if self.held.is_empty() { None } else { Some(0) }) {
-            Some(index) => self.held[index].shard,
-            None => self.view().topology.home,
-        };
+        let shard = self.pinned_or_home();
         let mut request = BytesMut::new();
         put_query(&mut request, sql);
         let writes = [weir_core::fresh::Dependency::Anything];
@@ -318,6 +450,12 @@ impl Session {
 
     /// FETCH, MOVE and CLOSE go where the transaction is; with several Backends the cursor's is not known.
     async fn on_cursor(&mut self, sql: &str) -> Result<(), Failure> {
+        self.cursor_shard()?;
+        self.on_pinned_or_home(sql).await
+    }
+
+    /// Where this session's cursors are.
+    pub fn cursor_shard(&self) -> Result<ShardId, Failure> {
         if self.held.len() > 1 {
             return Err(refused(
                 "a cursor in a transaction over several shards",
@@ -325,7 +463,13 @@ impl Session {
                 "Read with a plain SELECT.",
             ));
         }
-        self.on_pinned_or_home(sql).await
+        Ok(self.pinned_or_home())
+    }
+
+    /// Where what only a server knows of this session is.
+    pub fn pinned_or_home(&self) -> ShardId {
+        let held = self.pinned_index().map(|index| &self.held[index]).or(self.held.first());
+        held.map_or(self.view().topology.home, |held| held.shard)
     }
 
     pub fn warn(&mut self, sqlstate: &str, message: &str) {
@@ -338,7 +482,7 @@ fn one_snapshot(isolation: Isolation) -> bool {
     matches!(isolation, Isolation::RepeatableRead | Isolation::Serializable)
 }
 
-fn aborted() -> UserError {
+pub fn aborted() -> UserError {
     UserError::new(
         Blame::Client,
         sqlstate::IN_FAILED_TRANSACTION,

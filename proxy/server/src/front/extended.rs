@@ -11,6 +11,7 @@ use weir_core::error::UserError;
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Datum, Plan, Values};
 use weir_core::session::replies::{Owed, Replies};
+use weir_core::sql::class::Class;
 use weir_wire::backend::{CLOSE_COMPLETE, PARSE_COMPLETE};
 use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_flush, put_sync};
 
@@ -49,10 +50,11 @@ pub enum Step {
         rows_max: i32,
     },
     CloseStatement {
-        name: Bytes,
+        op: u32,
     },
     ClosePortal {
         name: Bytes,
+        op: u32,
     },
     /// The message cannot be carried out; nothing after it counts.
     Refuse(UserError),
@@ -69,10 +71,30 @@ pub struct Survey {
     shard: Option<ShardId>,
     /// They do not, or some step needs weir's own hand.
     stepwise: bool,
+    /// Some step controls the transaction or changes a setting.
+    controls: bool,
+}
+
+impl Survey {
+    /// Longer lists are not kept for the next batch.
+    const STEPS_KEPT_MAX: usize = 8;
+
+    fn clear(&mut self) {
+        if self.steps.capacity() > Self::STEPS_KEPT_MAX || self.undo.capacity() > Self::STEPS_KEPT_MAX {
+            *self = Survey::default();
+            return;
+        }
+        self.steps.clear();
+        self.undo.clear();
+        self.bound.clear();
+        self.shard = None;
+        self.stepwise = false;
+        self.controls = false;
+    }
 }
 
 impl Session {
-    pub async fn extended(&mut self, batch: Batch) -> Result<(), End> {
+    pub async fn extended(&mut self, batch: &mut Batch) -> Result<(), End> {
         if batch.ops.is_empty() {
             return if batch.ending == Ending::Sync { self.sync_only().await } else { Ok(()) };
         }
@@ -84,6 +106,8 @@ impl Session {
         } else {
             self.relay_batch(&mut survey, ending).await
         };
+        survey.clear();
+        self.spare_survey = survey;
         match result {
             Ok(()) | Err(Failure::Reported) => {}
             Err(Failure::Refused(error)) => {
@@ -120,9 +144,11 @@ impl Session {
         Ok(())
     }
 
-    fn survey(&mut self, batch: Batch) -> Survey {
-        let mut survey = Survey { steps: Vec::with_capacity(batch.ops.len()), ..Survey::default() };
-        for op in batch.ops {
+    fn survey(&mut self, batch: &mut Batch) -> Survey {
+        let mut survey = std::mem::take(&mut self.spare_survey);
+        survey.steps.reserve(batch.ops.len());
+        let ending = batch.ending;
+        for op in batch.ops.drain(..) {
             match self.resolve(op, &mut survey) {
                 Ok(step) => survey.steps.push(step),
                 Err(error) => {
@@ -134,12 +160,41 @@ impl Session {
         }
         let pipeline = self.pipelining().map(|index| self.held[index].shard);
         if survey.shard.is_none() {
-            survey.shard = pipeline.or(self.held.first().map(|held| held.shard)).or(Some(self.view().topology.home));
+            let held = self.held.first().map(|held| held.shard);
+            survey.shard = pipeline.or(held).or_else(|| Some(self.view().topology.home));
         }
         survey.stepwise |= pipeline.is_some() && pipeline != survey.shard;
         // Weir's own error aborted the transaction and the server does not know: it must not go on there.
-        survey.stepwise |= self.txn.as_ref().is_some_and(|txn| txn.failed);
+        survey.stepwise |= self.txn.as_ref().is_some_and(|txn| txn.failed) && !self.server_knows_failure();
+        if survey.controls {
+            // A lone BEGIN waits for a statement that needs a server. In a pipeline the one server keeps the order.
+            let executes = survey.steps.iter().filter(|step| matches!(step, Step::Execute { .. })).count();
+            let piped = executes > 1 || pipeline.is_some() || ending == Ending::Flush;
+            survey.stepwise |= !(piped && self.is_single());
+        }
         survey
+    }
+
+    /// A failed transaction takes no new statements, also none that weir would answer for because the server has it already.
+    fn refuse_known_text(&self, prepared: &Prepared) -> Result<(), UserError> {
+        let failed = self.txn.as_ref().is_some_and(|txn| txn.failed);
+        if failed
+            && !prepared.shape.class.ends_failed_transaction()
+            && self
+                .held
+                .iter()
+                .any(|held| held.lease.is_prepared(prepared.id) || held.lease.unnamed == Some(prepared.id))
+        {
+            return Err(super::control::aborted());
+        }
+        Ok(())
+    }
+
+    fn survey_class(&self, class: &Class, survey: &mut Survey) {
+        if self.is_for_weir(class) {
+            survey.controls = true;
+            survey.stepwise |= !class.controls_server();
+        }
     }
 
     fn resolve(&mut self, op: Op, survey: &mut Survey) -> Result<Step, UserError> {
@@ -148,16 +203,16 @@ impl Session {
                 let prepared = self.db.statements.prepare(&sql, &types, &self.view(), &mut self.scratch);
                 // A key declared as a type that is laid out differently would be misread in binary form.
                 prepared.template.check_types(&prepared.type_oids())?;
+                self.refuse_known_text(&prepared)?;
                 let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.define(&name, Arc::clone(&prepared))?);
-                survey.stepwise |= prepared.shape.class.is_control();
+                self.survey_class(&prepared.shape.class, survey);
                 Step::Parse { name, prepared, op }
             }
             Op::Bind { portal, statement, body } => {
                 let prepared = self.current(&statement)?;
                 let plan = self.bind(&prepared, &body)?;
-                let class = &prepared.shape.class;
-                survey.stepwise |= class.is_control();
+                self.survey_class(&prepared.shape.class, survey);
                 match self.place(&plan, || spread_of(&body)) {
                     Place::One(shard) => {
                         survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
@@ -172,7 +227,8 @@ impl Session {
             }
             Op::Describe { object: Object::Statement, name } => {
                 let prepared = self.current(&name)?;
-                survey.stepwise |= prepared.shape.class.is_control() || prepared.template.hidden_columns() > 0;
+                self.survey_class(&prepared.shape.class, survey);
+                survey.stepwise |= prepared.template.hidden_columns() > 0;
                 Step::DescribeStatement { name, prepared }
             }
             Op::Describe { object: Object::Portal, name } => {
@@ -184,12 +240,15 @@ impl Session {
                 Step::Execute { name, portal, rows_max }
             }
             Op::Close { object: Object::Statement, name } => {
+                let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.close_statement(&name).1);
-                Step::CloseStatement { name }
+                Step::CloseStatement { op }
             }
             Op::Close { object: Object::Portal, name } => {
-                self.names.close_portal(&name);
-                Step::ClosePortal { name }
+                let op = survey.undo.len() as u32;
+                survey.bound.retain(|(bound, _)| *bound != name);
+                survey.undo.push(self.names.close_portal(&name));
+                Step::ClosePortal { name, op }
             }
         })
     }
@@ -225,7 +284,10 @@ impl Session {
         if let Some((_, portal)) = survey.bound.iter().find(|(bound, _)| bound == name) {
             return Ok(portal.clone());
         }
-        let portal = self.names.portal(name)?.clone();
+        let portal = match self.names.portal(name) {
+            Ok(portal) => portal.clone(),
+            Err(missing) => self.portal_of_server(name).ok_or(missing)?,
+        };
         match portal.bound_on {
             Some(shard) => {
                 survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
@@ -236,8 +298,21 @@ impl Session {
         Ok(portal)
     }
 
+    /// A portal that weir has not bound may be a cursor made by DECLARE, on the one server of the database.
+    fn portal_of_server(&mut self, name: &Bytes) -> Option<Portal> {
+        if !self.is_single() || self.held.is_empty() || name.is_empty() {
+            return None;
+        }
+        let view = self.view();
+        let sql = Bytes::from_static(b"FETCH FORWARD FROM a_cursor");
+        let prepared = self.db.statements.prepare(&sql, &Bytes::new(), &view, &mut self.scratch);
+        let values = Values { params: &[], sql: "", literals: &[] };
+        let plan = prepared.template.bind(&values, &view.topology).ok()?;
+        Some(Portal { prepared, bind: Bytes::new(), plan: Arc::new(plan), bound_on: Some(view.topology.home) })
+    }
+
     async fn relay_batch(&mut self, survey: &mut Survey, ending: Ending) -> Result<(), Failure> {
-        let shard = survey.shard.unwrap_or(self.view().topology.home);
+        let shard = survey.shard.unwrap_or_else(|| self.view().topology.home);
         if let Some(asked) = self.lone_read(survey, ending) {
             match self.read_batch(shard, survey, &asked).await {
                 Ok(false) => {}
@@ -254,6 +329,13 @@ impl Session {
         if !self.held[index].lease.busy {
             self.prime(index, &mut replies);
         }
+        if !self.held[index].lease.busy {
+            for step in &survey.steps {
+                if let Step::Execute { portal, .. } = step {
+                    self.own_sequences(index, &portal.prepared.shape, &mut replies);
+                }
+            }
+        }
         self.put_steps(index, survey, &mut replies)?;
         if ending == Ending::Sync {
             put_sync(&mut self.held[index].lease.out);
@@ -262,8 +344,12 @@ impl Session {
             put_flush(&mut self.held[index].lease.out);
         }
         let mut trail = Trail::default();
+        let open = self.txn.is_some();
         let flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
         self.db.stats.server_error(&trail);
+        if survey.controls {
+            self.note_controls(index, survey, open, trail.failed);
+        }
         for step in &survey.steps {
             if let Step::Execute { portal, .. } = step {
                 self.pin_for(index, &portal.prepared.shape);
@@ -294,6 +380,20 @@ impl Session {
         Ok(())
     }
 
+    /// What the control statements of a relayed batch mean for the session.
+    fn note_controls(&mut self, index: usize, survey: &Survey, open: bool, failed: bool) {
+        let executed = survey.steps.iter().filter_map(|step| match step {
+            Step::Execute { portal, .. } => Some(&portal.prepared.shape.class),
+            _ => None,
+        });
+        let classes: Vec<&Class> = executed.collect();
+        if failed {
+            self.note_failed(index, &classes, open);
+        } else {
+            self.note_settings(index, &classes, open);
+        }
+    }
+
     /// Portals outlive the batch inside a transaction or an unfinished pipeline.
     fn keep_portals(&mut self, survey: &mut Survey, shard: ShardId) {
         if self.txn.is_none() && self.pipelining().is_none() {
@@ -311,6 +411,8 @@ impl Session {
             if let Step::Execute { portal, .. } = step
                 && !matches!(portal.plan.access, Access::Read)
             {
+                let sql = std::str::from_utf8(&portal.prepared.sql).unwrap_or_default();
+                self.leave_databases(&portal.prepared.shape, sql);
                 self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())?;
             }
         }
@@ -344,10 +446,12 @@ impl Session {
                     Execute { portal: name, rows_max: *rows_max }.put(&mut lease.out);
                     replies.push(Owed::Execute);
                 }
-                Step::CloseStatement { .. } => replies.push(Owed::Own(Bytes::from_static(CLOSE_COMPLETE))),
-                Step::ClosePortal { name } => {
+                Step::CloseStatement { op } => {
+                    replies.push(Owed::Own { bytes: CLOSE_COMPLETE, op: *op });
+                }
+                Step::ClosePortal { name, op } => {
                     Target { object: Object::Portal, name }.put(frontend::tag::CLOSE, &mut lease.out);
-                    replies.push(Owed::Close { hidden: false, op: u32::MAX });
+                    replies.push(Owed::Close { hidden: false, op: *op });
                 }
                 Step::Refuse(error) => return Err(error.clone().into()),
             }
@@ -396,7 +500,7 @@ fn put_parse(
 ) {
     let known = if name.is_empty() { lease.unnamed == Some(prepared.id) } else { lease.is_prepared(prepared.id) };
     if known {
-        replies.push(Owed::Own(Bytes::from_static(PARSE_COMPLETE)));
+        replies.push(Owed::Own { bytes: PARSE_COMPLETE, op });
         return;
     }
     prepare_on(lease, name.is_empty(), prepared, undo, replies);

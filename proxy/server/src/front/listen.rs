@@ -53,9 +53,10 @@ async fn serve(app: Arc<App>, stream: TcpStream) -> io::Result<()> {
         return client.send().await;
     };
     // Boxed: what only a log-in or the console needs would else be part of every session's task for all its life.
-    let hello = tokio::time::timeout(app.config.limits.login_time_max, Box::pin(hello(&app, client))).await;
+    let hello = tokio::time::timeout(app.config().limits.login_time_max, Box::pin(hello(&app, client))).await;
     match hello {
         Ok(Ok(Hello::Session(session))) => session.run().await,
+        Ok(Ok(Hello::Replication(replication))) => Box::pin(replication.run()).await,
         Ok(Ok(Hello::Admin(client, user))) => Box::pin(crate::console::run(&app, client, &user)).await?,
         Ok(Ok(Hello::Done)) => {}
         Ok(Err(error)) => return Err(error),

@@ -45,6 +45,10 @@ pub enum Undo {
         before: Option<Arc<Prepared>>,
         backend: Option<u64>,
     },
+    Portal {
+        name: Bytes,
+        before: Option<Portal>,
+    },
     /// A Backend never got to prepare this.
     BackendPrepared {
         id: u64,
@@ -69,8 +73,10 @@ impl Names {
     /// Errors: 42P05 when a name is taken, 54000 when there are too many.
     pub fn define(&mut self, name: &Bytes, prepared: Arc<Prepared>) -> Result<Undo, UserError> {
         if name.is_empty() {
-            let before = self.unnamed.replace(prepared);
-            return Ok(Undo::Statement { name: Bytes::new(), before, backend: None });
+            // The server drops the old one before it looks at the new text. It does not where the message is skipped, but then
+            // no statement is safer than one that the client thinks replaced.
+            self.unnamed = Some(prepared);
+            return Ok(Undo::Statement { name: Bytes::new(), before: None, backend: None });
         }
         if self.statements.contains_key(name) {
             let message = format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
@@ -113,12 +119,17 @@ impl Names {
         (before.is_some(), Undo::Statement { name: Bytes::copy_from_slice(name), before, backend: None })
     }
 
-    pub fn undo_statement(&mut self, name: Bytes, before: Option<Arc<Prepared>>) {
+    fn undo_statement(&mut self, name: Bytes, before: Option<Arc<Prepared>>) {
         match (name.is_empty(), before) {
             (true, before) => self.unnamed = before,
             (false, Some(before)) => self.keep(name, before),
             (false, None) => drop(self.give_up(&name)),
         }
+    }
+
+    /// A simple query ends the unnamed statement, as on the server.
+    pub fn forget_unnamed(&mut self) {
+        self.unnamed = None;
     }
 
     pub fn forget_statements(&mut self) {
@@ -138,8 +149,19 @@ impl Names {
         })
     }
 
-    pub fn close_portal(&mut self, name: &[u8]) {
-        self.portals.remove(name);
+    pub fn close_portal(&mut self, name: &[u8]) -> Undo {
+        Undo::Portal { name: Bytes::copy_from_slice(name), before: self.portals.remove(name) }
+    }
+
+    /// Takes back what the messages behind an error would have changed.
+    pub fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Statement { name, before, .. } => self.undo_statement(name, before),
+            Undo::Portal { name, before: Some(before) } => {
+                self.portals.insert(name, before);
+            }
+            Undo::Portal { .. } | Undo::BackendPrepared { .. } | Undo::BackendUnnamed => {}
+        }
     }
 
     /// The transaction is over, and with it its portals.

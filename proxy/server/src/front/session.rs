@@ -18,15 +18,17 @@ use weir_core::plan::Plan;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars};
-use weir_wire::backend::{Status, put_command_complete, put_ready, report_field, tag};
+use weir_wire::backend::{Status, put_command_complete, put_ready, tag};
 
 use super::batch::{Batch, Collector, Ending, Request};
 use super::cancel::Registration;
 use super::client::Client;
+use super::extended::Survey;
 use super::names::{Names, Undo};
 use crate::app::App;
 use crate::back::pool::Lease;
 use crate::database::{Database, UserPools, View};
+use crate::exec::failures::{lost, state_not_taken_over};
 use crate::exec::relay::{Broken, Capture, Flow, Trail, relay};
 use crate::fresh::Announced;
 use crate::statements::Scratch;
@@ -38,6 +40,8 @@ pub enum End {
     ClientGone,
     /// Told to the client as FATAL.
     Fatal(UserError),
+    /// The server ended the connection with a FATAL of its own, which has been passed on.
+    Told,
 }
 
 /// Why a statement did not succeed.
@@ -78,6 +82,8 @@ pub struct Transaction {
     pub one_snapshot: bool,
     /// It changed the schema.
     pub changed_schema: bool,
+    /// In a way that all sessions must know of: something in it may leave state behind.
+    pub made_keeper: bool,
 }
 
 /// One statement of a transaction's prelude.
@@ -115,12 +121,16 @@ pub struct Session {
     pub held: SmallVec<[Held; 2]>,
     pub announced: Announced,
     pub scratch: Scratch,
+    /// The last batch's survey, emptied, for the next one.
+    pub spare_survey: Survey,
     /// The database's view and what this session's own search_path makes of it.
     own_view: Mutex<Option<(Arc<View>, Arc<View>)>>,
     /// After an error inside a pipeline: everything up to the next Sync is ignored.
     pub skipping: bool,
     /// The client has just sent COPY data to several shards: its Sync of before counts no more, the next one does.
     pub copied_in: bool,
+    /// The server process on which it has last written, and so may have drawn from a sequence.
+    pub drew_on: Option<i32>,
     pub stats: Arc<crate::stats::SessionStats>,
 }
 
@@ -149,9 +159,11 @@ impl Session {
             held: SmallVec::new(),
             announced: Announced::default(),
             scratch: Scratch::default(),
+            spare_survey: Survey::default(),
             own_view: Mutex::default(),
             skipping: false,
             copied_in: false,
+            drew_on: None,
             stats,
         }
     }
@@ -174,20 +186,23 @@ impl Session {
 
     /// Serves until the client leaves or something fatal happens, and says so to the client.
     pub async fn run(mut self: Box<Self>) {
+        self.stats.runs_here().await;
         let end = self.serve().await;
         self.db.stats.close(&self.stats);
-        if let End::Fatal(error) = end {
+        if let End::Fatal(error) = &end {
             self.db.stats.error(error.sqlstate);
-            self.client.put_error(&error);
+            self.client.put_error(error);
+        }
+        if !matches!(end, End::ClientGone) {
             let _ = tokio::time::timeout(std::time::Duration::from_secs(5), self.client.send()).await;
         }
     }
 
     async fn serve(&mut self) -> End {
-        let mut collector = Collector::new(self.app.config.limits.message_bytes_max);
+        let mut collector = Collector::new(self.app.config().limits.message_bytes_max);
         loop {
             let request = match collector.next(&mut self.client.inbuf) {
-                Err(_) => return End::Fatal(malformed()),
+                Err(unusable) => return End::Fatal(unusable.into()),
                 Ok(Some(request)) => request,
                 Ok(None) => match self.await_client().await {
                     Ok(()) => continue,
@@ -196,8 +211,13 @@ impl Session {
             };
             self.stats.begin();
             let served = match request {
+                Request::Query(_) | Request::FunctionCall(_) if self.skipping => Ok(()),
                 Request::Query(sql) => self.simple(sql).await,
-                Request::Batch(batch) => self.batch(batch).await,
+                Request::Batch(mut batch) => {
+                    let served = self.batch(&mut batch).await;
+                    collector.recycle(batch);
+                    served
+                }
                 Request::FunctionCall(frame) => self.function_call(&frame).await,
                 Request::Terminate => return End::ClientGone,
             };
@@ -209,21 +229,21 @@ impl Session {
             }
             self.client.shrink();
             self.scratch.shrink();
-            self.stats.end(&self.client);
+            self.stats.end(&self.client, self.txn.is_some());
+            if let Some(error) = self.breaks_mode() {
+                return End::Fatal(error);
+            }
         }
     }
 
     /// Waits for bytes from the client; meanwhile passes on what held Backends say by themselves.
     async fn await_client(&mut self) -> Result<(), End> {
         loop {
-            if self.held.is_empty() {
-                return match self.client.receive().await {
-                    Ok(0) | Err(_) => Err(End::ClientGone),
-                    Ok(_) => Ok(()),
-                };
-            }
-            let (client, held) = (&mut self.client, &mut self.held);
+            let (client, held, stats) = (&mut self.client, &mut self.held, &self.stats);
             let event = std::future::poll_fn(|cx| {
+                if stats.is_ordered() {
+                    return std::task::Poll::Ready(Event::Ordered);
+                }
                 if let std::task::Poll::Ready(received) = client.poll_receive(cx) {
                     return std::task::Poll::Ready(Event::Client(received));
                 }
@@ -241,15 +261,19 @@ impl Session {
                 Event::Client(Ok(0) | Err(_)) => return Err(End::ClientGone),
                 Event::Client(Ok(_)) => return Ok(()),
                 Event::Backend(index, frame) => self.unasked(index, frame).await?,
+                Event::Ordered => {
+                    if let Some(order) = self.stats.take_order(self.client.received_bytes) {
+                        return Err(End::Fatal(order.error()));
+                    }
+                }
             }
         }
     }
 
     /// A held Backend spoke although nothing was asked: a notification, a setting, or its end.
     async fn unasked(&mut self, index: usize, frame: io::Result<(u8, Bytes)>) -> Result<(), End> {
-        let gone = |why: String| {
+        let gone = || {
             UserError::new(Blame::Server, sqlstate::ADMIN_SHUTDOWN, "the server connection of this session was closed")
-                .detail(why)
                 .hint("Connect again; the open transaction has been rolled back.")
                 .fatal()
         };
@@ -259,15 +283,16 @@ impl Session {
                 self.client.send().await.map_err(|_| End::ClientGone)
             }
             Ok((tag::ERROR, body)) => {
+                // The server's own last words, and then the end, as on Postgres.
                 self.held[index].lease.doubt("terminated by the server");
-                let text = |code| {
-                    report_field(&body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
-                };
-                Err(End::Fatal(gone(format!("{}: {}", text(b'C'), text(b'M')))))
+                self.db.stats.server_error_body(&body);
+                weir_wire::frame::put(&mut self.client.out, tag::ERROR, |out| out.extend_from_slice(&body));
+                let _ = self.client.send().await;
+                Err(End::ClientGone)
             }
             Ok(_) | Err(_) => {
                 self.held[index].lease.doubt("spoke out of turn or hung up");
-                Err(End::Fatal(gone("the server hung up".to_owned())))
+                Err(End::Fatal(gone()))
             }
         }
     }
@@ -309,9 +334,19 @@ impl Session {
         if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
             return Ok(index);
         }
-        let asked = std::time::Instant::now();
-        let lease = self.pools.primary(shard).lease().await?;
-        self.stats.assigned(asked.elapsed());
+        let pool = self.pools.primary(shard);
+        let lease = match pool.lease_idle() {
+            Some(lease) => {
+                self.stats.assigned(std::time::Duration::ZERO);
+                lease
+            }
+            None => {
+                let asked = std::time::Instant::now();
+                let lease = self.cancel.slot.unless_cancelled(pool.lease()).await?;
+                self.stats.assigned(asked.elapsed());
+                lease
+            }
+        };
         let vars_before = lease.vars.clone();
         self.held.push(Held {
             shard,
@@ -369,7 +404,10 @@ impl Session {
         if !self.cancel.slot.end() && !self.cancel.slot.settle().await {
             self.held[index].lease.doubt("a cancel request was still on its way");
         }
-        outcome.map_err(|broken| self.broken(index, broken))
+        outcome.map_err(|broken| match (self.broken(index, broken), trail.fatal) {
+            (Failure::End(End::Fatal(_)), true) => Failure::End(End::Told),
+            (failure, _) => failure,
+        })
     }
 
     /// A relay broke: the Backend is lost, and what that means for the client.
@@ -381,17 +419,13 @@ impl Session {
         match broken {
             Broken::Client(_) => Failure::End(End::ClientGone),
             Broken::Protocol(_) => Failure::End(End::Fatal(malformed())),
+            Broken::Hidden(why) if why.starts_with(sqlstate::QUERY_CANCELED) => {
+                self.held.remove(index);
+                Failure::Refused(super::cancel::cancelled())
+            }
             Broken::Hidden(why) => {
                 self.held.remove(index);
-                Failure::Refused(
-                    UserError::new(
-                        Blame::Server,
-                        sqlstate::INTERNAL,
-                        "the server connection could not take over this session's state",
-                    )
-                    .detail(format!("{name}: {why}"))
-                    .hint("RESET ALL clears the session's settings."),
-                )
+                Failure::Refused(state_not_taken_over(&name, &why))
             }
             Broken::Server(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
             Broken::Desync(error) => Failure::End(End::Fatal(lost(&name, &error.to_string()))),
@@ -416,7 +450,9 @@ impl Session {
     pub fn follow(&mut self, index: usize, status: Status) {
         match (status, &mut self.txn) {
             (Status::Idle, txn) if self.held[index].begun || txn.is_none() => {
-                *txn = None;
+                if txn.take().is_some_and(|txn| txn.changed_schema) {
+                    self.db.doubt_catalog();
+                }
                 self.stats.transaction();
             }
             (Status::Idle, _) => {}
@@ -437,6 +473,7 @@ impl Session {
         if self.vars.is_uncertain() {
             (0..self.held.len()).for_each(|index| self.pin(index, Pin::SetInsideUncertainTransaction));
         }
+        self.keep_for_mode();
         for held in &mut self.held {
             held.begun = false;
             held.wrote = false;
@@ -465,9 +502,13 @@ impl Session {
     pub fn note_write_of(&mut self, index: usize, writes: &Dependencies, commits_now: bool) -> Result<(), UserError> {
         let held = &mut self.held[index];
         held.wrote = true;
+        held.lease.drawn_by = self.cancel.process;
+        self.drew_on = Some(held.lease.cancel_key.process);
         if !self.db.tracks_freshness() {
             return Ok(());
         }
+        let anything = Dependencies::from_slice(&[Dependency::Anything]);
+        let writes = if self.db.doubts_catalog() { &anything } else { writes };
         const DIRTY_MAX: usize = 64;
         // Also what is announced at once: the text may have begun a transaction, whose COMMIT makes it visible again.
         if held.dirty.len() + writes.len() > DIRTY_MAX {
@@ -487,14 +528,14 @@ impl Session {
     pub fn undo(&mut self, index: usize, log: &mut [Undo], undone: &[u32]) {
         for op in undone.iter().rev() {
             match log.get_mut(*op as usize).map(|undo| std::mem::replace(undo, Undo::BackendUnnamed)) {
-                Some(Undo::Statement { name, before, backend }) => {
-                    self.names.undo_statement(name, before);
-                    if let Some(id) = backend {
+                Some(Undo::BackendPrepared { id }) => self.held[index].lease.forget_prepared(id),
+                Some(undo) => {
+                    if let Undo::Statement { backend: Some(id), .. } = undo {
                         self.held[index].lease.forget_prepared(id);
                     }
+                    self.names.undo(undo);
                 }
-                Some(Undo::BackendPrepared { id }) => self.held[index].lease.forget_prepared(id),
-                Some(Undo::BackendUnnamed) | None => {}
+                None => {}
             }
         }
         if !undone.is_empty() {
@@ -517,7 +558,7 @@ impl Session {
         Ok(())
     }
 
-    async fn batch(&mut self, batch: Batch) -> Result<(), End> {
+    async fn batch(&mut self, batch: &mut Batch) -> Result<(), End> {
         if self.skipping {
             if batch.ending == Ending::Flush {
                 return Ok(());
@@ -553,13 +594,22 @@ impl Drop for Session {
 enum Event {
     Client(io::Result<usize>),
     Backend(usize, io::Result<(u8, Bytes)>),
+    /// To end, by a time-out or an administrator.
+    Ordered,
 }
 
 impl Transaction {
     /// A BEGIN of the client that weir answers itself.
     pub fn lazy(sql: &str, one_snapshot: bool) -> Self {
         let begin = Joined { sql: sql.to_owned(), savepoint: None };
-        Transaction { prelude: vec![begin], failed: false, implicit: false, one_snapshot, changed_schema: false }
+        Transaction {
+            prelude: vec![begin],
+            failed: false,
+            implicit: false,
+            one_snapshot,
+            changed_schema: false,
+            made_keeper: false,
+        }
     }
 
     /// For one request of several statements or shards.
@@ -576,12 +626,5 @@ impl Transaction {
 pub fn malformed() -> UserError {
     UserError::new(Blame::Client, sqlstate::PROTOCOL_VIOLATION, "malformed protocol message")
         .detail("The length or layout of a message does not fit its type.")
-        .fatal()
-}
-
-fn lost(name: &str, why: &str) -> UserError {
-    UserError::new(Blame::Server, sqlstate::CONNECTION_FAILURE, "the server connection was lost")
-        .detail(format!("{name}: {why}"))
-        .hint("Whether the last statement took effect is not known; connect again and check.")
         .fatal()
 }

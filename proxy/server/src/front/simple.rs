@@ -4,19 +4,24 @@
 //! otherwise they run one by one inside a transaction that weir makes, so that they still commit or fail together.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Plan, Target, Values};
+use weir_core::pool::Mode;
+use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
 use weir_core::sql::normal::split_statements;
-use weir_wire::backend::EMPTY_QUERY;
+use weir_wire::backend::{EMPTY_QUERY, Status};
 
 use super::session::{End, Failure, Session};
+use super::stepwise::split_pipeline;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
@@ -27,7 +32,9 @@ const TEXT_BYTES_MAX: usize = 1024 * 1024;
 
 impl Session {
     pub async fn simple(&mut self, sql: Bytes) -> Result<(), End> {
+        self.names.forget_unnamed();
         let result = match std::str::from_utf8(&sql) {
+            _ if self.pipelining().is_some() => self.query_in_pipeline(&sql).await,
             Ok(text) if text.len() <= TEXT_BYTES_MAX => self.text(text).await,
             _ => self.opaque(&sql).await,
         };
@@ -36,7 +43,10 @@ impl Session {
 
     pub async fn function_call(&mut self, frame: &Bytes) -> Result<(), End> {
         let home = self.view().topology.home;
-        let result = self.run_raw(home, frame, &[Dependency::Anything]).await;
+        let result = match self.pipelining() {
+            Some(index) if self.held[index].shard != home => Err(split_pipeline().into()),
+            _ => self.run_raw(home, frame, &[Dependency::Anything]).await,
+        };
         self.conclude(result.map(|_| ()))
     }
 
@@ -73,8 +83,8 @@ impl Session {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.tokens.clear();
         let lexed = lex(sql, &mut scratch.tokens);
-        let parts: Vec<std::ops::Range<usize>> =
-            if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { Vec::new() };
+        let parts: SmallVec<[std::ops::Range<usize>; 2]> =
+            if lexed.is_ok() { split_statements(sql, &scratch.tokens).collect() } else { SmallVec::new() };
         let single = lexed.is_err() || parts.len() == 1;
         if lexed.is_ok() && parts.is_empty() {
             self.scratch = scratch;
@@ -164,7 +174,9 @@ impl Session {
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
+        self.own_sequences(index, &understood.shape, &mut replies);
         if !matches!(plan.access, Access::Read) {
+            self.leave_databases(&understood.shape, sql);
             self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself())?;
         }
         self.stats.sent_to(plan, shard);
@@ -181,24 +193,71 @@ impl Session {
     /// Pins the session if the statement may have left something behind, whether it succeeded or not: an advisory lock
     /// outlives the error that follows it.
     pub fn pin_for(&mut self, index: usize, shape: &crate::statements::Shape) {
-        if let Some(pin) = shape.pin() {
-            self.pin(index, pin);
+        match shape.pin() {
+            Some(pin) => self.pin(index, pin),
+            None if self.must_keep_draws(index, shape) => self.pin(index, Pin::SequenceState),
+            None => {}
+        }
+    }
+
+    /// May a later currval() or lastval() of this session ask for what the statement has drawn? Where nobody has ever asked, a
+    /// nextval() by name keeps its connection only while there are plenty, and what a table draws by itself does not.
+    fn must_keep_draws(&self, index: usize, shape: &crate::statements::Shape) -> bool {
+        if self.db.asks_sequences.load(Relaxed) {
+            return shape.draws();
+        }
+        shape.effects.draws && {
+            let counts = self.held[index].lease.pool().counts();
+            counts.busy * 2 <= counts.size
+        }
+    }
+
+    /// Before currval() or lastval(): what another session has drawn on this connection is not for this one.
+    pub fn own_sequences(&mut self, index: usize, shape: &crate::statements::Shape, replies: &mut Replies) {
+        if !shape.effects.pins.contains(Pin::SequenceState) {
+            return;
+        }
+        self.db.asks_sequences.store(true, Relaxed);
+        let held = &mut self.held[index];
+        let own = held.lease.drawn_by == self.cancel.process && self.drew_on == Some(held.lease.cancel_key.process);
+        if !own && held.pinned.is_none() && held.lease.status != Status::Failed {
+            held.lease.put_query("DISCARD SEQUENCES");
+            replies.push(Owed::Query { hidden: true });
+            held.lease.drawn_by = self.cancel.process;
+            self.drew_on = Some(held.lease.cancel_key.process);
+        }
+    }
+
+    /// Before a statement that drops or copies a database: weir's own idle connections must not stand in its way.
+    pub fn leave_databases(&self, shape: &crate::statements::Shape, sql: &str) {
+        if let Class::Ddl(ddl) = &shape.class
+            && ddl.what.ends_with(" DATABASE")
+        {
+            let names = weir_core::sql::databases::to_be_left(sql);
+            self.app.databases.let_go(names.iter().map(String::as_str));
         }
     }
 
     /// What a statement that has succeeded means for the session.
     pub async fn after(&mut self, shape: &Arc<crate::statements::Shape>) {
-        if shape.class.changes_schema() {
-            match &mut self.txn {
-                Some(txn) => txn.changed_schema = true,
-                None => self.db.refresh_catalog().await,
+        if !shape.class.changes_schema() {
+            return;
+        }
+        let made_keeper = matches!(shape.class, Class::Ddl(_)) && shape.pin().is_some();
+        match &mut self.txn {
+            Some(txn) => {
+                txn.changed_schema = true;
+                txn.made_keeper |= made_keeper;
             }
+            None if made_keeper => self.db.refresh_catalog().await,
+            None => self.db.schema_changed().await,
         }
     }
 
     /// Several statements in one text.
     async fn several(&mut self, sql: &str, texts: &[&str]) -> Result<(), Failure> {
         let view = self.view();
+        let statement_mode = self.stats.mode() == Mode::Statement;
         let mut understood = Vec::with_capacity(texts.len());
         let mut shards = Vec::with_capacity(texts.len());
         for text in texts {
@@ -206,6 +265,9 @@ impl Session {
             let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
             let plan = known.template.bind(&values, &view.topology);
             shards.push(plan.ok().map(|plan| self.place(&plan, || 0)));
+            if statement_mode && known.shape.class.controls_transaction() {
+                return Err(super::mode::no_transactions().into());
+            }
             understood.push(known);
         }
         let home = Some(Place::One(view.topology.home));
@@ -228,23 +290,29 @@ impl Session {
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
+        for known in understood {
+            self.own_sequences(index, &known.shape, &mut replies);
+        }
         if understood.iter().any(|known| known.template.is_write() || known.shape.class.controls_transaction()) {
             self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
         }
+        let open = self.txn.is_some();
         self.held[index].lease.put_query(sql);
         let trail = self.relay_query(index, replies).await?;
         for known in understood {
             self.pin_for(index, &known.shape);
         }
+        let classes: Vec<&Class> = understood.iter().map(|known| &known.shape.class).collect();
         if trail.failed {
-            // How far it came is not known, so neither is what it has set.
-            if understood.iter().any(|known| known.shape.class.sets_session()) {
-                self.held[index].lease.doubt("settings of a failed text");
-            }
+            self.note_failed(index, &classes, open);
             return Err(Failure::Reported);
         }
+        self.note_settings(index, &classes, open);
+        if classes.iter().any(|class| matches!(class, Class::Deallocate(weir_core::sql::class::Target::All))) {
+            self.names.forget_statements();
+            self.held[index].lease.forget_all_prepared();
+        }
         for known in understood {
-            self.note_setting(index, &known.shape.class);
             self.after(&known.shape).await;
         }
         Ok(())

@@ -7,38 +7,42 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio_rustls::TlsAcceptor;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::session::startup::startup_vars;
 use weir_core::session::vars::{VarSet, Vars};
-use weir_wire::backend::{
-    AUTHENTICATION_OK, Status, put_backend_key, put_negotiate, put_parameter_status, put_ready, tag,
-};
-use weir_wire::frame;
-use weir_wire::frontend;
+use weir_wire::backend::{AUTHENTICATION_OK, Status, put_backend_key, put_negotiate, put_parameter_status, put_ready};
 use weir_wire::startup::{PROTOCOL_MINOR_MAX, Request, Startup, parse, size};
 
+use super::authenticate::{Claim, authenticate};
 use super::client::{Client, Socket};
+use super::replication::{Mode, Replication, Wanted};
 use super::session::Session;
+use super::tls::ClientTls;
 use crate::app::App;
-use crate::auth::scram_server::{MECHANISM, ScramServer};
 use crate::config::TlsMode;
 use crate::database::{Database, UserPools};
+use crate::seats::Seats;
+use crate::stats::Entry;
 
 /// Most a client may have sent before it is logged in.
-const HELLO_BYTES_MAX: usize = 16 * 1024;
+pub(super) const HELLO_BYTES_MAX: usize = 16 * 1024;
 
 /// What became of a new connection.
 pub enum Hello {
     Session(Box<Session>),
+    Replication(Box<Replication>),
     /// The admin console.
     Admin(Client, String),
     /// Served (a cancel request) or refused; nothing more to do.
     Done,
 }
 
+/// First byte of a TLS record that holds a handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// Takes a new client up to its first ReadyForQuery. Refusals have been told to the client.
 pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
+    let client = direct_tls(app, client).await?;
     let Some((mut client, request)) = negotiate(app, client).await? else { return Ok(Hello::Done) };
     let result = match parse(&request) {
         Ok(Request::Cancel { process, secret }) => {
@@ -48,9 +52,9 @@ pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
         Ok(Request::Startup(startup)) => login(app, &mut client, &startup).await,
         Ok(Request::Unsupported(version)) => Err(UserError::new(
             Blame::Client,
-            sqlstate::PROTOCOL_VIOLATION,
+            sqlstate::FEATURE_NOT_SUPPORTED,
             format!(
-                "unsupported frontend protocol {}.{}: weir speaks 3.0 to 3.{PROTOCOL_MINOR_MAX}",
+                "unsupported frontend protocol {}.{}: server supports 3.0 to 3.{PROTOCOL_MINOR_MAX}",
                 version >> 16,
                 version & 0xffff
             ),
@@ -61,8 +65,11 @@ pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
     };
     match result {
         Ok(LoggedIn::Admin(user)) => Ok(Hello::Admin(client, user)),
-        Ok(LoggedIn::Session { db, pools, user, vars, application_name }) => {
-            greet(app, client, db, pools, user, vars, application_name).await
+        Ok(LoggedIn::Session(newcomer)) => greet(app, client, newcomer).await,
+        Ok(LoggedIn::Replication { wanted, pools, minor }) => {
+            let login = pools.primary(wanted.shard).login();
+            let opened = Replication::open(client, wanted, login, app.cancels.register(minor)).await?;
+            Ok(opened.map_or(Hello::Done, |replication| Hello::Replication(Box::new(replication))))
         }
         Err(Refused::Gone(error)) => Err(error),
         Err(Refused::User(error)) => {
@@ -75,10 +82,23 @@ pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
 
 enum LoggedIn {
     Admin(String),
-    Session { db: Arc<Database>, pools: Arc<UserPools>, user: Arc<str>, vars: VarSet, application_name: String },
+    Session(Newcomer),
+    Replication { wanted: Wanted, pools: Arc<UserPools>, minor: u16 },
 }
 
-enum Refused {
+/// What is known of a client that has logged in.
+struct Newcomer {
+    db: Arc<Database>,
+    pools: Arc<UserPools>,
+    user: Arc<str>,
+    vars: VarSet,
+    application_name: String,
+    seats: Seats,
+    /// Of protocol 3, as agreed.
+    minor: u16,
+}
+
+pub(super) enum Refused {
     User(UserError),
     Gone(io::Error),
 }
@@ -105,13 +125,16 @@ async fn negotiate(app: &App, mut client: Client) -> io::Result<Option<(Client, 
                     return Ok(None);
                 }
                 match &app.tls {
-                    Some(acceptor) => client = encrypt(client, acceptor).await?,
+                    Some(tls) => {
+                        answer(&mut client, b"S").await?;
+                        client = encrypt(client, tls, false).await?;
+                    }
                     None => answer(&mut client, b"N").await?,
                 }
             }
             Ok(Request::Gss) => answer(&mut client, b"N").await?,
             Ok(Request::Startup(_))
-                if !client.is_tls() && app.config.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Require) =>
+                if !client.is_tls() && app.config().tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Require) =>
             {
                 client.put_error(
                     &UserError::new(
@@ -148,12 +171,19 @@ async fn answer(client: &mut Client, letter: &[u8]) -> io::Result<()> {
     client.send().await
 }
 
-async fn encrypt(mut client: Client, acceptor: &TlsAcceptor) -> io::Result<Client> {
-    answer(&mut client, b"S").await?;
+/// TLS that begins at once, without SSLRequest (`sslnegotiation=direct` of libpq 17).
+async fn direct_tls(app: &App, client: Client) -> io::Result<Client> {
+    match &app.tls {
+        Some(tls) if client.peek().await? == Some(TLS_HANDSHAKE) => encrypt(client, tls, true).await,
+        _ => Ok(client),
+    }
+}
+
+async fn encrypt(client: Client, tls: &ClientTls, direct: bool) -> io::Result<Client> {
     let address = client.address;
     let Some(stream) = client.into_plain() else { return Err(io::ErrorKind::InvalidData.into()) };
-    let tls = acceptor.accept(stream).await?;
-    Ok(Client::new(Socket::Tls(Box::new(tls)), address))
+    let stream = tls.accept(stream, direct).await?;
+    Ok(Client::new(Socket::Tls(Box::new(stream)), address))
 }
 
 async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Result<LoggedIn, Refused> {
@@ -167,109 +197,48 @@ async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Re
             "no PostgreSQL user name specified in startup packet",
         )
     })?;
+    let mode = Mode::read(text("replication").as_deref())?;
     let database = text("database").unwrap_or_else(|| user.clone());
     let extensions: Vec<&[u8]> = startup.extensions().collect();
+    let minor = PROTOCOL_MINOR_MAX.min(startup.minor);
     if startup.minor > PROTOCOL_MINOR_MAX || !extensions.is_empty() {
-        put_negotiate(&mut client.out, PROTOCOL_MINOR_MAX.min(startup.minor), &extensions);
+        put_negotiate(&mut client.out, minor, &extensions);
     }
-    let password = authenticate(app, client, &user).await?;
-    if app.is_admin_database(&database) {
-        return app.admit_admin(&user).map(|()| LoggedIn::Admin(user)).map_err(Into::into);
-    }
-    let Some(db) = app.database(&database) else {
-        return Err(unknown_database(app, &database).into());
-    };
+    let claim = Claim { user: &user, database: &database, replication: mode == Mode::Physical };
+    let identity = authenticate(app, client, &claim).await?;
     let pairs: Vec<(String, String)> = startup
         .parameters
         .iter()
         .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(value).into_owned()))
         .collect();
+    if mode != Mode::Off {
+        let wanted = Wanted::read(app, mode, &user, &pairs, text("database").as_deref()).await?;
+        let pools = wanted.db.pools(&app.config(), &user, identity.credential);
+        return Ok(LoggedIn::Replication { wanted, pools, minor });
+    }
+    if app.is_admin_database(&database) {
+        return app.admit_admin(&user).map(|()| LoggedIn::Admin(user)).map_err(Into::into);
+    }
+    let config = app.config();
+    let (db, seats) = app.databases.enter(&config, &database, &user).await?;
     let vars = startup_vars(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
-    if text("replication").is_some_and(|value| !matches!(&*value, "false" | "off" | "no" | "0")) {
-        return Err(UserError::new(
-            Blame::Client,
-            sqlstate::FEATURE_NOT_SUPPORTED,
-            "replication connections are not served",
-        )
-        .hint("Connect to the shard's own server for replication; SHOW SHARDS lists them.")
-        .into());
-    }
-    let pools = db.pools(&app.config, &user, &password);
+    let vars = over(identity.settings, &vars)?;
+    let pools = db.pools(&config, &user, identity.credential);
     let application_name = text("application_name").unwrap_or_default();
-    Ok(LoggedIn::Session { db, pools, user: user.into(), vars, application_name })
+    Ok(LoggedIn::Session(Newcomer { db, pools, user: user.into(), vars, application_name, seats, minor }))
 }
 
-/// SCRAM-SHA-256. Unknown users go through the same exchange and fail at its end. Returns the password for the servers.
-async fn authenticate(app: &App, client: &mut Client, user: &str) -> Result<String, Refused> {
-    let known = app.config.users.get(user);
-    let mut scram = ScramServer::new(user, app.scram_secret(user));
-    frame::put(&mut client.out, tag::AUTHENTICATION, |out| {
-        out.extend_from_slice(&10_i32.to_be_bytes());
-        frame::put_cstr(out, MECHANISM.as_bytes());
-        out.extend_from_slice(&[0]);
-    });
-    client.send().await?;
-    let first = password_message(client).await?;
-    let challenge = scram.on_first(&first)?;
-    put_sasl(client, 11, &challenge);
-    client.send().await?;
-    let last = password_message(client).await?;
-    let proof = scram.on_final(&last)?;
-    put_sasl(client, 12, &proof);
-    match known {
-        Some(user) => Ok(user.password.expose().to_owned()),
-        None => Err(wrong_password(user).into()),
+/// The user's defaults, with what the client says on top.
+fn over(mut settings: VarSet, vars: &VarSet) -> Result<VarSet, UserError> {
+    if vars.iter().all(|(name, value)| settings.set(name, value)) {
+        return Ok(settings);
     }
-}
-
-fn put_sasl(client: &mut Client, code: i32, data: &[u8]) {
-    frame::put(&mut client.out, tag::AUTHENTICATION, |out| {
-        out.extend_from_slice(&code.to_be_bytes());
-        out.extend_from_slice(data);
-    });
-}
-
-fn wrong_password(user: &str) -> UserError {
-    UserError::new(
-        Blame::Client,
-        sqlstate::INVALID_PASSWORD,
-        format!("password authentication failed for user \"{user}\""),
-    )
-}
-
-async fn password_message(client: &mut Client) -> Result<Bytes, Refused> {
-    loop {
-        let header = frame::header(&client.inbuf, HELLO_BYTES_MAX).map_err(|_| super::session::malformed())?;
-        if let Some((kind, total)) = header {
-            if kind != frontend::tag::PASSWORD {
-                return Err(super::session::malformed().into());
-            }
-            if client.inbuf.len() >= total {
-                return Ok(client.inbuf.split_to(total).freeze().slice(frame::HEADER..));
-            }
-        }
-        if client.receive().await? == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
-    }
-}
-
-fn unknown_database(app: &App, database: &str) -> UserError {
-    let names: Vec<&str> = app.databases().map(|db| &*db.name).collect();
-    UserError::new(Blame::Client, sqlstate::UNKNOWN_DATABASE, format!("database \"{database}\" does not exist"))
-        .hint(format!("weir serves: {}, and the admin console as \"weir\".", names.join(", ")))
+    Err(UserError::new(Blame::Client, sqlstate::SYNTAX_ERROR, "too many settings in the startup packet"))
 }
 
 /// Login is done: what a server would report now, the cancel key, and ReadyForQuery.
-async fn greet(
-    app: &Arc<App>,
-    mut client: Client,
-    db: Arc<Database>,
-    pools: Arc<UserPools>,
-    user: Arc<str>,
-    vars: VarSet,
-    application_name: String,
-) -> io::Result<Hello> {
+async fn greet(app: &Arc<App>, mut client: Client, newcomer: Newcomer) -> io::Result<Hello> {
+    let Newcomer { db, pools, user, vars, application_name, seats, minor } = newcomer;
     client.out.extend_from_slice(AUTHENTICATION_OK);
     let home = db.view().topology.home;
     if let Err(error) = report_parameters(&mut client, pools.primary(home), &vars).await {
@@ -277,13 +246,12 @@ async fn greet(
         client.send().await?;
         return Ok(Hello::Done);
     }
-    let cancel = app.cancels.register();
-    put_backend_key(&mut client.out, cancel.process, &cancel.secret());
+    let cancel = app.cancels.register(minor);
+    put_backend_key(&mut client.out, cancel.process, cancel.secret());
     put_ready(&mut client.out, Status::Idle);
     client.send().await?;
-    let Some(stats) = db.stats.open(&db.name, Arc::clone(&user), &client, application_name) else {
-        return Ok(Hello::Done);
-    };
+    let entry = Entry { seats, mode: pools.mode(), cancel: Arc::clone(&cancel.slot) };
+    let stats = db.stats.open(Arc::clone(&user), &client, application_name, entry);
     Ok(Hello::Session(Box::new(Session::new(Arc::clone(app), db, pools, user, client, cancel, Vars::new(vars), stats))))
 }
 

@@ -5,17 +5,20 @@
 
 use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
-use weir_core::plan::Access;
+use weir_core::plan::{Access, Values};
 use weir_core::session::replies::{Owed, Replies};
+use weir_core::sql::class::Class;
 use weir_wire::backend::{BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, NO_PARAMETERS, PARSE_COMPLETE, tag};
 use weir_wire::frame;
 use weir_wire::frontend::{self, Bind, Execute, Object, Target, is_binary, put_sync};
 use weir_wire::row;
 
 use super::batch::Ending;
+use super::control::aborted;
 use super::extended::{Step, Survey, ensure, spread_of};
-use super::names::Portal;
+use super::names::{Portal, Undo};
 use super::session::{Failure, Session};
 use super::simple::Place;
 use crate::exec::fan::{Form, Question};
@@ -62,8 +65,23 @@ impl Session {
 
     async fn steps(&mut self, survey: &mut Survey) -> Result<(), Failure> {
         let steps = std::mem::take(&mut survey.steps);
+        let mut bind_due = false;
         for (done, step) in steps.iter().enumerate() {
-            let result = self.step(step).await;
+            // A Bind that is executed at once is answered by the server that binds it: it may refuse the values.
+            let executed_next = matches!((step, steps.get(done + 1)), (Step::Bind { portal, .. }, Some(Step::Execute { name, .. })) if name == portal);
+            let result = match (self.refuse_if_aborted(step), step) {
+                (Err(failure), _) => Err(failure),
+                (Ok(()), Step::Execute { name, portal, rows_max }) => {
+                    let call = Call { name, portal, rows_max: *rows_max, bind_due: std::mem::take(&mut bind_due) };
+                    self.execute(call).await
+                }
+                (Ok(()), Step::Bind { portal, bound, .. }) if executed_next => {
+                    self.names.bind(portal, bound.clone());
+                    bind_due = true;
+                    Ok(())
+                }
+                (Ok(()), step) => self.step(step).await,
+            };
             if let Err(failure) = result {
                 self.undo_from(survey, &steps[done..]);
                 return Err(failure);
@@ -74,19 +92,37 @@ impl Session {
 
     /// Names defined by messages that were never reached, or failed, are taken back.
     fn undo_from(&mut self, survey: &mut Survey, unreached: &[Step]) {
-        for step in unreached {
-            if let Step::Parse { op, .. } = step
-                && let Some(super::names::Undo::Statement { name, before, .. }) = survey.undo.get_mut(*op as usize)
+        for step in unreached.iter().rev() {
+            if let Step::Parse { op, .. } | Step::CloseStatement { op } | Step::ClosePortal { op, .. } = step
+                && let Some(undo) = survey.undo.get_mut(*op as usize)
             {
-                self.names.undo_statement(std::mem::take(name), before.take());
+                self.names.undo(std::mem::replace(undo, Undo::BackendUnnamed));
             }
         }
+    }
+
+    /// What a failed transaction does not accept (exec_parse_message and its neighbours in src/backend/tcop/postgres.c).
+    fn refuse_if_aborted(&self, step: &Step) -> Result<(), Failure> {
+        if !self.txn.as_ref().is_some_and(|txn| txn.failed) {
+            return Ok(());
+        }
+        let prepared = match step {
+            Step::Parse { prepared, .. } | Step::DescribeStatement { prepared, .. } => prepared,
+            Step::Bind { bound: portal, .. } | Step::DescribePortal { portal, .. } => &portal.prepared,
+            _ => return Ok(()),
+        };
+        if prepared.shape.class.ends_failed_transaction() { Ok(()) } else { Err(aborted().into()) }
+    }
+
+    /// Nothing of it needs a server to be described: no parameters, no rows.
+    fn answers_itself(&self, class: &Class) -> bool {
+        self.is_for_weir(class) && !on_server_state(class)
     }
 
     async fn step(&mut self, step: &Step) -> Result<(), Failure> {
         match step {
             Step::Parse { prepared, .. } => {
-                if !prepared.shape.class.is_control() {
+                if !self.answers_itself(&prepared.shape.class) {
                     self.describe_statement(prepared, false).await?;
                 }
                 self.client.out.extend_from_slice(PARSE_COMPLETE);
@@ -95,7 +131,7 @@ impl Session {
                 self.names.bind(portal, bound.clone());
                 self.client.out.extend_from_slice(BIND_COMPLETE);
             }
-            Step::DescribeStatement { prepared, .. } if prepared.shape.class.is_control() => {
+            Step::DescribeStatement { prepared, .. } if self.answers_itself(&prepared.shape.class) => {
                 self.client.out.extend_from_slice(NO_PARAMETERS);
                 self.client.out.extend_from_slice(NO_DATA);
             }
@@ -104,9 +140,11 @@ impl Session {
                 self.client.out.extend_from_slice(&description);
             }
             Step::DescribePortal { portal, .. } => self.describe_portal(portal).await?,
-            Step::Execute { name, portal, rows_max } => self.execute(name, portal, *rows_max).await?,
+            Step::Execute { name, portal, rows_max } => {
+                self.execute(Call { name, portal, rows_max: *rows_max, bind_due: false }).await?;
+            }
             Step::CloseStatement { .. } => self.client.out.extend_from_slice(CLOSE_COMPLETE),
-            Step::ClosePortal { name } => {
+            Step::ClosePortal { name, .. } => {
                 self.names.close_portal(name);
                 self.client.out.extend_from_slice(CLOSE_COMPLETE);
             }
@@ -135,12 +173,7 @@ impl Session {
     }
 
     /// Runs what is owed and returns the visible frames; a server error goes to the client instead.
-    async fn captured(
-        &mut self,
-        index: usize,
-        replies: &mut Replies,
-        undo: &mut [super::names::Undo],
-    ) -> Result<BytesMut, Failure> {
+    async fn captured(&mut self, index: usize, replies: &mut Replies, undo: &mut [Undo]) -> Result<BytesMut, Failure> {
         let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: usize::MAX };
         let mut trail = Trail::default();
         self.relay_on(index, replies, &mut capture, &mut trail).await?;
@@ -164,7 +197,7 @@ impl Session {
     }
 
     async fn describe_portal(&mut self, portal: &Portal) -> Result<(), Failure> {
-        if portal.prepared.shape.class.is_control() {
+        if self.answers_itself(&portal.prepared.shape.class) {
             self.client.out.extend_from_slice(NO_DATA);
             return Ok(());
         }
@@ -185,20 +218,40 @@ impl Session {
         Ok(())
     }
 
-    async fn execute(&mut self, name: &Bytes, portal: &Portal, rows_max: i32) -> Result<(), Failure> {
+    async fn execute(&mut self, call: Call<'_>) -> Result<(), Failure> {
+        let Call { portal, .. } = call;
         let prepared = &portal.prepared;
+        let failed = self.txn.as_ref().is_some_and(|txn| txn.failed);
+        if on_server_state(&prepared.shape.class) {
+            if failed {
+                return Err(aborted().into());
+            }
+            let prepares = matches!(prepared.shape.class, Class::Execute { .. });
+            let shard = if prepares { self.pinned_or_home() } else { self.cursor_shard()? };
+            let index = self.hold(shard).await?;
+            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
+            return self.execute_on(shard, call).await;
+        }
+        let place = match portal.bound_on {
+            _ if prepared.shape.class.is_control() => None,
+            Some(shard) => Some(Place::One(shard)),
+            None => Some(self.place(&portal.plan, || spread_of(&portal.bind))),
+        };
+        if let Some(Place::One(shard)) = place
+            && !failed
+        {
+            return self.execute_on(shard, call).await;
+        }
+        if call.bind_due {
+            self.client.out.extend_from_slice(BIND_COMPLETE);
+        }
         let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default().to_owned();
         if self.control(&sql, &prepared.shape.class).await? {
             return Ok(());
         }
-        let place = match portal.bound_on {
-            Some(shard) => Place::One(shard),
-            None => self.place(&portal.plan, || spread_of(&portal.bind)),
-        };
         match place {
-            Place::One(shard) => self.execute_on(shard, name, portal, rows_max).await,
-            Place::Several(_) if rows_max != 0 => Err(partial_fetch().into()),
-            Place::Several(shards) => {
+            Some(Place::Several(_)) if call.rows_max != 0 => Err(partial_fetch().into()),
+            Some(Place::Several(shards)) => {
                 for shard in &shards {
                     self.stats.sent_to(&portal.plan, *shard);
                 }
@@ -209,21 +262,26 @@ impl Session {
                     None => self.spread_write(&shards, question, &prepared.shape, &portal.plan, form).await,
                 }
             }
+            Some(Place::One(shard)) => self.execute_on(shard, Call { bind_due: false, ..call }).await,
+            // A control statement that the session leaves to the server.
+            None => {
+                let shard = match self.place(&portal.plan, || 0) {
+                    Place::One(shard) => shard,
+                    Place::Several(_) => self.view().topology.home,
+                };
+                self.execute_on(shard, Call { bind_due: false, ..call }).await
+            }
         }
     }
 
-    async fn execute_on(
-        &mut self,
-        shard: ShardId,
-        name: &Bytes,
-        portal: &Portal,
-        rows_max: i32,
-    ) -> Result<(), Failure> {
+    async fn execute_on(&mut self, shard: ShardId, call: Call<'_>) -> Result<(), Failure> {
+        let Call { name, portal, rows_max, bind_due } = call;
         let prepared = &portal.prepared;
         self.stats.sent_to(&portal.plan, shard);
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
+        self.own_sequences(index, &prepared.shape, &mut replies);
         if !matches!(portal.plan.access, Access::Read) {
             self.note_write(index, &portal.plan, self.txn.is_none() || prepared.shape.class.commits_itself())?;
         }
@@ -233,7 +291,7 @@ impl Session {
             let statement = ensure(lease, &Bytes::from_static(b"x"), prepared, &mut undo, &mut replies);
             let bind = Bind::read(&portal.bind).map_err(|_| super::session::malformed())?;
             bind.put_for(statement.as_bytes(), &mut lease.out);
-            replies.push(Owed::BindComplete { hidden: true });
+            replies.push(Owed::BindComplete { hidden: !bind_due });
         }
         Execute { portal: name, rows_max }.put(&mut lease.out);
         put_sync(&mut lease.out);
@@ -260,9 +318,50 @@ impl Session {
         self.after(&shape).await;
         Ok(())
     }
+
+    /// A simple query behind extended messages that no Sync has ended yet: on the server it runs in their transaction and
+    /// ends it.
+    pub async fn query_in_pipeline(&mut self, sql: &Bytes) -> Result<(), Failure> {
+        let Some(index) = self.pipelining() else { return Ok(()) };
+        let shard = self.held[index].shard;
+        let view = self.view();
+        let text = std::str::from_utf8(sql).unwrap_or_default();
+        let known = self.db.statements.understand(text, &view, &mut self.scratch);
+        let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
+        let fits = known.template.bind(&values, &view.topology).is_ok_and(|plan| match self.place(&plan, || 0) {
+            Place::One(place) => place == shard || plan.target == weir_core::plan::Target::Any,
+            Place::Several(_) => false,
+        });
+        if !fits || known.shape.class.is_control() || text.trim_end_matches(';').contains(';') {
+            return Err(split_pipeline().into());
+        }
+        let mut request = BytesMut::new();
+        frame::put(&mut request, frontend::tag::QUERY, |out| frame::put_cstr(out, sql));
+        let trail = self.run_raw(shard, &request, &[Dependency::Anything]).await?;
+        self.pin_for(index, &known.shape);
+        if trail.failed {
+            return Err(Failure::Reported);
+        }
+        self.after(&known.shape).await;
+        Ok(())
+    }
 }
 
-fn split_pipeline() -> UserError {
+/// One Execute message.
+struct Call<'a> {
+    name: &'a Bytes,
+    portal: &'a Portal,
+    rows_max: i32,
+    /// Its Bind has not been answered yet.
+    bind_due: bool,
+}
+
+/// They return rows, and only the server knows which.
+fn on_server_state(class: &Class) -> bool {
+    matches!(class, Class::Fetch { .. } | Class::Move { .. } | Class::CloseCursor(_) | Class::Execute { .. })
+}
+
+pub fn split_pipeline() -> UserError {
     UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "a pipeline cannot go on on another shard")
         .detail("Statements of this pipeline, flushed but not yet synced, run on one shard; the next one belongs on another.")
         .hint("Send Sync between them.")

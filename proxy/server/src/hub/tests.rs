@@ -15,6 +15,7 @@ fn database(shards: Vec<ShardConfig>) -> DatabaseConfig {
         tables: Vec::new(),
         home: ShardId(0),
         freshness: Freshness::Strict,
+        overrides: crate::config::Overrides::default(),
     }
 }
 

@@ -211,6 +211,11 @@ impl DatabaseMetrics {
         })
     }
 
+    /// The label `database`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Gauges of a shard's pool; `None` for a shard that does not exist.
     pub fn pool(&self, shard: ShardId, role: Role) -> Option<PoolMetrics> {
         self.shards.get(usize::from(shard.0)).map(|shard| shard.pools[role as usize].clone())

@@ -22,8 +22,8 @@ fn value(text: &str, name: &str, labels: &[&str]) -> Option<String> {
 #[test]
 fn what_is_counted_is_rendered() {
     let metrics = metrics();
-    let session = metrics.session("shop").expect("declared");
-    let other = metrics.session("shop").expect("declared");
+    let (_, session) = metrics.session(&metrics.database("shop").expect("declared"));
+    let (_, other) = metrics.session(&metrics.database("shop").expect("declared"));
     session.sent_to(RouteKind::Single, ShardId(1), Role::Primary);
     other.sent_to(RouteKind::Single, ShardId(1), Role::Primary);
     session.query(Duration::from_millis(3));
@@ -96,7 +96,7 @@ fn labels_that_clients_choose_are_bounded() {
 #[test]
 fn averages_are_of_the_last_period() {
     let metrics = metrics();
-    let session = metrics.session("shop").expect("declared");
+    let (_, session) = metrics.session(&metrics.database("shop").expect("declared"));
     for _ in 0..100 {
         session.query(Duration::from_millis(2));
     }

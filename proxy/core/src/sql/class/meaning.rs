@@ -51,9 +51,33 @@ impl Class {
             )
     }
 
+    /// Controls the transaction or the settings of the server that runs it, and nothing that weir keeps by name.
+    pub fn controls_server(&self) -> bool {
+        self.controls_transaction()
+            || matches!(
+                self,
+                Class::Set { .. } | Class::Reset(_) | Class::SetCharacteristics(_) | Class::SetConstraints
+            )
+    }
+
     /// What a transaction that has failed still accepts.
     pub fn ends_failed_transaction(&self) -> bool {
-        matches!(self, Class::Commit { .. } | Class::Rollback { .. } | Class::RollbackTo(_))
+        matches!(self, Class::Commit { .. } | Class::Rollback { .. } | Class::RollbackTo(_) | Class::PrepareTransaction)
+    }
+
+    /// Makes or uses what lives in one server process (cursors, SQL prepared statements, LISTEN). Where there is one server it
+    /// is a statement like any other: what it leaves behind pins the session to that process.
+    pub fn keeps_to_one_server(&self) -> bool {
+        matches!(
+            self,
+            Class::Prepare { .. }
+                | Class::Execute { .. }
+                | Class::Listen(_)
+                | Class::Unlisten(_)
+                | Class::Fetch { .. }
+                | Class::Move { .. }
+                | Class::CloseCursor(_)
+        )
     }
 
     /// May commit by itself although no transaction command is in its text.
@@ -70,7 +94,7 @@ impl Class {
     pub fn changes_schema(&self) -> bool {
         match self {
             Class::Ddl(ddl) => !ddl.temporary && !matches!(ddl.what, "VACUUM" | "ANALYZE" | "CHECKPOINT" | "CLUSTER"),
-            Class::SelectInto | Class::Do | Class::Call => true,
+            Class::SelectInto | Class::Do | Class::Call | Class::CommitPrepared => true,
             _ => false,
         }
     }

@@ -26,6 +26,8 @@ pub struct Graph {
     pub functions: BTreeMap<Box<str>, Uses>,
     /// What the triggers of a relation use.
     pub triggers: BTreeMap<RelationName, Uses>,
+    /// Functions that may leave state behind in the session by themselves.
+    pub keepers: BTreeSet<Box<str>>,
 }
 
 impl Graph {
@@ -41,7 +43,8 @@ impl Graph {
         }
     }
 
-    /// Fills in [`super::Relation::reads`], [`super::Relation::triggers`] and [`super::UserFunction::mentions`].
+    /// Fills in [`super::Relation::reads`], [`super::Relation::triggers`], [`super::UserFunction::mentions`] and
+    /// [`super::Catalog::keepers`].
     pub fn close(&self, catalog: &mut Catalog) {
         let opaque: BTreeSet<Box<str>> = catalog
             .user_functions
@@ -49,15 +52,22 @@ impl Graph {
             .filter(|(_, function)| function.opaque)
             .map(|(name, _)| name.clone())
             .collect();
+        let keeps = |called: &BTreeSet<Box<str>>| called.iter().any(|name| self.keepers.contains(name));
         for (name, uses) in &self.relations {
-            let (mut reached, _) = self.follow(uses);
+            let (mut reached, called) = self.follow(uses);
+            if keeps(&called) {
+                catalog.keepers.read.insert(name.1.clone());
+            }
             reached.remove(name);
             if let Some(relation) = catalog.relations.get_mut(&name.0).and_then(|names| names.get_mut(&name.1)) {
                 relation.reads = reached.into_iter().collect();
             }
         }
         for (name, uses) in &self.triggers {
-            let (mut reached, _) = self.follow(uses);
+            let (mut reached, called) = self.follow(uses);
+            if keeps(&called) {
+                catalog.keepers.written.insert(name.1.clone());
+            }
             reached.remove(name);
             if let Some(relation) = catalog.relations.get_mut(&name.0).and_then(|names| names.get_mut(&name.1)) {
                 relation.triggers = reached.into_iter().collect();
@@ -65,6 +75,9 @@ impl Graph {
         }
         for (name, uses) in &self.functions {
             let (reached, called) = self.follow(uses);
+            if keeps(&called) || self.keepers.contains(name) {
+                catalog.keepers.functions.insert(name.clone());
+            }
             let function = catalog.user_functions.entry(name.clone()).or_default();
             function.mentions = reached.into_iter().collect();
             function.opaque |= called.iter().any(|name| opaque.contains(name));
@@ -204,7 +217,10 @@ mod tests {
         ] {
             graph.add_body(function, body, &names, &mut catalog);
         }
+        graph.keepers.insert("direct".into());
         graph.close(&mut catalog);
+        assert_eq!(catalog.keepers.functions, ["direct".into()].into());
+        assert_eq!(catalog.keepers.written, ["other".into()].into());
         assert_eq!(reads(&catalog, "orders_view"), [named("orders")]);
         assert_eq!(reads(&catalog, "top"), [named("Odd name"), named("orders"), named("orders_view")]);
         assert!(reads(&catalog, "orders").is_empty() && reads(&catalog, "other").is_empty());

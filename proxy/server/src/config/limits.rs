@@ -1,0 +1,177 @@
+//! Pools and what one user or database may have of them, and the bounds of the process.
+//!
+//! Invariant: a user's word wins over its database's, which wins over `[pool]` and `[limits]`.
+
+use std::time::Duration;
+
+use toml::Spanned;
+use weir_core::pool::Mode;
+
+use super::checked::{Checked, bytes, choice, count, time};
+use super::error::Source;
+use super::value::Time;
+use super::{Config, LimitsConfig, raw};
+
+const MIB: usize = 1 << 20;
+const MODES: [(&str, Mode); 3] =
+    [("transaction", Mode::Transaction), ("session", Mode::Session), ("statement", Mode::Statement)];
+
+/// Server connections per database, user, shard and role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    pub size: usize,
+    /// Connections opened ahead and kept open even when idle; at most `size`.
+    pub min: usize,
+    /// Connections beyond `size`, for clients that have waited for `reserve_after`.
+    pub reserve: usize,
+    pub reserve_after: Duration,
+    pub mode: Mode,
+    /// Clients that may wait for a connection; one more gets 53300.
+    pub wait_queue_max: usize,
+    /// Longest wait for a connection; then 53300.
+    pub wait_max: Duration,
+    /// An idle connection is closed after this long.
+    pub idle_max: Duration,
+    /// A connection is closed at its next idle moment after this long.
+    pub lifetime_max: Duration,
+}
+
+/// What one user or one database has otherwise than the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Clients at the same time.
+    pub connections_max: Option<usize>,
+    pub pool_size: Option<usize>,
+    pub pool_min: Option<usize>,
+    pub pool_reserve: Option<usize>,
+    pub pool_mode: Option<Mode>,
+}
+
+impl Config {
+    /// The pools of one user on one database.
+    pub fn pool_of(&self, database: &str, user: &str) -> PoolConfig {
+        let mut pool = self.pool.clone();
+        for overrides in [self.of_database(database), self.overrides.get(user)].into_iter().flatten() {
+            pool.size = overrides.pool_size.unwrap_or(pool.size);
+            pool.min = overrides.pool_min.unwrap_or(pool.min);
+            pool.reserve = overrides.pool_reserve.unwrap_or(pool.reserve);
+            pool.mode = overrides.pool_mode.unwrap_or(pool.mode);
+        }
+        // A smaller size of a user takes the minimum of its database down with it.
+        pool.min = pool.min.min(pool.size);
+        pool
+    }
+
+    /// Clients that one user may have at the same time, over all databases.
+    pub fn user_connections_max(&self, user: &str) -> Option<usize> {
+        self.overrides.get(user).and_then(|user| user.connections_max).or(self.limits.user_connections_max)
+    }
+
+    /// Clients that one database may have at the same time.
+    pub fn database_connections_max(&self, database: &str) -> Option<usize> {
+        let own = self.of_database(database).and_then(|database| database.connections_max);
+        own.or(self.limits.database_connections_max)
+    }
+
+    fn of_database(&self, name: &str) -> Option<&Overrides> {
+        self.database(name).or(self.wildcard.as_ref()).map(|database| &database.overrides)
+    }
+}
+
+impl LimitsConfig {
+    /// The shortest time-out of clients that is on.
+    pub fn shortest_time_out(&self) -> Option<Duration> {
+        [self.idle_client_max, self.idle_in_transaction_max, self.query_time_max, self.transaction_time_max]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
+pub(super) fn overrides(source: &Source, raw: &raw::Overrides) -> Checked<Overrides> {
+    let found = Overrides {
+        connections_max: some_count(source, raw.connections_max.as_ref(), "connections_max")?,
+        pool_size: some(source, raw.pool_size.as_ref(), "pool_size", 1..=10_000)?,
+        pool_min: some(source, raw.pool_min.as_ref(), "pool_min", 0..=10_000)?,
+        pool_reserve: some(source, raw.pool_reserve.as_ref(), "pool_reserve", 0..=10_000)?,
+        pool_mode: raw.pool_mode.as_ref().map(|mode| choice(source, mode, "pool mode", &MODES)).transpose()?,
+    };
+    if let (Some(size), Some(min), Some(raw_min)) = (found.pool_size, found.pool_min, &raw.pool_min)
+        && min > size
+    {
+        return Err(source.error(raw_min.span(), format!("pool_min is {min}, more than pool_size {size}")));
+    }
+    Ok(found)
+}
+
+pub(super) fn pool(source: &Source, raw: &raw::Pool) -> Checked<PoolConfig> {
+    let size = count(source, raw.size.as_ref(), "size", 1..=10_000, 20)?;
+    let min = count(source, raw.min.as_ref(), "min", 0..=10_000, 0)?;
+    if let (true, Some(raw_min)) = (min > size, &raw.min) {
+        return Err(source.error(raw_min.span(), format!("min is {min}, more than size {size}")));
+    }
+    Ok(PoolConfig {
+        size,
+        min,
+        reserve: count(source, raw.reserve.as_ref(), "reserve", 0..=10_000, 0)?,
+        reserve_after: time(source, raw.reserve_after.as_ref(), "reserve_after", Duration::from_secs(3))?,
+        mode: raw.mode.as_ref().map_or(Ok(Mode::Transaction), |mode| choice(source, mode, "pool mode", &MODES))?,
+        wait_queue_max: count(source, raw.wait_queue_max.as_ref(), "wait_queue_max", 0..=1_000_000, 10_000)?,
+        wait_max: time(source, raw.wait_max.as_ref(), "wait_max", Duration::from_secs(5))?,
+        idle_max: time(source, raw.idle_max.as_ref(), "idle_max", Duration::from_secs(600))?,
+        lifetime_max: time(source, raw.lifetime_max.as_ref(), "lifetime_max", Duration::from_secs(3600))?,
+    })
+}
+
+pub(super) fn limits(source: &Source, raw: &raw::Limits) -> Checked<LimitsConfig> {
+    let second = Duration::from_secs(1);
+    let clients = raw.client_connections_max.as_ref();
+    let databases = raw.wildcard_databases_max.as_ref();
+    let prepared = raw.prepared_per_server_max.as_ref();
+    Ok(LimitsConfig {
+        client_connections_max: count(source, clients, "client_connections_max", 1..=1_000_000, 10_000)?,
+        user_connections_max: some_count(source, raw.user_connections_max.as_ref(), "user_connections_max")?,
+        database_connections_max: some_count(
+            source,
+            raw.database_connections_max.as_ref(),
+            "database_connections_max",
+        )?,
+        wildcard_databases_max: count(source, databases, "wildcard_databases_max", 1..=100_000, 1000)?,
+        wildcard_idle_max: time(source, raw.wildcard_idle_max.as_ref(), "wildcard_idle_max", 60 * second)?,
+        idle_client_max: some_time(source, raw.idle_client_max.as_ref(), "idle_client_max")?,
+        idle_in_transaction_max: some_time(source, raw.idle_in_transaction_max.as_ref(), "idle_in_transaction_max")?,
+        query_time_max: some_time(source, raw.query_time_max.as_ref(), "query_time_max")?,
+        transaction_time_max: some_time(source, raw.transaction_time_max.as_ref(), "transaction_time_max")?,
+        login_time_max: time(source, raw.login_time_max.as_ref(), "login_time_max", 60 * second)?,
+        connect_time_max: time(source, raw.connect_time_max.as_ref(), "connect_time_max", 5 * second)?,
+        message_bytes_max: bytes(source, raw.message_bytes_max.as_ref(), "message_bytes_max", 256 * MIB)?,
+        merge_bytes_max: bytes(source, raw.merge_bytes_max.as_ref(), "merge_bytes_max", 64 * MIB)?,
+        merge_groups_max: count(source, raw.merge_groups_max.as_ref(), "merge_groups_max", 1..=100_000_000, 100_000)?,
+        prepared_per_server_max: count(source, prepared, "prepared_per_server_max", 1..=100_000, 500)?,
+        drain_time_max: time(source, raw.drain_time_max.as_ref(), "drain_time_max", 30 * second)?,
+    })
+}
+
+fn some(
+    source: &Source,
+    raw: Option<&Spanned<i64>>,
+    key: &str,
+    range: std::ops::RangeInclusive<i64>,
+) -> Checked<Option<usize>> {
+    raw.map(|raw| count(source, Some(raw), key, range, 0)).transpose()
+}
+
+fn some_count(source: &Source, raw: Option<&Spanned<i64>>, key: &str) -> Checked<Option<usize>> {
+    some(source, raw, key, 1..=1_000_000)
+}
+
+fn some_time(source: &Source, raw: Option<&Spanned<Time>>, key: &str) -> Checked<Option<Duration>> {
+    raw.map(|raw| time(source, Some(raw), key, Duration::ZERO)).transpose()
+}
+
+#[cfg(test)]
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        limits(&Source::none(), &raw::Limits::default()).expect("the defaults are valid")
+    }
+}
