@@ -7,6 +7,7 @@ mod console;
 mod dev;
 mod differential;
 mod freshness;
+mod habits;
 mod hostile;
 mod journey;
 mod login;
