@@ -35,7 +35,7 @@ const TEXT_BYTES_MIN: usize = 64;
 /// Texts whose first sight is remembered.
 const SIGHTS: usize = 1024;
 /// Where there is but one server to ask, longer statements are not parsed: it would cost more than it could tell.
-const ALONE_TOKENS_MAX: usize = 150;
+const ALONE_TOKENS_MAX: usize = 60;
 /// Templates kept for one shape whose literals shape the plan (ORDER BY 1 against ORDER BY 2).
 const VARIANTS_MAX: usize = 64;
 
