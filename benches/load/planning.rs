@@ -93,7 +93,7 @@ impl Planner {
     }
 
     /// `texts` differ in their literals only.
-    fn seen_us(&mut self, texts: &[String; 2], sight: Sight, each: Duration) -> f64 {
+    fn seen_us(&mut self, texts: &[String], sight: Sight, each: Duration) -> f64 {
         let parse = Bytes::copy_from_slice(texts[0].as_bytes());
         let mut turn = 0;
         mean_us(each, 1000, || match sight {
@@ -102,7 +102,7 @@ impl Planner {
             }
             _ => {
                 turn += usize::from(sight == Sight::SeenShape);
-                self.plan(&texts[turn % 2]);
+                self.plan(&texts[turn % texts.len()]);
             }
         })
     }
@@ -149,9 +149,9 @@ fn mean_us(each: Duration, batch: usize, mut call: impl FnMut()) -> f64 {
     }
 }
 
-/// Statements that applications repeat, each with two sets of literals.
-fn repeated() -> Vec<(&'static str, [String; 2])> {
-    let with = |text: &str| [text.replace('#', "4711"), text.replace('#', "815")];
+/// Statements that applications repeat, each with more sets of literals than are remembered as whole texts.
+fn repeated() -> Vec<(&'static str, Vec<String>)> {
+    let with = |text: &str| (10_000..14_000).map(|key| text.replace('#', &key.to_string())).collect();
     vec![
         ("pgbench -S", with("SELECT abalance FROM accounts WHERE aid = #;")),
         (
