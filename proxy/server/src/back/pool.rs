@@ -97,9 +97,16 @@ impl Pool {
 
     /// A Backend that can be had without waiting.
     pub fn lease_idle(self: &Arc<Self>) -> Option<Lease> {
-        let backend = self.inner.lock().shelf.take_idle()?;
-        self.leases_total.fetch_add(1, Relaxed);
-        Some(Lease { backend: Some(backend), pool: Arc::clone(self) })
+        loop {
+            let mut backend = self.inner.lock().shelf.take_idle()?;
+            // One that was terminated on its shelf must not cost a client its statement.
+            if !backend.has_news() {
+                self.leases_total.fetch_add(1, Relaxed);
+                return Some(Lease { backend: Some(backend), pool: Arc::clone(self) });
+            }
+            drop(backend);
+            self.vacate();
+        }
     }
 
     /// A Backend to use; waits its turn for `wait_max` at most. Errors: 53300 when the queue is full or the wait over,
