@@ -239,7 +239,9 @@ fn learn(sql: &str, view: &View, scratch: &Scratch) -> Shape {
 fn fills(sql: &str, class: &Class, view: &View, scratch: &Scratch) -> bool {
     match class {
         Class::Insert | Class::Copy(_) | Class::Merge | Class::With { writes: true, .. } => {}
-        Class::Update | Class::Select | Class::Values | Class::Table | Class::Delete | Class::With { .. } => return false,
+        Class::Update | Class::Select | Class::Values | Class::Table | Class::Delete | Class::With { .. } => {
+            return false;
+        }
         Class::Call | Class::Do | Class::Execute { .. } | Class::Other => return true,
         _ => return false,
     }

@@ -64,7 +64,9 @@ pub fn session_effects(sql: &str, tokens: &[Token]) -> Effects {
         Class::Load => effects.pins.insert(Pin::LoadedLibrary),
         Class::Set { name, value: SetValue::Text(_), .. } if name == "seed" => effects.pins.insert(Pin::RandomSeed),
         Class::Do => scan_body(sql, tokens, &mut effects),
-        Class::Ddl(ddl) if matches!(ddl.what, "CREATE FUNCTION" | "CREATE PROCEDURE") && defines_keeper(sql, tokens) => {
+        Class::Ddl(ddl)
+            if matches!(ddl.what, "CREATE FUNCTION" | "CREATE PROCEDURE") && defines_keeper(sql, tokens) =>
+        {
             effects.pins.insert(Pin::Function);
         }
         Class::Notify(_) => effects.writes = true,
@@ -216,10 +218,13 @@ fn mentions_state(text: &str) -> bool {
 /// CREATE FUNCTION with a body that keeps state. Its language is the word behind LANGUAGE, SQL if there is none.
 fn defines_keeper(sql: &str, tokens: &[Token]) -> bool {
     let at = tokens.iter().position(|token| token.is_word(sql, "language")).map(|at| at + 1);
-    let language = at.and_then(|at| tokens.get(at)).map_or_else(|| "sql".to_owned(), |&token| {
-        let quoted = word::string_value(sql, token).map(std::borrow::Cow::into_owned);
-        quoted.or_else(|| word::name(sql, token)).unwrap_or_default()
-    });
+    let language = at.and_then(|at| tokens.get(at)).map_or_else(
+        || "sql".to_owned(),
+        |&token| {
+            let quoted = word::string_value(sql, token).map(std::borrow::Cow::into_owned);
+            quoted.or_else(|| word::name(sql, token)).unwrap_or_default()
+        },
+    );
     let body = tokens.iter().position(|token| token.is_word(sql, "as")).and_then(|at| tokens.get(at + 1));
     let body = body.and_then(|&token| word::string_value(sql, token)).unwrap_or_default();
     body_keeps(&language, &body)
@@ -319,7 +324,10 @@ mod tests {
         for sql in ["select f from x", "select * from t", "insert into x values ('f(')"] {
             assert!(!used(sql), "{sql}");
         }
-        for sql in ["create function f() returns int language c as 'x', 'y'", "create procedure p() language plpgsql as $$ begin set a.b = 1; end $$"] {
+        for sql in [
+            "create function f() returns int language c as 'x', 'y'",
+            "create procedure p() language plpgsql as $$ begin set a.b = 1; end $$",
+        ] {
             assert!(effects(sql).pins.contains(Pin::Function), "{sql}");
         }
         assert!(effects("create function f() returns int language sql as 'select 1'").pins.is_empty());

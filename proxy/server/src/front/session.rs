@@ -601,7 +601,14 @@ impl Transaction {
     /// A BEGIN of the client that weir answers itself.
     pub fn lazy(sql: &str, one_snapshot: bool) -> Self {
         let begin = Joined { sql: sql.to_owned(), savepoint: None };
-        Transaction { prelude: vec![begin], failed: false, implicit: false, one_snapshot, changed_schema: false, made_keeper: false }
+        Transaction {
+            prelude: vec![begin],
+            failed: false,
+            implicit: false,
+            one_snapshot,
+            changed_schema: false,
+            made_keeper: false,
+        }
     }
 
     /// For one request of several statements or shards.
