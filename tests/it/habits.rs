@@ -45,8 +45,9 @@ async fn what_functions_leave_behind_stays_with_their_callers() -> Result<()> {
     column(&caller, "SELECT indirectly()").await?;
     let writer = tier.connect().await?;
     writer.batch_execute("INSERT INTO marked VALUES (1)").await?;
-    for answer in everywhere(&tier, 2, "SELECT current_setting('work_mem') || coalesce(current_setting('my.mark', true), '')")
-        .await?
+    for answer in
+        everywhere(&tier, 2, "SELECT current_setting('work_mem') || coalesce(current_setting('my.mark', true), '')")
+            .await?
     {
         assert_eq!(answer, ["4MB"], "seen by another session");
     }
@@ -104,7 +105,8 @@ async fn what_ddl_makes_true_holds_for_the_next_read() -> Result<()> {
                  'BEGIN UPDATE seen SET a = {round}; RETURN new; END'"
         ))
         .await?;
-        one.batch_execute("CREATE TRIGGER effect BEFORE INSERT ON cause FOR EACH ROW EXECUTE FUNCTION effect()").await?;
+        one.batch_execute("CREATE TRIGGER effect BEFORE INSERT ON cause FOR EACH ROW EXECUTE FUNCTION effect()")
+            .await?;
         one.batch_execute("INSERT INTO cause VALUES (1)").await?;
         assert_eq!(column(&other, "SELECT a FROM seen").await?, [round.to_string()]);
         assert_eq!(column(&other, "SELECT a FROM through").await?, [round.to_string()]);

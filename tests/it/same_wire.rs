@@ -68,8 +68,19 @@ use Do::*;
 type Script = (&'static str, &'static [Do]);
 
 /// What weir refuses over several shards, as the guide for developers says.
-const ONE_SHARD_ONLY: &[&str] =
-    &["a cursor as a portal", "pipelined control", "control half in texts", "settings in texts", "prepare a failed transaction", "what a transaction's end says", "prepare", "execute and cursors described", "listen", "listen, extended", "prepare transaction"];
+const ONE_SHARD_ONLY: &[&str] = &[
+    "a cursor as a portal",
+    "pipelined control",
+    "control half in texts",
+    "settings in texts",
+    "prepare a failed transaction",
+    "what a transaction's end says",
+    "prepare",
+    "execute and cursors described",
+    "listen",
+    "listen, extended",
+    "prepare transaction",
+];
 
 #[rustfmt::skip]
 const SIMPLE: &[Script] = &[
