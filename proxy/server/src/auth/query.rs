@@ -178,7 +178,8 @@ impl AuthQuery {
 
 impl Connection {
     fn is_good(&self) -> bool {
-        !self.client.is_closed() && !(self.substitute && self.since.elapsed() > SUBSTITUTE_MAX)
+        let overdue = self.substitute && self.since.elapsed() > SUBSTITUTE_MAX;
+        !overdue && !self.client.is_closed()
     }
 }
 
