@@ -37,7 +37,7 @@ export STAGE_USERS=scram_test
 stage_start_postgres
 PGPORT=$PG_PORT psql -qX -d postgres -c "CREATE ROLE scram_test LOGIN PASSWORD '$PGPASSWORD'" \
     -c "CREATE DATABASE ci_db_direct" -c "CREATE DATABASE ci_db_weir"
-stage_start_weir ci_db_weir
+stage_start_weir ci_db_weir template1
 
 run() {
     local way=$1 port=$2 file=$3

@@ -68,8 +68,19 @@ use Do::*;
 type Script = (&'static str, &'static [Do]);
 
 /// What weir refuses over several shards, as the guide for developers says.
-const ONE_SHARD_ONLY: &[&str] =
-    &["prepare", "execute and cursors described", "listen", "listen, extended", "prepare transaction"];
+const ONE_SHARD_ONLY: &[&str] = &[
+    "a cursor as a portal",
+    "pipelined control",
+    "control half in texts",
+    "settings in texts",
+    "prepare a failed transaction",
+    "what a transaction's end says",
+    "prepare",
+    "execute and cursors described",
+    "listen",
+    "listen, extended",
+    "prepare transaction",
+];
 
 #[rustfmt::skip]
 const SIMPLE: &[Script] = &[
@@ -91,6 +102,25 @@ const SIMPLE: &[Script] = &[
     ("control in one text", &[Q("BEGIN; SELECT 1"), Ready(1), Q("SELECT 2; COMMIT"), Ready(1),
         Q("BEGIN; SELECT 1/0; COMMIT"), Ready(1), Q("ROLLBACK; SELECT 3"), Ready(1), Q("SELECT 1; COMMIT; SELECT 2"),
         Ready(1)]),
+    ("control half in texts", &[Q("BEGIN; SAVEPOINT s; INSERT INTO t VALUES (1)"), Ready(1), Q("ROLLBACK TO s"), Ready(1),
+        Q("SELECT count(*) FROM t"), Ready(1), Q("RELEASE s; RELEASE s"), Ready(1), Q("ROLLBACK TO s"), Ready(1), Q("ROLLBACK"),
+        Ready(1)]),
+    ("settings in texts", &[Q("SET work_mem = '1MB'; SELECT 1"), Ready(1), Q("SHOW work_mem"), Ready(1),
+        Q("BEGIN; SET work_mem = '2MB'; ROLLBACK"), Ready(1), Q("SHOW work_mem"), Ready(1),
+        Q("BEGIN; SET work_mem = '3MB'; COMMIT"), Ready(1), Q("SHOW work_mem"), Ready(1), Q("SET work_mem = '4MB'; SELECT 1/0"),
+        Ready(1), Q("SHOW work_mem"), Ready(1), Q("SET work_mem = '5MB'; RESET work_mem; SELECT 1"), Ready(1),
+        Q("SHOW work_mem"), Ready(1), Q("BEGIN"), Ready(1), Q("SET work_mem = '6MB'"), Ready(1),
+        Q("SHOW work_mem; ROLLBACK"), Ready(1), Q("SHOW work_mem"), Ready(1)]),
+    ("date styles", &[Q("SET datestyle TO 'SQL'"), Ready(1), Q("SET datestyle TO dmy"), Ready(1), Q("SHOW datestyle"), Ready(1),
+        Q("SET datestyle TO iso"), Ready(1), Q("SHOW datestyle"), Ready(1), Q("SELECT '1/2/2003'::date"), Ready(1),
+        Q("RESET datestyle"), Ready(1), Q("SHOW datestyle"), Ready(1)]),
+    ("what a transaction's end says", &[
+        Q("CREATE OR REPLACE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE NOTICE ''at last''; RETURN new; END'"),
+        Ready(1), Q("CREATE TEMP TABLE told (a int)"), Ready(1),
+        Q("CREATE CONSTRAINT TRIGGER tell AFTER INSERT ON told DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION tell()"),
+        Ready(1), Q("BEGIN"), Ready(1), Q("INSERT INTO told VALUES (1)"), Ready(1), Q("COMMIT"), Ready(1)]),
+    ("prepare a failed transaction", &[Q("BEGIN"), Ready(1), Q("SELECT 1/0"), Ready(1), Q("SELEC 1"), Ready(1),
+        Q("PREPARE TRANSACTION 'x'"), Ready(1), Q("SELECT 1"), Ready(1)]),
     ("settings", &[Q("SET application_name = 'me'"), Ready(1), Q("SHOW application_name"), Ready(1),
         Q("SET nonsense = 1"), Ready(1), Q("SET work_mem = 'much'"), Ready(1), Q("RESET application_name"), Ready(1),
         Q("SET TIME ZONE 'Asia/Tokyo'"), Ready(1), Q("SHOW timezone"), Ready(1), Q("RESET ALL"), Ready(1),
@@ -135,6 +165,12 @@ const EXTENDED: &[Script] = &[
         P("", "DECLARE c CURSOR FOR SELECT generate_series(1, 3)"), B("", "", &[]), E("", 0), P("f", "FETCH 2 FROM c"),
         DS("f"), B("", "f", &[]), DP(""), E("", 0), Sync, Ready(1), P("", "MOVE 1 FROM c"), DS(""), B("", "", &[]),
         E("", 0), Sync, Ready(1), P("", "CLOSE c"), B("", "", &[]), E("", 0), Sync, Ready(1), Q("ROLLBACK"), Ready(1)]),
+    ("pipelined control", &[P("", "BEGIN"), B("", "", &[]), E("", 0), P("", "SELECT 1/$1::int"), B("", "", &["0"]), DP(""),
+        E("", 0), Sync, Ready(1), P("", "SELECT 2"), B("", "", &[]), E("", 0), Sync, Ready(1), P("", "ROLLBACK"), B("", "", &[]),
+        E("", 0), P("", "SELECT 3"), B("", "", &[]), E("", 0), Sync, Ready(1), P("", "SET work_mem = '7MB'"), B("", "", &[]),
+        E("", 0), P("", "SHOW work_mem"), B("", "", &[]), E("", 0), Sync, Ready(1), Q("SHOW work_mem"), Ready(1)]),
+    ("a cursor as a portal", &[Q("BEGIN"), Ready(1), Q("DECLARE c CURSOR FOR SELECT generate_series(1, 3)"), Ready(1), DP("c"),
+        E("c", 2), Sync, Ready(1), DP("d"), Sync, Ready(1), Q("ROLLBACK"), Ready(1)]),
     ("parts", &[Q("BEGIN"), Ready(1), P("", "SELECT generate_series(1, 5)"), B("p", "", &[]), E("p", 2), Sync, Ready(1),
         E("p", 2), Flush, Until('s'), E("p", 0), E("p", 0), Sync, Ready(1), Q("COMMIT"), Ready(1), E("p", 0), Sync,
         Ready(1)]),

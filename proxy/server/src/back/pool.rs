@@ -97,7 +97,21 @@ impl Pool {
 
     /// A Backend that can be had without waiting.
     pub fn lease_idle(self: &Arc<Self>) -> Option<Lease> {
-        let backend = self.inner.lock().shelf.take_idle()?;
+        loop {
+            let backend = self.inner.lock().shelf.take_idle()?;
+            if let Some(lease) = self.lend(backend) {
+                return Some(lease);
+            }
+        }
+    }
+
+    /// Lends what was idle, unless it was terminated on its shelf: that must not cost a client its statement.
+    fn lend(self: &Arc<Self>, mut backend: Box<Backend>) -> Option<Lease> {
+        if backend.has_news() {
+            drop(backend);
+            self.vacate();
+            return None;
+        }
         self.leases_total.fetch_add(1, Relaxed);
         Some(Lease { backend: Some(backend), pool: Arc::clone(self) })
     }
@@ -105,19 +119,15 @@ impl Pool {
     /// A Backend to use; waits its turn for `wait_max` at most. Errors: 53300 when the queue is full or the wait over,
     /// 08001 when the server cannot be reached.
     pub async fn lease(self: &Arc<Self>) -> Result<Lease, UserError> {
-        self.leases_total.fetch_add(1, Relaxed);
         let receiver = loop {
             let mut inner = self.inner.lock();
             break match inner.shelf.acquire() {
-                Acquire::Idle(mut backend) => {
+                Acquire::Idle(backend) => {
                     drop(inner);
-                    // One that was terminated on its shelf must not cost a client its statement.
-                    if backend.has_news() {
-                        drop(backend);
-                        self.vacate();
-                        continue;
+                    match self.lend(backend) {
+                        Some(lease) => return Ok(lease),
+                        None => continue,
                     }
-                    return Ok(Lease { backend: Some(backend), pool: Arc::clone(self) });
                 }
                 Acquire::Open => None,
                 Acquire::Wait(ticket) => {
@@ -129,6 +139,7 @@ impl Pool {
                 Acquire::Refused => return Err(self.full(inner.shelf.counts())),
             };
         };
+        self.leases_total.fetch_add(1, Relaxed);
         match receiver {
             None => self.open().await,
             Some((ticket, receiver)) => self.wait(ticket, receiver).await,
@@ -182,7 +193,8 @@ impl Pool {
     async fn open(self: &Arc<Self>) -> Result<Lease, UserError> {
         // Until the login is done this stands for the place that is taken, so a dropped task gives it back.
         let mut lease = Lease { backend: None, pool: Arc::clone(self) };
-        let (mut backend, parameters) = connect::connect(&self.login).await?;
+        // Boxed: every session's task would else carry room for it.
+        let (mut backend, parameters) = Box::pin(connect::connect(&self.login)).await?;
         backend.prepared_max = self.limits.lock().prepared_max;
         *self.parameters.lock() = Some(Arc::new(parameters));
         lease.backend = Some(Box::new(backend));
@@ -310,7 +322,6 @@ impl Pool {
         }
         backend.shrink();
         let mut inner = self.inner.lock();
-        let mut backend = backend;
         loop {
             match inner.shelf.release(backend) {
                 Release::Shelved | Release::Surplus(_) => return,

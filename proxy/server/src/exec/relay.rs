@@ -20,6 +20,8 @@ use crate::front::client::Client;
 
 /// The client is not sent less than this at a time while more is coming.
 const OUT_BYTES: usize = 64 * 1024;
+/// From here on bytes change hands with their buffer instead of being copied.
+const SWAP_BYTES: usize = 16 * 1024;
 
 /// Why a relay ended well.
 #[derive(Debug, PartialEq, Eq)]
@@ -92,6 +94,7 @@ pub async fn relay(
     trail: &mut Trail,
 ) -> Result<Flow, Broken> {
     backend.busy = true;
+    client.expect_reply();
     let mut passing = 0;
     let mut heard = false;
     let mut uploading = 0;
@@ -195,6 +198,9 @@ fn digest(
             Verdict::Forward | Verdict::CopyIn => {
                 note(kind, trail);
                 judged += total;
+                if matches!(kind, tag::DATA_ROW | tag::COPY_DATA) {
+                    judged += run_of(kind, &backend.inbuf[judged..]);
+                }
             }
             Verdict::Failed { undone } => {
                 trail.fail(undone, body);
@@ -214,9 +220,35 @@ fn digest(
             }
         }
     };
-    forward(client, capture, &backend.inbuf[..judged]);
-    backend.inbuf.advance(judged);
+    hand_over(client, backend, capture, judged);
     Ok(if overflows(capture) { Some(Flow::Overflow) } else { outcome })
+}
+
+/// Bytes of the whole frames of one kind at the start of `rest`: rows follow rows, and each is judged like the one before.
+fn run_of(kind: u8, rest: &[u8]) -> usize {
+    let mut run = 0;
+    while let Ok(Some((next, total))) = frame::header(&rest[run..], MESSAGE_BYTES_MAX)
+        && next == kind
+        && rest.len() - run >= total
+    {
+        run += total;
+    }
+    run
+}
+
+/// Forwards what was judged of `inbuf`. Much of it, with nothing else on its way: the client gets the buffer, and only the
+/// start of the next frame is copied.
+fn hand_over(client: &mut Client, backend: &mut Backend, capture: &mut Capture, judged: usize) {
+    let rest = backend.inbuf.len() - judged;
+    if judged < SWAP_BYTES || rest > SWAP_BYTES || !client.out.is_empty() || matches!(capture, Capture::Hold { .. }) {
+        forward(client, capture, &backend.inbuf[..judged]);
+        backend.inbuf.advance(judged);
+        return;
+    }
+    std::mem::swap(&mut client.out, &mut backend.inbuf);
+    backend.inbuf.clear();
+    backend.inbuf.extend_from_slice(&client.out[judged..]);
+    client.out.truncate(judged);
 }
 
 fn note(kind: u8, trail: &mut Trail) {
