@@ -33,7 +33,7 @@ async fn one(client: &Client, sql: &str) -> Result<String> {
 }
 
 /// Replaces weir's users file and rules, and starts it again with them.
-async fn restart_with(tier: &Tier, users: Option<&str>, rules: Option<&str>) -> Result<()> {
+pub async fn restart_with(tier: &Tier, users: Option<&str>, rules: Option<&str>) -> Result<()> {
     let dir = tier.run.path();
     let private = |name: &str, text: &str| std::fs::write(dir.join(name), text);
     if let Some(users) = users {
@@ -169,6 +169,22 @@ async fn logins_outlive_the_primary_and_a_broken_query_lets_nobody_in() -> Resul
         Tier::builder().shards(1).config_extra("[auth_query]\nquery = \"SELECT $1 FROM nowhere\"\n").start().await?;
     assert_eq!(refusal(&dsn(&tier, "ann", "x")).await?, "08001");
     tier.connect().await.context("users of the file need no query")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_says_who_may_log_in_while_the_primary_is_away() -> Result<()> {
+    let tier = Tier::builder().shards(1).replicas(1).config_extra("[auth_query]\n").start().await?;
+    let admin = tier.shards[0].primary.admin("shop").await?;
+    admin.batch_execute("CREATE ROLE ann LOGIN PASSWORD 'pencil'").await?;
+    let replica = tier.shards[0].replicas[0].admin("postgres").await?;
+    while replica.query("SELECT FROM pg_roles WHERE rolname = 'ann'", &[]).await?.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    tier.shards[0].primary.kill9();
+    // Nobody was asked about either before: 08001 would mean that nobody could be.
+    assert_eq!(refusal(&dsn(&tier, "ann", "eraser")).await?, "28P01");
+    assert_eq!(refusal(&dsn(&tier, "bob", "pencil")).await?, "28P01");
     Ok(())
 }
 

@@ -470,7 +470,17 @@ impl Database {
     }
 
     /// The schema has changed, and a reading in the background will tell how.
+    ///
+    /// The version changes at once: what servers have prepared for the old one may have another result type now.
     pub fn doubt_catalog(self: &Arc<Self>) {
+        self.view.rcu(|view| View {
+            version: view.version + 1,
+            topology: view.topology.clone(),
+            rules: Arc::clone(&view.rules),
+            catalog: Arc::clone(&view.catalog),
+            search_path: view.search_path.clone(),
+            shards: view.shards,
+        });
         if self.catalog_doubts.fetch_add(1, AcqRel) == 0 {
             tokio::spawn(catch_up(Arc::downgrade(self)));
         }

@@ -51,7 +51,8 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
             .whole("nobody could log in")
             .hint("say users_file = \"users.toml\", with [user.<name>] in it, or add [auth_query]"));
     }
-    let server_tls = access::server_tls(&source, file.server_tls.as_ref())?;
+    let dsn_tls = upstream.as_ref().map(|upstream| upstream.tls);
+    let server_tls = access::server_tls(&source, file.server_tls.as_ref(), dsn_tls)?;
     let (upstream_auth, upstream_hub) = match upstream {
         Some(upstream) => (Some(ServerAuth { tls: server_tls.clone(), ..upstream.auth }), upstream.hub),
         None => (None, None),
@@ -82,6 +83,11 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
     let tls = file.tls.map(|tls| access::tls(&source, &tls)).transpose()?;
     // Users that only the servers know cannot be checked here.
     let checked_users = if auth_query.is_none() { Some(&users) } else { None };
+    let mut admin_users = known_users(&source, &file.admin_users, checked_users)?;
+    if admin_users.is_empty() && dsn_tls.is_some() {
+        // Somebody must be able to; weir's own user can do more than that already.
+        admin_users.push(server_auth.user.clone());
+    }
     Ok(Config {
         listen: address(&source, flags.listen, file.listen.as_ref(), LISTEN)?,
         http_listen: address(&source, flags.http_listen, file.http_listen.as_ref(), HTTP_LISTEN)?,
@@ -103,7 +109,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         tls,
         server_auth,
         log: log(&source, &file.log)?,
-        admin_users: known_users(&source, &file.admin_users, checked_users)?,
+        admin_users,
         stats_users: known_users(&source, &file.stats_users, checked_users)?,
         users,
         path: source.path,
