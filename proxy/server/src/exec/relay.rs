@@ -198,9 +198,7 @@ fn digest(
             Verdict::Forward | Verdict::CopyIn => {
                 note(kind, trail);
                 judged += total;
-                if matches!(kind, tag::DATA_ROW | tag::COPY_DATA) {
-                    judged += run_of(kind, &backend.inbuf[judged..]);
-                }
+                judged += run_of(kind, &backend.inbuf[judged..]);
             }
             Verdict::Failed { undone } => {
                 trail.fail(undone, body);
@@ -224,10 +222,11 @@ fn digest(
     Ok(if overflows(capture) { Some(Flow::Overflow) } else { outcome })
 }
 
-/// Bytes of the whole frames of one kind at the start of `rest`: rows follow rows, and each is judged like the one before.
+/// Bytes of the whole rows at the start of `rest` that follow a row: each is judged like the one before.
 fn run_of(kind: u8, rest: &[u8]) -> usize {
     let mut run = 0;
-    while let Ok(Some((next, total))) = frame::header(&rest[run..], MESSAGE_BYTES_MAX)
+    while matches!(kind, tag::DATA_ROW | tag::COPY_DATA)
+        && let Ok(Some((next, total))) = frame::header(&rest[run..], MESSAGE_BYTES_MAX)
         && next == kind
         && rest.len() - run >= total
     {
