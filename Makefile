@@ -4,10 +4,12 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fmt lint deps
+.PHONY: help demo test bench fmt lint deps fuzz
 
 # Extra arguments for `weir dev`, for example: make demo DEMO_ARGS="--shards 4 --replicas 0 --keep"
 DEMO_ARGS ?=
+# How long each fuzz target runs, for example: make fuzz FUZZ_SECONDS=60
+FUZZ_SECONDS ?= 300
 # Extra arguments for the benchmark, for example: make bench BENCH_ARGS="--quick"
 BENCH_ARGS ?=
 
@@ -30,6 +32,9 @@ bench: ## Compare weir with direct Postgres, PgBouncer and Redis, in one run on 
 	@scripts/deps.sh bench
 	cargo build --profile dist --locked -p weir -p weir-bench
 	target/dist/weir-bench $(BENCH_ARGS)
+
+fuzz: ## Fuzz the parsers of hostile bytes, each for FUZZ_SECONDS (needs a nightly compiler; installs cargo-fuzz)
+	@scripts/fuzz.sh "$(FUZZ_SECONDS)"
 
 fmt: ## Format the sources
 	cargo fmt --all

@@ -1,4 +1,4 @@
-//! What a process has used, from /proc: processor time and context switches.
+//! What a process has used, from /proc: processor time, context switches and memory.
 //!
 //! Source: proc(5). Times are in clock ticks (`getconf CLK_TCK`, 100 per second), so a measurement should last seconds.
 
@@ -32,6 +32,20 @@ pub fn usage(pid: u32) -> Usage {
         }
     }
     total
+}
+
+/// Resident memory of `pid` itself (VmRSS); zero for a process that is gone.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// Processor time of this thread since it began, exact to a few milliseconds (the first figure of schedstat).
+pub fn thread_cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(text.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0))
 }
 
 struct Stat {
@@ -111,5 +125,7 @@ mod tests {
     #[test]
     fn a_process_that_is_gone_costs_nothing() {
         assert_eq!(usage(u32::MAX).cpu, Duration::ZERO);
+        assert_eq!(resident_bytes(u32::MAX), 0);
+        assert!(resident_bytes(std::process::id()) > 100_000);
     }
 }

@@ -1,13 +1,19 @@
 //! `weir-bench`: weir beside direct Postgres, PgBouncer and Redis, in one run on one machine.
 //!
 //! Paths are measured in turn, round after round, and medians are compared: what else the machine does hits all alike, so
-//! the ratios are worth more than the figures. Reading order: [`stage`] starts the servers, [`pgbench`] and [`hits`] put load
-//! on them, [`cost`] reads what it cost from /proc, [`report`] prints.
-//! Non-goals: an open-loop load, several machines, any judgement (the exit code only says whether all of it ran).
+//! the ratios are worth more than the figures. Reading order: [`stage`] starts the servers; [`pgbench`], [`hits`],
+//! [`crowd`], [`bulk`] and [`prepared`] put load on them ([`raw`] is their client), [`planning`] needs none; [`cost`] reads
+//! what it cost from /proc, [`report`] prints.
+//! Non-goals: several machines, any judgement (the exit code only says whether all of it ran).
 
+mod bulk;
 mod cost;
+mod crowd;
 mod hits;
 mod pgbench;
+mod planning;
+mod prepared;
+mod raw;
 mod report;
 mod stage;
 
@@ -17,15 +23,38 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 
+use bulk::{BulkSample, Load};
+use crowd::CrowdSample;
 use hits::{HitSample, Reader};
 use pgbench::{Mode, TxSample};
+use prepared::PreparedSample;
 use report::{Machine, Report};
-use stage::{Path, Stage};
+use stage::{Path, Pooler, Stage};
+
+/// What can be measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Part {
+    /// `pgbench -S` in its three protocols: throughput and processor time of the proxy.
+    Pgbench,
+    /// Repeated reads of one value, from weir's cache and from Redis.
+    Reads,
+    /// What planning a statement costs.
+    Planning,
+    /// 10,000 clients: how fast they get in, what they weigh when idle.
+    Crowd,
+    /// 1 GB of COPY, 10 million rows of SELECT, and a slow reader.
+    Bulk,
+    /// A million different prepared statements.
+    Prepared,
+}
 
 /// Compares weir with direct Postgres, PgBouncer and Redis.
 #[derive(Parser)]
 #[command(version, about)]
 struct Args {
+    /// What to measure; all of it unless --quick is given, then the first three.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    parts: Vec<Part>,
     /// Length of one measurement, in seconds.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(2..=600))]
     secs: u64,
@@ -47,6 +76,12 @@ struct Args {
     /// pgbench's scale: 100,000 rows each.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     scale: u32,
+    /// Clients of the crowd. Both ends' sockets count against the limit of open files of their processes.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    crowd: u32,
+    /// The weir to measure; left out: the one beside this program.
+    #[arg(long, value_name = "FILE")]
+    weir: Option<std::path::PathBuf>,
 }
 
 #[tokio::main]
@@ -61,21 +96,48 @@ async fn main() -> ExitCode {
 }
 
 async fn run(mut args: Args) -> Result<()> {
+    const LIGHT: [Part; 3] = [Part::Pgbench, Part::Reads, Part::Planning];
+    const ALL: [Part; 6] = [Part::Pgbench, Part::Reads, Part::Planning, Part::Crowd, Part::Bulk, Part::Prepared];
     if args.quick {
-        (args.secs, args.rounds, args.scale) = (2, 1, 1);
+        (args.secs, args.rounds, args.scale, args.crowd) = (2, 1, 1, args.crowd.min(1000));
+    }
+    if args.parts.is_empty() {
+        args.parts = if args.quick { LIGHT.to_vec() } else { ALL.to_vec() };
     }
     let machine_before = cost::load_average();
-    eprintln!("starting PostgreSQL, PgBouncer, Redis and weir …");
-    let stage = Stage::start(args.scale).await?;
-    let transactions = transactions(&stage, &args).await?;
-    let hits = hits_everywhere(&stage, &args).await?;
-    let machine = Machine::describe(&stage, machine_before);
-    let report = Report { machine, secs: args.secs, rounds: args.rounds, clients: args.clients, transactions, hits };
+    let mut report = Report { secs: args.secs, rounds: args.rounds, clients: args.clients, ..Report::default() };
+    if args.parts.contains(&Part::Planning) {
+        report.planning = planning::run(Duration::from_millis(if args.quick { 40 } else { 150 }));
+    }
+    if args.parts.iter().any(|part| *part != Part::Planning) {
+        eprintln!("starting PostgreSQL, PgBouncer, Redis and weir …");
+        let stage = Stage::start(args.scale, args.weir.clone()).await?;
+        report.machine = Machine::describe(Some(&stage), machine_before);
+        on_servers(&stage, &args, &mut report).await?;
+    } else {
+        report.machine = Machine::describe(None, machine_before);
+    }
+    report.machine.finish();
     if args.json {
         eprintln!("{}", report.markdown());
         println!("{}", report.json());
     } else {
         println!("{}", report.markdown());
+    }
+    Ok(())
+}
+
+/// Every part that needs servers.
+async fn on_servers(stage: &Stage, args: &Args, report: &mut Report) -> Result<()> {
+    for part in &args.parts {
+        match part {
+            Part::Pgbench => report.transactions = transactions(stage, args).await?,
+            Part::Reads => report.hits = hits_everywhere(stage, args).await?,
+            Part::Planning => {}
+            Part::Crowd => report.crowds = crowds(stage, args).await?,
+            Part::Bulk => (report.bulk, report.slow) = bulk_everywhere(stage, args).await?,
+            Part::Prepared => report.prepared = prepared_everywhere(stage, args).await?,
+        }
     }
     Ok(())
 }
@@ -86,14 +148,56 @@ async fn transactions(stage: &Stage, args: &Args) -> Result<Vec<TxSample>> {
     for round in 1..=args.rounds {
         for &mode in &args.protocols {
             for path in Path::ALL {
-                if mode == Mode::Prepared && path == Path::PgBouncer && !stage.pgbouncer.has_prepared_statements() {
-                    continue;
-                }
                 let sample = pgbench::run(stage, path, mode, args.clients, args.secs).await?;
                 eprintln!("round {round}/{}: {sample}", args.rounds);
                 samples.push(sample);
             }
         }
+    }
+    Ok(samples)
+}
+
+/// The same crowd for each proxy, one after the other.
+async fn crowds(stage: &Stage, args: &Args) -> Result<Vec<CrowdSample>> {
+    let mut samples = Vec::new();
+    for pooler in Pooler::ALL {
+        let sample = crowd::run(stage, pooler, args.crowd as usize).await?;
+        eprintln!("{sample}");
+        samples.push(sample);
+    }
+    Ok(samples)
+}
+
+/// Large results on every path, interleaved; then a slow reader of one.
+async fn bulk_everywhere(stage: &Stage, args: &Args) -> Result<(Vec<BulkSample>, Vec<BulkSample>)> {
+    let size = if args.quick { 20_000 } else { 1_000_000 };
+    let mut samples = Vec::new();
+    for round in 1..=args.rounds {
+        for load in Load::ALL {
+            for path in [Path::Direct, Path::PgBouncer, Path::Weir] {
+                let sample = bulk::run(stage, load, path, size).await?;
+                eprintln!("round {round}/{}: {sample}", args.rounds);
+                samples.push(sample);
+            }
+        }
+    }
+    let mut slow = Vec::new();
+    for path in [Path::PgBouncer, Path::Weir] {
+        let sample = bulk::run_slowly(stage, path, Duration::from_secs(args.secs)).await?;
+        eprintln!("slow reader: {sample}");
+        slow.push(sample);
+    }
+    Ok((samples, slow))
+}
+
+/// Ever new prepared statements.
+async fn prepared_everywhere(stage: &Stage, args: &Args) -> Result<Vec<PreparedSample>> {
+    let texts = if args.quick { 20_000 } else { 1_000_000 };
+    let mut samples = Vec::new();
+    for path in [Path::Direct, Path::Weir] {
+        let sample = prepared::run(stage, path, texts).await?;
+        eprintln!("{sample}");
+        samples.push(sample);
     }
     Ok(samples)
 }

@@ -80,7 +80,7 @@ impl Progress {
 
 /// Runs pgbench for `secs` and one second more, which is not counted.
 pub async fn run(stage: &Stage, path: Path, mode: Mode, clients: u32, secs: u64) -> Result<TxSample> {
-    let (port, database) = stage.address(path);
+    let (port, database) = stage.address(path, Some(mode));
     let what = format!("pgbench -S {} on path {}", mode.name(), path.name());
     let mut command = tokio::process::Command::from(stage.pgbench(port));
     command.args(["-n", "-S", "-P", "1", "-j", "1", "-M", mode.name()]);

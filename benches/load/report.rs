@@ -5,12 +5,17 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::bulk::{BulkSample, Load};
 use crate::cost::{first_line, load_average, processors};
+use crate::crowd::{CrowdSample, LOGINS_PER_SECOND, SERVER_CONNECTIONS};
 use crate::hits::{HitSample, Reader};
 use crate::pgbench::{Mode, TxSample};
-use crate::stage::{Path, Stage, VALUE_BYTES};
+use crate::planning::PlanSample;
+use crate::prepared::PreparedSample;
+use crate::stage::{Path, Pooler, Stage, VALUE_BYTES};
 
 /// What the figures depend on.
+#[derive(Default)]
 pub struct Machine {
     processors: String,
     date: String,
@@ -21,29 +26,39 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn describe(stage: &Stage, load_before: String) -> Self {
-        let binaries = stage.run.binaries();
-        let redis = binaries.redis_server.as_ref().map(|path| first_line(Command::new(path).arg("--version")));
-        let redis = redis.and_then(|line| Some(line.split_once("v=")?.1.split(' ').next()?.to_owned()));
-        let versions = format!(
-            "weir {}, PostgreSQL {}, PgBouncer {}, Redis {}",
-            env!("CARGO_PKG_VERSION"),
-            binaries.postgres_version,
-            stage.pgbouncer.version,
-            redis.unwrap_or_else(|| "?".to_owned())
-        );
+    /// `stage`: the servers that were started, if any were.
+    pub fn describe(stage: Option<&Stage>, load_before: String) -> Self {
+        let mut versions = format!("weir {}", env!("CARGO_PKG_VERSION"));
+        if let Some(stage) = stage {
+            let binaries = stage.run.binaries();
+            let redis = binaries.redis_server.as_ref().map(|path| first_line(Command::new(path).arg("--version")));
+            let redis = redis.and_then(|line| Some(line.split_once("v=")?.1.split(' ').next()?.to_owned()));
+            let _ = write!(
+                versions,
+                ", PostgreSQL {}, PgBouncer {}, Redis {}",
+                binaries.postgres_version,
+                stage.pgbouncer.version,
+                redis.unwrap_or_else(|| "?".to_owned())
+            );
+        }
         Machine {
             processors: processors(),
             date: first_line(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"])),
             load_before,
-            load_after: load_average(),
+            load_after: String::new(),
             versions,
-            pgbouncer_prepares: stage.pgbouncer.has_prepared_statements(),
+            pgbouncer_prepares: stage.is_some_and(|stage| stage.pgbouncer.has_prepared_statements()),
         }
+    }
+
+    /// To be called when all is measured.
+    pub fn finish(&mut self) {
+        self.load_after = load_average();
     }
 }
 
-/// Everything that was measured in one run of the program.
+/// Everything that was measured in one run of the program; what was not is empty.
+#[derive(Default)]
 pub struct Report {
     pub machine: Machine,
     pub secs: u64,
@@ -51,13 +66,18 @@ pub struct Report {
     pub clients: u32,
     pub transactions: Vec<TxSample>,
     pub hits: Vec<HitSample>,
+    pub planning: Vec<PlanSample>,
+    pub crowds: Vec<CrowdSample>,
+    pub bulk: Vec<BulkSample>,
+    pub slow: Vec<BulkSample>,
+    pub prepared: Vec<PreparedSample>,
 }
 
 impl Report {
     pub fn markdown(&self) -> String {
         let machine = &self.machine;
         let mut text = format!(
-            "{}, {}, {}. Load average {} before, {} after. Medians of {} interleaved rounds of {} s.\n\n",
+            "{}, {}, {}. Load average {} before, {} after. Medians of {} interleaved rounds of {} s.\n",
             machine.date,
             machine.processors,
             machine.versions,
@@ -66,17 +86,38 @@ impl Report {
             self.rounds,
             self.secs
         );
-        let _ = writeln!(text, "`pgbench -S -c {} -j 1`, SCRAM, no TLS, cache off:\n", self.clients);
+        self.transaction_table(&mut text);
+        self.hit_table(&mut text);
+        self.crowd_table(&mut text);
+        self.bulk_table(&mut text);
+        self.slow_table(&mut text);
+        self.prepared_table(&mut text);
+        self.planning_table(&mut text);
+        text
+    }
+
+    fn transaction_table(&self, text: &mut String) {
+        if self.transactions.is_empty() {
+            return;
+        }
+        let _ = writeln!(text, "\n`pgbench -S -c {} -j 1`, SCRAM, no TLS, cache off:\n", self.clients);
         text.push_str("| Protocol | Way | tps | ÷ direct | ÷ PgBouncer | mean ms | proxy CPU µs/tx | ÷ PgBouncer | switches/tx |\n");
         text.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|\n");
         let measured = |mode: &Mode| self.transactions.iter().any(|sample| sample.mode == *mode);
         for mode in Mode::ALL.into_iter().filter(measured) {
             for path in Path::ALL {
-                self.transaction_row(&mut text, mode, path);
+                self.transaction_row(text, mode, path);
             }
         }
-        if !machine.pgbouncer_prepares {
-            text.push_str("\nThis PgBouncer cannot follow protocol-level prepared statements in transaction mode (1.21 and later can).\n");
+        if !self.machine.pgbouncer_prepares {
+            text.push_str("\nThis PgBouncer cannot follow protocol-level prepared statements in transaction mode (1.21 and later can): \
+                           its row of that protocol is session mode, one server connection per client.\n");
+        }
+    }
+
+    fn hit_table(&self, text: &mut String) {
+        if self.hits.is_empty() {
+            return;
         }
         let _ =
             writeln!(text, "\nOne value of {VALUE_BYTES} bytes, read again and again, clients on the same machine:\n");
@@ -87,10 +128,128 @@ impl Report {
         connections.dedup();
         for connections in connections {
             for reader in Reader::ALL {
-                self.hit_row(&mut text, connections, reader);
+                self.hit_row(text, connections, reader);
             }
         }
-        text
+    }
+
+    fn crowd_table(&self, text: &mut String) {
+        let Some(first) = self.crowds.first() else { return };
+        let _ = writeln!(
+            text,
+            "\n{} clients, {LOGINS_PER_SECOND} begin to log in per second (SCRAM), then each asks once at the same time; \
+             {SERVER_CONNECTIONS} server connections:\n",
+            first.clients
+        );
+        text.push_str("| Way | log-ins/s | p50 ms | p99 ms | CPU µs/log-in | refused | KiB/client connected | KiB/client idle after a query | ÷ PgBouncer | all asked, ms | unanswered |\n");
+        text.push_str("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+        let base =
+            self.crowds.iter().find(|sample| sample.pooler == Pooler::PgBouncer).map(|sample| sample.asked_bytes);
+        for sample in &self.crowds {
+            let _ = writeln!(
+                text,
+                "| {} | {:.0} | {:.1} | {:.1} | {:.0} | {} | {:.2} | {:.2} | {} | {:.0} | {} |",
+                sample.pooler.name(),
+                sample.logins_per_second,
+                sample.login_p50_ms,
+                sample.login_p99_ms,
+                sample.login_cpu_us,
+                sample.refused,
+                sample.connected_bytes / 1024.0,
+                sample.asked_bytes / 1024.0,
+                ratio(sample.asked_bytes, base),
+                sample.asked_ms,
+                sample.unanswered
+            );
+        }
+    }
+
+    fn bulk_table(&self, text: &mut String) {
+        if self.bulk.is_empty() {
+            return;
+        }
+        text.push_str("\nLarge results, one client:\n\n");
+        text.push_str("| Result | Way | MB | MB/s | ÷ direct | proxy CPU s/GB | memory before, MB | at most, MB |\n");
+        text.push_str("|---|---|--:|--:|--:|--:|--:|--:|\n");
+        for load in Load::ALL {
+            let of = |path: Path, figure: fn(&BulkSample) -> f64| {
+                let samples = self.bulk.iter().filter(|sample| sample.load == load && sample.path == path);
+                median(samples.map(figure).collect())
+            };
+            for path in Path::ALL {
+                let Some(speed) = of(path, BulkSample::megabytes_per_second) else { continue };
+                let figure = |figure| of(path, figure).unwrap_or_default();
+                let memory =
+                    |bytes: f64| if path == Path::Direct { "–".to_owned() } else { format!("{:.1}", bytes / 1e6) };
+                let _ = writeln!(
+                    text,
+                    "| {} | {} | {:.0} | {speed:.0} | {} | {:.2} | {} | {} |",
+                    load.name(),
+                    path.name(),
+                    figure(|sample| sample.bytes as f64 / 1e6),
+                    ratio(speed, of(Path::Direct, BulkSample::megabytes_per_second)),
+                    figure(|sample| sample.proxy_seconds * 1e9 / sample.bytes as f64),
+                    memory(figure(|sample| sample.before_bytes as f64)),
+                    memory(figure(|sample| sample.max_bytes as f64)),
+                );
+            }
+        }
+    }
+
+    fn slow_table(&self, text: &mut String) {
+        if self.slow.is_empty() {
+            return;
+        }
+        text.push_str("\nA reader who takes 1 MB/s of a COPY of 1 GB:\n\n");
+        text.push_str("| Way | read, MB | memory before, MB | at most, MB |\n|---|--:|--:|--:|\n");
+        for sample in &self.slow {
+            let (read, before, most) =
+                (sample.bytes as f64 / 1e6, sample.before_bytes as f64 / 1e6, sample.max_bytes as f64 / 1e6);
+            let _ = writeln!(text, "| {} | {read:.1} | {before:.1} | {most:.1} |", sample.path.name());
+        }
+    }
+
+    fn prepared_table(&self, text: &mut String) {
+        let Some(first) = self.prepared.first() else { return };
+        let _ = writeln!(
+            text,
+            "\n{} different texts, each prepared, executed and closed once, 100 to a pipeline:\n",
+            first.texts
+        );
+        text.push_str(
+            "| Way | statements/s | ÷ direct | memory with full caches, MB | at most, MB |\n|---|--:|--:|--:|--:|\n",
+        );
+        let direct = self.prepared.iter().find(|sample| sample.path == Path::Direct).map(|sample| sample.per_second);
+        for sample in &self.prepared {
+            let memory = |bytes: u64| {
+                if sample.path == Path::Direct { "–".to_owned() } else { format!("{:.1}", bytes as f64 / 1e6) }
+            };
+            let _ = writeln!(
+                text,
+                "| {} | {:.0} | {} | {} | {} |",
+                sample.path.name(),
+                sample.per_second,
+                ratio(sample.per_second, direct),
+                memory(sample.full_bytes),
+                memory(sample.max_bytes)
+            );
+        }
+    }
+
+    fn planning_table(&self, text: &mut String) {
+        if self.planning.is_empty() {
+            return;
+        }
+        text.push_str("\nFrom text to bound plan, processor time of one thread, no server:\n\n");
+        text.push_str("| Statement | bytes | sight | µs, one server | µs, two shards | of which cutting into tokens |\n|---|--:|---|--:|--:|--:|\n");
+        for sample in &self.planning {
+            let (name, sight) = (sample.text, sample.sight.name());
+            let _ = writeln!(
+                text,
+                "| {name} | {} | {sight} | {:.2} | {:.2} | {:.2} |",
+                sample.bytes, sample.alone_us, sample.sharded_us, sample.lex_us
+            );
+        }
     }
 
     fn transaction_row(&self, text: &mut String, mode: Mode, path: Path) {
@@ -150,6 +309,38 @@ impl Report {
                 "proxy_cpu_us": sample.proxy_us, "proxy_switches": sample.proxy_switches,
             })
         }).collect();
+        let crowds: Vec<Value> = self.crowds.iter().map(|sample| {
+            json!({
+                "way": sample.pooler.name(), "clients": sample.clients, "logins_per_second": sample.logins_per_second,
+                "login_p50_ms": sample.login_p50_ms, "login_p99_ms": sample.login_p99_ms, "login_cpu_us": sample.login_cpu_us,
+                "refused": sample.refused, "connected_bytes": sample.connected_bytes, "idle_bytes": sample.asked_bytes,
+                "asked_ms": sample.asked_ms, "unanswered": sample.unanswered,
+            })
+        }).collect();
+        let bulk = |samples: &[BulkSample]| -> Vec<Value> {
+            samples.iter().map(|sample| {
+                json!({
+                    "result": sample.load.name(), "way": sample.path.name(), "bytes": sample.bytes, "seconds": sample.seconds,
+                    "proxy_cpu_seconds": sample.proxy_seconds, "before_bytes": sample.before_bytes, "max_bytes": sample.max_bytes,
+                })
+            }).collect()
+        };
+        let prepared: Vec<Value> = self
+            .prepared
+            .iter()
+            .map(|sample| {
+                json!({
+                    "way": sample.path.name(), "texts": sample.texts, "per_second": sample.per_second,
+                    "full_bytes": sample.full_bytes, "max_bytes": sample.max_bytes,
+                })
+            })
+            .collect();
+        let planning: Vec<Value> = self.planning.iter().map(|sample| {
+            json!({
+                "text": sample.text, "bytes": sample.bytes, "sight": sample.sight.name(), "one_server_us": sample.alone_us,
+                "two_shards_us": sample.sharded_us, "lex_us": sample.lex_us,
+            })
+        }).collect();
         let hits: Vec<Value> = self.hits.iter().map(|sample| {
             json!({
                 "from": sample.reader.name(), "connections": sample.connections, "reads_per_second": sample.reads,
@@ -160,7 +351,8 @@ impl Report {
             "date": self.machine.date, "processors": self.machine.processors, "versions": self.machine.versions,
             "load_before": self.machine.load_before, "load_after": self.machine.load_after,
             "secs": self.secs, "rounds": self.rounds, "clients": self.clients,
-            "transactions": transactions, "reads": hits,
+            "transactions": transactions, "reads": hits, "crowds": crowds, "bulk": bulk(&self.bulk),
+            "slow_readers": bulk(&self.slow), "prepared": prepared, "planning": planning,
         })
     }
 }

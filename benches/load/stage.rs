@@ -12,6 +12,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::pgbench::Mode;
+use crate::raw::Account;
 use anyhow::{Context as _, Result, bail};
 use weir_local::{Cluster, ClusterSpec, Database, Process, Redis, Run, StopSignal, Weir, free_port, password};
 
@@ -20,6 +22,9 @@ const POOL_SIZE: u32 = 20;
 /// Length of the value that cache hits are measured with.
 pub const VALUE_BYTES: usize = 512;
 const USER: &str = "bench";
+/// PgBouncer's name for the database in session mode.
+const SESSION_MODE: &str = "bench_session";
+const NO_CACHE: &str = "[cache]\nenabled = false\n";
 const PGBOUNCER_WAIT: Duration = Duration::from_secs(10);
 
 /// A way from the client to the rows.
@@ -44,6 +49,53 @@ impl Path {
     }
 }
 
+/// A proxy that can be crowded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pooler {
+    PgBouncer,
+    Weir,
+}
+
+impl Pooler {
+    pub const ALL: [Pooler; 2] = [Pooler::PgBouncer, Pooler::Weir];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Pooler::PgBouncer => "PgBouncer",
+            Pooler::Weir => "weir",
+        }
+    }
+}
+
+/// A proxy of its own, for one measurement.
+pub struct Crowded {
+    process: CrowdedProcess,
+    pub port: u16,
+}
+
+enum CrowdedProcess {
+    PgBouncer(PgBouncer),
+    Weir(Weir),
+}
+
+impl Crowded {
+    pub fn pid(&self) -> u32 {
+        match &self.process {
+            CrowdedProcess::PgBouncer(bouncer) => bouncer.process.pid(),
+            CrowdedProcess::Weir(weir) => weir.pid().unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// What differs between the proxies of one run.
+#[derive(Clone, Copy)]
+struct Size {
+    server_connections: u32,
+    clients: usize,
+}
+
+const SMALL: Size = Size { server_connections: POOL_SIZE, clients: 1000 };
+
 /// Everything that runs. Fields are dropped in order: programs before the servers they talk to.
 pub struct Stage {
     weir: Weir,
@@ -54,8 +106,9 @@ pub struct Stage {
     pub pgbouncer: PgBouncer,
     pub redis: Redis,
     pub cluster: Cluster,
-    _second: Cluster,
+    second: Cluster,
     password: String,
+    binary: PathBuf,
     pub run: Arc<Run>,
 }
 
@@ -79,8 +132,10 @@ fn has_prepared_statements(version: &str) -> bool {
 }
 
 impl Stage {
-    /// Starts all of it and fills both clusters.
-    pub async fn start(scale: u32) -> Result<Self> {
+    /// Starts all of it and fills both clusters. `binary`: the weir to start, if it is not the one beside us.
+    pub async fn start(scale: u32, binary: Option<PathBuf>) -> Result<Self> {
+        let beside = std::env::current_exe()?.parent().map(|dir| dir.join("weir"));
+        let binary = binary.or(beside).context("an executable is in a directory")?;
         let run = Run::temporary("bench")?;
         let password = password();
         let cluster = Cluster::start(&run, spec("shard0", &password)).await?;
@@ -89,9 +144,10 @@ impl Stage {
             fill(&run, cluster, &password, scale).await?;
         }
         let redis = Redis::start(&run).await?;
-        let pgbouncer = start_pgbouncer(&run, &cluster, &password).await?;
-        let files = Files { run: &run, password: &password, clusters: [&cluster, &second] };
-        let (weir, weir_port, _) = start_weir(&files, "plain", "[cache]\nenabled = false\n").await?;
+        let pgbouncer = start_pgbouncer(&run, "pgbouncer", &cluster, &password, SMALL).await?;
+        let files =
+            Files { run: &run, password: &password, binary: &binary, clusters: [&cluster, &second], size: SMALL };
+        let (weir, weir_port, _) = start_weir(&files, "plain", NO_CACHE).await?;
         let cache = format!("[cache]\nenabled = true\nredis = \"{}\"\n", redis.url());
         let (cached, cached_port, cached_http_port) = start_weir(&files, "cached", &cache).await?;
         Ok(Stage {
@@ -103,16 +159,46 @@ impl Stage {
             pgbouncer,
             redis,
             cluster,
-            _second: second,
+            second,
             password,
+            binary,
             run,
         })
     }
 
-    /// Port and database of a path.
-    pub fn address(&self, path: Path) -> (u16, &'static str) {
+    /// A proxy of its own for `clients` clients over 50 server connections.
+    pub async fn crowded(&self, pooler: Pooler, clients: usize) -> Result<Crowded> {
+        let size = Size { server_connections: crate::crowd::SERVER_CONNECTIONS, clients };
+        let (process, port) = match pooler {
+            Pooler::PgBouncer => {
+                let bouncer =
+                    start_pgbouncer(&self.run, "crowded-pgbouncer", &self.cluster, &self.password, size).await?;
+                let port = bouncer.port;
+                (CrowdedProcess::PgBouncer(bouncer), port)
+            }
+            Pooler::Weir => {
+                let clusters = [&self.cluster, &self.second];
+                let (run, password, binary) = (&self.run, self.password.as_str(), self.binary.as_path());
+                let files = Files { run, password, binary, clusters, size };
+                let (weir, port, _) = start_weir(&files, "crowded", NO_CACHE).await?;
+                (CrowdedProcess::Weir(weir), port)
+            }
+        };
+        Ok(Crowded { process, port })
+    }
+
+    /// Who logs in, for [`crate::raw`].
+    pub fn account(&self, port: u16, database: &'static str) -> Account {
+        Account::new(port, USER, database, &self.password)
+    }
+
+    /// Port and database of a path. Where PgBouncer cannot prepare in transaction mode it does in session mode.
+    pub fn address(&self, path: Path, mode: Option<Mode>) -> (u16, &'static str) {
         match path {
             Path::Direct => (self.cluster.port(), "bench"),
+            Path::PgBouncer if mode == Some(Mode::Prepared) && !self.pgbouncer.has_prepared_statements() => {
+                (self.pgbouncer.port, SESSION_MODE)
+            }
             Path::PgBouncer => (self.pgbouncer.port, "bench"),
             Path::Weir => (self.weir_port, "bench"),
             Path::WeirRouted => (self.weir_port, "routed"),
@@ -155,8 +241,10 @@ fn pgbench(run: &Run, password: &str, port: u16) -> Command {
 
 /// As a small server would be set: the rows fit into shared memory, so that the server costs little and the way shows.
 fn spec(name: &str, password: &str) -> ClusterSpec {
-    let mut spec =
-        ClusterSpec::new(name, password).database("bench", USER, password).setting("shared_buffers", "256MB");
+    let mut spec = ClusterSpec::new(name, password)
+        .database("bench", USER, password)
+        .setting("shared_buffers", "256MB")
+        .setting("max_connections", "300");
     spec.databases.push(Database { name: "weir_hub".to_owned(), owner: "weir_admin".to_owned() });
     spec
 }
@@ -175,22 +263,35 @@ async fn fill(run: &Run, cluster: &Cluster, password: &str, scale: u32) -> Resul
     Ok(())
 }
 
-async fn start_pgbouncer(run: &Arc<Run>, cluster: &Cluster, password: &str) -> Result<PgBouncer> {
+/// PgBouncer checks clients against the server's own verifiers, as with `auth_query`: from a plain password it would make a
+/// new verifier, 4096 rounds, at each log-in.
+async fn start_pgbouncer(
+    run: &Arc<Run>,
+    label: &str,
+    cluster: &Cluster,
+    password: &str,
+    size: Size,
+) -> Result<PgBouncer> {
     let binary = pgbouncer_binary()?;
     let version = crate::cost::first_line(Command::new(&binary).arg("--version"));
     let version = version.trim_start_matches("PgBouncer ").to_owned();
     let port = free_port()?;
-    let dir = run.path().join("pgbouncer");
+    let dir = run.path().join(label);
     run.account().create_dir(&dir)?;
     let users = dir.join("userlist.txt");
-    write_private(&users, &format!("\"{USER}\" \"{password}\"\n"))?;
+    let admin = weir_harness::connect(&cluster.admin_dsn("bench")).await?;
+    let row = admin.query_one("SELECT rolpassword FROM pg_authid WHERE rolname = $1", &[&USER]).await?;
+    write_private(&users, &format!("\"{USER}\" \"{}\"\n", row.try_get::<_, &str>(0)?))?;
     let prepared = if has_prepared_statements(&version) { "max_prepared_statements = 200\n" } else { "" };
     let config = format!(
-        "[databases]\nbench = host=127.0.0.1 port={} dbname=bench\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-         unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = transaction\ndefault_pool_size = {POOL_SIZE}\n\
-         max_client_conn = 1000\nignore_startup_parameters = extra_float_digits\n{prepared}",
-        cluster.port(),
-        users.display()
+        "[databases]\nbench = host=127.0.0.1 port={server} dbname=bench\n{SESSION_MODE} = host=127.0.0.1 port={server} \
+         dbname=bench pool_mode=session\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+         auth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\ndefault_pool_size = {}\n\
+         max_client_conn = {}\nlisten_backlog = 4096\nignore_startup_parameters = extra_float_digits\n{prepared}",
+        size.server_connections,
+        size.clients,
+        server = cluster.port(),
+        users = users.display()
     );
     let file = dir.join("pgbouncer.ini");
     write_private(&file, &config)?;
@@ -200,7 +301,7 @@ async fn start_pgbouncer(run: &Arc<Run>, cluster: &Cluster, password: &str) -> R
     let mut command = Command::new(binary);
     command.arg(&file).current_dir(&dir);
     run.account().apply(&mut command);
-    let mut bouncer = PgBouncer { process: run.spawn("pgbouncer", StopSignal::Kill, command)?, port, version };
+    let mut bouncer = PgBouncer { process: run.spawn(label, StopSignal::Kill, command)?, port, version };
     let dsn = format!("postgres://{USER}:{password}@127.0.0.1:{port}/bench");
     let deadline = Instant::now() + PGBOUNCER_WAIT;
     while let Err(error) = weir_harness::connect(&dsn).await {
@@ -220,11 +321,13 @@ fn pgbouncer_binary() -> Result<PathBuf> {
     candidates.find(|file| file.is_file()).context("no pgbouncer found. Install it with: make bench")
 }
 
-/// What a weir's configuration is made of.
+/// What a weir is started from.
 struct Files<'a> {
     run: &'a Arc<Run>,
     password: &'a str,
+    binary: &'a std::path::Path,
     clusters: [&'a Cluster; 2],
+    size: Size,
 }
 
 impl Files<'_> {
@@ -237,8 +340,11 @@ impl Files<'_> {
         let mut text = format!(
             "listen = \"127.0.0.1:{listen}\"\nhttp_listen = \"127.0.0.1:{http}\"\nusers_file = \"users.toml\"\n\
              admin_users = [\"{USER}\"]\n\n[hub]\ndsn = \"{}\"\n\n[server_auth]\nuser = \"weir_admin\"\n\
-             password_file = \"admin.pw\"\n\n[pool]\nsize = {POOL_SIZE}\n\n{cache}\n[log]\nlevel = \"warn\"\n",
-            first.admin_dsn("weir_hub")
+             password_file = \"admin.pw\"\n\n[pool]\nsize = {}\n\n[limits]\nclient_connections_max = {}\n\n\
+             {cache}\n[log]\nlevel = \"warn\"\n",
+            first.admin_dsn("weir_hub"),
+            self.size.server_connections,
+            self.size.clients
         );
         for (database, shards) in [("bench", &[first][..]), ("routed", &[first, second][..])] {
             let _ = writeln!(text, "\n[database.{database}]\nserver_database = \"bench\"");
@@ -260,13 +366,12 @@ impl Files<'_> {
     }
 }
 
-/// A weir of this build: the binary beside this one. Gives its ports for clients and for HTTP.
+/// Gives its ports for clients and for HTTP.
 async fn start_weir(files: &Files<'_>, name: &str, cache: &str) -> Result<(Weir, u16, u16)> {
-    let ourselves = std::env::current_exe()?;
-    let binary = ourselves.parent().context("an executable is in a directory")?.join("weir");
     let ports = (free_port()?, free_port()?);
     let config = files.write(name, ports, cache)?;
-    let weir = Weir::start(files.run, &binary, &config, ports.1).await.with_context(|| format!("weir ({name})"))?;
+    let weir =
+        Weir::start(files.run, files.binary, &config, ports.1).await.with_context(|| format!("weir ({name})"))?;
     Ok((weir, ports.0, ports.1))
 }
 

@@ -1,26 +1,32 @@
 //! SCRAM messages of hostile clients and servers, and verifiers: no panic, and nobody gets in without the proof.
 #![no_main]
 
+use std::sync::Arc;
+
 use libfuzzer_sys::fuzz_target;
-use weir::auth::scram_client::ClientAuth;
-use weir::auth::scram_server::ScramServer;
-use weir::auth::secret::Secret;
+use weir::auth::credential::Credential;
+use weir::auth::scram_client::{Channel, ClientAuth};
+use weir::auth::scram_server::{Expected, ScramServer};
+use weir::auth::secret::{Stored, Verifier};
 
 fuzz_target!(|input: &[u8]| {
     let (first, rest) = cut(input);
     let (second, third) = cut(rest);
-    let verifier = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$E0qmKAoHW8wq0xxm3SLmqHqS9nUqvHO5pqBxLDYW0Tw=:8oGbTD0nnqmB4HS1RpE2ovRsiLT0Ky0zvBtWdRhhvzs=";
-    if let Some(secret) = Secret::parse(verifier) {
-        let mut server = ScramServer::new("user", secret);
+    for certificate in [None, Some(vec![7; 32])] {
+        let verifier = Verifier { salt: vec![1; 16], iterations: 4096, stored_key: [2; 32], server_key: [3; 32] };
+        let mut server = ScramServer::new("user", Expected { verifier, known: true }, certificate);
         if server.on_first(first).is_ok() {
             assert!(server.on_final(second).is_err(), "let in without a proof");
         }
+        assert!(server.on_final(second).is_err(), "let in after a failure");
     }
-    let _ = Secret::parse(&String::from_utf8_lossy(input));
-    let mut client = ClientAuth::new("user", Some("password"));
-    for body in [first, second, third] {
-        if client.respond(body).is_err() {
-            break;
+    let _ = Stored::parse(&String::from_utf8_lossy(input));
+    for channel in [Channel::Plain, Channel::Tls(Some(vec![7; 32]))] {
+        let mut client = ClientAuth::new("user", Arc::new(Credential::password("password")), channel);
+        for body in [first, second, third] {
+            if client.respond(body).is_err() {
+                break;
+            }
         }
     }
 });

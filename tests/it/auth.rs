@@ -33,7 +33,7 @@ async fn one(client: &Client, sql: &str) -> Result<String> {
 }
 
 /// Replaces weir's users file and rules, and starts it again with them.
-async fn restart_with(tier: &Tier, users: Option<&str>, rules: Option<&str>) -> Result<()> {
+pub async fn restart_with(tier: &Tier, users: Option<&str>, rules: Option<&str>) -> Result<()> {
     let dir = tier.run.path();
     let private = |name: &str, text: &str| std::fs::write(dir.join(name), text);
     if let Some(users) = users {
@@ -169,6 +169,22 @@ async fn logins_outlive_the_primary_and_a_broken_query_lets_nobody_in() -> Resul
         Tier::builder().shards(1).config_extra("[auth_query]\nquery = \"SELECT $1 FROM nowhere\"\n").start().await?;
     assert_eq!(refusal(&dsn(&tier, "ann", "x")).await?, "08001");
     tier.connect().await.context("users of the file need no query")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_says_who_may_log_in_while_the_primary_is_away() -> Result<()> {
+    let tier = Tier::builder().shards(1).replicas(1).config_extra("[auth_query]\n").start().await?;
+    let admin = tier.shards[0].primary.admin("shop").await?;
+    admin.batch_execute("CREATE ROLE ann LOGIN PASSWORD 'pencil'").await?;
+    let replica = tier.shards[0].replicas[0].admin("postgres").await?;
+    while replica.query("SELECT FROM pg_roles WHERE rolname = 'ann'", &[]).await?.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    tier.shards[0].primary.kill9();
+    // Nobody was asked about either before: 08001 would mean that nobody could be.
+    assert_eq!(refusal(&dsn(&tier, "ann", "eraser")).await?, "28P01");
+    assert_eq!(refusal(&dsn(&tier, "bob", "pencil")).await?, "28P01");
     Ok(())
 }
 
@@ -382,5 +398,61 @@ async fn proofs_cannot_be_replayed_cut_or_bent() -> Result<()> {
     let mut silent = TcpStream::connect(("127.0.0.1", tier.port())).await?;
     silent.write_all(b"\0\0\0\x1d\0\x03").await?;
     assert_eq!(one(&tier.connect().await?, "SELECT 1").await?, "1");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_brings_its_users_with_it() -> Result<()> {
+    let tier = Tier::builder().shards(1).start().await?;
+    let primary = &tier.shards[0].primary;
+    let admin = primary.admin("postgres").await?;
+    admin.batch_execute("CREATE ROLE ann LOGIN PASSWORD 'pencil'").await?;
+    // No list of databases, no list of users.
+    let path = tier.run.path().join("weir.toml");
+    let mut config: toml::Table = std::fs::read_to_string(&path)?.parse()?;
+    for key in ["database", "hub", "users_file", "admin_users"] {
+        config.remove(key);
+    }
+    config.insert("upstream".to_owned(), format!("postgres://weir_admin@{}/postgres", primary.address()).into());
+    std::fs::write(&path, toml::to_string(&config)?)?;
+    std::fs::remove_file(tier.run.path().join("users.toml"))?;
+    tier.restart_weir().await?;
+    for (user, password, database) in
+        [("ann", "pencil", "postgres"), ("ann", "pencil", "shop"), ("shop", &tier.state.shop_password, "shop")]
+    {
+        let client = connect(&format!("postgres://{user}:{password}@127.0.0.1:{}/{database}", tier.port())).await?;
+        assert_eq!(
+            one(&client, "SELECT session_user || '@' || current_database()").await?,
+            format!("{user}@{database}")
+        );
+    }
+    assert_eq!(refusal(&dsn(&tier, "ann", "eraser")).await?, "28P01");
+    assert_eq!(refusal(&dsn(&tier, "bob", "pencil")).await?, "28P01");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replication_needs_a_rule_of_its_own() -> Result<()> {
+    let tier = Tier::builder().shards(1).start().await?;
+    let admin = tier.shards[0].primary.admin("postgres").await?;
+    admin.batch_execute("ALTER ROLE shop REPLICATION").await?;
+    admin.batch_execute("CREATE DATABASE secret").await?;
+    restart_with(&tier, None, Some("host shop shop all scram-sha-256\n")).await?;
+    let refused = |settings: Vec<(&'static str, &'static str)>| {
+        let dsn = tier.dsn("shop");
+        async move { Raw::login(&dsn, &settings).await.err().map(|error| error.to_string()).unwrap_or_default() }
+    };
+    let physical = refused(vec![("replication", "true")]).await;
+    assert!(physical.contains("28000 no pg_hba.conf entry for replication connection from host"), "{physical}");
+    Raw::login(&tier.dsn("shop"), &[("replication", "database")])
+        .await
+        .context("logical, of a database with a rule")?;
+    // The rules were asked about shop: naming another database on the way in is no way round them.
+    let other = refused(vec![("replication", "database"), ("options", "-c weir.shard=secret/shard0")]).await;
+    assert!(other.contains("22023"), "{other}");
+    restart_with(&tier, None, Some("host replication shop all scram-sha-256\n")).await?;
+    Raw::login(&tier.dsn("shop"), &[("replication", "true")]).await.context("physical, by its rule")?;
+    let ordinary = refused(vec![]).await;
+    assert!(ordinary.contains("28000 no pg_hba.conf entry for host"), "{ordinary}");
     Ok(())
 }

@@ -634,6 +634,11 @@ async fn large_messages_are_given_back() -> Result<()> {
         out.resize(out.len() + 120_000_000, b'w');
         out.extend_from_slice(b"\n");
     });
+    // A message of a copy flows through; only the sender holds all of it.
+    let unloaded = memory_kib(&tier)?;
+    raw.flush().await?;
+    let loaded = memory_kib(&tier)?;
+    assert!(loaded < unloaded + GROWTH_KIB_MAX / 2, "memory went from {unloaded} to {loaded} KiB");
     for _ in 0..100 {
         frame::put(&mut raw.out, tag::COPY_DATA, |out| out.resize(out.len() + 1_000_000, b'v'));
     }
@@ -645,6 +650,40 @@ async fn large_messages_are_given_back() -> Result<()> {
         ["120000000 100000000"]
     );
     drop(raw);
+    unharmed(&tier, honest, before).await
+}
+
+/// The server refuses a copy while a large message of it is under way: the message goes its way, and the session goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_that_fail_amid_a_large_message() -> Result<()> {
+    let tier = tier("[pool]\nsize = 2").await?;
+    let (honest, before) = (Honest::start(&tier).await?, memory_kib(&tier)?);
+    let mut raw = Raw::login(&tier.dsn("shop"), &[]).await?;
+    for extended in [false, true] {
+        if extended {
+            Parse { name: b"", sql: b"COPY victims FROM STDIN", types: b"" }.put(&mut raw.out);
+            frame::put(&mut raw.out, tag::BIND, |out| out.extend_from_slice(&[0; 8]));
+            Execute { portal: b"", rows_max: 0 }.put(&mut raw.out);
+            put_flush(&mut raw.out);
+            assert_eq!((raw.next().await?.0, raw.next().await?.0), (server::PARSE_COMPLETE, server::BIND_COMPLETE));
+        } else {
+            put_query(&mut raw.out, "COPY victims FROM STDIN");
+        }
+        assert_eq!(raw.next().await?.0, server::COPY_IN);
+        frame::put(&mut raw.out, tag::COPY_DATA, |out| out.extend_from_slice(b"no number\n"));
+        let mut large = BytesMut::new();
+        frame::put(&mut large, tag::COPY_DATA, |out| out.resize(out.len() + 8_000_000, b'9'));
+        raw.out.unsplit(large.split_to(1_000_000));
+        let (kind, body) = raw.next().await?;
+        assert_eq!((kind, &crate::raw::error_text(&body)[..5]), (server::ERROR, "22P02"));
+        raw.out.unsplit(large);
+        frame::put(&mut raw.out, tag::COPY_DONE, |_| {});
+        if extended {
+            put_sync(&mut raw.out);
+        }
+        assert_eq!(raw.until_ready().await?.0, "Z");
+        assert_eq!(raw.query("SELECT count(*) FROM victims").await?.1, ["0"]);
+    }
     unharmed(&tier, honest, before).await
 }
 

@@ -19,6 +19,7 @@ mod protocol;
 mod raw;
 mod replication;
 mod same_wire;
+mod scale;
 mod session;
 mod shop;
 mod start;

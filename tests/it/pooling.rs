@@ -35,7 +35,7 @@ async fn pid(client: &Client) -> Result<String> {
 /// How many connections of `user` the server has.
 async fn connections(cluster: &Cluster, user: &str) -> Result<i64> {
     let admin = cluster.admin("postgres").await?;
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND application_name = 'weir'";
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1";
     Ok(admin.query_one(sql, &[&user]).await?.get(0))
 }
 

@@ -123,6 +123,11 @@ impl Raw {
         }
     }
 
+    /// For who reads at a pace of his own; nothing more can be read as frames then.
+    pub fn stream_mut(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
     pub async fn flush(&mut self) -> Result<()> {
         self.stream.write_all(&self.out.split()).await?;
         Ok(())

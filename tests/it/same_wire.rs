@@ -115,9 +115,9 @@ const SIMPLE: &[Script] = &[
         Q("SET datestyle TO iso"), Ready(1), Q("SHOW datestyle"), Ready(1), Q("SELECT '1/2/2003'::date"), Ready(1),
         Q("RESET datestyle"), Ready(1), Q("SHOW datestyle"), Ready(1)]),
     ("what a transaction's end says", &[
-        Q("CREATE FUNCTION pg_temp.tell() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE NOTICE ''at last''; RETURN new; END'"),
+        Q("CREATE OR REPLACE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE NOTICE ''at last''; RETURN new; END'"),
         Ready(1), Q("CREATE TEMP TABLE told (a int)"), Ready(1),
-        Q("CREATE CONSTRAINT TRIGGER tell AFTER INSERT ON told DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pg_temp.tell()"),
+        Q("CREATE CONSTRAINT TRIGGER tell AFTER INSERT ON told DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION tell()"),
         Ready(1), Q("BEGIN"), Ready(1), Q("INSERT INTO told VALUES (1)"), Ready(1), Q("COMMIT"), Ready(1)]),
     ("prepare a failed transaction", &[Q("BEGIN"), Ready(1), Q("SELECT 1/0"), Ready(1), Q("SELEC 1"), Ready(1),
         Q("PREPARE TRANSACTION 'x'"), Ready(1), Q("SELECT 1"), Ready(1)]),

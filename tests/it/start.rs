@@ -13,15 +13,17 @@ use crate::placement::column;
 /// Longest wait for something that happens by itself within a few seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A server with two users and two databases, and weir in front of it by `--upstream` alone.
+/// A server with two users and two databases, and weir in front of it by `--upstream` alone: it learns from the server who may
+/// log in, and from their logins how to log in to the server as them.
 async fn served(config: &str) -> Result<(Arc<Run>, Cluster, Front)> {
     let run = Run::temporary("start")?;
     let cluster = Cluster::start(&run, spec("upstream")).await?;
     let front = Front::builder()
         .argument(format!("--upstream=postgres://weir_admin@127.0.0.1:{}", cluster.port()))
         .variable("PGPASSWORD", "admin's")
-        .user("app", "app's")
-        .user("other", "other's")
+        .role("app", "app's")
+        .role("other", "other's")
+        .role("weir_admin", "admin's")
         .config(config)
         .start(&run)
         .await?;
@@ -47,6 +49,11 @@ async fn one_flag_serves_every_database_of_a_server() -> Result<()> {
     for (database, user) in [("one", "app"), ("two", "other"), ("postgres", "app"), ("one", "other")] {
         assert_eq!(current_database(&front.connect(database, user).await?).await?, database);
     }
+    let wrong = front.dsn("one", "app").replace("app's", "wrong");
+    let refused = weir_harness::connect(&wrong).await.expect_err("a wrong password");
+    assert!(code(&refused).starts_with("28P01"), "{refused:#}");
+    let console = front.connect("weir", "weir_admin").await.context("weir's own user is its administrator")?;
+    assert_eq!(column(&console, "SHOW DATABASES").await?, ["one", "postgres", "two"]);
     // Refused in the server's own words.
     let refused = front.connect("nowhere", "app").await.expect_err("there is none");
     assert_eq!(code(&refused), "3D000 database \"nowhere\" does not exist");
@@ -188,7 +195,7 @@ fn failed(arguments: &[&str], dir: &std::path::Path) -> Result<(Option<i32>, Str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_fails_says_what_to_do() -> Result<()> {
-    let (run, cluster, _front) = served("").await?;
+    let (_run, cluster, _front) = served("").await?;
     let dir = tempfile::tempdir()?;
     let (status, said) = failed(&[], dir.path())?;
     assert_eq!(status, Some(2), "{said}");
@@ -200,11 +207,7 @@ async fn a_start_that_fails_says_what_to_do() -> Result<()> {
     let (status, said) = failed(&["--shard", "postgres://127.0.0.1", "--config", "/dev/null"], dir.path())?;
     assert!(status == Some(2) && said.contains("--shard"), "{said}");
 
-    let users = run.path().join("front-users.toml");
-    let config = dir.path().join("users-only.toml");
-    std::fs::write(&config, format!("users_file = {users:?}"))?;
-    let config = config.to_str().context("a plain path")?;
-    let listen = ["--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--config", config];
+    let listen = ["--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"];
     let with = |dsn: String| {
         let upstream = format!("--upstream={dsn}");
         failed(&[&listen[..], &[upstream.as_str()]].concat(), dir.path())
@@ -213,6 +216,8 @@ async fn a_start_that_fails_says_what_to_do() -> Result<()> {
     assert!(status == Some(1) && said.contains("PGPASSWORD"), "{said}");
     let shown = format!("postgres://weir_admin@127.0.0.1:{}/postgres", cluster.port());
     assert!(said.contains(&shown) && !said.contains("s3cret"), "{said}");
+    let (_, said) = with(format!("postgres://weir_admin@127.0.0.1:{}", cluster.port()))?;
+    assert!(said.contains("give its password in PGPASSWORD"), "{said}");
     let (_, said) = with(format!("postgres://weir_admin:admin's@127.0.0.1:{}/missing", cluster.port()))?;
     assert!(said.contains("name a database"), "{said}");
     let (_, said) = with("postgres://weir_admin:s3cret@127.0.0.1:1".to_owned())?;

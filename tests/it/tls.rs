@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weir_harness::{Tier, connect};
 
+use crate::auth::restart_with;
 use crate::raw::error_text;
 
 /// A throw-away authority and a directory for what it signs.
@@ -372,5 +373,40 @@ async fn keys_learnt_from_clients_work_over_tls() -> Result<()> {
     let row =
         client.query_one("SELECT session_user::text, ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).await?;
     assert_eq!((row.get::<_, String>(0).as_str(), row.get::<_, bool>(1)), ("ann", true));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weir_shows_servers_a_certificate_of_its_own() -> Result<()> {
+    let authority = Authority::new()?;
+    let tier = Tier::builder().shards(1).start().await?;
+    demand_tls(&tier, &authority, "127.0.0.1").await?;
+    authority.sign("ann", &[])?;
+    let primary = &tier.shards[0].primary;
+    let data = primary.dir().join("data");
+    std::fs::copy(authority.path("ca.crt"), data.join("root.crt"))?;
+    tier.run.account().own(&data.join("root.crt"))?;
+    let rules = std::fs::read_to_string(data.join("pg_hba.conf"))?;
+    std::fs::write(data.join("pg_hba.conf"), format!("hostssl all ann all cert\n{rules}"))?;
+    let admin = primary.admin("postgres").await?;
+    admin.batch_execute("CREATE ROLE ann LOGIN").await?;
+    admin.batch_execute("ALTER SYSTEM SET ssl_ca_file = 'root.crt'").await?;
+    // A restart, so that no old postmaster answers with the old settings.
+    drop(admin);
+    primary.restart().await?;
+    let section = format!(
+        "mode = \"verify-full\"\nca = '{}'\ncertificate = '{}'\nkey = '{}'",
+        authority.path("ca.crt").display(),
+        authority.path("ann.crt").display(),
+        authority.path("ann.key").display()
+    );
+    set_server_tls(&tier, &section)?;
+    let users = format!("[user.shop]\npassword = \"{}\"\n[user.ann]\n", tier.state.shop_password);
+    restart_with(&tier, Some(&users), Some("host shop ann all trust\nhost all all all scram-sha-256\n")).await?;
+    let client = connect(&format!("postgres://ann:nothing@127.0.0.1:{}/shop", tier.port())).await?;
+    let sql = "SELECT session_user::text, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let row = client.query_one(sql, &[]).await?;
+    assert_eq!((row.get::<_, String>(0).as_str(), row.get::<_, String>(1).contains("CN=ann")), ("ann", true));
+    tier.connect().await.context("others log in by password beside it")?;
     Ok(())
 }

@@ -255,7 +255,7 @@ async fn meet(config: &Config, wildcard: &DatabaseConfig) -> Result<()> {
         Some("28000") => "let weir's address in: pg_hba.conf of that server",
         Some("3D000") => "name a database that weir's own connections may use: postgres://user@host:port/database",
         Some(_) => "see the log of that server",
-        None if error.to_string().contains("password missing") => {
+        None if format!("{error:#}").contains("password missing") => {
             "give its password in PGPASSWORD, in a password file (PGPASSFILE), or in the DSN"
         }
         None => "check host and port, that Postgres runs there, and that it listens on that address",

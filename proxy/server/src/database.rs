@@ -216,6 +216,8 @@ impl Database {
             shards: topology.shard_count(),
             topology,
         };
+        let alone = shards.len() == 1 && cache.is_none() && shards[0].replicas.is_empty();
+        let statements = Statements::new();
         let database_name = database.name.clone();
         Arc::new(Database {
             name: database.name.as_str().into(),
@@ -223,7 +225,7 @@ impl Database {
             config: database,
             view: ArcSwap::from_pointee(view),
             shards,
-            statements: Statements::new(),
+            statements: if alone { statements.for_one_server() } else { statements },
             cache,
             seats: SeatCount::new(),
             on_demand,
@@ -483,7 +485,17 @@ impl Database {
     }
 
     /// The schema has changed, and a reading in the background will tell how.
+    ///
+    /// The version changes at once: what servers have prepared for the old one may have another result type now.
     pub fn doubt_catalog(self: &Arc<Self>) {
+        self.view.rcu(|view| View {
+            version: view.version + 1,
+            topology: view.topology.clone(),
+            rules: Arc::clone(&view.rules),
+            catalog: Arc::clone(&view.catalog),
+            search_path: view.search_path.clone(),
+            shards: view.shards,
+        });
         if self.catalog_doubts.fetch_add(1, AcqRel) == 0 {
             tokio::spawn(catch_up(Arc::downgrade(self)));
         }
@@ -492,7 +504,8 @@ impl Database {
     /// Reads the home shard's catalogue again. On failure the old one stays and the next reading mends it.
     pub async fn refresh_catalog(&self) {
         let _one_at_a_time = self.catalog_reading.lock().await;
-        match tokio::time::timeout(CATALOG_MAX, self.read_catalog()).await {
+        // Boxed: every session that may change the schema would else carry room for it.
+        match tokio::time::timeout(CATALOG_MAX, Box::pin(self.read_catalog())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(database = %self.name, "cannot read the catalogue: {error:#}"),
             Err(_) => tracing::warn!(database = %self.name, "cannot read the catalogue within {CATALOG_MAX:?}"),

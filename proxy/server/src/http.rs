@@ -157,10 +157,6 @@ mod tests {
         fn route(&self, _: Option<&str>, _: &str) -> Result<Vec<(String, String)>, UserError> {
             Ok(Vec::new())
         }
-
-        fn reload(&self) -> Result<(), UserError> {
-            Ok(())
-        }
     }
 
     impl Operator for Fake {

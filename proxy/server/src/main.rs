@@ -99,11 +99,21 @@ fn run(config: Config, mut source: ConfigSource) -> Result<()> {
     {
         tracing::info!("the command line wins over {} for {}", file.display(), given.join(", "));
     }
+    raise_open_files();
     runtime(config.workers)?.block_on(async {
         let running = Running::start(config, source).await?;
         println!("{}", running.introduction()?);
         running.serve(stop_signal()).await
     })
+}
+
+/// Every connection is a file. The soft limit is often 1024, for the sake of programs that use select(2).
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(limit = ?limit.current, "cannot raise the limit of open files: {error}");
+    }
 }
 
 /// SIGINT or SIGTERM.

@@ -1,20 +1,21 @@
 //! What is known of statement texts: parsed once, found again by hash.
 //!
-//! Two maps per database, both bounded. *Shapes* are found by normalised text (literals lifted), so that a simple query
-//! with ever new literals is parsed once. *Prepared* statements are found by exact text and parameter types, and carry the
-//! names under which Backends keep them. What must not enter either: anything of one session, one user or one epoch.
+//! Three maps per database, bounded by an estimate of what their entries weigh. *Shapes* are found by normalised text
+//! (literals lifted), so that a simple query with ever new literals is parsed once. *Prepared* statements are found by exact
+//! text and parameter types, and carry the names under which Backends keep them. Long *texts* that come again as they are
+//! need not even be cut into tokens. What must not enter any: anything of one session, one user or one epoch.
 
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use quick_cache::Equivalent;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{Equivalent, Weighter};
 use weir_core::plan::{self, Schema, Template};
-use weir_core::session::effect::{Effects, keeper_used, session_effects};
+use weir_core::session::effect::{Effects, effects_of, keeper_used};
 use weir_core::session::pin::Pin;
 use weir_core::sql::class::{Class, classify};
 use weir_core::sql::lex::{Token, lex};
@@ -23,9 +24,18 @@ use weir_core::topology::catalog::{DefaultKind, RelationKind};
 
 use crate::database::View;
 
-/// Texts kept per database.
-const SHAPES_MAX: usize = 20_000;
-const PREPARED_MAX: usize = 10_000;
+/// What a database's maps may weigh.
+const SHAPES_BYTES_MAX: u64 = 32 << 20;
+const PREPARED_BYTES_MAX: u64 = 16 << 20;
+const TEXTS_BYTES_MAX: u64 = 8 << 20;
+/// An entry weighs this and a multiple of its text: the plan is about as long as what it is made of.
+const ENTRY_BYTES: usize = 1024;
+/// Shorter texts are cut into tokens as fast as they are found.
+const TEXT_BYTES_MIN: usize = 64;
+/// Texts whose first sight is remembered.
+const SIGHTS: usize = 1024;
+/// Where there is but one server to ask, longer statements are not parsed: it would cost more than it could tell.
+const ALONE_TOKENS_MAX: usize = 60;
 /// Templates kept for one shape whose literals shape the plan (ORDER BY 1 against ORDER BY 2).
 const VARIANTS_MAX: usize = 64;
 
@@ -66,6 +76,13 @@ pub struct Understood {
     pub template: Arc<Template>,
 }
 
+/// A long text, as it was understood.
+struct Known {
+    shape: Arc<Shape>,
+    template: Arc<Template>,
+    literals: Box<[Literal]>,
+}
+
 /// Buffers a session reuses from statement to statement.
 #[derive(Default)]
 pub struct Scratch {
@@ -75,6 +92,14 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// To be called between requests: only what a short statement needs is kept for a session that may stay idle.
+    pub fn shrink(&mut self) {
+        let text = self.normal.text.capacity() + self.key.capacity();
+        if self.tokens.capacity() > 64 || self.normal.literals.capacity() > 16 || text > 1024 {
+            *self = Scratch::default();
+        }
+    }
+
     /// What a shape is found by: the normalised text, and what tells texts apart that look alike once their literals are
     /// lifted: how many parameters are the client's own, and of which kind each literal is.
     fn key(&mut self) -> &str {
@@ -93,10 +118,41 @@ impl Scratch {
     }
 }
 
+type Map<K, V> = Cache<K, Arc<V>, ByText, foldhash::fast::RandomState>;
+
 pub struct Statements {
-    shapes: Cache<ShapeKey, Arc<Shape>, quick_cache::UnitWeighter, foldhash::fast::RandomState>,
-    prepared: Cache<PreparedKey, Arc<Prepared>, quick_cache::UnitWeighter, foldhash::fast::RandomState>,
+    shapes: Map<ShapeKey, Shape>,
+    prepared: Map<PreparedKey, Prepared>,
+    texts: Map<ShapeKey, Known>,
+    /// Hashes of long texts that were seen once.
+    sights: Box<[AtomicU64]>,
+    hasher: foldhash::fast::RandomState,
     next_id: AtomicU64,
+    /// There is neither a second shard nor a replica nor a cache.
+    alone: bool,
+}
+
+/// What an entry weighs, estimated by its text: the key has it, and so in other words has the plan.
+#[derive(Clone)]
+struct ByText;
+
+impl Weighter<ShapeKey, Arc<Shape>> for ByText {
+    fn weight(&self, key: &ShapeKey, _: &Arc<Shape>) -> u64 {
+        (ENTRY_BYTES + 3 * key.text.len()) as u64
+    }
+}
+
+impl Weighter<ShapeKey, Arc<Known>> for ByText {
+    fn weight(&self, key: &ShapeKey, known: &Arc<Known>) -> u64 {
+        (ENTRY_BYTES + key.text.len() + size_of_val(&*known.literals)) as u64
+    }
+}
+
+impl Weighter<PreparedKey, Arc<Prepared>> for ByText {
+    fn weight(&self, key: &PreparedKey, prepared: &Arc<Prepared>) -> u64 {
+        let merged = prepared.merged.as_ref().map_or(0, |merged| merged.sql.len());
+        (ENTRY_BYTES + key.sql.len() + key.types.len() + merged) as u64
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -138,25 +194,55 @@ impl Default for Statements {
 
 impl Statements {
     pub fn new() -> Self {
-        let cache = |items| {
-            Cache::with(
-                items,
-                items as u64,
-                quick_cache::UnitWeighter,
-                foldhash::fast::RandomState::default(),
-                quick_cache::sync::DefaultLifecycle::default(),
-            )
-        };
+        fn map<K: Eq + Hash + Clone, V>(bytes_max: u64) -> Map<K, V>
+        where
+            ByText: Weighter<K, Arc<V>>,
+        {
+            let items = bytes_max as usize / (2 * ENTRY_BYTES);
+            let (hasher, lifecycle) = (foldhash::fast::RandomState::default(), DefaultLifecycle::default());
+            Cache::with(items, bytes_max, ByText, hasher, lifecycle)
+        }
         Statements {
-            shapes: cache(SHAPES_MAX),
-            prepared: Cache::with(
-                PREPARED_MAX,
-                PREPARED_MAX as u64,
-                quick_cache::UnitWeighter,
-                foldhash::fast::RandomState::default(),
-                quick_cache::sync::DefaultLifecycle::default(),
-            ),
+            shapes: map(SHAPES_BYTES_MAX),
+            prepared: map(PREPARED_BYTES_MAX),
+            texts: map(TEXTS_BYTES_MAX),
+            sights: (0..SIGHTS).map(|_| AtomicU64::new(0)).collect(),
+            hasher: foldhash::fast::RandomState::default(),
             next_id: AtomicU64::new(1),
+            alone: false,
+        }
+    }
+
+    /// For a database whose every statement goes to the one server there is.
+    #[must_use]
+    pub fn for_one_server(self) -> Self {
+        Statements { alone: true, ..self }
+    }
+
+    /// A long text of one statement that has come before, as it is; leaves its literals in `scratch`. `None` says nothing.
+    pub fn recall(&self, sql: &str, view: &View, scratch: &mut Scratch) -> Option<Understood> {
+        if sql.len() < TEXT_BYTES_MIN {
+            return None;
+        }
+        let known = self.texts.get(&ShapeLookup { version: view.version, text: sql })?;
+        scratch.normal.literals.clear();
+        scratch.normal.literals.extend_from_slice(&known.literals);
+        Some(Understood { shape: Arc::clone(&known.shape), template: Arc::clone(&known.template) })
+    }
+
+    /// Makes a long text known to [`Statements::recall`] when it comes for the second time. `scratch` holds its literals.
+    pub fn remember(&self, sql: &str, view: &View, understood: &Understood, scratch: &Scratch) {
+        if sql.len() < TEXT_BYTES_MIN {
+            return;
+        }
+        let hash = self.hasher.hash_one((view.version, sql));
+        if self.sights[hash as usize % SIGHTS].swap(hash, Relaxed) == hash {
+            let known = Known {
+                shape: Arc::clone(&understood.shape),
+                template: Arc::clone(&understood.template),
+                literals: scratch.normal.literals.as_slice().into(),
+            };
+            self.texts.insert(ShapeKey { version: view.version, text: sql.into() }, Arc::new(known));
         }
     }
 
@@ -174,7 +260,7 @@ impl Statements {
         let shape = match self.shapes.get(&lookup) {
             Some(shape) => shape,
             None => {
-                let shape = Arc::new(learn(sql, view, scratch));
+                let shape = Arc::new(self.learn(sql, view, scratch));
                 let key = ShapeKey { version: view.version, text: scratch.key.as_str().into() };
                 self.shapes.insert(key, Arc::clone(&shape));
                 shape
@@ -182,6 +268,28 @@ impl Statements {
         };
         let template = shape.template(sql, view, scratch);
         Understood { shape, template }
+    }
+
+    fn learn(&self, sql: &str, view: &View, scratch: &Scratch) -> Shape {
+        let class = classify(sql, &scratch.tokens);
+        let mut effects = effects_of(&class, sql, &scratch.tokens);
+        if keeper_used(sql, &scratch.tokens, &class, &view.catalog.keepers) {
+            effects.pins.insert(Pin::Function);
+        }
+        let compiled = if self.alone && scratch.tokens.len() > ALONE_TOKENS_MAX && class.is_data() {
+            plan::unread(&class)
+        } else {
+            plan::compile(&scratch.normal, &class, sql, &schema(view))
+        };
+        Shape {
+            fills: fills(sql, &class, view, scratch),
+            class,
+            effects,
+            large: AtomicBool::new(false),
+            structural: compiled.structural,
+            first: Arc::new(compiled.template),
+            variants: Mutex::default(),
+        }
     }
 
     /// The statement of a Parse message.
@@ -215,24 +323,6 @@ impl Statements {
 
 fn schema(view: &View) -> Schema<'_> {
     Schema { rules: &view.rules, catalog: &view.catalog, search_path: &view.search_path, shards: view.shards }
-}
-
-fn learn(sql: &str, view: &View, scratch: &Scratch) -> Shape {
-    let class = classify(sql, &scratch.tokens);
-    let mut effects = session_effects(sql, &scratch.tokens);
-    if keeper_used(sql, &scratch.tokens, &class, &view.catalog.keepers) {
-        effects.pins.insert(Pin::Function);
-    }
-    let compiled = plan::compile(&scratch.normal, &class, sql, &schema(view));
-    Shape {
-        fills: fills(sql, &class, view, scratch),
-        class,
-        effects,
-        large: AtomicBool::new(false),
-        structural: compiled.structural,
-        first: Arc::new(compiled.template),
-        variants: Mutex::default(),
-    }
 }
 
 /// Does it write rows of a table that has a default which differs, or triggers? So does what is not known.

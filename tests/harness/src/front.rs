@@ -23,6 +23,7 @@ pub struct Front {
     http_port: u16,
     config: PathBuf,
     users: Vec<(String, String)>,
+    known: Vec<(String, String)>,
 }
 
 /// How it is to be started.
@@ -32,6 +33,7 @@ pub struct FrontBuilder {
     environment: Vec<(String, String)>,
     config: String,
     users: Vec<(String, String)>,
+    roles: Vec<(String, String)>,
 }
 
 impl FrontBuilder {
@@ -56,7 +58,14 @@ impl FrontBuilder {
         self
     }
 
-    /// Somebody who may log in.
+    /// Somebody whom the servers know; for [`Front::dsn`] alone.
+    #[must_use]
+    pub fn role(mut self, name: &str, password: &str) -> Self {
+        self.roles.push((name.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// Somebody who may log in because the users file says so.
     #[must_use]
     pub fn user(mut self, name: &str, password: &str) -> Self {
         self.users.push((name.to_owned(), password.to_owned()));
@@ -67,15 +76,21 @@ impl FrontBuilder {
     pub async fn start(self, run: &Arc<Run>) -> Result<Front> {
         let binary = binary("WEIR_BIN", "weir")?;
         let config = run.path().join("front.toml");
-        write_config(&config, &self.config, &self.users)?;
+        let mut fixed: Vec<OsString> = vec!["run".into()];
+        // Without anything to say in it there is no file.
+        if !self.config.is_empty() || !self.users.is_empty() {
+            write_config(&config, &self.config, &self.users)?;
+            fixed.extend(["--config".into(), config.clone().into()]);
+        }
+        let known: Vec<(String, String)> = self.users.iter().chain(&self.roles).cloned().collect();
         for attempt in 1.. {
             let (port, http_port) = (free_port()?, free_port()?);
-            let mut arguments: Vec<OsString> = vec!["run".into(), "--config".into(), config.clone().into()];
+            let mut arguments = fixed.clone();
             arguments.push(format!("--listen=127.0.0.1:{port}").into());
             arguments.push(format!("--http-listen=127.0.0.1:{http_port}").into());
             arguments.extend(self.arguments.iter().cloned());
             match Weir::start_with(run, &binary, arguments, (&self.environment, http_port)).await {
-                Ok(weir) => return Ok(Front { weir, port, http_port, config, users: self.users }),
+                Ok(weir) => return Ok(Front { weir, port, http_port, config, users: self.users, known }),
                 Err(error) if attempt < PORT_ATTEMPTS && format!("{error:#}").contains("in use") => {}
                 Err(error) => return Err(error),
             }
@@ -92,7 +107,7 @@ impl Front {
 
     /// A URL for one of the users on `database` through weir.
     pub fn dsn(&self, database: &str, user: &str) -> String {
-        let password = self.users.iter().find(|(name, _)| name == user).map_or("", |(_, password)| password.as_str());
+        let password = self.known.iter().find(|(name, _)| name == user).map_or("", |(_, password)| password.as_str());
         format!("postgres://{user}:{password}@127.0.0.1:{}/{database}", self.port)
     }
 

@@ -2,7 +2,7 @@
 
 use super::command::parse;
 use super::*;
-use crate::error::{Blame, sqlstate};
+use crate::error::sqlstate;
 use crate::id::{Epoch, ShardId};
 use crate::topology::SlotMap;
 

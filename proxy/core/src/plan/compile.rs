@@ -47,6 +47,12 @@ pub fn compile(normal: &Normal, class: &Class, sql: &str, schema: &Schema<'_>) -
     Compiled { template: Template { class: class.clone(), inner: shape }, structural: compiler.structural }
 }
 
+/// The plan of a statement that is not looked into: for where there is one server and nothing else that could answer.
+pub fn unread(class: &Class) -> Compiled {
+    let shape = home(Access::Write, RouteReason::SingleShard, true);
+    Compiled { template: Template { class: class.clone(), inner: shape }, structural: Vec::new() }
+}
+
 /// One statement as written and as normalised.
 #[derive(Clone, Copy)]
 struct Source<'t> {

@@ -28,7 +28,7 @@ use crate::sql::class::Class;
 use crate::topology::Topology;
 
 pub use crate::sql::facts::Schema;
-pub use compile::{Compiled, compile};
+pub use compile::{Compiled, compile, unread};
 pub use explain::explain;
 pub use reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 pub use rewrite::{Edit, Piece, Rewrite};

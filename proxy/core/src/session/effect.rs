@@ -57,14 +57,19 @@ const WRITING: [&str; 7] = [
 
 /// Scans the one statement in `tokens` (a range of the tokens of `sql`).
 pub fn session_effects(sql: &str, tokens: &[Token]) -> Effects {
+    effects_of(&classify(sql, tokens), sql, tokens)
+}
+
+/// [`session_effects`] of a statement whose class is known.
+pub fn effects_of(class: &Class, sql: &str, tokens: &[Token]) -> Effects {
     let mut effects = Effects::default();
     scan_words(sql, tokens, &mut effects);
-    match classify(sql, tokens) {
+    match class {
         Class::Listen(_) => effects.pins.insert(Pin::Listen),
         Class::Declare { hold: true, .. } => effects.pins.insert(Pin::HoldCursor),
         Class::Prepare { .. } => effects.pins.insert(Pin::SqlPrepare),
         Class::Load => effects.pins.insert(Pin::LoadedLibrary),
-        Class::Set { name, value: SetValue::Text(_), .. } if name == "seed" => effects.pins.insert(Pin::RandomSeed),
+        Class::Set { name, value: SetValue::Text(_), .. } if *name == "seed" => effects.pins.insert(Pin::RandomSeed),
         Class::Do => scan_body(sql, tokens, &mut effects),
         Class::Ddl(ddl)
             if matches!(ddl.what, "CREATE FUNCTION" | "CREATE PROCEDURE") && defines_keeper(sql, tokens) =>

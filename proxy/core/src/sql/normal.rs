@@ -163,33 +163,38 @@ impl Quiet {
 fn lift(sql: &str, tokens: &[Token], out: &mut Normal) {
     let mut quiet = Quiet::No;
     let mut lifted_before = false;
+    // What stays as it is goes over in runs; from here on it has not yet.
+    let mut run = tokens.first().map_or(0, |first| first.start as usize);
     for (index, &token) in tokens.iter().enumerate() {
         if quiet.ended_by(sql, token) {
             quiet = Quiet::No;
         }
-        if index > 0 {
-            let before = out.text.len();
-            push_gap(sql, tokens[index - 1], token, &mut out.text);
-            // `'x'and` must not become `$1and`, nor `'x'1` another parameter.
-            let glued = before == out.text.len() && lifted_before;
-            if glued && sql.as_bytes()[token.start as usize..].first().is_some_and(|&byte| glues(byte)) {
+        let (start, behind) = (token.start as usize, &tokens[..index]);
+        if let Some(left) = behind.last() {
+            let end = left.end as usize;
+            if is_comment(&sql[end..start]) {
+                out.text.push_str(&sql[run..end]);
+                out.text.push(' ');
+                run = start;
+            } else if lifted_before && end == start && glues(sql.as_bytes()[start]) {
+                // `'x'and` must not become `$1and`, nor `'x'1` another parameter.
                 out.text.push(' ');
             }
         }
-        let behind = &tokens[..index];
         let number = u32::from(out.params) + 1 + out.literals.len() as u32;
         let kind = literal_kind(token.kind).filter(|_| matches!(quiet, Quiet::No) && is_value(sql, behind));
-        lifted_before = kind.is_some() && u16::try_from(number).is_ok();
-        match kind {
-            Some(kind) if lifted_before => {
-                push_param(number, Literal { kind, start: token.start, end: token.end }, out);
-            }
-            _ => out.text.push_str(token.text(sql)),
+        let kind = kind.filter(|_| u16::try_from(number).is_ok());
+        lifted_before = kind.is_some();
+        if let Some(kind) = kind {
+            out.text.push_str(&sql[run..start]);
+            push_param(number, Literal { kind, start: token.start, end: token.end }, out);
+            run = token.end as usize;
         }
         if matches!(quiet, Quiet::No) {
             quiet = starts_quiet(sql, behind, token);
         }
     }
+    out.text.push_str(&sql[run..tokens.last().map_or(run, |last| last.end as usize)]);
 }
 
 fn push_param(number: u32, literal: Literal, out: &mut Normal) {
@@ -253,9 +258,12 @@ fn starts_quiet(sql: &str, behind: &[Token], token: Token) -> Quiet {
 
 fn push_gap(sql: &str, left: Token, right: Token, text: &mut String) {
     let gap = &sql[left.end as usize..right.start as usize];
-    // Blanks alone or with a comment: a dash or slash in a gap can only be a comment's, and one byte cannot be one.
-    let comment = gap.len() > 1 && memchr2(b'-', b'/', gap.as_bytes()).is_some();
-    text.push_str(if comment { " " } else { gap });
+    text.push_str(if is_comment(gap) { " " } else { gap });
+}
+
+/// Blanks alone or with a comment: a dash or slash in a gap can only be a comment's, and one byte cannot be one.
+fn is_comment(gap: &str) -> bool {
+    gap.len() > 1 && memchr2(b'-', b'/', gap.as_bytes()).is_some()
 }
 
 /// Is the token an unquoted word of this sorted lower-case list?

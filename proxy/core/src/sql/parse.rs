@@ -11,6 +11,7 @@ mod block;
 mod defaults;
 mod dml;
 mod env;
+mod feed;
 mod from;
 mod scope;
 mod shape;
@@ -38,6 +39,9 @@ const DEPTH_MAX: u16 = 200;
 /// More operators make the tree too deep to drop safely.
 const OPERATORS_MAX: usize = 2_000;
 
+/// More relations than this are not compared with each other.
+const INSTANCES_MAX: usize = 100;
+
 /// Words that put one more expression or query around what stands before (or, with NOT, behind) them.
 const CHAINING: &[&str] = &[
     "and",
@@ -63,13 +67,19 @@ const CHAINING: &[&str] = &[
 pub fn facts(text: &str, tokens: &[Token], params: u16, schema: &Schema<'_>) -> Result<Facts, Unparsed> {
     guard(text, tokens)?;
     let dialect = PostgreSqlDialect {};
-    let mut statements =
-        Parser::parse_sql(&dialect, text).map_err(|_| Unparsed("weir's parser does not know its syntax"))?;
+    let parsed = match feed::parser_tokens(text, tokens) {
+        Some(tokens) => Parser::new(&dialect).with_tokens(tokens).parse_statements(),
+        None => Parser::parse_sql(&dialect, text),
+    };
+    let mut statements = parsed.map_err(|_| Unparsed("weir's parser does not know its syntax"))?;
     let (Some(statement), true) = (statements.pop(), statements.is_empty()) else {
         return Err(Unparsed("it is not exactly one statement"));
     };
     let mut analyser = Analyser::new(schema, params);
     analyser.statement(&statement, &Scope::default(), &env::Env::default())?;
+    if analyser.instances.len() > INSTANCES_MAX {
+        return Err(Unparsed("it names more than 100 relations"));
+    }
     let verb = verb(&statement)?;
     let mut survey = Survey::default();
     let _ = statement.visit(&mut survey);

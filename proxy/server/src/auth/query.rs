@@ -20,6 +20,10 @@ use crate::control::Target;
 
 /// Longest wait for a connection and an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for one server before the next is tried.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// How long a server is asked that is not the first, before the first is tried again.
+const SUBSTITUTE_MAX: Duration = Duration::from_secs(30);
 const ASKED_AT_ONCE: usize = 64;
 const KEPT: usize = 10_000;
 /// How old an answer may be while no server can be asked.
@@ -63,12 +67,15 @@ struct Answer {
 struct Connection {
     client: Client,
     statement: Statement,
+    since: Instant,
+    /// To a server that stands in for the first one.
+    substitute: bool,
 }
 
 impl AuthQuery {
     pub fn new(sql: &str, servers: Vec<Target>, age_max: Duration) -> Self {
         let pinned = |mut server: Target| {
-            server.config.options(PINNED).application_name("weir auth_query");
+            server.config.options(PINNED).application_name("weir auth_query").connect_timeout(CONNECT_MAX);
             server
         };
         AuthQuery {
@@ -94,8 +101,14 @@ impl AuthQuery {
             return Ok(answer.role.clone());
         }
         let at = Instant::now();
-        let asked = tokio::time::timeout(PATIENCE, self.ask(user)).await;
-        match asked.unwrap_or_else(|_| Err(Failure::Unreachable(format!("no answer within {}s", PATIENCE.as_secs())))) {
+        let asked = tokio::time::timeout(PATIENCE, self.ask(user)).await.unwrap_or_else(|_| {
+            // It may be dead without having said so.
+            if let Ok(mut open) = self.open.try_lock() {
+                *open = None;
+            }
+            Err(Failure::Unreachable(format!("no answer within {}s", PATIENCE.as_secs())))
+        });
+        match asked {
             Ok(role) => {
                 let role = role.map(Arc::new);
                 self.answers.insert(user.into(), Answer { role: role.clone(), at, doubted: false });
@@ -144,15 +157,15 @@ impl AuthQuery {
     /// The open connection, or a new one. Everybody else waits meanwhile, so that a storm of logins opens one.
     async fn connection(&self) -> Result<Arc<Connection>, Failure> {
         let mut open = self.open.lock().await;
-        if let Some(connection) = open.as_ref().filter(|connection| !connection.client.is_closed()) {
+        if let Some(connection) = open.as_ref().filter(|connection| connection.is_good()) {
             return Ok(Arc::clone(connection));
         }
         *open = None;
         let mut last = Failure::Unreachable("no server is configured".to_owned());
-        for server in &self.servers {
+        for (number, server) in self.servers.iter().enumerate() {
             match server.open().await {
                 Ok(client) => {
-                    let connection = Arc::new(prepare(client, &self.sql).await?);
+                    let connection = Arc::new(prepare(client, &self.sql, number > 0).await?);
                     *open = Some(Arc::clone(&connection));
                     return Ok(connection);
                 }
@@ -163,7 +176,14 @@ impl AuthQuery {
     }
 }
 
-async fn prepare(client: Client, sql: &str) -> Result<Connection, Failure> {
+impl Connection {
+    fn is_good(&self) -> bool {
+        let overdue = self.substitute && self.since.elapsed() > SUBSTITUTE_MAX;
+        !overdue && !self.client.is_closed()
+    }
+}
+
+async fn prepare(client: Client, sql: &str, substitute: bool) -> Result<Connection, Failure> {
     let statement = client.prepare(sql).await.map_err(|error| failure(&error))?;
     let columns = statement.columns().len();
     if statement.params().len() != 1 || !(2..=3).contains(&columns) {
@@ -171,7 +191,7 @@ async fn prepare(client: Client, sql: &str) -> Result<Connection, Failure> {
             "it must have one parameter, $1, and return the user's name, its password as pg_authid stores it, and, if wanted, until when it is valid".to_owned(),
         ));
     }
-    Ok(Connection { client, statement })
+    Ok(Connection { client, statement, since: Instant::now(), substitute })
 }
 
 fn read(row: &Row, user: &str) -> Result<Option<Role>, Failure> {

@@ -22,14 +22,18 @@ use super::stream::Stream;
 
 /// Largest message a server may send; Postgres's own limit (MaxAllocSize).
 pub const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff + 6;
-/// How much is read from a server at once.
+/// How much is read from a server at once, to begin with.
 const READ_BYTES: usize = 32 * 1024;
+/// How much is read at once of a result that does not end.
+const READ_BYTES_MAX: usize = 256 * 1024;
 
 /// One logged-in server connection.
 pub struct Backend {
     stream: Stream,
     pub inbuf: BytesMut,
     pub out: BytesMut,
+    /// How much is read at once now.
+    room: usize,
     pub cancel_key: Arc<CancelKey>,
     /// Statements prepared here under weir's names, oldest first.
     prepared: Prepared,
@@ -56,6 +60,7 @@ impl Backend {
             stream,
             inbuf,
             out: BytesMut::new(),
+            room: READ_BYTES,
             cancel_key,
             prepared: Prepared::default(),
             prepared_max: usize::MAX,
@@ -103,6 +108,7 @@ impl Backend {
 
     /// Large buffers are not kept while idle.
     pub fn shrink(&mut self) {
+        self.room = READ_BYTES;
         shrink(&mut self.out);
         shrink(&mut self.inbuf);
     }
@@ -150,11 +156,14 @@ impl Backend {
         if self.stream.is_tls() { Pin::new(&mut self.stream).poll_flush(cx) } else { Poll::Ready(Ok(())) }
     }
 
-    /// Reads what has come into `inbuf`. An end of stream is an error: servers do not hang up between frames for fun.
+    /// Reads what has come into `inbuf`; more at once as long as there is more. An end of stream is an error: servers do not
+    /// hang up between frames for fun.
     pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        read_into(&mut self.stream, &mut self.inbuf, READ_BYTES, cx).map(|result| {
-            result.and_then(|read| if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
-        })
+        let read = ready!(read_into(&mut self.stream, &mut self.inbuf, self.room, cx))?;
+        if read >= self.room / 4 * 3 {
+            self.room = (self.room * 2).min(READ_BYTES_MAX);
+        }
+        Poll::Ready(if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
     }
 
     /// Sends `out`, reading meanwhile so that neither side can block the other. Cancel-safe.

@@ -67,7 +67,8 @@ pub async fn connect_as<T: AsRef<str>>(
     login: &Login,
     parameters: &[(T, T)],
 ) -> Result<(Backend, Parameters), UserError> {
-    match tokio::time::timeout(login.deadline, open(login, parameters)).await {
+    // Boxed: a login, with its TLS handshake, would else be part of every session's task for all its life.
+    match tokio::time::timeout(login.deadline, Box::pin(open(login, parameters))).await {
         Ok(result) => result,
         Err(_) => Err(unreachable(login, &format!("no answer within {:?}", login.deadline))),
     }

@@ -193,7 +193,8 @@ impl Pool {
     async fn open(self: &Arc<Self>) -> Result<Lease, UserError> {
         // Until the login is done this stands for the place that is taken, so a dropped task gives it back.
         let mut lease = Lease { backend: None, pool: Arc::clone(self) };
-        let (mut backend, parameters) = connect::connect(&self.login).await?;
+        // Boxed: every session's task would else carry room for it.
+        let (mut backend, parameters) = Box::pin(connect::connect(&self.login)).await?;
         backend.prepared_max = self.limits.lock().prepared_max;
         *self.parameters.lock() = Some(Arc::new(parameters));
         lease.backend = Some(Box::new(backend));
@@ -321,7 +322,6 @@ impl Pool {
         }
         backend.shrink();
         let mut inner = self.inner.lock();
-        let mut backend = backend;
         loop {
             match inner.shelf.release(backend) {
                 Release::Shelved | Release::Surplus(_) => return,

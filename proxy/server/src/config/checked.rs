@@ -47,11 +47,11 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
     let (databases, wildcard, upstream) = databases(&source, &file, flags)?;
     let auth_query = access::auth_query(&source, file.auth_query.as_ref(), &databases, upstream.is_some())?;
     if users.is_empty() && auth_query.is_none() {
-        return Err(source
-            .whole("nobody could log in")
-            .hint("say users_file = \"users.toml\", with [user.<name>] in it, or add [auth_query]"));
+        let hint = "say users_file = \"users.toml\", with [user.<name>] in it, or add [auth_query]";
+        return Err(source.whole("nobody could log in").hint(hint));
     }
-    let server_tls = access::server_tls(&source, file.server_tls.as_ref())?;
+    let dsn_tls = upstream.as_ref().map(|upstream| upstream.tls);
+    let server_tls = access::server_tls(&source, file.server_tls.as_ref(), dsn_tls)?;
     let (upstream_auth, upstream_hub) = match upstream {
         Some(upstream) => (Some(ServerAuth { tls: server_tls.clone(), ..upstream.auth }), upstream.hub),
         None => (None, None),
@@ -82,6 +82,11 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
     let tls = file.tls.map(|tls| access::tls(&source, &tls)).transpose()?;
     // Users that only the servers know cannot be checked here.
     let checked_users = if auth_query.is_none() { Some(&users) } else { None };
+    let admin_users = match known_users(&source, &file.admin_users, checked_users)? {
+        // Somebody must be able to; weir's own user can do more than that already.
+        nobody if nobody.is_empty() && dsn_tls.is_some() => vec![server_auth.user.clone()],
+        named => named,
+    };
     Ok(Config {
         listen: address(&source, flags.listen, file.listen.as_ref(), LISTEN)?,
         http_listen: address(&source, flags.http_listen, file.http_listen.as_ref(), HTTP_LISTEN)?,
@@ -90,11 +95,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         hub,
         databases,
         wildcard,
-        overrides: file
-            .user
-            .iter()
-            .map(|(name, user)| Ok((name.clone(), limits::overrides(&source, user)?)))
-            .collect::<Checked<_>>()?,
+        overrides: limits::of_users(&source, &file.user)?,
         pool: limits::pool(&source, &file.pool)?,
         limits: limits::limits(&source, &file.limits)?,
         cache: cache(&source, &file.cache, flags.redis.as_ref())?,
@@ -103,7 +104,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         tls,
         server_auth,
         log: log(&source, &file.log)?,
-        admin_users: known_users(&source, &file.admin_users, checked_users)?,
+        admin_users,
         stats_users: known_users(&source, &file.stats_users, checked_users)?,
         users,
         path: source.path,

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a user's word wins over its database's, which wins over `[pool]` and `[limits]`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use toml::Spanned;
@@ -86,6 +87,14 @@ impl LimitsConfig {
             .flatten()
             .min()
     }
+}
+
+/// `[user.<name>]`.
+pub(super) fn of_users(
+    source: &Source,
+    raw: &BTreeMap<String, raw::Overrides>,
+) -> Checked<BTreeMap<String, Overrides>> {
+    raw.iter().map(|(name, user)| Ok((name.clone(), overrides(source, user)?))).collect()
 }
 
 pub(super) fn overrides(source: &Source, raw: &raw::Overrides) -> Checked<Overrides> {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::value::{Size, Time};
 use super::*;
+use crate::back::tls::ServerTlsMode;
 
 const EXAMPLE: &str = include_str!("../../../../config/weir.toml");
 const USERS: &str = include_str!("../../../../config/users.toml");
@@ -148,6 +149,11 @@ fn the_command_line_wins_and_needs_no_file() {
     let hub: tokio_postgres::Config = made.dsn.expose().parse().expect("a DSN");
     assert_eq!((hub.get_dbname(), made.password.as_ref().map(Secret::expose)), (Some("weir"), Some("p@ss")));
     assert!(config.auth_query.is_some(), "its users come with it");
+    assert_eq!((config.admin_users, config.server_auth.tls.mode()), (vec!["b".to_owned()], ServerTlsMode::Prefer));
+    let tls =
+        Flags { upstream: Some(Secret::new("postgres://b:p%40ss@two:5433/own?sslmode=require")), ..flags.clone() };
+    let alone = Config::load_with(None, &tls).expect("no file is needed");
+    assert_eq!((alone.users.len(), alone.server_auth.tls.mode()), (0, ServerTlsMode::Require));
     assert_eq!(flags.given(), ["--upstream", "--replica", "--shard", "--listen"]);
     for (replica, message) in [
         ("two:5433", "used twice"),

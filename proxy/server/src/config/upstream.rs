@@ -15,7 +15,7 @@ use super::{
     ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, Overrides, Secret, ServerAuth, ServerPassword,
     ShardConfig,
 };
-use crate::back::tls::ServerTls;
+use crate::back::tls::{ServerTls, ServerTlsMode};
 
 /// Where weir's own connections go when the connection string names no database.
 pub(super) const OWN_DATABASE: &str = "postgres";
@@ -117,12 +117,15 @@ struct Server {
     user: Option<String>,
     password: Option<String>,
     database: Option<String>,
+    tls: ServerTlsMode,
 }
 
 /// What `upstream` and its companions stand for.
 pub(super) struct Upstream {
     pub database: DatabaseConfig,
     pub auth: ServerAuth,
+    /// As libpq takes `sslmode`: `prefer` if the connection string has none.
+    pub tls: ServerTlsMode,
     /// When there are several shards and nobody named a hub.
     pub hub: Option<HubConfig>,
 }
@@ -185,6 +188,7 @@ pub(super) fn upstream(
             overrides: Overrides::default(),
         },
         auth,
+        tls: first.tls,
         hub,
     })
 }
@@ -218,6 +222,11 @@ fn server(source: &Source, given: &Given<'_>) -> Checked<Server> {
         },
         user: parsed.get_user().map(str::to_owned).filter(|user| !user.is_empty()),
         password: password.filter(|password| !password.is_empty()),
+        tls: match parsed.get_ssl_mode() {
+            tokio_postgres::config::SslMode::Disable => ServerTlsMode::Disable,
+            tokio_postgres::config::SslMode::Require => ServerTlsMode::Require,
+            _ => ServerTlsMode::Prefer,
+        },
         database: parsed.get_dbname().map(str::to_owned).filter(|name| !name.is_empty()),
     })
 }

@@ -83,7 +83,9 @@ async fn pause(app: &App, name: Option<&str>) -> Result<(), UserError> {
         app.databases.note_pause(true);
     }
     let paused = chosen(app, name)?;
-    paused.iter().for_each(|db| db.pause());
+    for db in &paused {
+        db.pause();
+    }
     while !paused.iter().all(|db| db.is_quiet()) {
         tokio::time::sleep(LOOK).await;
     }

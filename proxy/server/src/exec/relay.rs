@@ -20,6 +20,8 @@ use crate::front::client::Client;
 
 /// The client is not sent less than this at a time while more is coming.
 const OUT_BYTES: usize = 64 * 1024;
+/// From here on bytes change hands with their buffer instead of being copied.
+const SWAP_BYTES: usize = 16 * 1024;
 
 /// Why a relay ended well.
 #[derive(Debug, PartialEq, Eq)]
@@ -117,14 +119,19 @@ pub async fn relay(
     trail: &mut Trail,
 ) -> Result<Flow, Broken> {
     backend.busy = true;
+    client.expect_reply();
     let mut passing = 0;
     let mut heard = false;
+    let mut uploading = 0;
     loop {
         if let Some(flow) = digest(client, backend, replies, capture, trail, &mut passing)? {
+            if uploading > 0 {
+                finish_upload(client, backend, uploading).await?;
+            }
             backend.busy = !matches!(flow, Flow::Ready(_));
             return Ok(flow);
         }
-        if replies.copying_in() && forward_copy(client, backend, replies)? {
+        if replies.copying_in() && forward_copy(client, backend, replies, &mut uploading)? {
             continue;
         }
         wait(client, backend, replies.copying_in(), &mut heard).await?;
@@ -219,6 +226,7 @@ fn digest(
             verdict @ (Verdict::Forward | Verdict::CopyIn | Verdict::Described | Verdict::Failed { .. }) => {
                 trail.note(kind, body, verdict);
                 judged += total;
+                judged += run_of(kind, &backend.inbuf[judged..]);
             }
             Verdict::HiddenFailed => return Err(Broken::Hidden(error_text(body))),
             verdict @ (Verdict::Swallow | Verdict::Ready { .. }) => {
@@ -234,9 +242,36 @@ fn digest(
             }
         }
     };
-    forward(client, capture, &backend.inbuf[..judged]);
-    backend.inbuf.advance(judged);
+    hand_over(client, backend, capture, judged);
     Ok(if overflows(capture) { Some(Flow::Overflow) } else { outcome })
+}
+
+/// Bytes of the whole rows at the start of `rest` that follow a row: each is judged like the one before.
+fn run_of(kind: u8, rest: &[u8]) -> usize {
+    let mut run = 0;
+    while matches!(kind, tag::DATA_ROW | tag::COPY_DATA)
+        && let Ok(Some((next, total))) = frame::header(&rest[run..], MESSAGE_BYTES_MAX)
+        && next == kind
+        && rest.len() - run >= total
+    {
+        run += total;
+    }
+    run
+}
+
+/// Forwards what was judged of `inbuf`. Much of it, with nothing else on its way: the client gets the buffer, and only the
+/// start of the next frame is copied.
+fn hand_over(client: &mut Client, backend: &mut Backend, capture: &mut Capture, judged: usize) {
+    let rest = backend.inbuf.len() - judged;
+    if judged < SWAP_BYTES || rest > SWAP_BYTES || !client.out.is_empty() || matches!(capture, Capture::Hold { .. }) {
+        forward(client, capture, &backend.inbuf[..judged]);
+        backend.inbuf.advance(judged);
+        return;
+    }
+    std::mem::swap(&mut client.out, &mut backend.inbuf);
+    backend.inbuf.clear();
+    backend.inbuf.extend_from_slice(&client.out[judged..]);
+    client.out.truncate(judged);
 }
 
 fn forward(client: &mut Client, capture: &mut Capture, bytes: &[u8]) {
@@ -254,13 +289,27 @@ fn overflows(capture: &Capture) -> bool {
 }
 
 /// While the server wants COPY data: passes the client's copy messages on. True if something was passed.
-fn forward_copy(client: &mut Client, backend: &mut Backend, replies: &mut Replies) -> Result<bool, Broken> {
-    let mut passed = 0;
+/// `uploading`: bytes of a large CopyData that are still to come and are passed on unseen.
+fn forward_copy(
+    client: &mut Client,
+    backend: &mut Backend,
+    replies: &mut Replies,
+    uploading: &mut usize,
+) -> Result<bool, Broken> {
+    let mut passed = (*uploading).min(client.inbuf.len());
+    *uploading -= passed;
     let mut ended = false;
-    loop {
+    while *uploading == 0 {
         let rest = &client.inbuf[passed..];
         let header = frame::header(rest, MESSAGE_BYTES_MAX).map_err(|_| Malformed)?;
-        let Some((kind, total)) = header.filter(|(_, total)| rest.len() >= *total) else { break };
+        let Some((kind, total)) = header else { break };
+        if rest.len() < total {
+            if kind == frontend::tag::COPY_DATA && total > OUT_BYTES {
+                *uploading = total - rest.len();
+                passed += rest.len();
+            }
+            break;
+        }
         match kind {
             frontend::tag::COPY_DATA => passed += total,
             frontend::tag::COPY_DONE | frontend::tag::COPY_FAIL => {
@@ -285,6 +334,41 @@ fn forward_copy(client: &mut Client, backend: &mut Backend, replies: &mut Replie
         frontend::put_flush(&mut backend.out);
     }
     Ok(passed > 0)
+}
+
+/// The server has ended the copy amid a message: the rest of it is still the server's, which reads and forgets it.
+async fn finish_upload(client: &mut Client, backend: &mut Backend, mut left: usize) -> Result<(), Broken> {
+    while left > 0 || !backend.out.is_empty() {
+        let step = left.min(client.inbuf.len());
+        backend.out.extend_from_slice(&client.inbuf[..step]);
+        client.inbuf.advance(step);
+        left -= step;
+        poll_fn(|cx| {
+            if !client.out.is_empty()
+                && let Poll::Ready(sent) = client.poll_send(cx)
+            {
+                sent.map_err(Broken::Client)?;
+            }
+            if let Poll::Ready(sent) = backend.poll_send(cx) {
+                sent.map_err(Broken::Server)?;
+                if left == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            if left > 0
+                && backend.out.len() < OUT_BYTES
+                && let Poll::Ready(received) = client.poll_receive(cx)
+            {
+                return match received.map_err(Broken::Client)? {
+                    0 => Poll::Ready(Err(Broken::Client(io::ErrorKind::UnexpectedEof.into()))),
+                    _ => Poll::Ready(Ok(())),
+                };
+            }
+            Poll::Pending
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 fn error_text(body: &[u8]) -> String {

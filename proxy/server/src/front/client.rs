@@ -1,6 +1,7 @@
 //! The client's socket with its two buffers, plain or TLS.
 //!
-//! Invariant: `inbuf` never grows past the frame it is waiting for plus one read; `out` is bounded by whoever fills it.
+//! Invariant: `inbuf` never grows past the frame it is waiting for plus one read; `out` is bounded by whoever fills it; a
+//! client that is waited for while nothing of it is half done has no buffer at all (see [`spare`]).
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,11 +17,15 @@ use weir_core::error::{Severity, UserError};
 use weir_wire::backend::{Report, tag};
 use weir_wire::frame;
 
-use crate::back::conn::{read_into, shrink};
+use crate::back::conn::read_into;
 use crate::notifiers::Notifiers;
 
-/// How much is read from a client at once.
-const READ_BYTES: usize = 8 * 1024;
+/// How much is read from a client at once, to begin with: clients that wait for a server connection keep what they asked.
+const READ_BYTES: usize = 2 * 1024;
+/// How much is read at once from a client who sends much.
+const READ_BYTES_MAX: usize = 64 * 1024;
+/// Room for a reply that is about to come.
+const REPLY_BYTES: usize = 8 * 1024;
 
 pub enum Socket {
     Plain(TcpStream),
@@ -32,6 +37,8 @@ pub struct Client {
     pub address: SocketAddr,
     pub inbuf: BytesMut,
     pub out: BytesMut,
+    /// How much is read at once now.
+    room: usize,
     pub received_bytes: u64,
     pub sent_bytes: u64,
     /// Who its notifications are from; known once it has logged in.
@@ -41,7 +48,7 @@ pub struct Client {
 impl Client {
     pub fn new(socket: Socket, address: SocketAddr) -> Self {
         let (inbuf, out) = (BytesMut::new(), BytesMut::new());
-        Client { socket, address, inbuf, out, received_bytes: 0, sent_bytes: 0, notifiers: None }
+        Client { socket, address, inbuf, out, room: READ_BYTES, received_bytes: 0, sent_bytes: 0, notifiers: None }
     }
 
     pub fn is_tls(&self) -> bool {
@@ -81,9 +88,26 @@ impl Client {
 
     /// Reads once. `Ok(0)`: the client hung up.
     pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let read = ready!(read_into(&mut self.socket, &mut self.inbuf, READ_BYTES, cx))?;
+        if self.inbuf.capacity() == 0 {
+            self.inbuf = spare::take(self.room);
+        }
+        let received = read_into(&mut self.socket, &mut self.inbuf, self.room, cx);
+        if received.is_pending() && self.inbuf.is_empty() {
+            spare::give(&mut self.inbuf);
+        }
+        let read = ready!(received)?;
+        if read >= self.room {
+            self.room = (self.room * 2).min(READ_BYTES_MAX);
+        }
         self.received_bytes += read as u64;
         Poll::Ready(Ok(read))
+    }
+
+    /// To be called when a reply is about to be put into `out`, piece by piece.
+    pub fn expect_reply(&mut self) {
+        if self.out.capacity() == 0 {
+            self.out = spare::take(REPLY_BYTES);
+        }
     }
 
     /// Sends `out`. Ready when all of it is with the kernel.
@@ -138,10 +162,78 @@ impl Client {
         }
     }
 
-    /// Large buffers are not kept for idle clients.
+    /// Everything is answered: what is not needed to wait is given away.
     pub fn shrink(&mut self) {
-        shrink(&mut self.out);
-        shrink(&mut self.inbuf);
+        if self.out.is_empty() {
+            spare::give(&mut self.out);
+        }
+        if self.inbuf.is_empty() {
+            spare::give(&mut self.inbuf);
+        }
+    }
+}
+
+/// Buffers that no client needs right now, kept by each thread for the next client that says something: ten thousand idle
+/// clients have none, and a busy one costs no allocation.
+mod spare {
+    use std::cell::RefCell;
+
+    use bytes::BytesMut;
+
+    use super::{READ_BYTES, REPLY_BYTES};
+
+    /// Buffers one thread keeps.
+    const KEPT_MAX: usize = 64;
+    /// A buffer that has grown further is freed.
+    const KEPT_BYTES_MAX: usize = 4 * REPLY_BYTES;
+
+    thread_local! {
+        static KEPT: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// An empty buffer with room for `room` bytes or more.
+    pub fn take(room: usize) -> BytesMut {
+        let mut kept = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
+        kept.reserve(room);
+        kept
+    }
+
+    /// Takes an empty buffer away. What still refers to its bytes keeps them alive; then it is no use to others.
+    pub fn give(buffer: &mut BytesMut) {
+        let mut given = std::mem::take(buffer);
+        // Its capacity does not count what has been consumed at its front; what it could take without growing does.
+        let large = given.try_reclaim(KEPT_BYTES_MAX + 1);
+        if !large && given.try_reclaim(READ_BYTES) {
+            KEPT.with_borrow_mut(|kept| {
+                if kept.len() < KEPT_MAX {
+                    kept.push(given);
+                }
+            });
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_buffer_comes_back_only_when_nobody_reads_it() {
+            let mut buffer = take(READ_BYTES);
+            buffer.extend_from_slice(b"hello");
+            let frame = buffer.split_to(5).freeze();
+            give(&mut buffer);
+            assert_eq!((buffer.capacity(), KEPT.with_borrow(Vec::len)), (0, 0));
+            assert_eq!(&frame[..], b"hello");
+            let mut buffer = take(READ_BYTES);
+            buffer.extend_from_slice(b"hello");
+            drop(buffer.split_to(5));
+            give(&mut buffer);
+            assert_eq!(KEPT.with_borrow(Vec::len), 1);
+            assert!(take(REPLY_BYTES).capacity() >= REPLY_BYTES);
+            let mut large = BytesMut::with_capacity(KEPT_BYTES_MAX + 1);
+            give(&mut large);
+            assert_eq!((large.capacity(), KEPT.with_borrow(Vec::len)), (0, 0));
+        }
     }
 }
 

@@ -110,7 +110,8 @@ impl Session {
         }
         let mut survey = self.survey(batch);
         let result = if survey.stepwise {
-            self.stepwise(&mut survey, ending).await
+            // Boxed, as other rare ways are: their room would be part of every session's task.
+            Box::pin(self.stepwise(&mut survey, ending)).await
         } else {
             self.relay_batch(&mut survey, ending).await
         };

@@ -52,11 +52,12 @@ async fn serve(app: Arc<App>, stream: TcpStream) -> io::Result<()> {
         client.put_error(&too_many(&app));
         return client.send().await;
     };
-    let hello = tokio::time::timeout(app.config().limits.login_time_max, hello(&app, client)).await;
+    // Boxed: what only a log-in or the console needs would else be part of every session's task for all its life.
+    let hello = tokio::time::timeout(app.config().limits.login_time_max, Box::pin(hello(&app, client))).await;
     match hello {
         Ok(Ok(Hello::Session(session))) => session.run().await,
-        Ok(Ok(Hello::Replication(replication))) => replication.run().await,
-        Ok(Ok(Hello::Admin(client, user))) => crate::console::run(&app, client, &user).await?,
+        Ok(Ok(Hello::Replication(replication))) => Box::pin(replication.run()).await,
+        Ok(Ok(Hello::Admin(client, user))) => Box::pin(crate::console::run(&app, client, &user)).await?,
         Ok(Ok(Hello::Done)) => {}
         Ok(Err(error)) => return Err(error),
         Err(_) => tracing::debug!(%address, "login took too long"),
@@ -69,4 +70,21 @@ fn too_many(app: &App) -> UserError {
         .detail(format!("{} of {} client connections are in use", app.clients.now(), app.clients.max()))
         .hint("Raise limits.client_connections_max, or close idle connections.")
         .fatal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::front::session::Session;
+
+    fn size<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Ten thousand idle clients are ten thousand of these. What grew it is usually a rare way that is not boxed.
+    #[test]
+    fn a_task_is_small() {
+        let (task, session) = (size(serve), size_of::<Session>());
+        assert!(task + session <= 4 * 1024 + 512, "task {task}, session {session} bytes");
+    }
 }

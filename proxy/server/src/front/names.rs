@@ -14,10 +14,14 @@ use crate::statements::Prepared;
 
 /// Statements one client may keep; each costs an entry here, not on a server.
 const STATEMENTS_MAX: usize = 65_536;
+/// And what their texts may add up to.
+const STATEMENT_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 #[derive(Default)]
 pub struct Names {
     statements: HashMap<Bytes, Known>,
+    /// Length of the texts of `statements`.
+    statement_bytes: usize,
     unnamed: Option<Known>,
     portals: HashMap<Bytes, Portal>,
 }
@@ -94,14 +98,26 @@ impl Names {
             let message = format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
             return Err(UserError::new(Blame::Client, sqlstate::DUPLICATE_STATEMENT, message));
         }
-        if self.statements.len() >= STATEMENTS_MAX {
-            return Err(UserError::new(Blame::Client, sqlstate::TOO_COMPLEX, "too many prepared statements")
-                .detail(format!("this session keeps {STATEMENTS_MAX} statements"))
-                .hint("Close statements that are no longer needed, or limit the driver's statement cache."));
+        let bytes = self.statement_bytes + prepared.sql.len();
+        if self.statements.len() >= STATEMENTS_MAX || bytes > STATEMENT_BYTES_MAX {
+            return Err(too_many(self.statements.len()));
         }
         let name = Bytes::copy_from_slice(name);
-        self.statements.insert(name.clone(), Known::new(prepared));
+        self.keep(name.clone(), Known::new(prepared));
         Ok(Undo::Statement { name, before: None, backend: None })
+    }
+
+    fn keep(&mut self, name: Bytes, known: Known) {
+        self.statement_bytes += known.prepared.sql.len();
+        if let Some(before) = self.statements.insert(name, known) {
+            self.statement_bytes -= before.prepared.sql.len();
+        }
+    }
+
+    fn give_up(&mut self, name: &[u8]) -> Option<Known> {
+        let given_up = self.statements.remove(name)?;
+        self.statement_bytes -= given_up.prepared.sql.len();
+        Some(given_up)
     }
 
     /// Replaces what a name stands for after the schema has changed.
@@ -131,19 +147,15 @@ impl Names {
 
     /// Closing what does not exist is no error, as in Postgres. True: it did exist.
     pub fn close_statement(&mut self, name: &[u8]) -> (bool, Undo) {
-        let before = if name.is_empty() { self.unnamed.take() } else { self.statements.remove(name) };
+        let before = if name.is_empty() { self.unnamed.take() } else { self.give_up(name) };
         (before.is_some(), Undo::Statement { name: Bytes::copy_from_slice(name), before, backend: None })
     }
 
     fn undo_statement(&mut self, name: Bytes, before: Option<Known>) {
         match (name.is_empty(), before) {
             (true, before) => self.unnamed = before,
-            (false, Some(before)) => {
-                self.statements.insert(name, before);
-            }
-            (false, None) => {
-                self.statements.remove(&name);
-            }
+            (false, Some(before)) => self.keep(name, before),
+            (false, None) => drop(self.give_up(&name)),
         }
     }
 
@@ -154,6 +166,7 @@ impl Names {
 
     pub fn forget_statements(&mut self) {
         self.statements.clear();
+        self.statement_bytes = 0;
         self.unnamed = None;
     }
 
@@ -187,4 +200,13 @@ impl Names {
     pub fn forget_portals(&mut self) {
         self.portals.clear();
     }
+}
+
+fn too_many(kept: usize) -> UserError {
+    UserError::new(Blame::Client, sqlstate::TOO_COMPLEX, "too many prepared statements")
+        .detail(format!(
+            "this session keeps {kept} statements; it may keep {STATEMENTS_MAX}, and {} MiB of text",
+            STATEMENT_BYTES_MAX >> 20
+        ))
+        .hint("Close statements that are no longer needed, or limit the driver's statement cache.")
 }

@@ -188,7 +188,7 @@ impl Session {
     }
 
     /// Serves until the client leaves or something fatal happens, and says so to the client.
-    pub async fn run(mut self) {
+    pub async fn run(mut self: Box<Self>) {
         self.stats.runs_here().await;
         let end = self.serve().await;
         self.db.stats.close(&self.stats);
@@ -232,6 +232,7 @@ impl Session {
                 return End::ClientGone;
             }
             self.client.shrink();
+            self.scratch.shrink();
             self.stats.end(&self.client, self.txn.is_some());
             if let Some(error) = self.breaks_mode() {
                 return End::Fatal(error);

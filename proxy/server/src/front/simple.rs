@@ -79,6 +79,10 @@ impl Session {
     }
 
     async fn text(&mut self, sql: &str) -> Result<(), Failure> {
+        let view = self.view();
+        if let Some(known) = self.db.statements.recall(sql, &view, &mut self.scratch) {
+            return self.statement(sql, &known).await;
+        }
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.tokens.clear();
         let lexed = lex(sql, &mut scratch.tokens);
@@ -91,7 +95,8 @@ impl Session {
             return Ok(());
         }
         if single {
-            let understood = self.db.statements.understand_tokens(sql, &self.view(), &mut scratch);
+            let understood = self.db.statements.understand_tokens(sql, &view, &mut scratch);
+            self.db.statements.remember(sql, &view, &understood, &scratch);
             self.scratch = scratch;
             return self.statement(sql, &understood).await;
         }
@@ -100,7 +105,7 @@ impl Session {
             .map(|part| &sql[scratch.tokens[part.start].start as usize..scratch.tokens[part.end - 1].end as usize])
             .collect();
         self.scratch = scratch;
-        self.several(sql, &texts).await
+        Box::pin(self.several(sql, &texts)).await
     }
 
     /// A text weir cannot read (another encoding, or very long).
@@ -134,7 +139,7 @@ impl Session {
                 for shard in &shards {
                     self.stats.sent_to(&plan, *shard);
                 }
-                self.spread_text(&shards, sql, understood, &plan).await
+                Box::pin(self.spread_text(&shards, sql, understood, &plan)).await
             }
         }
     }

@@ -25,6 +25,14 @@ impl Class {
         matches!(self, Class::Set { .. } | Class::Reset(_) | Class::SetCharacteristics(_) | Class::Discard(_))
     }
 
+    /// Statements that read or write rows and nothing else, as far as their first words tell.
+    pub fn is_data(&self) -> bool {
+        matches!(
+            self,
+            Class::Select | Class::Values | Class::Insert | Class::Update | Class::Delete | Class::With { .. }
+        )
+    }
+
     /// Statements that the session handles itself instead of planning them.
     pub fn is_control(&self) -> bool {
         self.controls_transaction()

@@ -43,8 +43,16 @@ pub(super) fn tls(source: &Source, raw: &raw::Tls) -> Checked<TlsConfig> {
     Ok(TlsConfig { certificate, key, client_ca, mode })
 }
 
-pub(super) fn server_tls(source: &Source, raw: Option<&Spanned<raw::ServerTls>>) -> Checked<ServerTls> {
-    let Some(spanned) = raw else { return Ok(ServerTls::default()) };
+/// Without a section as `sslmode` of the upstream says, and else no TLS.
+pub(super) fn server_tls(
+    source: &Source,
+    raw: Option<&Spanned<raw::ServerTls>>,
+    upstream: Option<ServerTlsMode>,
+) -> Checked<ServerTls> {
+    let Some(spanned) = raw else {
+        let mode = upstream.unwrap_or_default();
+        return ServerTls::new(mode, Material::default()).map_err(|problem| source.whole(problem));
+    };
     let raw = spanned.get_ref();
     let modes = [
         ("disable", ServerTlsMode::Disable),
