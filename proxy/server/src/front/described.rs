@@ -18,7 +18,7 @@ use super::stepwise::columns_in;
 
 impl Session {
     /// A batch that has failed before any of its messages was looked at.
-    pub async fn give_up_batch(&mut self, failure: Failure, ending: Ending) -> Result<(), End> {
+    pub fn give_up_batch(&mut self, failure: Failure, ending: Ending) -> Result<(), End> {
         match failure {
             Failure::End(end) => return Err(end),
             Failure::Refused(error) => self.fail(&error),

@@ -106,7 +106,7 @@ impl Session {
         let ending = batch.ending;
         if let Err(failure) = self.check_columns(batch).await {
             batch.ops.clear();
-            return self.give_up_batch(failure, ending).await;
+            return self.give_up_batch(failure, ending);
         }
         let mut survey = self.survey(batch);
         let result = if survey.stepwise {
