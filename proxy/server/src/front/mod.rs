@@ -17,3 +17,4 @@ pub mod startup;
 pub mod stepwise;
 pub mod time_out;
 pub mod tls;
+pub mod transaction;
