@@ -75,7 +75,7 @@ impl Session {
         asked: &Asked,
     ) -> Result<bool, Failure> {
         if self.db.is_suspect() {
-            self.db.verify().await?;
+            Box::pin(self.db.verify()).await?;
         }
         // Without the clock a restart or promotion of the primary would go unnoticed.
         if !self.db.shard(shard).clock.connected() {
