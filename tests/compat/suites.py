@@ -72,7 +72,8 @@ def psycopg2(run: Run):
 def sqlalchemy(run: Run):
     to = run.endpoint
     uri = f"postgresql+psycopg2://{to.user}:{to.password}@{to.host}:{to.port}/{to.database}"
-    chosen = run.chosen or ["test/dialect/postgresql", "test/dialect/test_suite.py", "test/engine", "test/sql/test_query.py"]
+    engine = [f"test/engine/test_{name}.py" for name in ("execute", "reconnect", "reflection", "transaction")]
+    chosen = run.chosen or ["test/dialect/postgresql", "test/dialect/test_suite.py", *engine, "test/sql/test_query.py"]
     return run.pytest("--dburi", uri, "-p", "no:logging", *chosen), {}
 
 
