@@ -107,7 +107,7 @@ SUITES = {
             prepare="CREATE SCHEMA test_schema; CREATE SCHEMA test_schema_2; CREATE EXTENSION hstore; CREATE EXTENSION citext",
         ),
         Suite(
-            "django", ["Django==5.2.19", "psycopg[binary]==3.3.4", "Pillow", "jinja2", "PyYAML", "tblib"], django,
+            "django", ["Django==5.2.19", "psycopg[binary,pool]==3.3.4", "Pillow", "jinja2", "PyYAML", "tblib"], django,
             archive="Django==5.2.19",
         ),
     ]
