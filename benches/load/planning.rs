@@ -236,7 +236,9 @@ fn report(condition: &str) -> String {
 
 /// Three sharded tables.
 fn view(shards: u16) -> View {
-    const TABLES: [(&str, &str, &[(&str, u32)]); 3] = [
+    /// Name, shard key, columns with their types.
+    type Table = (&'static str, &'static str, &'static [(&'static str, u32)]);
+    const TABLES: [Table; 3] = [
         ("accounts", "aid", &[("aid", 23), ("bid", 23), ("abalance", 23), ("filler", 1042)]),
         ("orders", "user_id", &[("user_id", 20), ("order_id", 20), ("status", 25), ("created_at", 1184), ("a", 23)]),
         ("items", "user_id", &[("user_id", 20), ("order_id", 20), ("name", 25), ("qty", 20), ("price", 20)]),

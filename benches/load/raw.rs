@@ -4,7 +4,7 @@
 //! that thousands of log-ins a second are bounded by the server. Non-goals: checking the server's signature, TLS, any error
 //! but "it did not work".
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
@@ -29,7 +29,7 @@ pub struct Account {
     pub user: &'static str,
     pub database: &'static str,
     pub password: String,
-    keys: Arc<Mutex<Vec<Known>>>,
+    keys: Arc<parking_lot::Mutex<Vec<Known>>>,
 }
 
 /// What the password is worth with one salt.
@@ -46,14 +46,14 @@ impl Account {
     }
 
     fn client_key(&self, salt: &str, iterations: u32) -> Result<Key> {
-        let known = self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.keys.lock().clone();
         if let Some(known) = known.iter().find(|known| known.salt == salt && known.iterations == iterations) {
             return Ok(known.client_key);
         }
         let salted = stretched(self.password.as_bytes(), &STANDARD.decode(salt)?, iterations)?;
         let client_key = keyed(&salted, b"Client Key")?;
         let known = Known { salt: salt.to_owned(), iterations, client_key };
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(known);
+        self.keys.lock().push(known);
         Ok(client_key)
     }
 }

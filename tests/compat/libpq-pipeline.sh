@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/stage.sh"
 . "$here/source.sh"
 
-out=${OUT:-$here/out/libpq-pipeline}
+out=${OUT:-$work/libpq-pipeline}
 mkdir -p "$out"
 stage_dir
 source_tree "${1:-}"

@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/stage.sh"
 
 source=$(cd "${1:?usage: node-postgres.sh SOURCE}" && pwd)
-out=${OUT:-$here/out/node-postgres}
+out=${OUT:-$work/node-postgres}
 mkdir -p "$out/pg"
 stage_dir
 

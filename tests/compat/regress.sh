@@ -5,14 +5,14 @@
 #   TESTS="select join" tests/compat/regress.sh  these files only, after the files they need (test_setup, create_index)
 #
 # SOURCE is a Postgres 15 source tree; without it, Debian's source package is fetched (see source.sh). The diffs against the
-# expected files stay in OUT (default: tests/compat/out/regress), which git ignores. Exit 1 if a file differs that is not
+# expected files stay in OUT (default: compat/regress in the target directory). Exit 1 if a file differs that is not
 # listed in exceptions/regress.txt.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/stage.sh"
 . "$here/source.sh"
 
-out=${OUT:-$here/out/regress}
+out=${OUT:-$work/regress}
 mkdir -p "$out"
 stage_dir
 source_tree "${1:-}"

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
 # Postgres's source tree and what suites need of it, to be sourced after stage.sh.
 #
-#   source_tree [DIR]     sets `source`: DIR, or Debian's source package, fetched once into tests/compat/out/postgresql-15
+#   source_tree [DIR]     sets `source`: DIR, or Debian's source package, fetched once into compat/postgresql-15 in the target directory
 #   source_build DIR...   configures and builds these directories of it; sets `build`
 #
 # apt-get source needs a deb-src line for the release; no other part of the system is touched.
 
 source_tree() {
-    source=${1:-$repo/tests/compat/out/postgresql-15}
+    source=${1:-$work/postgresql-15}
     [ -d "$source/src/test/regress" ] || (
         mkdir -p "$(dirname "$source")/fetched"
         cd "$(dirname "$source")/fetched"
@@ -18,7 +18,7 @@ source_tree() {
 }
 
 source_build() {
-    build=${PG_BUILD:-$repo/tests/compat/out/postgresql-15-build}
+    build=${PG_BUILD:-$work/postgresql-15-build}
     mkdir -p "$build"
     (
         cd "$build"

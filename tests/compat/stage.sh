@@ -9,6 +9,8 @@
 
 PG_BIN=${PG_BIN:-/usr/lib/postgresql/15/bin}
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# What is fetched and built, and what the suites said.
+work=${CARGO_TARGET_DIR:-$repo/target}/compat
 
 stage_as() {
     if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi

@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/stage.sh"
 
 source=$(cd "${1:?usage: tokio-postgres.sh SOURCE}" && pwd)
-out=${OUT:-$here/out/tokio-postgres}
+out=${OUT:-$work/tokio-postgres}
 mkdir -p "$out"
 stage_dir
 FEATURES=array-impls,with-bit-vec-0_6,with-chrono-0_4,with-serde_json-1,with-uuid-1

@@ -169,7 +169,7 @@ fn judge(mut replies: Replies, frames: &[u8]) -> Option<(Vec<u8>, Vec<u32>)> {
             visible.extend_from_slice(own);
         }
         match replies.on_frame(tag, b"I").ok()? {
-            Verdict::Forward => visible.push(tag),
+            Verdict::Forward | Verdict::Described => visible.push(tag),
             Verdict::Swallow => {}
             Verdict::Ready { status, hidden } => {
                 assert_eq!(status, Status::Idle);

@@ -257,7 +257,9 @@ mod tests {
 
     fn owed(list: &[Owed]) -> Replies {
         let mut replies = Replies::default();
-        list.iter().for_each(|owed| replies.push(owed.clone()));
+        for owed in list {
+            replies.push(owed.clone());
+        }
         replies
     }
 

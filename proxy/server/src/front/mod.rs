@@ -18,4 +18,5 @@ pub mod startup;
 pub mod stepwise;
 pub mod time_out;
 pub mod tls;
+pub mod transaction;
 mod wait;

@@ -23,6 +23,7 @@ use super::cancel::Registration;
 use super::client::Client;
 use super::extended::Survey;
 use super::names::{Names, Undo};
+pub use super::transaction::{Joined, Transaction};
 use crate::app::App;
 use crate::back::pool::Lease;
 use crate::database::{Database, UserPools, View};
@@ -65,33 +66,6 @@ impl From<End> for Failure {
     fn from(end: End) -> Self {
         Failure::End(end)
     }
-}
-
-/// A transaction block as the client sees it. Servers learn of it when a statement needs them (lazy BEGIN).
-#[derive(Debug, Clone)]
-pub struct Transaction {
-    /// What to send to each Backend that joins, in order: BEGIN, savepoints, SET LOCAL.
-    pub prelude: Vec<Joined>,
-    /// Weir's error aborted it; the servers may not know.
-    pub failed: bool,
-    /// Made by weir for one request of several statements or shards; ends with the request.
-    pub implicit: bool,
-    /// One snapshot for the whole transaction: it cannot span shards.
-    pub one_snapshot: bool,
-    /// It changed the schema.
-    pub changed_schema: bool,
-    /// In a way that all sessions must know of: something in it may leave state behind.
-    pub made_keeper: bool,
-    /// Its DDL may have changed what statements mean.
-    pub renews: bool,
-}
-
-/// One statement of a transaction's prelude.
-#[derive(Debug, Clone)]
-pub struct Joined {
-    pub sql: String,
-    /// The savepoint it makes, if it makes one.
-    pub savepoint: Option<Box<str>>,
 }
 
 /// A Backend of this session.
@@ -542,32 +516,6 @@ impl Drop for Session {
                 self.db.stats.unpinned(pin);
             }
         }
-    }
-}
-
-impl Transaction {
-    /// A BEGIN of the client that weir answers itself.
-    pub fn lazy(sql: &str, one_snapshot: bool) -> Self {
-        let begin = Joined { sql: sql.to_owned(), savepoint: None };
-        Transaction {
-            prelude: vec![begin],
-            failed: false,
-            implicit: false,
-            one_snapshot,
-            changed_schema: false,
-            made_keeper: false,
-            renews: false,
-        }
-    }
-
-    /// For one request of several statements or shards.
-    pub fn implicit() -> Self {
-        Transaction { implicit: true, ..Self::lazy("BEGIN", false) }
-    }
-
-    /// The client's own BEGIN went to a server unseen (in a multi-statement query).
-    fn begun_by_client(failed: bool) -> Self {
-        Transaction { failed, ..Self::lazy("BEGIN", false) }
     }
 }
 
