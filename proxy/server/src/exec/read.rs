@@ -164,7 +164,7 @@ impl Session {
         let Some(number) = self.db.choose_replica(shard, seen.lsn()) else { return Ok(None) };
         let Some(pool) = self.pools.replica(shard, number) else { return Ok(None) };
         // A replica that cannot be reached is no error: the primary answers.
-        let mut lease = match self.cancel.slot.unless_cancelled(pool.lease()).await {
+        let mut lease = match Box::pin(self.cancel.slot.unless_cancelled(pool.lease())).await {
             Ok(lease) => lease,
             Err(error) if error.sqlstate == sqlstate::QUERY_CANCELED => return Err(error.into()),
             Err(_) => return Ok(None),
@@ -178,7 +178,7 @@ impl Session {
         let mut trail = Trail::default();
         self.cancel.slot.begin(&lease.cancel_key);
         let flow = relay(&mut self.client, &mut lease, &mut replies, &mut capture, &mut trail).await;
-        if !self.cancel.slot.end() && !self.cancel.slot.settle().await {
+        if !self.cancel.slot.end() && !Box::pin(self.cancel.slot.settle()).await {
             lease.doubt("a cancel request was still on its way");
         }
         let Capture::Hold { reply, .. } = capture else { return Ok(None) };

@@ -48,7 +48,7 @@ impl Session {
             }
         }
         for name in doubtful {
-            self.check_columns_of(&name).await?;
+            Box::pin(self.check_columns_of(&name)).await?;
         }
         Ok(())
     }

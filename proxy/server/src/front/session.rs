@@ -199,7 +199,7 @@ impl Session {
                     collector.recycle(batch);
                     served
                 }
-                Request::FunctionCall(frame) => self.function_call(&frame).await,
+                Request::FunctionCall(frame) => Box::pin(self.function_call(&frame)).await,
                 Request::Terminate => return End::ClientGone,
             };
             if let Err(end) = served {
@@ -262,7 +262,7 @@ impl Session {
             }
             None => {
                 let asked = std::time::Instant::now();
-                let lease = self.cancel.slot.unless_cancelled(pool.lease()).await?;
+                let lease = Box::pin(self.cancel.slot.unless_cancelled(pool.lease())).await?;
                 self.stats.assigned(asked.elapsed());
                 lease
             }
@@ -322,7 +322,7 @@ impl Session {
         let lease = &mut self.held[index].lease;
         self.cancel.slot.begin(&lease.cancel_key);
         let outcome = relay(&mut self.client, lease, replies, capture, trail).await;
-        if !self.cancel.slot.end() && !self.cancel.slot.settle().await {
+        if !self.cancel.slot.end() && !Box::pin(self.cancel.slot.settle()).await {
             self.held[index].lease.doubt("a cancel request was still on its way");
         }
         outcome.map_err(|broken| match (self.broken(index, broken), trail.fatal) {

@@ -33,13 +33,15 @@ const TEXT_BYTES_MAX: usize = 1024 * 1024;
 impl Session {
     pub async fn simple(&mut self, sql: Bytes) -> Result<(), End> {
         self.names.forget_unnamed();
-        if let Err(failure) = self.end_idle_pipeline().await {
+        if self.pipelining().is_some()
+            && let Err(failure) = Box::pin(self.end_idle_pipeline()).await
+        {
             return self.conclude(Err(failure));
         }
         let result = match std::str::from_utf8(&sql) {
-            _ if self.pipelining().is_some() => self.query_in_pipeline(&sql).await,
+            _ if self.pipelining().is_some() => Box::pin(self.query_in_pipeline(&sql)).await,
             Ok(text) if text.len() <= TEXT_BYTES_MAX => self.text(text).await,
-            _ => self.opaque(&sql).await,
+            _ => Box::pin(self.opaque(&sql)).await,
         };
         self.conclude(result)
     }
@@ -125,7 +127,9 @@ impl Session {
 
     /// Runs one statement and writes its whole reply but ReadyForQuery.
     pub async fn statement(&mut self, sql: &str, understood: &Understood) -> Result<(), Failure> {
-        if self.control(sql, &understood.shape.class).await? {
+        let class = &understood.shape.class;
+        let may_control = class.is_control() || self.txn.as_ref().is_some_and(|txn| txn.failed);
+        if may_control && Box::pin(self.control(sql, class)).await? {
             return Ok(());
         }
         let view = self.view();
@@ -263,7 +267,7 @@ impl Session {
         if made_keeper {
             self.db.refresh_catalog().await;
         } else {
-            self.db.schema_changed().await;
+            Box::pin(self.db.schema_changed()).await;
         }
     }
 

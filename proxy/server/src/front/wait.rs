@@ -43,7 +43,7 @@ impl Session {
             return self.await_client().await.map(|()| None);
         }
         // Cancel-safe: what has been read is in the client's buffer, what is to be sent stays in its other one.
-        match tokio::time::timeout(PATIENCE, self.await_client()).await {
+        match Box::pin(tokio::time::timeout(PATIENCE, self.await_client())).await {
             Ok(more) => more.map(|()| None),
             Err(_) => Ok(collector.unfinished()),
         }
