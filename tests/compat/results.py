@@ -43,8 +43,12 @@ def report(suite: str, direct: dict[str, str], through: dict[str, str], excepted
     print(f"\n{suite}: {len(direct)} run directly, {len(passed)} passed directly,")
     print(f"  {len(passed) - len(different)} of those passed through weir, {len(explained)} are listed exceptions,")
     print(f"  {len(unexplained)} differ")
+    missing = [name for name in unexplained if name not in through]
+    if missing:
+        print(f"  NOT RUN   {len(missing)} tests, the first of them {missing[0]}")
     for name in unexplained:
-        print(f"  DIFFERS   {name} ({through.get(name, 'not run')})")
+        if name in through:
+            print(f"  DIFFERS   {name} ({through[name]})")
     for name in explained:
         print(f"  exception {name}: {reason_of[name]}")
     for pattern in stale:

@@ -56,7 +56,9 @@ def compare(suite: suites.Suite, arguments: argparse.Namespace) -> bool:
             print(f"{suite.name}: {'through weir' if binary else 'directly'}; output in {log}", flush=True)
             with Tier(binary) as tier:
                 run = suites.Run(python, tree, tier.endpoint, path, arguments.chosen)
-                suites.run(suite, run, log, arguments.seconds_max)
+                code = suites.run(suite, run, log, arguments.seconds_max)
+                if code < 0:
+                    print(f"  ended by signal {-code}: what it had not got to counts as not run")
                 for server in ("postgres", "weir"):
                     path.with_name(f"{path.name}.{server}.log").write_text(tier.log_tail(server, 20000))
         if path.exists() or arguments.only in (None, side):

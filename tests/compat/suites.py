@@ -72,7 +72,8 @@ def psycopg2(run: Run):
 def sqlalchemy(run: Run):
     to = run.endpoint
     uri = f"postgresql+psycopg2://{to.user}:{to.password}@{to.host}:{to.port}/{to.database}"
-    chosen = run.chosen or ["test/dialect/postgresql", "test/dialect/test_suite.py", "test/engine", "test/sql/test_query.py"]
+    engine = [f"test/engine/test_{name}.py" for name in ("execute", "reconnect", "reflection", "transaction")]
+    chosen = run.chosen or ["test/dialect/postgresql", "test/dialect/test_suite.py", *engine, "test/sql/test_query.py"]
     return run.pytest("--dburi", uri, "-p", "no:logging", *chosen), {}
 
 
@@ -106,7 +107,7 @@ SUITES = {
             prepare="CREATE SCHEMA test_schema; CREATE SCHEMA test_schema_2; CREATE EXTENSION hstore; CREATE EXTENSION citext",
         ),
         Suite(
-            "django", ["Django==5.2.19", "psycopg[binary]==3.3.4", "Pillow", "jinja2", "PyYAML", "tblib"], django,
+            "django", ["Django==5.2.19", "psycopg[binary,pool]==3.3.4", "Pillow", "jinja2", "PyYAML", "tblib"], django,
             archive="Django==5.2.19",
         ),
     ]

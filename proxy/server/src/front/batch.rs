@@ -8,8 +8,11 @@ use weir_wire::frame::{self, BadLength, HEADER};
 use weir_wire::frontend::{Bind, Execute, Object, Parse, Target, read_query, tag};
 use weir_wire::read::Malformed;
 
-/// A pipeline longer than this is worked off in pieces before its Sync has come.
+/// A pipeline longer than this is worked off in pieces before its Sync has come. Over several shards its parts are looked at
+/// together as far as that is affordable.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// The same where there is one server, which takes it as it comes: so its errors reach the client early.
+const PIECE_BYTES_MAX: usize = 64 * 1024;
 
 /// A list of messages that has grown longer is not kept for the next batch.
 const OPS_KEPT_MAX: usize = 8;
@@ -92,12 +95,20 @@ pub struct Collector {
     ops: Vec<Op>,
     bytes: usize,
     message_bytes_max: usize,
+    batch_bytes_max: usize,
 }
 
 impl Collector {
     /// A longer message than `message_bytes_max` is refused.
     pub fn new(message_bytes_max: usize) -> Self {
-        Collector { ops: Vec::new(), bytes: 0, message_bytes_max }
+        Collector { ops: Vec::new(), bytes: 0, message_bytes_max, batch_bytes_max: BATCH_BYTES_MAX }
+    }
+
+    /// For a session on one server.
+    #[must_use]
+    pub fn in_pieces(mut self) -> Self {
+        self.batch_bytes_max = PIECE_BYTES_MAX;
+        self
     }
 
     /// Takes as many frames as make one request from the front of `inbuf`; `None`: more bytes are needed.
@@ -158,7 +169,7 @@ impl Collector {
         };
         self.ops.push(op);
         self.bytes += frame.len();
-        Ok(if self.bytes > BATCH_BYTES_MAX { Some(self.finish(Ending::Flush)) } else { None })
+        Ok(if self.bytes > self.batch_bytes_max { Some(self.finish(Ending::Flush)) } else { None })
     }
 
     /// Takes back the emptied list of a batch that has been served.

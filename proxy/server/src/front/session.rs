@@ -177,6 +177,9 @@ impl Session {
 
     async fn serve(&mut self) -> End {
         let mut collector = Collector::new(self.app.config().limits.message_bytes_max);
+        if self.view().topology.is_single() {
+            collector = collector.in_pieces();
+        }
         loop {
             let request = match collector.next(&mut self.client.inbuf) {
                 Err(unusable) => return End::Fatal(unusable.into()),
