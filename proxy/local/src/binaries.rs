@@ -10,6 +10,9 @@ use anyhow::{Context as _, Result, bail};
 
 /// What a directory must hold to be taken for a Postgres installation.
 const POSTGRES_PROGRAMS: [&str; 4] = ["initdb", "postgres", "pg_ctl", "pg_basebackup"];
+/// What the directory that `PG_BIN` names must hold: some packages of the server come without `pg_basebackup`, and then
+/// there are no replicas.
+const SERVER_PROGRAMS: [&str; 3] = ["initdb", "postgres", "pg_ctl"];
 
 /// The programs that [`crate::Cluster`] and [`crate::Redis`] start.
 #[derive(Clone, Debug)]
@@ -34,9 +37,11 @@ impl Binaries {
             Some(dir) => vec![PathBuf::from(dir)],
             None => path.iter().cloned().chain(distribution_dirs()).collect(),
         };
-        let Some(postgres_dir) = candidates.iter().find(|dir| is_postgres_dir(dir)) else {
+        let needed = if std::env::var_os("PG_BIN").is_some() { &SERVER_PROGRAMS[..] } else { &POSTGRES_PROGRAMS[..] };
+        let Some(postgres_dir) = candidates.iter().find(|dir| holds(dir, needed)) else {
             bail!(
-                "no PostgreSQL server found (looked for initdb, postgres, pg_ctl and pg_basebackup in {}).\n{}",
+                "no PostgreSQL server found (looked for {} in {}).\n{}",
+                needed.join(", "),
                 match std::env::var_os("PG_BIN") {
                     Some(dir) => format!("PG_BIN={}", dir.display()),
                     None => "PATH and /usr/lib/postgresql/*/bin".to_owned(),
@@ -101,8 +106,8 @@ fn distribution_dirs() -> Vec<PathBuf> {
     found.into_iter().map(|(_, dir)| dir).collect()
 }
 
-fn is_postgres_dir(dir: &Path) -> bool {
-    POSTGRES_PROGRAMS.iter().all(|program| dir.join(program).is_file())
+fn holds(dir: &Path, programs: &[&str]) -> bool {
+    programs.iter().all(|program| dir.join(program).is_file())
 }
 
 fn in_dirs(program: &str, dirs: &[PathBuf]) -> Option<PathBuf> {
