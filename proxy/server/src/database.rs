@@ -488,14 +488,7 @@ impl Database {
     ///
     /// The version changes at once: what servers have prepared for the old one may have another result type now.
     pub fn doubt_catalog(self: &Arc<Self>) {
-        self.view.rcu(|view| View {
-            version: view.version + 1,
-            topology: view.topology.clone(),
-            rules: Arc::clone(&view.rules),
-            catalog: Arc::clone(&view.catalog),
-            search_path: view.search_path.clone(),
-            shards: view.shards,
-        });
+        self.renew_statements();
         if self.catalog_doubts.fetch_add(1, AcqRel) == 0 {
             tokio::spawn(catch_up(Arc::downgrade(self)));
         }

@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use smallvec::SmallVec;
@@ -162,18 +162,20 @@ async fn wait(client: &mut Client, backend: &mut Backend, listen: bool, heard: &
             sent.map_err(Broken::Client)?;
             return Poll::Ready(Ok(()));
         }
-        if listen
-            && backend.out.len() < OUT_BYTES
-            && let Poll::Ready(received) = client.poll_receive(cx)
-        {
-            return match received.map_err(Broken::Client)? {
-                0 => Poll::Ready(Err(Broken::Client(io::ErrorKind::UnexpectedEof.into()))),
-                _ => Poll::Ready(Ok(())),
-            };
-        }
-        Poll::Pending
+        if listen { poll_upload(client, backend, cx) } else { Poll::Pending }
     })
     .await
+}
+
+/// Ready when the client has sent more of its copy data, for which the server's buffer has room.
+fn poll_upload(client: &mut Client, backend: &Backend, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    if backend.out.len() >= OUT_BYTES {
+        return Poll::Pending;
+    }
+    match ready!(client.poll_receive(cx)).map_err(Broken::Client)? {
+        0 => Poll::Ready(Err(Broken::Client(io::ErrorKind::UnexpectedEof.into()))),
+        _ => Poll::Ready(Ok(())),
+    }
 }
 
 /// Judges every frame that has arrived. `passing`: bytes of a large frame that are still to come and are passed on unseen.
@@ -355,16 +357,7 @@ async fn finish_upload(client: &mut Client, backend: &mut Backend, mut left: usi
                     return Poll::Ready(Ok(()));
                 }
             }
-            if left > 0
-                && backend.out.len() < OUT_BYTES
-                && let Poll::Ready(received) = client.poll_receive(cx)
-            {
-                return match received.map_err(Broken::Client)? {
-                    0 => Poll::Ready(Err(Broken::Client(io::ErrorKind::UnexpectedEof.into()))),
-                    _ => Poll::Ready(Ok(())),
-                };
-            }
-            Poll::Pending
+            if left > 0 { poll_upload(client, backend, cx) } else { Poll::Pending }
         })
         .await?;
     }

@@ -19,6 +19,7 @@ use super::batch::{Batch, Ending, Op};
 use super::names::{Portal, Undo};
 use super::session::{End, Failure, Held, Session};
 use super::simple::Place;
+use crate::database::View;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
@@ -157,8 +158,9 @@ impl Session {
         let mut survey = std::mem::take(&mut self.spare_survey);
         survey.steps.reserve(batch.ops.len());
         let ending = batch.ending;
+        let view = self.view();
         for op in batch.ops.drain(..) {
-            match self.resolve(op, &mut survey) {
+            match self.resolve(op, &view, &mut survey) {
                 Ok(step) => survey.steps.push(step),
                 Err(error) => {
                     survey.steps.push(Step::Refuse(error));
@@ -170,7 +172,7 @@ impl Session {
         let pipeline = self.pipelining().map(|index| self.held[index].shard);
         if survey.shard.is_none() {
             let held = self.held.first().map(|held| held.shard);
-            survey.shard = pipeline.or(held).or_else(|| Some(self.view().topology.home));
+            survey.shard = pipeline.or(held).or(Some(view.topology.home));
         }
         survey.stepwise |= pipeline.is_some() && pipeline != survey.shard;
         // Weir's own error aborted the transaction and the server does not know: it must not go on there.
@@ -206,10 +208,10 @@ impl Session {
         }
     }
 
-    fn resolve(&mut self, op: Op, survey: &mut Survey) -> Result<Step, UserError> {
+    fn resolve(&mut self, op: Op, view: &View, survey: &mut Survey) -> Result<Step, UserError> {
         Ok(match op {
             Op::Parse { name, sql, types } => {
-                let prepared = self.db.statements.prepare(&sql, &types, &self.view(), &mut self.scratch);
+                let prepared = self.db.statements.prepare(&sql, &types, view, &mut self.scratch);
                 // A key declared as a type that is laid out differently would be misread in binary form.
                 prepared.template.check_types(&prepared.type_oids())?;
                 self.refuse_known_text(&prepared)?;
@@ -219,10 +221,10 @@ impl Session {
                 Step::Parse { name, prepared, op }
             }
             Op::Bind { portal, statement, body } => {
-                let prepared = self.current(&statement)?;
-                let plan = self.bind(&prepared, &body)?;
+                let prepared = self.current(&statement, view)?;
+                let plan = bind(&prepared, &body, view)?;
                 self.survey_class(&prepared.shape.class, survey);
-                match self.place(&plan, || spread_of(&body)) {
+                match self.place(&view.topology, &plan, || spread_of(&body)) {
                     Place::One(shard) => {
                         survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
                         survey.shard.get_or_insert(shard);
@@ -235,7 +237,7 @@ impl Session {
                 Step::Bind { portal, statement, bound }
             }
             Op::Describe { object: Object::Statement, name } => {
-                let prepared = self.current(&name)?;
+                let prepared = self.current(&name, view)?;
                 self.survey_class(&prepared.shape.class, survey);
                 survey.stepwise |= prepared.template.hidden_columns() > 0;
                 Step::DescribeStatement { name, prepared }
@@ -263,9 +265,8 @@ impl Session {
     }
 
     /// What a name stands for, learnt anew if the schema has changed since.
-    fn current(&mut self, name: &Bytes) -> Result<Arc<Prepared>, UserError> {
+    fn current(&mut self, name: &Bytes, view: &View) -> Result<Arc<Prepared>, UserError> {
         let known = self.names.statement(name)?;
-        let view = self.view();
         if known.prepared.view_version == view.version || self.server_checks(known) {
             return Ok(Arc::clone(&known.prepared));
         }
@@ -273,23 +274,9 @@ impl Session {
             return Err(super::described::changed());
         }
         let prepared = Arc::clone(&known.prepared);
-        let fresh = self.db.statements.prepare(&prepared.sql, &prepared.types, &view, &mut self.scratch);
+        let fresh = self.db.statements.prepare(&prepared.sql, &prepared.types, view, &mut self.scratch);
         self.names.refresh(name, Arc::clone(&fresh));
         Ok(fresh)
-    }
-
-    fn bind(&self, prepared: &Prepared, body: &Bytes) -> Result<Plan, UserError> {
-        let bind = Bind::read(body).map_err(|_| super::session::malformed())?;
-        let params: SmallVec<[Datum<'_>; 8]> = bind
-            .values()
-            .map(|(binary, value)| match value {
-                None => Datum::Null,
-                Some(bytes) if binary => Datum::Binary(bytes),
-                Some(bytes) => Datum::Text(bytes),
-            })
-            .collect();
-        let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-        prepared.template.bind(&Values { params: &params, sql, literals: &prepared.literals }, &self.view().topology)
     }
 
     /// A portal of this batch or an earlier one; one that a server knows already fixes the shard.
@@ -507,6 +494,21 @@ impl Session {
         let question = Question::Portal { prepared: &bound.prepared, bind: &bound.bind, merged: false };
         self.read_elsewhere(shard, question, &bound.plan, &bound.prepared.shape, asked).await
     }
+}
+
+/// What a Bind message makes of its statement.
+fn bind(prepared: &Prepared, body: &Bytes, view: &View) -> Result<Plan, UserError> {
+    let bind = Bind::read(body).map_err(|_| super::session::malformed())?;
+    let params: SmallVec<[Datum<'_>; 8]> = bind
+        .values()
+        .map(|(binary, value)| match value {
+            None => Datum::Null,
+            Some(bytes) if binary => Datum::Binary(bytes),
+            Some(bytes) => Datum::Text(bytes),
+        })
+        .collect();
+    let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+    prepared.template.bind(&Values { params: &params, sql, literals: &prepared.literals }, &view.topology)
 }
 
 type Lease = crate::back::pool::Lease;

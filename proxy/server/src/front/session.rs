@@ -372,11 +372,7 @@ impl Session {
         self.held[index].piped = false;
         match (status, &mut self.txn) {
             (Status::Idle, txn) if self.held[index].begun || txn.is_none() => {
-                let over = txn.take();
-                if over.as_ref().is_some_and(|txn| txn.renews) {
-                    self.db.renew_statements();
-                }
-                if over.is_some_and(|txn| txn.changed_schema) {
+                if txn.take().is_some_and(|txn| txn.changed_schema) {
                     self.db.doubt_catalog();
                 }
                 self.stats.transaction();

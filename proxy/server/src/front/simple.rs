@@ -18,6 +18,7 @@ use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
 use weir_core::sql::normal::split_statements;
+use weir_core::topology::Topology;
 use weir_wire::backend::{EMPTY_QUERY, Status};
 
 use super::session::{End, Failure, Session};
@@ -137,7 +138,7 @@ impl Session {
         let bound = understood.template.bind(&Values { params: &[], sql, literals: &literals }, &view.topology);
         self.scratch.normal.literals = literals;
         let plan = bound?;
-        match self.place(&plan, || super::extended::spread_of(sql.as_bytes())) {
+        match self.place(&view.topology, &plan, || super::extended::spread_of(sql.as_bytes())) {
             Place::One(shard) => self.single(shard, sql, understood, &plan).await,
             Place::Several(shards) => {
                 for shard in &shards {
@@ -150,9 +151,7 @@ impl Session {
 
     /// Which shards a plan means for this session now.
     /// `spread` chooses among shards that are all alike: the same one for the same question, so that caches stay warm.
-    pub fn place(&self, plan: &Plan, spread: impl FnOnce() -> u64) -> Place {
-        let view = self.view();
-        let topology = &view.topology;
+    pub fn place(&self, topology: &Topology, plan: &Plan, spread: impl FnOnce() -> u64) -> Place {
         match &plan.target {
             Target::One(shard) => Place::One(*shard),
             Target::Home => Place::One(topology.home),
@@ -281,7 +280,7 @@ impl Session {
             let known = self.db.statements.understand(text, &view, &mut self.scratch);
             let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
             let plan = known.template.bind(&values, &view.topology);
-            shards.push(plan.ok().map(|plan| self.place(&plan, || 0)));
+            shards.push(plan.ok().map(|plan| self.place(&view.topology, &plan, || 0)));
             if statement_mode && known.shape.class.controls_transaction() {
                 return Err(super::mode::no_transactions().into());
             }

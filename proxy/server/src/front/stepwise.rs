@@ -237,7 +237,7 @@ impl Session {
         let place = match portal.bound_on {
             _ if prepared.shape.class.is_control() => None,
             Some(shard) => Some(Place::One(shard)),
-            None => Some(self.place(&portal.plan, || spread_of(&portal.bind))),
+            None => Some(self.place(&self.view().topology, &portal.plan, || spread_of(&portal.bind))),
         };
         if let Some(Place::One(shard)) = place
             && !failed
@@ -267,7 +267,7 @@ impl Session {
             Some(Place::One(shard)) => self.execute_on(shard, Call { bind_due: false, ..call }).await,
             // A control statement that the session leaves to the server.
             None => {
-                let shard = match self.place(&portal.plan, || 0) {
+                let shard = match self.place(&self.view().topology, &portal.plan, || 0) {
                     Place::One(shard) => shard,
                     Place::Several(_) => self.view().topology.home,
                 };
@@ -331,9 +331,11 @@ impl Session {
         let text = std::str::from_utf8(sql).unwrap_or_default();
         let known = self.db.statements.understand(text, &view, &mut self.scratch);
         let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
-        let fits = known.template.bind(&values, &view.topology).is_ok_and(|plan| match self.place(&plan, || 0) {
-            Place::One(place) => place == shard || plan.target == weir_core::plan::Target::Any,
-            Place::Several(_) => false,
+        let fits = known.template.bind(&values, &view.topology).is_ok_and(|plan| {
+            match self.place(&view.topology, &plan, || 0) {
+                Place::One(place) => place == shard || plan.target == weir_core::plan::Target::Any,
+                Place::Several(_) => false,
+            }
         });
         if !fits || known.shape.class.is_control() || text.trim_end_matches(';').contains(';') {
             return Err(split_pipeline().into());

@@ -37,18 +37,8 @@ impl Class {
     pub fn is_control(&self) -> bool {
         self.controls_transaction()
             || self.sets_session()
-            || matches!(
-                self,
-                Class::SetConstraints
-                    | Class::Deallocate(_)
-                    | Class::Prepare { .. }
-                    | Class::Execute { .. }
-                    | Class::Listen(_)
-                    | Class::Unlisten(_)
-                    | Class::Fetch { .. }
-                    | Class::Move { .. }
-                    | Class::CloseCursor(_)
-            )
+            || self.keeps_to_one_server()
+            || matches!(self, Class::SetConstraints | Class::Deallocate(_))
     }
 
     /// Controls the transaction or the settings of the server that runs it, and nothing that weir keeps by name.
