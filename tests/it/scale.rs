@@ -65,7 +65,9 @@ async fn five_hundred_clients_share_five_server_connections() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_does_not_make_weir_grow() -> Result<()> {
     const RESULT_BYTES: u64 = 200_000_000;
-    const GROWTH_BYTES_MAX: u64 = 8_000_000;
+    // An allocator's arenas and huge pages move a resident size by several MB whatever is relayed; a result that is
+    // kept would move it by all of its size.
+    const GROWTH_BYTES_MAX: u64 = RESULT_BYTES / 8;
     let tier = Tier::builder().shards(1).start().await?;
     for (sql, first) in [
         ("COPY (SELECT repeat('x', 999) FROM generate_series(1, 200000)) TO STDOUT", tag::COPY_OUT),
