@@ -434,7 +434,9 @@ fn publish_gauges(db: &Database) {
             let counts = pool.counts();
             waiting += counts.waiting;
             let role = if primary { Role::Primary } else { Role::Replica };
-            let total = &mut totals[usize::from(shard.0)][role as usize];
+            // The engine is no shard.
+            let Some(total) = totals.get_mut(usize::from(shard.0)) else { continue };
+            let total = &mut total[role as usize];
             *total = (total.0 + counts.busy, total.1 + counts.idle);
         }
     }
