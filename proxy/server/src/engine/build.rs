@@ -221,7 +221,7 @@ fn shard_server(login: &Login) -> Result<ShardServer, Problem> {
 async fn install(hub: &Client, text: &str, epoch: i64) -> Result<(String, bool), Problem> {
     let digest = Sha256::new().chain_update(MAKER).chain_update(text).finalize();
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    hub.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_WAIT}'; SELECT pg_advisory_xact_lock({LOCK})")).await?;
+    hub.batch_execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{LOCK_WAIT}'; SELECT pg_advisory_xact_lock({LOCK})")).await?;
     let known: bool = hub.query_one("SELECT to_regclass('weir_engine.state') IS NOT NULL", &[]).await?.try_get(0)?;
     let state = match known {
         true => hub.query_opt("SELECT token, digest, epoch FROM weir_engine.state", &[]).await?,
