@@ -129,7 +129,9 @@ impl UserPools {
     fn set(&self, pool: &PoolConfig, limits: PoolLimits) {
         self.mode.store(pool.mode as u8, Relaxed);
         let engine = self.shards.len();
-        self.iter().filter(|(shard, ..)| usize::from(shard.0) < engine).for_each(|(_, _, pool)| pool.set_limits(limits));
+        self.iter()
+            .filter(|(shard, ..)| usize::from(shard.0) < engine)
+            .for_each(|(_, _, pool)| pool.set_limits(limits));
     }
 
     fn connections(&self) -> usize {
@@ -150,11 +152,15 @@ impl UserPools {
 
     /// All pools with their shard; `true`: of a primary. The engine's has the number behind the last shard's.
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, bool, &Arc<Pool>)> {
-        self.shards.iter().enumerate().flat_map(|(shard, pools)| {
-            let shard = ShardId(shard as u16);
-            let replicas = pools.replicas.iter().map(move |pool| (shard, false, pool));
-            std::iter::once((shard, true, &pools.primary)).chain(replicas)
-        }).chain(self.engine.iter().map(|pool| (ShardId(self.shards.len() as u16), true, pool)))
+        self.shards
+            .iter()
+            .enumerate()
+            .flat_map(|(shard, pools)| {
+                let shard = ShardId(shard as u16);
+                let replicas = pools.replicas.iter().map(move |pool| (shard, false, pool));
+                std::iter::once((shard, true, &pools.primary)).chain(replicas)
+            })
+            .chain(self.engine.iter().map(|pool| (ShardId(self.shards.len() as u16), true, pool)))
     }
 }
 
@@ -337,7 +343,8 @@ impl Database {
             }
         });
         let shards = shards.collect();
-        let engine = self.engine.as_ref().and_then(|engine| self.engine_pool(engine, (config, user), &wanted, &keyring));
+        let engine =
+            self.engine.as_ref().and_then(|engine| self.engine_pool(engine, (config, user), &wanted, &keyring));
         UserPools { shards, engine, keyring, mode: AtomicU8::new(wanted.mode as u8) }
     }
 

@@ -37,6 +37,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Help => help(),
         Show::Lists => pairs(["'list", "items"], &snapshot.lists),
         Show::Pins => pins(&snapshot.pins),
+        Show::Engine => engine(&snapshot.engine),
         Show::Pools => pools(&snapshot.pools),
         Show::Replicas => replicas(&snapshot.endpoints),
         Show::Servers => sockets(snapshot, true),
@@ -265,6 +266,15 @@ fn replicas(rows: &[EndpointRow]) -> Table {
         row.in_recovery.into(), row.replay_lsn.map(|lsn| lsn.to_string()).into(), row.lag_ms.into(), row.reads.into(),
         row.last_error.as_deref().into(),
     ]).collect())
+}
+
+fn engine(rows: &[EngineRow]) -> Table {
+    let cells = |row: &EngineRow| {
+        let epoch = row.epoch.map_or(Cell::Null, |epoch| Cell::Int(epoch.0 as i64));
+        let object = row.object.as_ref().map_or(Cell::Null, Cell::from);
+        vec![Cell::from(&row.database), (&row.engine).into(), (&row.state).into(), epoch, object, (&row.reason).into()]
+    };
+    table(&["'database", "'engine", "'state", "epoch", "'object", "'reason"], rows.iter().map(cells).collect())
 }
 
 fn pins(rows: &[PinRow]) -> Table {

@@ -227,17 +227,18 @@ impl Text {
             return self.skip(&Skipped { kind, name, shown, reason: reason.clone() });
         }
         let name = format!("{}.{}", quote_name(&table.schema), quote_name(&table.name));
-        let mut sql = match target.rules.placement(&table.schema, &table.name) {
+        let sql = match target.rules.placement(&table.schema, &table.name) {
             Placement::Sharded { key, key_type } => sharded(table, &name, key, (*key_type, target)),
             Placement::Reference | Placement::Global => foreign(table, &name, target.home),
         };
+        self.attempt("table", &table.name, &shown, &sql);
+        // Apart, since a role may be missing there; then it may not read, and nothing else is different.
         for reader in &table.readers {
-            let _ = write!(sql, "; GRANT SELECT ON {name} TO {reader}");
+            self.attempt("grant", "", &shown, &format!("GRANT SELECT ON {name} TO {reader}"));
         }
         for (column, reader) in &table.column_readers {
-            let _ = write!(sql, "; GRANT SELECT ({column}) ON {name} TO {reader}");
+            self.attempt("grant", "", &shown, &format!("GRANT SELECT ({column}) ON {name} TO {reader}"));
         }
-        self.attempt("table", &table.name, &shown, &sql);
     }
 }
 
@@ -297,7 +298,12 @@ fn attributes(role: &Role) -> String {
 
 /// A value behind SET. Lists of names are stored as they are written (GUC_LIST_QUOTE in src/backend/utils/misc/guc.c).
 fn setting(name: &str, value: &str) -> String {
-    const LISTS: &[&str] =
-        &["local_preload_libraries", "search_path", "session_preload_libraries", "temp_tablespaces", "unix_socket_directories"];
+    const LISTS: &[&str] = &[
+        "local_preload_libraries",
+        "search_path",
+        "session_preload_libraries",
+        "temp_tablespaces",
+        "unix_socket_directories",
+    ];
     if LISTS.contains(&name) && !value.is_empty() { value.to_owned() } else { quote_literal(value) }
 }

@@ -88,7 +88,10 @@ pub fn reads(facts: &Facts, text: &str, tokens: &[Token], schema: &Schema<'_>) -
         && !facts.writes_in_with
         && !facts.locks_rows
         && !facts.server_bound
-        && facts.instances.iter().all(|instance| !instance.usage.is_write() && !is_system_schema(&instance.table.schema))
+        && facts
+            .instances
+            .iter()
+            .all(|instance| !instance.usage.is_write() && !is_system_schema(&instance.table.schema))
         && facts.functions.iter().all(|function| harmless(function, schema))
         && words_are_plain(text, tokens)
 }

@@ -16,7 +16,9 @@ pub fn explain(plan: &Plan, topology: &Topology) -> Vec<(String, String)> {
     row(
         "access",
         match plan.access {
-            Access::Read if plan.target == Target::Engine => "read: the hub, from the primaries of all shards".to_owned(),
+            Access::Read if plan.target == Target::Engine => {
+                "read: the hub, from the primaries of all shards".to_owned()
+            }
             Access::Read => "read: a replica that is fresh enough, or the primary".to_owned(),
             Access::PrimaryRead(reason) => format!("read on the primary: {reason}"),
             Access::Write => "write: the primary".to_owned(),

@@ -16,8 +16,8 @@ use super::error::{Source, nearest};
 use super::upstream::{ANY, Flags, Given, OWN_DATABASE, Upstream, upstream};
 use super::value::{Size, Time};
 use super::{
-    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, EngineConfig, Freshness, HubConfig, LogConfig, LogFormat, LogLevel,
-    Secret, ServerAuth, ServerPassword, ShardConfig, Users,
+    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, EngineConfig, Freshness, HubConfig, LogConfig,
+    LogFormat, LogLevel, Secret, ServerAuth, ServerPassword, ShardConfig, Users,
 };
 use super::{limits, raw};
 

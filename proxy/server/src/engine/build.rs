@@ -143,7 +143,10 @@ fn same_kind(home: &Kind, other: &Kind, where_: &str) -> Result<(), Problem> {
         return Ok(());
     }
     let show = |kind: &Kind| {
-        format!("version {}, {}, {} {}, {} {}", kind.version, kind.encoding, kind.collate, kind.ctype, kind.locale, kind.collation_version)
+        format!(
+            "version {}, {}, {} {}, {} {}",
+            kind.version, kind.encoding, kind.collate, kind.ctype, kind.locale, kind.collation_version
+        )
     };
     Err(Problem::Unfit(format!(
         "Postgres version, encoding and collation must be the same on the home shard ({}) and {where_} ({})",
@@ -199,7 +202,8 @@ fn shard_server(login: &Login) -> Result<ShardServer, Problem> {
         ServerTlsMode::Prefer => "prefer",
         ServerTlsMode::Require => "require",
         ServerTlsMode::VerifyCa | ServerTlsMode::VerifyFull => {
-            let why = "server_tls verifies the shards' certificates, and the hub's server has no authority to do the same";
+            let why =
+                "server_tls verifies the shards' certificates, and the hub's server has no authority to do the same";
             return Err(Problem::Unfit(why.to_owned()));
         }
     };
@@ -238,7 +242,9 @@ async fn install(hub: &Client, text: &str, epoch: i64) -> Result<(String, bool),
         }
     }
     if !known && !hub.query_one(EMPTY, &[]).await?.try_get::<_, bool>(0)? {
-        return Err(Problem::Unfit("its database on the hub holds other things already; name another in [engine] database".to_owned()));
+        return Err(Problem::Unfit(
+            "its database on the hub holds other things already; name another in [engine] database".to_owned(),
+        ));
     }
     // Whatever the server logs of statements, these hold passwords.
     let quiet = "SELECT set_config(name, value, true) FROM (VALUES ('log_statement', 'none'), ('log_min_error_statement', 'panic'), \
@@ -247,7 +253,8 @@ async fn install(hub: &Client, text: &str, epoch: i64) -> Result<(String, bool),
     hub.batch_execute(quiet).await?;
     hub.batch_execute(text).await?;
     let token = format!("{:032x}", rand::random::<u128>());
-    hub.execute("INSERT INTO weir_engine.state (token, digest, epoch) VALUES ($1, $2, $3)", &[&token, &digest, &epoch]).await?;
+    hub.execute("INSERT INTO weir_engine.state (token, digest, epoch) VALUES ($1, $2, $3)", &[&token, &digest, &epoch])
+        .await?;
     hub.batch_execute("COMMIT").await?;
     Ok((token, true))
 }
@@ -257,8 +264,12 @@ async fn same_types(hub: &Client, home: &Client) -> Result<HashMap<u32, u32>, Er
     const TYPES: &str = "
 SELECT n.nspname || '.' || t.typname, t.oid FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 WHERE t.oid >= 16384";
-    let theirs: HashMap<String, u32> =
-        home.query(TYPES, &[]).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, Error>>()?;
+    let theirs: HashMap<String, u32> = home
+        .query(TYPES, &[])
+        .await?
+        .iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<Result<_, Error>>()?;
     let mut same = HashMap::new();
     for row in hub.query(TYPES, &[]).await? {
         if let Some(there) = theirs.get(row.try_get::<_, &str>(0)?) {

@@ -78,8 +78,7 @@ SELECT e.extname::text, n.nspname::text, EXISTS (
 FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
 WHERE e.extname NOT IN ('plpgsql', 'postgres_fdw') ORDER BY e.oid";
 
-const GRANTEES: &str =
-    "CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END";
+const GRANTEES: &str = "CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END";
 
 /// Why the engine cannot be for this database.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +217,12 @@ SELECT t.oid, t.typname::text, {name}, 'SELECT weir_engine.no_such_type()'
 
 async fn objects(client: &Client, kind: &'static str, sql: &str) -> Result<Vec<Object>, Error> {
     let object = |row: &Row| {
-        Ok(Object { kind, name: row.try_get(0)?, shown: row.try_get(1)?, sql: row.try_get::<_, Option<String>>(2)?.unwrap_or_default() })
+        Ok(Object {
+            kind,
+            name: row.try_get(0)?,
+            shown: row.try_get(1)?,
+            sql: row.try_get::<_, Option<String>>(2)?.unwrap_or_default(),
+        })
     };
     client.query(sql, &[]).await?.iter().map(object).collect()
 }
@@ -290,13 +294,16 @@ ORDER BY c.oid"
             (row.try_get(4)?, row.try_get(5)?, row.try_get::<_, Option<String>>(6)?.unwrap_or_default());
         let columns = if columns.is_empty() { columns } else { format!(" ({columns})") };
         let mut sql = format!("CREATE VIEW {shown}{columns}{options} AS {}", definition.trim_end_matches(';'));
-        for reader in row.try_get::<_, Vec<String>>(8)? {
-            sql.push_str(&format!("; GRANT SELECT ON {shown} TO {reader}"));
-        }
+        let readers: Vec<String> = row.try_get(8)?;
+        home.grants.extend(readers.iter().map(|reader| format!("GRANT SELECT ON {shown} TO {reader}")));
         if let Some(owner) = row.try_get::<_, Option<String>>(7)? {
             sql.push_str(&format!("; ALTER VIEW {shown} OWNER TO {owner}"));
         }
-        views.push(View { oid: row.try_get(0)?, uses: row.try_get(1)?, object: Object { kind: "view", name, shown, sql } });
+        views.push(View {
+            oid: row.try_get(0)?,
+            uses: row.try_get(1)?,
+            object: Object { kind: "view", name, shown, sql },
+        });
     }
     home.views = in_order(views);
     Ok(())
@@ -326,9 +333,7 @@ fn pairs(rows: &[Row]) -> Result<Vec<(String, String)>, Error> {
 
 /// Is the declared table, or what a materialised view is made of, spread over the shards?
 pub fn is_spread(schema: &str, name: &str, declared: &Declared<'_>) -> bool {
-    let spread = |schema: &str, name: &str| {
-        matches!(declared.rules.placement(schema, name), Placement::Sharded { .. })
-    };
+    let spread = |schema: &str, name: &str| matches!(declared.rules.placement(schema, name), Placement::Sharded { .. });
     let relation = declared.catalog.relation(schema, name);
     relation.is_some_and(|relation| relation.reads.iter().any(|(schema, name)| spread(schema, name)))
 }

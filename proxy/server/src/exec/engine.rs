@@ -6,6 +6,7 @@
 //! once. What the client's own transaction has written cannot be seen from there, so then the planner's refusal stands.
 //! Non-goals: bringing the engine into step ([`crate::engine`]), and fetching a portal in parts.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -33,6 +34,9 @@ const HELD_BYTES_MAX: usize = 64 * 1024;
 /// Attempts to get a Backend that is alive and in step.
 const ATTEMPTS: u32 = 3;
 const FLOATS: [u32; 2] = [700, 701];
+const INTERVAL: u32 = 1186;
+/// They make one row of several that are equal.
+const GROUPING: &[&str] = &["distinct", "except", "group", "intersect", "union"];
 /// Aggregates whose last digits depend on the order of rows, over floating-point numbers.
 const ADDING: &[&str] = &["avg", "corr", "sum"];
 const ADDING_PREFIXES: &[&str] = &["covar_", "regr_", "stddev", "var_", "variance"];
@@ -56,12 +60,13 @@ impl Session {
         }
         let prepared = &portal.prepared;
         if prepared.type_oids().into_iter().any(|oid| oid >= FIRST_OWN_OID) {
-            return Err(cannot(plan, "a parameter is declared as a type of your own, which has another number there").into());
+            return Err(
+                cannot(plan, "a parameter is declared as a type of your own, which has another number there").into()
+            );
         }
         let question = Question::Portal { prepared, bind: &portal.bind, merged: false };
         let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-        let done = self.engine_read(Asked { question, sql, description: false }, plan).await;
-        done
+        self.engine_read(Asked { question, sql, description: false }, plan).await
     }
 
     /// What becomes of a statement that could not be merged after all, with no byte of a reply sent. `None`: it is done.
@@ -81,17 +86,12 @@ impl Session {
     }
 
     async fn engine_read(&mut self, asked: Asked<'_>, plan: &Plan) -> Result<(), Failure> {
-        let db = std::sync::Arc::clone(&self.db);
+        let db = Arc::clone(&self.db);
         let Some(engine) = &db.engine else { return Err(cannot(plan, "there is none").into()) };
         self.engine_fits(plan)?;
-        let ready = self.step_in(engine, plan).await?;
-        if let Some(skipped) = skipped_in(asked.sql, &ready) {
-            return Err(cannot(plan, &skipped).into());
-        }
-        let index = self.open_engine(engine, plan).await?;
-        self.stats.sent_to(plan, db.engine_id());
-        let start = Instant::now();
-        let done = self.run_on_engine(index, &asked, plan, (engine, start)).await;
+        let (index, ready) = self.open_engine(engine, asked.sql, plan).await?;
+        self.stats.sent_to(plan, self.view().topology.home);
+        let done = self.run_on_engine(index, &asked, plan, (engine, &ready)).await;
         if let Err(Failure::End(_)) = done {
             return done;
         }
@@ -108,13 +108,20 @@ impl Session {
             let why = "this transaction has written, and what it wrote cannot be seen from there before it commits";
             return Err(cannot(plan, why).hint("Run the statement before the first write, or after COMMIT."));
         }
-        if self.held.iter().any(|held| held.pinned == Some(Pin::TempTable)) {
-            return Err(cannot(plan, "this session has temporary objects, which are on another server"));
+        // What such a session carries may change what its statements mean, and is known to one connection only.
+        let carries = |pin: &Pin| match pin {
+            Pin::TempTable | Pin::SetConfig | Pin::SetInsideUncertainTransaction => true,
+            Pin::LoadedLibrary | Pin::Function | Pin::Unparsed => true,
+            Pin::AdvisoryLock | Pin::HoldCursor | Pin::SqlPrepare | Pin::Listen | Pin::SequenceState => false,
+            Pin::RandomSeed | Pin::Dblink | Pin::SessionMode => false,
+        };
+        if let Some(pin) = self.held.iter().filter_map(|held| held.pinned).find(carries) {
+            return Err(cannot(plan, &format!("this session carries state of another server ({})", pin.as_str())));
         }
         Ok(())
     }
 
-    async fn step_in(&self, engine: &Engine, plan: &Plan) -> Result<std::sync::Arc<Ready>, UserError> {
+    async fn step_in(&self, engine: &Engine, plan: &Plan) -> Result<Arc<Ready>, UserError> {
         engine.ready(&self.db).await.map_err(|problem| match problem {
             Problem::Unreachable(why) => {
                 UserError::new(Blame::Server, CANNOT_CONNECT_NOW, "the fallback engine on the hub cannot be reached")
@@ -126,13 +133,16 @@ impl Session {
     }
 
     /// A Backend in a transaction of its own, with the engine as it was found ready.
-    async fn open_engine(&mut self, engine: &Engine, plan: &Plan) -> Result<usize, Failure> {
+    async fn open_engine(&mut self, engine: &Engine, sql: &str, plan: &Plan) -> Result<(usize, Arc<Ready>), Failure> {
         for _ in 0..ATTEMPTS {
             let ready = self.step_in(engine, plan).await?;
+            if let Some(skipped) = skipped_in(sql, &ready) {
+                return Err(cannot(plan, &skipped).into());
+            }
             let index = self.hold(self.db.engine_id()).await?;
             let begun = self.begin_on_engine(index, engine, &ready).await;
             match begun {
-                Ok(Ok(())) => return Ok(index),
+                Ok(Ok(())) => return Ok((index, ready)),
                 Ok(Err(refusal)) => {
                     tracing::debug!("the fallback engine is not in step: {}", String::from_utf8_lossy(&refusal));
                     self.close_engine().await;
@@ -148,7 +158,12 @@ impl Session {
         Err(cannot(plan, "it is being brought into step with the shards").into())
     }
 
-    async fn begin_on_engine(&mut self, index: usize, engine: &Engine, ready: &Ready) -> std::io::Result<Result<(), Bytes>> {
+    async fn begin_on_engine(
+        &mut self,
+        index: usize,
+        engine: &Engine,
+        ready: &Ready,
+    ) -> std::io::Result<Result<(), Bytes>> {
         let wanted = self.vars.current().clone();
         let begin = match &self.txn {
             Some(txn) => txn.prelude.iter().map(|joined| &*joined.sql).collect::<Vec<_>>().join("; "),
@@ -181,8 +196,9 @@ impl Session {
         index: usize,
         asked: &Asked<'_>,
         plan: &Plan,
-        (engine, start): (&Engine, Instant),
+        (engine, ready): (&Engine, &Ready),
     ) -> Result<(), Failure> {
+        let start = Instant::now();
         let mut replies = Replies::default();
         put_question(&mut self.held[index].lease, asked.question, &mut replies)?;
         let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: HELD_BYTES_MAX };
@@ -195,7 +211,7 @@ impl Session {
                 return Err(error.into());
             }
         }
-        match self.put_reply(&reply, asked, plan) {
+        match self.put_reply(&reply, asked, plan, ready) {
             Ok(()) if flow == Flow::Overflow => {
                 self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
             }
@@ -228,11 +244,7 @@ impl Session {
     }
 
     /// Passes the first frames on, with the shards' numbers for types.
-    fn put_reply(&mut self, reply: &[u8], asked: &Asked<'_>, plan: &Plan) -> Result<(), UserError> {
-        let ready = match self.db.engine.as_ref().map(|engine| engine.state()) {
-            Some(crate::engine::State::Ready(ready)) => Some(ready),
-            _ => None,
-        };
+    fn put_reply(&mut self, reply: &[u8], asked: &Asked<'_>, plan: &Plan, ready: &Ready) -> Result<(), UserError> {
         let mut rest = reply;
         let mut out = BytesMut::with_capacity(reply.len());
         while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
@@ -242,9 +254,19 @@ impl Session {
                 continue;
             }
             let mut fields = row::fields(next.body).map_err(|_| cannot(plan, "its answer was malformed"))?;
-            if fields.iter().any(|field| FLOATS.contains(&field.type_oid)) && adds(asked.sql) {
+            let has = |oids: &[u32]| fields.iter().any(|field| oids.contains(&field.type_oid));
+            if has(&FLOATS)
+                && says(asked.sql, &|name| {
+                    ADDING.contains(&name) || ADDING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+                })
+            {
                 let why = "the last digits of sums of floating-point numbers depend on the order of rows, which differs from one server's";
                 return Err(cannot(plan, why).hint("Cast the argument to numeric."));
+            }
+            if has(&[INTERVAL]) && says(asked.sql, &|name| GROUPING.contains(&name)) {
+                let why =
+                    "which of several equal intervals (1 mon, 30 days) stands for all depends on the order of rows";
+                return Err(cannot(plan, why).hint("Select the interval as text, or a bound of it."));
             }
             if !asked.description {
                 continue;
@@ -252,11 +274,7 @@ impl Session {
             for field in &mut fields {
                 // A table's number there would be another table's, or none's.
                 (field.table, field.attribute) = (0, 0);
-                if let Some(ready) = &ready
-                    && let Some(oid) = ready.types.get(&field.type_oid)
-                {
-                    field.type_oid = *oid;
-                }
+                field.type_oid = ready.types.get(&field.type_oid).copied().unwrap_or(field.type_oid);
             }
             frame::put(&mut out, tag::ROW_DESCRIPTION, |out| row::put_fields(out, fields.into_iter()));
         }
@@ -301,7 +319,8 @@ fn cannot(plan: &Plan, why: &str) -> UserError {
     let detail = format!("{} The fallback engine cannot answer it either: {why}.", wanted_for(plan));
     match &plan.reason {
         RouteReason::Engine { refusal } => UserError::clone(refusal).detail(detail),
-        _ => UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "this statement cannot run across shards").detail(detail),
+        _ => UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "this statement cannot run across shards")
+            .detail(detail),
     }
 }
 
@@ -320,23 +339,23 @@ fn skipped_in(sql: &str, ready: &Ready) -> Option<String> {
     })
 }
 
-/// Does the statement add numbers up?
-fn adds(sql: &str) -> bool {
+/// Has the statement such a word? A text that is not understood has.
+fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
     let mut tokens = Vec::new();
-    if lex(sql, &mut tokens).is_err() {
-        return true;
-    }
-    tokens.into_iter().filter_map(|token| word::name(sql, token)).any(|name| {
-        ADDING.contains(&&*name) || ADDING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    })
+    lex(sql, &mut tokens).is_err()
+        || tokens.into_iter().filter_map(|token| word::name(sql, token)).any(|name| wanted(&name))
 }
 
 /// An error that means one of the engine's own limits, in weir's words.
 fn limit_hit(trail: &Trail, plan: &Plan, engine: &Engine, start: Instant) -> Option<UserError> {
     let too_much = |what: String, key: &str| {
-        UserError::new(Blame::Client, sqlstate::TOO_COMPLEX, "the statement needs more than the fallback engine may use")
-            .detail(format!("{} {what}", wanted_for(plan)))
-            .hint(format!("Restrict it by the shard key, or raise engine.{key}."))
+        UserError::new(
+            Blame::Client,
+            sqlstate::TOO_COMPLEX,
+            "the statement needs more than the fallback engine may use",
+        )
+        .detail(format!("{} {what}", wanted_for(plan)))
+        .hint(format!("Restrict it by the shard key, or raise engine.{key}."))
     };
     match &trail.sqlstate? {
         b"53400" => Some(too_much(
@@ -346,7 +365,9 @@ fn limit_hit(trail: &Trail, plan: &Plan, engine: &Engine, start: Instant) -> Opt
         b"57014" if start.elapsed() >= engine.config.time_max => {
             Some(too_much(format!("It ran longer than {:?}.", engine.config.time_max), "time_max"))
         }
-        b"42803" => Some(cannot(plan, "tables have no primary keys there, by which a column outside GROUP BY could be known")),
+        b"42803" => {
+            Some(cannot(plan, "tables have no primary keys there, by which a column outside GROUP BY could be known"))
+        }
         _ => None,
     }
 }
