@@ -34,6 +34,8 @@ pub struct Shape {
     pub cacheable: Result<(), NoCacheReason>,
     /// Key parameters whose type is not certain in binary form.
     pub ambiguous: Vec<u16>,
+    /// The fallback engine would give the right answer.
+    pub engine: bool,
 }
 
 /// Where it goes, before keys are known.
@@ -105,6 +107,7 @@ impl Shape {
             writes: Vec::new(),
             cacheable: Err(NoCacheReason::NotSelect),
             ambiguous: Vec::new(),
+            engine: false,
         }
     }
 
