@@ -7,6 +7,7 @@
 //! Non-goals: speed, and which shard is asked (`placement.rs`).
 
 mod data;
+mod random;
 
 use std::collections::BTreeMap;
 use std::error::Error;
