@@ -8,6 +8,7 @@
 
 mod data;
 mod random;
+mod tpch;
 
 use std::collections::BTreeMap;
 use std::error::Error;
