@@ -10,6 +10,7 @@ mod bind;
 mod clauses;
 mod compile;
 mod explain;
+mod formula;
 mod functions;
 mod hidden;
 mod reason;
