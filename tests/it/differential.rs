@@ -10,6 +10,8 @@ mod data;
 mod random;
 mod tpch;
 
+pub use random::Dice;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write as _;

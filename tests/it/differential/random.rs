@@ -23,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use author::{Author, Decided};
+pub use dice::Dice;
 use tokio_postgres::Client;
 use weir_harness::{Plain, Tier};
 
