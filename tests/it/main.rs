@@ -1,5 +1,6 @@
 //! weir from outside: real Postgres, real Redis, real drivers. One binary, a module per subject.
 
+mod advise;
 mod auth;
 mod cancel;
 mod compose;

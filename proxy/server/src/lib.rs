@@ -6,6 +6,7 @@
 //! (distributed transactions), and the operators' side: `config`, `hub`, `catalog`, `probe`, `metrics`, `http`, `console`.
 
 pub mod admin;
+pub mod advise;
 pub mod app;
 pub mod auth;
 pub mod back;
