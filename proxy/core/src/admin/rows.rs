@@ -15,6 +15,7 @@ pub struct Snapshot {
     pub slots: Vec<SlotRange>,
     pub endpoints: Vec<EndpointRow>,
     pub pins: Vec<PinRow>,
+    pub prepared: Vec<PreparedRow>,
     pub engine: Vec<EngineRow>,
     /// Name and value: hits, misses, bytes, entries …
     pub cache: Vec<(String, i64)>,
@@ -204,6 +205,17 @@ pub struct PinRow {
     pub reason: &'static str,
     pub current: u64,
     pub total: u64,
+}
+
+/// A participant of a distributed transaction that waits for its decision.
+#[derive(Clone, Debug, Default)]
+pub struct PreparedRow {
+    pub database: String,
+    pub shard: String,
+    pub gid: String,
+    pub owner: String,
+    /// When it was last looked at.
+    pub age_ms: u64,
 }
 
 #[derive(Clone, Debug, Default)]
