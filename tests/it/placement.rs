@@ -180,9 +180,8 @@ async fn what_cannot_be_right_is_refused_with_a_reason() -> Result<()> {
     create_schema(&client).await?;
     for sql in [
         "SELECT u.name FROM users u JOIN users v ON u.name = v.name",
-        "SELECT avg(total_cents) * 2 FROM orders",
+        "SELECT string_agg(status, ',' ORDER BY order_id) FROM orders",
         "SELECT name, rank() OVER (ORDER BY name) FROM users",
-        "SELECT status FROM orders GROUP BY status HAVING count(*) > 1",
         "INSERT INTO users (name) VALUES ('no key')",
         "UPDATE users SET user_id = 5 WHERE user_id = 4",
         "SELECT name FROM users UNION SELECT name FROM products",
@@ -258,7 +257,11 @@ async fn what_hides_a_table_is_found_in_the_catalogue() -> Result<()> {
     assert_eq!(column(&client, "SELECT product_count()").await?, ["1"]);
     // Reads over sharded tables in disguise: the fallback engine sees all shards.
     client.batch_execute("INSERT INTO users (user_id) VALUES (1)").await?;
-    client.batch_execute("INSERT INTO orders (user_id, order_id, status, total_cents) VALUES (1, gen_random_uuid(), 'new', 5)").await?;
+    client
+        .batch_execute(
+            "INSERT INTO orders (user_id, order_id, status, total_cents) VALUES (1, gen_random_uuid(), 'new', 5)",
+        )
+        .await?;
     assert_eq!(column(&client, "SELECT * FROM recent").await?, ["1"]);
     assert_eq!(column(&client, "SELECT * FROM busy").await?, ["1"]);
     assert_eq!(column(&client, "SELECT total()").await?, ["1"]);
