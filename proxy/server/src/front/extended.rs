@@ -213,9 +213,7 @@ impl Session {
             Op::Parse { name, sql, types } => {
                 let prepared = self.db.statements.prepare(&sql, &types, view, &mut self.scratch);
                 // A key declared as a type that is laid out differently would be misread in binary form.
-                if let Some(refusal) = &prepared.mistyped {
-                    self.db.plan_refused(&prepared.template, UserError::clone(refusal))?;
-                }
+                self.db.check_types(&prepared)?;
                 self.refuse_known_text(&prepared)?;
                 let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.define(&name, Arc::clone(&prepared))?);
