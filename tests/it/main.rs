@@ -7,6 +7,7 @@ mod console;
 mod dev;
 mod differential;
 mod drivers;
+mod engine;
 mod freshness;
 mod habits;
 mod hostile;

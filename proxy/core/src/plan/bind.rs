@@ -35,6 +35,8 @@ pub struct Shape {
     pub cacheable: Result<(), NoCacheReason>,
     /// Key parameters whose type is not certain in binary form.
     pub ambiguous: Vec<u16>,
+    /// The fallback engine would give the right answer.
+    pub engine: bool,
 }
 
 /// Where it goes, before keys are known.
@@ -106,6 +108,7 @@ impl Shape {
             writes: Vec::new(),
             cacheable: Err(NoCacheReason::NotSelect),
             ambiguous: Vec::new(),
+            engine: false,
         }
     }
 

@@ -259,17 +259,23 @@ impl Session {
                 }
                 let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
                 let form = Form { description: false, columns: prepared.template.merged_columns() };
-                match &portal.plan.merge {
+                let reply = self.client.out.len();
+                let done = match &portal.plan.merge {
                     Some(spec) => self.merged_read(&shards, question, spec.clone(), form).await,
                     None => self.spread_write(&shards, question, &prepared.shape, &portal.plan, form).await,
+                };
+                match self.second_try(done, reply, &prepared.template)? {
+                    Some(plan) => self.engine_portal(portal, &plan, call.rows_max).await,
+                    None => Ok(()),
                 }
             }
+            Some(Place::Engine) => self.engine_portal(portal, &portal.plan, call.rows_max).await,
             Some(Place::One(shard)) => self.execute_on(shard, Call { bind_due: false, ..call }).await,
             // A control statement that the session leaves to the server.
             None => {
                 let shard = match self.place(&self.view().topology, &portal.plan, || 0) {
                     Place::One(shard) => shard,
-                    Place::Several(_) => self.view().topology.home,
+                    Place::Several(_) | Place::Engine => self.view().topology.home,
                 };
                 self.execute_on(shard, Call { bind_due: false, ..call }).await
             }
@@ -334,7 +340,7 @@ impl Session {
         let fits = known.template.bind(&values, &view.topology).is_ok_and(|plan| {
             match self.place(&view.topology, &plan, || 0) {
                 Place::One(place) => place == shard || plan.target == weir_core::plan::Target::Any,
-                Place::Several(_) => false,
+                Place::Several(_) | Place::Engine => false,
             }
         });
         if !fits || known.shape.class.is_control() || text.trim_end_matches(';').contains(';') {
@@ -384,7 +390,7 @@ pub fn split_pipeline() -> UserError {
         .hint("Send Sync between them.")
 }
 
-fn partial_fetch() -> UserError {
+pub fn partial_fetch() -> UserError {
     UserError::new(
         Blame::Client,
         sqlstate::FEATURE_NOT_SUPPORTED,

@@ -29,6 +29,7 @@ impl Compiler<'_> {
         };
         shape.scatter = Err(why.into());
         shape.cacheable = Err(NoCacheReason::NotSelect);
+        shape.engine = false;
         shape
     }
 
