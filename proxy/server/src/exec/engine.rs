@@ -112,7 +112,9 @@ impl Session {
             if let Err(Failure::End(_)) = done {
                 return done.map(drop);
             }
-            self.close_engine().await;
+            // What failed may be prepared there or not.
+            let unsure = !matches!(done, Ok(Run::Done)) && matches!(asked.question, Question::Portal { .. });
+            self.close_engine(unsure).await;
             if done? == Run::Done {
                 break;
             }
@@ -171,7 +173,7 @@ impl Session {
                 Ok(Ok(())) => return Ok((index, ready)),
                 Ok(Err(refusal)) => {
                     tracing::debug!("the fallback engine is not in step: {}", String::from_utf8_lossy(&refusal));
-                    self.close_engine().await;
+                    self.close_engine(false).await;
                     engine.note_stale();
                 }
                 Err(_) => {
@@ -233,7 +235,6 @@ impl Session {
         let flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;
         let Capture::Hold { reply, .. } = capture else { return Ok(Run::Done) };
         if trail.failed {
-            self.forget_on_engine(asked.question);
             if scans == Scans::Together && flow != Flow::Overflow && trail.sqlstate.as_ref() == Some(b"08006") {
                 return Ok(Run::Again);
             }
@@ -261,16 +262,6 @@ impl Session {
             return Err(Failure::Reported);
         }
         Ok(Run::Done)
-    }
-
-    /// What failed may not be prepared there.
-    fn forget_on_engine(&mut self, question: Question<'_>) {
-        let engine = self.db.engine_id();
-        if let Question::Portal { prepared, .. } = question
-            && let Some(held) = self.held.iter_mut().find(|held| held.shard == engine)
-        {
-            held.lease.forget_prepared(prepared.id);
-        }
     }
 
     /// Passes the first frames on, with the shards' numbers for types.
@@ -313,8 +304,8 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the engine's transaction and gives its Backend back.
-    async fn close_engine(&mut self) {
+    /// Ends the engine's transaction and gives its Backend back. `unsure`: which statements are prepared there is not known.
+    async fn close_engine(&mut self, unsure: bool) {
         let engine = self.db.engine_id();
         let Some(index) = self.held.iter().position(|held| held.shard == engine) else { return };
         let Session { client, held, .. } = self;
@@ -323,6 +314,13 @@ impl Session {
             lease.put_query("ROLLBACK");
             if !matches!(answer(lease, client).await, Ok(Ok(()))) {
                 lease.doubt("lost after the fallback engine was asked");
+            }
+        }
+        if unsure && !lease.is_doubted() {
+            lease.put_query("DEALLOCATE ALL");
+            match answer(lease, client).await {
+                Ok(Ok(())) => lease.forget_all_prepared(),
+                _ => lease.doubt("its prepared statements are not known"),
             }
         }
         self.held.remove(index);
