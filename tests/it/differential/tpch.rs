@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tokio_postgres::Client;
@@ -15,6 +16,8 @@ use weir_harness::{Plain, Tier};
 
 use super::{Answer, Order, Right, Statement, binary, how, text, verdict};
 
+/// What takes longer is said.
+const LONG: Duration = Duration::from_secs(2);
 const SCALE: f64 = 0.002;
 /// Rows in one INSERT of a reference table.
 const ROWS_AT_ONCE: usize = 500;
@@ -113,7 +116,11 @@ async fn the_queries_of_tpc_h_are_answered_as_by_one_postgres_or_refused() -> Re
         let statement = query(number).with_context(|| format!("query {number}"))?;
         let expected = text(&single, &statement.sql).await?;
         ensure!(matches!(expected, Answer::Rows { .. }), "query {number} on plain Postgres: {expected:?}");
-        let got = text(&sharded, &statement.sql).await?;
+        let begun = Instant::now();
+        let got = text(&sharded, &statement.sql).await.with_context(|| format!("query {number} through weir"))?;
+        if begun.elapsed() > LONG {
+            eprintln!("query {number} took {:?}", begun.elapsed());
+        }
         let right = verdict(&statement, &expected, &got).with_context(|| format!("query {number}, text"))?;
         let (expected, got) = (binary(&single, &statement).await?, binary(&sharded, &statement).await?);
         let again = verdict(&statement, &expected, &got).with_context(|| format!("query {number}, binary"))?;

@@ -305,6 +305,7 @@ impl Shape {
             hidden: read.hidden,
             group,
             distinct: read.distinct,
+            distinct_on: read.distinct_on.clone(),
             order: read.order.clone(),
             offset: count(&read.offset)?.unwrap_or(0),
             limit,
