@@ -18,6 +18,7 @@ mod pooling;
 mod protocol;
 mod raw;
 mod replication;
+mod rows;
 mod same_wire;
 mod scale;
 mod session;

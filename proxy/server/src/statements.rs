@@ -6,8 +6,8 @@
 //! need not even be cut into tokens. What must not enter any: anything of one session, one user or one epoch.
 
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -63,6 +63,8 @@ pub struct Prepared {
     pub literals: Vec<Literal>,
     /// How shards are asked when their answers are merged, if that differs.
     pub merged: Option<Merged>,
+    /// The types a server gives its parameters (big-endian OIDs), once they were asked for.
+    pub parameter_types: OnceLock<Bytes>,
 }
 
 pub struct Merged {
@@ -314,6 +316,7 @@ impl Statements {
             template: understood.template,
             literals: scratch.normal.literals.clone(),
             merged,
+            parameter_types: OnceLock::new(),
         });
         let key = PreparedKey { version: view.version, sql: prepared.sql.clone(), types: prepared.types.clone() };
         self.prepared.insert(key, Arc::clone(&prepared));

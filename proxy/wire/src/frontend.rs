@@ -101,6 +101,23 @@ impl<'a> Bind<'a> {
         (0..self.parameters).map(move |index| (is_binary(self.formats, index), reader.value().unwrap_or(None)))
     }
 
+    /// As [`Bind::put_for`], for a statement with `hidden` more result columns at the end, which come as text unless one
+    /// format holds for all.
+    pub fn put_wider(&self, statement: &[u8], hidden: usize, out: &mut BytesMut) {
+        let codes = self.result_formats.len() / 2;
+        if hidden == 0 || codes < 2 {
+            return self.put_for(statement, out);
+        }
+        put(out, tag::BIND, |out| {
+            put_cstr(out, self.portal);
+            put_cstr(out, statement);
+            out.extend_from_slice(&self.tail[..self.tail.len() - self.result_formats.len() - 2]);
+            out.extend_from_slice(&((codes + hidden) as u16).to_be_bytes());
+            out.extend_from_slice(self.result_formats);
+            out.extend_from_slice(&vec![0; 2 * hidden]);
+        });
+    }
+
     /// The same message for the unnamed portal.
     #[must_use]
     pub fn on_unnamed_portal(self) -> Self {
@@ -227,6 +244,17 @@ mod tests {
         bind.put_for(b"weir_1", &mut out);
         let again = Bind::read(&out[5..]).expect("valid");
         assert_eq!((again.portal, again.statement, again.tail), (&b"p"[..], &b"weir_1"[..], bind.tail));
+    }
+
+    #[test]
+    fn more_columns_need_more_formats() {
+        let body = b"\0s\0\0\0\0\x01\0\0\0\x01a\0\x02\0\x01\0\0";
+        let bind = Bind::read(body).expect("valid");
+        let mut out = BytesMut::new();
+        bind.put_wider(b"t", 2, &mut out);
+        let wider = Bind::read(&out[5..]).expect("valid");
+        assert_eq!((wider.parameters, wider.result_formats), (1, &[0, 1, 0, 0, 0, 0, 0, 0][..]));
+        assert_eq!(wider.values().collect::<Vec<_>>(), [(false, Some(&b"a"[..]))]);
     }
 
     proptest! {

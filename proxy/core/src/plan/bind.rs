@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::deal::{Deal, Dealt};
 use super::reason::{KeyName, NoCacheReason, RouteReason};
 use super::refuse;
 use super::scatter::ReadScatter;
@@ -29,6 +30,8 @@ pub struct Shape {
     pub demands: Vec<Demand>,
     /// May the statement run on several shards, each answering for its own rows? `Err` says why not.
     pub scatter: Result<Scatter, Arc<str>>,
+    /// May the rows of an INSERT be dealt out to several shards? `Err` says why not.
+    pub deal: Result<Arc<Deal>, Arc<str>>,
     pub reads: Vec<Need>,
     pub writes: Vec<Need>,
     pub cacheable: Result<(), NoCacheReason>,
@@ -101,6 +104,7 @@ impl Shape {
             access,
             demands: Vec::new(),
             scatter: Err("it is not a query".into()),
+            deal: Err("it is no INSERT".into()),
             reads: Vec::new(),
             writes: Vec::new(),
             cacheable: Err(NoCacheReason::NotSelect),
@@ -161,6 +165,12 @@ impl Shape {
             (Target::Many(_) | Target::All, Ok(Scatter { read: Some(read) })) => Some(self.merge_spec(read, values)?),
             _ => None,
         };
+        let dealt = match (&target, &self.route, &self.deal) {
+            (Target::Many(_), Route::Keyed(Keyed { insert: true, .. }), Ok(deal)) => {
+                Some(dealt(deal, &bound, topology))
+            }
+            _ => None,
+        };
         let cacheable = match self.cacheable {
             Ok(()) if merge.is_some() => Err(NoCacheReason::Scatter),
             Ok(()) if values.mention_time() => Err(NoCacheReason::TimeWord),
@@ -170,6 +180,7 @@ impl Shape {
             target,
             access: self.access,
             merge,
+            dealt,
             reads: depend(&self.reads, &bound),
             writes: depend(&self.writes, &bound),
             cacheable,
@@ -233,7 +244,12 @@ impl Shape {
                 return self.one(keyed, bound, shard, topology);
             }
             if keyed.insert {
-                return Err(refuse::insert_apart(shards.len(), &keyed.table, &keyed.column));
+                let deal = self.deal.as_ref();
+                let deal = deal.map_err(|why| refuse::insert_apart(shards.len(), why, &keyed.table, &keyed.column))?;
+                let (keys, count) = (&bound[deal.demand], shards.len());
+                let name = Arc::clone(&self.demands[deal.demand].name);
+                let reason = RouteReason::KeysApart { name, keys: keys.hashes.len(), shards: count };
+                return Ok((Target::Many(shards), reason));
             }
             if let Err(why) = &self.scatter {
                 return Err(refuse::keys_apart(shards.len(), why, &keyed.table, &keyed.column));
@@ -293,6 +309,13 @@ impl Shape {
             limit: count(&read.limit)?,
         })
     }
+}
+
+/// Each row with its owner: keys are bound in the order of rows, one for each.
+fn dealt(deal: &Arc<Deal>, bound: &AllBound, topology: &Topology) -> Arc<Dealt> {
+    let hashes = &bound[deal.demand].hashes;
+    let owners = hashes.iter().map(|hash| topology.slots.owner(Slot::of_hash(*hash))).collect();
+    Arc::new(Dealt { deal: Arc::clone(deal), owners, hashes: hashes.as_slice().into() })
 }
 
 fn depend(needs: &[Need], bound: &AllBound) -> Dependencies {

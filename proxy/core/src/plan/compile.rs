@@ -1,5 +1,6 @@
 //! Statement → template: every class of statement in one place, DML by its facts.
 
+mod rows;
 mod wrapped;
 
 use std::sync::Arc;
@@ -315,14 +316,18 @@ impl Compiler<'_> {
             KeySetting::Computed => return refused(refuse::key_computed(table, column)),
         }
         let mut shape = Shape::fixed(Target::All, access, RouteReason::Scatter);
-        let mut core = None;
+        let (mut core, mut inserted) = (None, None);
         for instance in &placed.sharded {
             let Some(demand) = self.demand(instance, &mut shape.demands) else { continue };
+            if instance.usage == Use::Insert {
+                inserted = Some(demand);
+            }
             if instance.spread == Spread::Core {
                 core.get_or_insert(demand);
             }
         }
         shape.scatter = self.scatter(facts, placed, source).map_err(Into::into);
+        shape.deal = self.deal(facts, placed, source, inserted).map(Arc::new).map_err(Into::into);
         shape.route = Route::Keyed(Keyed {
             table: table.clone(),
             column: column.clone(),

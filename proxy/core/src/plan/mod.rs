@@ -9,6 +9,7 @@
 mod bind;
 mod clauses;
 mod compile;
+mod deal;
 mod explain;
 mod functions;
 mod hidden;
@@ -17,6 +18,8 @@ mod refuse;
 mod rewrite;
 mod scatter;
 mod values;
+
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
@@ -29,6 +32,7 @@ use crate::topology::Topology;
 
 pub use crate::sql::facts::Schema;
 pub use compile::{Compiled, compile, unread};
+pub use deal::{Deal, Dealt, Returned};
 pub use explain::explain;
 pub use reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 pub use rewrite::{Edit, Piece, Rewrite};
@@ -48,6 +52,8 @@ pub struct Plan {
     pub access: Access,
     /// Present exactly for reads on several shards; then the shards are sent [`Template::rewrite`]'s text.
     pub merge: Option<MergeSpec>,
+    /// Present exactly for an INSERT whose rows belong to several shards; then each is sent its own.
+    pub dealt: Option<Arc<Dealt>>,
     pub reads: Dependencies,
     pub writes: Dependencies,
     pub cacheable: Result<(), NoCacheReason>,

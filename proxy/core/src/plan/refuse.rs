@@ -33,11 +33,19 @@ pub fn keys_apart(shards: usize, why: &str, table: &TableName, column: &str) -> 
     )
 }
 
-pub fn insert_apart(shards: usize, table: &TableName, column: &str) -> UserError {
+pub fn insert_apart(shards: usize, why: &str, table: &TableName, column: &str) -> UserError {
     refuse(
         "this INSERT has rows for several shards",
-        format!("Its values of {table}.{column} live on {shards} shards."),
+        format!("Its values of {table}.{column} live on {shards} shards, and {why}."),
         format!("Send one INSERT per value of {column}."),
+    )
+}
+
+pub fn returning_order() -> UserError {
+    refuse(
+        "the rows that this INSERT returns cannot be put in order",
+        "It has rows for several shards, not all of them were inserted, and several have one shard key.".to_owned(),
+        "Send one INSERT per shard key, or leave RETURNING out.".to_owned(),
     )
 }
 

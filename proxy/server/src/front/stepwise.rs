@@ -21,6 +21,7 @@ use super::extended::{Step, Survey, ensure, spread_of};
 use super::names::{Portal, Undo};
 use super::session::{Failure, Session};
 use super::simple::Place;
+use crate::exec::fan::rows::Whole;
 use crate::exec::fan::{Form, Question};
 use crate::exec::relay::{Capture, Trail, columns_of};
 use crate::statements::Prepared;
@@ -175,7 +176,12 @@ impl Session {
     }
 
     /// Runs what is owed and returns the visible frames; a server error goes to the client instead.
-    async fn captured(&mut self, index: usize, replies: &mut Replies, undo: &mut [Undo]) -> Result<BytesMut, Failure> {
+    pub async fn captured(
+        &mut self,
+        index: usize,
+        replies: &mut Replies,
+        undo: &mut [Undo],
+    ) -> Result<BytesMut, Failure> {
         let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: usize::MAX };
         let mut trail = Trail::default();
         self.relay_on(index, replies, &mut capture, &mut trail).await?;
@@ -259,9 +265,15 @@ impl Session {
                 }
                 let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
                 let form = Form { description: false, columns: prepared.template.merged_columns() };
-                match &portal.plan.merge {
-                    Some(spec) => self.merged_read(&shards, question, spec.clone(), form).await,
-                    None => self.spread_write(&shards, question, &prepared.shape, &portal.plan, form).await,
+                match (&portal.plan.merge, &portal.plan.dealt) {
+                    (Some(spec), _) => self.merged_read(&shards, question, spec.clone(), form).await,
+                    (None, Some(dealt)) => {
+                        let portal_of = Some((&**prepared, &portal.bind));
+                        let whole =
+                            Whole { sql: &sql, plan: &portal.plan, dealt, portal: portal_of, description: false };
+                        self.deal_rows(&shards, whole).await
+                    }
+                    (None, None) => self.spread_write(&shards, question, &prepared.shape, &portal.plan, form).await,
                 }
             }
             Some(Place::One(shard)) => self.execute_on(shard, Call { bind_due: false, ..call }).await,
