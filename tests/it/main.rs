@@ -21,6 +21,7 @@ mod replication;
 mod rows;
 mod same_wire;
 mod scale;
+mod sequences;
 mod session;
 mod shop;
 mod start;

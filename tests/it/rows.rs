@@ -52,22 +52,22 @@ const KEYS: &[(&str, &str)] = &[
 ];
 
 /// One Postgres and a tier with the same tables.
-struct Pair {
-    tier: Tier,
+pub struct Pair {
+    pub tier: Tier,
     /// Keeps the one Postgres running.
     _plain: Plain,
-    single: Client,
-    sharded: Client,
+    pub single: Client,
+    pub sharded: Client,
 }
 
 /// What a client is told: columns, rows and row counts, or the error.
-type Told = std::result::Result<Vec<String>, (String, String)>;
+pub type Told = std::result::Result<Vec<String>, (String, String)>;
 
 impl Pair {
-    async fn start(shards: u32) -> Result<Pair> {
-        let (tier, plain) = (Tier::builder().shards(shards).config_extra(TABLES).start().await?, Plain::start().await?);
+    pub async fn start(shards: u32, tables: &str, schema: &str) -> Result<Pair> {
+        let (tier, plain) = (Tier::builder().shards(shards).config_extra(tables).start().await?, Plain::start().await?);
         let (single, sharded) = (weir_harness::connect(&plain.dsn()).await?, tier.connect().await?);
-        for statement in SCHEMA.split(';') {
+        for statement in schema.split(';') {
             single.batch_execute(statement).await?;
             sharded.batch_execute(statement).await.with_context(|| statement.to_owned())?;
         }
@@ -75,19 +75,30 @@ impl Pair {
     }
 
     /// A simple query on both.
-    async fn same(&self, sql: &str) -> Result<Told> {
+    pub async fn same(&self, sql: &str) -> Result<Told> {
         let (expected, got) = (text(&self.single, sql).await, text(&self.sharded, sql).await);
         ensure!(expected == got, "{sql}\nPostgres: {expected:?}\nweir: {got:?}");
         Ok(got)
     }
 
     /// A simple query that must succeed on both.
-    async fn fine(&self, sql: &str) -> Result<Vec<String>> {
+    pub async fn fine(&self, sql: &str) -> Result<Vec<String>> {
         self.same(sql).await?.map_err(|error| anyhow::anyhow!("{sql}: {error:?}"))
     }
 
+    /// As [`Pair::fine`], for rows in any order.
+    async fn same_set(&self, sql: &str) -> Result<()> {
+        let mut told = [text(&self.single, sql).await, text(&self.sharded, sql).await];
+        for told in told.iter_mut().flatten() {
+            told.sort();
+        }
+        let [expected, got] = told;
+        ensure!(expected.is_ok() && expected == got, "{sql}\nPostgres: {expected:?}\nweir: {got:?}");
+        Ok(())
+    }
+
     /// An error on both, with this SQLSTATE.
-    async fn fails(&self, sql: &str, code: &str) -> Result<()> {
+    pub async fn fails(&self, sql: &str, code: &str) -> Result<()> {
         let told = self.same(sql).await?;
         ensure!(told.as_ref().is_err_and(|error| error.0 == code), "{sql}: {told:?}");
         Ok(())
@@ -124,7 +135,7 @@ fn told(error: &Error) -> (String, String) {
     (error.code().code().to_owned(), format!("{} {detail} {:?}", error.message(), error.position()))
 }
 
-async fn text(client: &Client, sql: &str) -> Told {
+pub async fn text(client: &Client, sql: &str) -> Told {
     let messages = client.simple_query(sql).await.map_err(|error| told(&error))?;
     let shown = |message: &SimpleQueryMessage| match message {
         SimpleQueryMessage::Row(row) => {
@@ -141,7 +152,7 @@ async fn text(client: &Client, sql: &str) -> Told {
 }
 
 /// Runs a prepared statement that returns bigints on both clients.
-async fn same_prepared(pair: &Pair, sql: &str, calls: &[&[&(dyn ToSql + Sync)]]) -> Result<()> {
+pub async fn same_prepared(pair: &Pair, sql: &str, calls: &[&[&(dyn ToSql + Sync)]]) -> Result<()> {
     let (single, sharded) = (pair.single.prepare(sql).await?, pair.sharded.prepare(sql).await?);
     assert_eq!(single.params(), sharded.params(), "{sql}");
     for call in calls {
@@ -166,11 +177,12 @@ async fn rows_for_three_shards_are_inserted_as_one_postgres_would() -> Result<()
 }
 
 async fn as_one_postgres(shards: u32) -> Result<()> {
-    let pair = Pair::start(shards).await?;
+    let pair = Pair::start(shards, TABLES, SCHEMA).await?;
     texts(&pair).await?;
     conflicts(&pair).await?;
     errors(&pair).await?;
     parameters(&pair).await?;
+    changes(&pair).await?;
     pair.same_rows().await
 }
 
@@ -309,4 +321,29 @@ async fn parameters(pair: &Pair) -> Result<()> {
         assert_eq!(client.execute(&statement, &[&301_i64, &1_i32, &302_i16, &303_i64]).await?, 3);
     }
     Ok(())
+}
+
+/// UPDATE and DELETE on some and on all shards.
+async fn changes(pair: &Pair) -> Result<()> {
+    for sql in [
+        "UPDATE users SET name = name || '!' WHERE user_id IN (1, 2, 3, 4) RETURNING user_id, name",
+        "UPDATE users SET name = name || '?' WHERE user_id = ANY('{11,12,13}') RETURNING *",
+        "UPDATE cart_items c SET qty = c.qty + 1 FROM users u WHERE u.user_id = c.user_id AND u.user_id IN (1, 2, 3) RETURNING c.*",
+        "UPDATE cart_items c SET note = left(p.name, 5) FROM products p WHERE p.product_id = c.product_id RETURNING c.user_id, note",
+        "UPDATE cart_items c SET qty = c.qty + length(u.name) FROM users u WHERE u.user_id = c.user_id RETURNING c.*, u.name",
+        "DELETE FROM cart_items c USING users u WHERE u.user_id = c.user_id AND u.user_id IN (1, 2) RETURNING c.user_id, u.name",
+        "DELETE FROM cart_items USING products p WHERE p.product_id = cart_items.product_id AND p.name = 'two' RETURNING cart_items.*",
+        "DELETE FROM cart_items WHERE user_id IN (SELECT user_id FROM users WHERE user_id < 20) RETURNING *",
+        "DELETE FROM user_emails WHERE email IN ('a@x', 'b@x', 'nobody@x')",
+        "INSERT INTO cart_items (user_id, product_id, qty) SELECT user_id, 3, 4 FROM users WHERE user_id IN (3, 3) RETURNING *",
+    ] {
+        pair.same_set(sql).await?;
+    }
+    // Which of the rows is complained of is open.
+    let failed = text(&pair.sharded, "UPDATE users SET name = NULL WHERE user_id IN (1, 2, 3, 4)").await;
+    ensure!(failed.as_ref().is_err_and(|error| error.0 == "23502"), "{failed:?}");
+    // Not one statement any more, and of one shard only.
+    let failed = text(&pair.sharded, "EXPLAIN INSERT INTO users (user_id) VALUES (901), (902), (903), (904)").await;
+    ensure!(failed.as_ref().is_err_and(|error| error.0 == "0A000"), "{failed:?}");
+    pair.same_rows().await
 }

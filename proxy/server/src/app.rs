@@ -26,6 +26,7 @@ use crate::front::tls::ClientTls;
 use crate::hub::{Hub, HubEvent, without_hub};
 use crate::metrics::{Metrics, Subject};
 use crate::probe::{self, EndpointView};
+use crate::sequences::Sequences;
 use crate::stats::{ClientCount, DatabaseStats};
 
 /// How often databases and their idle server connections are looked at.
@@ -306,6 +307,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         cache: basis.cache.clone(),
         stats: DatabaseStats::new(Arc::clone(&basis.metrics), figures),
         on_demand: basis.is_wildcard(),
+        sequences: Sequences::new(&database.name, basis.hub.clone(), logins.clone()),
     };
     let db = Database::new(config, database.clone(), parts);
     db.refresh_catalog().await;

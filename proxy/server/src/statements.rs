@@ -65,6 +65,8 @@ pub struct Prepared {
     pub merged: Option<Merged>,
     /// The types a server gives its parameters (big-endian OIDs), once they were asked for.
     pub parameter_types: OnceLock<Bytes>,
+    /// The statement with parameters for what its template's filling draws, once it was made.
+    pub filled: OnceLock<Arc<Prepared>>,
 }
 
 pub struct Merged {
@@ -317,6 +319,7 @@ impl Statements {
             literals: scratch.normal.literals.clone(),
             merged,
             parameter_types: OnceLock::new(),
+            filled: OnceLock::new(),
         });
         let key = PreparedKey { version: view.version, sql: prepared.sql.clone(), types: prepared.types.clone() };
         self.prepared.insert(key, Arc::clone(&prepared));

@@ -11,6 +11,7 @@ mod clauses;
 mod compile;
 mod deal;
 mod explain;
+mod fill;
 mod functions;
 mod hidden;
 mod reason;
@@ -34,6 +35,7 @@ pub use crate::sql::facts::Schema;
 pub use compile::{Compiled, compile, unread};
 pub use deal::{Deal, Dealt, Returned};
 pub use explain::explain;
+pub use fill::{Drawing, Filling, Sequence};
 pub use reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 pub use rewrite::{Edit, Piece, Rewrite};
 pub use values::{Datum, Values};
@@ -43,6 +45,7 @@ pub use values::{Datum, Values};
 pub struct Template {
     pub(crate) class: Class,
     pub(crate) inner: bind::Shape,
+    pub(crate) filling: Option<Arc<Filling>>,
 }
 
 /// A template bound to values and one topology.
@@ -120,6 +123,11 @@ impl Template {
     /// The edits that make the text each shard is sent, where the plan is to be merged.
     pub fn rewrite(&self) -> Option<&Rewrite> {
         self.inner.scatter.as_ref().ok().and_then(|scatter| scatter.read.as_ref()).map(|read| &read.rewrite)
+    }
+
+    /// Values that weir has to write into the statement first; what is planned then is the filled statement.
+    pub fn filling(&self) -> Option<&Arc<Filling>> {
+        self.filling.as_ref()
     }
 
     pub fn class(&self) -> &Class {

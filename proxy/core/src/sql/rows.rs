@@ -91,6 +91,17 @@ impl Rows {
     }
 }
 
+/// `INSERT INTO name [OVERRIDING … VALUE] DEFAULT VALUES`: the name, and the two words; `None` for anything else.
+pub fn default_values(sql: &str, tokens: &[Token]) -> Option<(Range<usize>, Range<usize>)> {
+    let mut reader = Reader { sql, tokens, at: 0 };
+    if !reader.word("insert") || !reader.word("into") {
+        return None;
+    }
+    let table = reader.name()?;
+    let start = reader.at;
+    (reader.word("default") && reader.word("values")).then_some((table, start..reader.at))
+}
+
 /// Splits a list at its commas; parentheses inside it hide theirs.
 pub fn split(tokens: &[Token], list: Range<usize>) -> Vec<Range<usize>> {
     let mut parts = Vec::new();

@@ -328,6 +328,7 @@ fn config(app: &App) -> Vec<ConfigRow> {
         row("limits.query_time_max", time(limits.query_time_max)),
         row("limits.transaction_time_max", time(limits.transaction_time_max)),
         row("limits.merge_bytes_max", limits.merge_bytes_max.to_string()),
+        row("limits.sequence_block", limits.sequence_block.to_string()),
         fixed("cache.enabled", config.cache.enabled.to_string()),
         fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
         fixed("cache.max_age", format!("{:?}", config.cache.max_age)),

@@ -349,7 +349,11 @@ impl Session {
                 Place::Several(_) => false,
             }
         });
-        if !fits || known.shape.class.is_control() || text.trim_end_matches(';').contains(';') {
+        if !fits
+            || known.template.filling().is_some()
+            || known.shape.class.is_control()
+            || text.trim_end_matches(';').contains(';')
+        {
             return Err(split_pipeline().into());
         }
         let mut request = BytesMut::new();
