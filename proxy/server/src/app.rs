@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use weir_core::error::{Blame, UserError, sqlstate};
@@ -43,7 +43,8 @@ pub struct App {
     pub databases: Databases,
     pub cancels: Arc<CancelRegistry>,
     pub clients: Arc<ClientCount>,
-    pub tls: Option<ClientTls>,
+    /// What handshakes need; `None` where TLS is off.
+    pub tls: ArcSwapOption<ClientTls>,
     pub metrics: Arc<Metrics>,
     /// Who may log in.
     pub directory: Directory,
@@ -178,12 +179,12 @@ impl Running {
             named.push(start_database(&config, database, &basis(database)?).await?);
         }
         let wildcard = config.wildcard.as_ref().map(basis).transpose()?;
-        let tls = config.tls.as_ref().map(ClientTls::load).transpose().context("tls")?.flatten();
+        let tls = ClientTls::of(&config).context("tls")?;
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
             databases: Databases::new(named, wildcard),
             cancels: Arc::default(),
-            tls,
+            tls: ArcSwapOption::new(tls),
             metrics,
             directory: Directory::new(&config.users, auth_query(&config)),
             started: Instant::now(),

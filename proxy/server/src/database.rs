@@ -26,6 +26,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, Endpoint, PoolConfig};
 use crate::probe::EndpointView;
+use crate::recover::Prepared;
 use crate::seats::SeatCount;
 use crate::sequences::Sequences;
 use crate::statements::Statements;
@@ -91,6 +92,8 @@ pub struct Database {
     tasks: Mutex<JoinSet<()>>,
     users: Mutex<HashMap<Arc<str>, Arc<UserPools>>>,
     pub notifiers: Arc<crate::notifiers::Notifiers>,
+    /// What waited for its decision when recovery last looked.
+    pub prepared: Mutex<Vec<Prepared>>,
     turn: AtomicUsize,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
@@ -241,6 +244,7 @@ impl Database {
             notifiers: Arc::default(),
             turn: AtomicUsize::new(0),
             catalog_login,
+            prepared: Mutex::default(),
             catalog_reading: tokio::sync::Mutex::new(()),
             asks_sequences: AtomicBool::new(false),
             catalog_doubts: AtomicU64::new(0),

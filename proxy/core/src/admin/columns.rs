@@ -38,6 +38,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Lists => pairs(["'list", "items"], &snapshot.lists),
         Show::Pins => pins(&snapshot.pins),
         Show::Pools => pools(&snapshot.pools),
+        Show::PreparedTransactions => prepared_transactions(&snapshot.prepared),
         Show::Replicas => replicas(&snapshot.endpoints),
         Show::Servers => sockets(snapshot, true),
         Show::Shards => shards(&snapshot.shards),
@@ -265,6 +266,13 @@ fn replicas(rows: &[EndpointRow]) -> Table {
         row.in_recovery.into(), row.replay_lsn.map(|lsn| lsn.to_string()).into(), row.lag_ms.into(), row.reads.into(),
         row.last_error.as_deref().into(),
     ]).collect())
+}
+
+fn prepared_transactions(rows: &[PreparedRow]) -> Table {
+    let cells = |row: &PreparedRow| {
+        vec![Cell::from(&row.database), (&row.shard).into(), (&row.gid).into(), (&row.owner).into(), row.age_ms.into()]
+    };
+    table(&["'database", "'shard", "'gid", "'owner", "age_ms"], rows.iter().map(cells).collect())
 }
 
 fn pins(rows: &[PinRow]) -> Table {

@@ -64,6 +64,7 @@ pub enum Show {
     Lists,
     Pins,
     Pools,
+    PreparedTransactions,
     Replicas,
     Servers,
     Shards,
@@ -78,7 +79,7 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 19] = [
+    pub const ALL: [Show; 20] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
@@ -87,6 +88,7 @@ impl Show {
         Show::Lists,
         Show::Pins,
         Show::Pools,
+        Show::PreparedTransactions,
         Show::Replicas,
         Show::Servers,
         Show::Shards,
@@ -120,6 +122,9 @@ impl Show {
             Show::Lists => ("LISTS", "how many of everything"),
             Show::Pins => ("PINS", "why sessions keep their server connection"),
             Show::Pools => ("POOLS", "clients and server connections per database and user"),
+            Show::PreparedTransactions => {
+                ("PREPARED TRANSACTIONS", "parts of distributed transactions that wait for their decision")
+            }
             Show::Replicas => ("REPLICAS", "health, replay position and lag of every server"),
             Show::Servers => ("SERVERS", "server connections"),
             Show::Shards => ("SHARDS", "shards with their servers, slots and health"),

@@ -15,6 +15,7 @@ pub struct Snapshot {
     pub slots: Vec<SlotRange>,
     pub endpoints: Vec<EndpointRow>,
     pub pins: Vec<PinRow>,
+    pub prepared: Vec<PreparedRow>,
     /// Name and value: hits, misses, bytes, entries …
     pub cache: Vec<(String, i64)>,
     /// Name and count, for SHOW LISTS.
@@ -187,6 +188,17 @@ pub struct PinRow {
     pub reason: &'static str,
     pub current: u64,
     pub total: u64,
+}
+
+/// A participant of a distributed transaction that waits for its decision.
+#[derive(Clone, Debug, Default)]
+pub struct PreparedRow {
+    pub database: String,
+    pub shard: String,
+    pub gid: String,
+    pub owner: String,
+    /// When it was last looked at.
+    pub age_ms: u64,
 }
 
 #[derive(Clone, Debug, Default)]

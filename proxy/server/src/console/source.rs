@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weir_core::admin::{
-    AdminSource, ConfigRow, DatabaseRow, EndpointRow, PinRow, PoolRow, ShardRow, Show, Snapshot, SocketRow, StatRow,
-    UserRow, slot_ranges,
+    AdminSource, ConfigRow, DatabaseRow, EndpointRow, PinRow, PoolRow, PreparedRow, ShardRow, Show, Snapshot,
+    SocketRow, StatRow, UserRow, slot_ranges,
 };
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
@@ -39,6 +39,7 @@ impl AdminSource for Source<'_> {
                 }
                 Show::Replicas => snapshot.endpoints.extend(endpoints(db)),
                 Show::Pins => snapshot.pins.extend(pins(db)),
+                Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Cache => snapshot.cache.extend(cache(db)),
                 Show::Lists => snapshot.lists.extend(lists(app, db)),
                 _ => {}
@@ -254,6 +255,18 @@ fn pins(db: &Database) -> Vec<PinRow> {
         total: total(pin.as_str()),
     });
     rows.collect()
+}
+
+fn prepared(db: &Database) -> Vec<PreparedRow> {
+    let shards = &db.view().topology.shards;
+    let row = |prepared: &crate::recover::Prepared| PreparedRow {
+        database: db.name.to_string(),
+        shard: shards.get(usize::from(prepared.shard.0)).map(ToString::to_string).unwrap_or_default(),
+        gid: prepared.gid.clone(),
+        owner: prepared.owner.clone(),
+        age_ms: (prepared.age_s.max(0.0) * 1000.0) as u64,
+    };
+    db.prepared.lock().iter().map(row).collect()
 }
 
 fn cache(db: &Database) -> Vec<(String, i64)> {
