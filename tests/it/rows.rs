@@ -2,11 +2,14 @@
 //! statements give the same answers, and afterwards the same rows are there, each on the shard that owns its key's slot.
 
 use anyhow::{Context as _, Result, ensure};
+use bytes::BytesMut;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, SimpleQueryMessage};
 use weir_harness::{Plain, Tier};
+use weir_wire::frontend::{Execute, Parse, put_sync, tag};
 
 use crate::placement::column;
+use crate::raw::Raw;
 
 const TABLES: &str = r#"
 [[database.shop.table]]
@@ -346,4 +349,100 @@ async fn changes(pair: &Pair) -> Result<()> {
     let failed = text(&pair.sharded, "EXPLAIN INSERT INTO users (user_id) VALUES (901), (902), (903), (904)").await;
     ensure!(failed.as_ref().is_err_and(|error| error.0 == "0A000"), "{failed:?}");
     pair.same_rows().await
+}
+
+/// A type of one's own has another number on each server; a part of a statement says nothing of the parameters it left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn parameters_of_types_with_other_numbers_on_each_shard() -> Result<()> {
+    let tier = Tier::builder().shards(2).config_extra(TABLES).start().await?;
+    tier.shards[1].primary.admin("shop").await?.batch_execute("CREATE TABLE only_here (a int)").await?;
+    let client = tier.connect().await?;
+    client.batch_execute("CREATE TYPE mood AS ENUM ('sad', 'glad')").await?;
+    client.batch_execute("CREATE TABLE users (user_id bigint PRIMARY KEY, mood mood, moods mood[])").await?;
+    let mut raw = Raw::login(&tier.dsn("shop"), &[]).await?;
+    let sql = "INSERT INTO users VALUES ($1, $2, NULL), ($3, $4, $5), ($6, 'sad', '{}'), ($7, $2, $5) RETURNING user_id, mood";
+    for (round, expected) in [(0, "12DDDDCZ"), (1, "12DDDDCZ"), (1, "12EZ")] {
+        let values: Vec<String> = [1, 0, 2, 0, 0, 3, 4].iter().map(|id| (round * 10 + id).to_string()).collect();
+        let mut values: Vec<&str> = values.iter().map(String::as_str).collect();
+        (values[1], values[3], values[4]) = ("glad", "sad", "{sad,glad}");
+        Parse { name: b"", sql: sql.as_bytes(), types: b"" }.put(&mut raw.out);
+        put_bind(&mut raw.out, &values);
+        Execute { portal: b"", rows_max: 0 }.put(&mut raw.out);
+        put_sync(&mut raw.out);
+        let (tags, bodies) = raw.until_ready().await?;
+        assert_eq!(tags, expected, "{round}: {bodies:?}");
+    }
+    assert_eq!(column(&client, "SELECT user_id || ' ' || mood::text FROM users").await?.len(), 8);
+    // Without RETURNING a limit means nothing: some drivers always send one.
+    let sql = b"INSERT INTO users (user_id) VALUES (31), (32), (33), (34)";
+    Parse { name: b"", sql, types: b"" }.put(&mut raw.out);
+    put_bind(&mut raw.out, &[]);
+    Execute { portal: b"", rows_max: 1 }.put(&mut raw.out);
+    put_sync(&mut raw.out);
+    assert_eq!(raw.until_ready().await?.0, "12CZ");
+    Ok(())
+}
+
+pub fn put_bind(out: &mut BytesMut, values: &[&str]) {
+    weir_wire::frame::put(out, tag::BIND, |out| {
+        out.extend_from_slice(&[0, 0, 0, 0]);
+        out.extend_from_slice(&(values.len() as u16).to_be_bytes());
+        for value in values {
+            out.extend_from_slice(&(value.len() as i32).to_be_bytes());
+            out.extend_from_slice(value.as_bytes());
+        }
+        out.extend_from_slice(&[0, 0]);
+    });
+}
+
+/// Rows of several shards, while the proxy is killed again and again: all of a statement's rows are there, or none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_proxy_leaves_whole_statements_only() -> Result<()> {
+    let tier = Tier::builder().shards(2).config_extra(TABLES).start().await?;
+    tier.connect().await?.batch_execute("CREATE TABLE users (user_id bigint PRIMARY KEY, name text)").await?;
+    let mut acknowledged = 0;
+    for round in 0..3_i64 {
+        let mut workers = tokio::task::JoinSet::new();
+        for worker in 0..4_i64 {
+            let client = tier.connect().await?;
+            workers.spawn(async move {
+                let sql = "INSERT INTO users VALUES ($1, $5), ($2, $5), ($3, $5), ($4, $5)";
+                let statement = client.prepare(sql).await?;
+                for step in 0.. {
+                    let first = ((round * 4 + worker) * 1_000_000 + step) * 4;
+                    let name = first.to_string();
+                    let done =
+                        client.execute(&statement, &[&first, &(first + 1), &(first + 2), &(first + 3), &name]).await;
+                    if done.is_err() {
+                        return anyhow::Ok(step);
+                    }
+                }
+                Ok(0)
+            });
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300 + 170 * round as u64)).await;
+        tier.kill_weir();
+        while let Some(done) = workers.join_next().await {
+            acknowledged += done??;
+        }
+        tier.restart_weir().await?;
+    }
+    let client = tier.connect().await?;
+    for shard in &tier.shards {
+        let direct = shard.primary.admin("shop").await?;
+        for attempt in 0.. {
+            if column(&direct, "SELECT count(*) FROM pg_prepared_xacts").await? == ["0"] {
+                break;
+            }
+            ensure!(attempt < 200, "transactions are still in doubt");
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    }
+    let mut statements = std::collections::BTreeMap::<String, u32>::new();
+    for name in column(&client, "SELECT name FROM users").await? {
+        *statements.entry(name).or_default() += 1;
+    }
+    ensure!(statements.values().all(|rows| *rows == 4), "a part of a statement was left: {statements:?}");
+    ensure!(statements.len() as i64 >= acknowledged && acknowledged > 0, "{} of {acknowledged}", statements.len());
+    Ok(())
 }

@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use anyhow::{Result, ensure};
 use tokio_postgres::types::ToSql;
 use weir_harness::Tier;
+use weir_wire::frontend::{Execute, Object, Parse, Target, put_sync, tag};
 
 use crate::placement::column;
-use crate::rows::{Pair, same_prepared, text};
+use crate::raw::Raw;
+use crate::rows::{Pair, put_bind, same_prepared, text};
 
 const TABLES: &str = r#"
 [[database.shop.table]]
@@ -49,6 +51,7 @@ async fn numbers_are_given_as_one_postgres_would() -> Result<()> {
     parameters(&pair).await?;
     set(&pair).await?;
     everywhere_alike(&pair).await?;
+    unnamed(&pair).await?;
     // What fails has drawn numbers for all its rows, where Postgres draws as far as it comes: gaps, as ever.
     pair.fails("INSERT INTO accounts (account_id, name) VALUES (1000, 'twice'), (DEFAULT, 'new')", "23505").await?;
     pair.fails("INSERT INTO accounts (nothing) VALUES (1), (2)", "42703").await?;
@@ -161,6 +164,38 @@ async fn parameters(pair: &Pair) -> Result<()> {
     ] {
         same_prepared(pair, sql, &[&[] as &[&(dyn ToSql + Sync)], &[]]).await?;
     }
+    Ok(())
+}
+
+/// As drivers do it that send everything at once, without names; and with the statement's description asked for in between.
+async fn unnamed(pair: &Pair) -> Result<()> {
+    let mut raw = Raw::login(&pair.tier.dsn("shop"), &[]).await?;
+    let mut last = 0;
+    for sql in [
+        "INSERT INTO accounts (name) VALUES ($1) RETURNING account_id",
+        "INSERT INTO accounts (name) VALUES ($1), ('b'), ('c') RETURNING account_id",
+    ] {
+        for _ in 0..3 {
+            Parse { name: b"", sql: sql.as_bytes(), types: b"" }.put(&mut raw.out);
+            put_bind(&mut raw.out, &["x"]);
+            for object in [Object::Portal, Object::Statement] {
+                Target { object, name: b"" }.put(tag::DESCRIBE, &mut raw.out);
+            }
+            Execute { portal: b"", rows_max: 0 }.put(&mut raw.out);
+            put_sync(&mut raw.out);
+            let (tags, bodies) = raw.until_ready().await?;
+            let rows = tags.matches('D').count();
+            ensure!(tags == format!("12TtT{}CZ", "D".repeat(rows)) && rows % 2 == 1, "{tags}");
+            // The client has one parameter, whatever weir has added.
+            ensure!(bodies[3][..2] == [0, 1], "{:?}", bodies[3]);
+            for body in &bodies[5..5 + rows] {
+                let number: i64 = std::str::from_utf8(&body[6..])?.parse()?;
+                ensure!(number > last, "{number} after {last}");
+                last = number;
+            }
+        }
+    }
+    ensure!(raw.query("SELECT lastval()").await?.1 == [last.to_string()]);
     Ok(())
 }
 

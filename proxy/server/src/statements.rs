@@ -14,6 +14,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{Equivalent, Weighter};
+use weir_core::id::ShardId;
 use weir_core::plan::{self, Schema, Template};
 use weir_core::session::effect::{Effects, effects_of, keeper_used};
 use weir_core::session::pin::Pin;
@@ -63,8 +64,9 @@ pub struct Prepared {
     pub literals: Vec<Literal>,
     /// How shards are asked when their answers are merged, if that differs.
     pub merged: Option<Merged>,
-    /// The types a server gives its parameters (big-endian OIDs), once they were asked for.
-    pub parameter_types: OnceLock<Bytes>,
+    /// The types that each shard gives its parameters (big-endian OIDs), once they were asked for: those of the user's own
+    /// types differ from shard to shard.
+    pub parameter_types: Mutex<Vec<(ShardId, Bytes)>>,
     /// The statement with parameters for what its template's filling draws, once it was made.
     pub filled: OnceLock<Arc<Prepared>>,
 }
@@ -318,7 +320,7 @@ impl Statements {
             template: understood.template,
             literals: scratch.normal.literals.clone(),
             merged,
-            parameter_types: OnceLock::new(),
+            parameter_types: Mutex::default(),
             filled: OnceLock::new(),
         });
         let key = PreparedKey { version: view.version, sql: prepared.sql.clone(), types: prepared.types.clone() };

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Values};
+use weir_core::plan::{Access, Plan, Values};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, NO_PARAMETERS, PARSE_COMPLETE, tag};
@@ -160,6 +160,16 @@ impl Session {
     /// eyes (`wanted`), with weir's own columns left out.
     pub async fn describe_statement(&mut self, prepared: &Prepared, wanted: bool) -> Result<BytesMut, Failure> {
         let shard = self.held.first().map_or(self.view().topology.home, |held| held.shard);
+        self.describe_on(shard, prepared, wanted).await
+    }
+
+    /// The same on one certain shard.
+    pub async fn describe_on(
+        &mut self,
+        shard: ShardId,
+        prepared: &Prepared,
+        wanted: bool,
+    ) -> Result<BytesMut, Failure> {
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
@@ -258,7 +268,10 @@ impl Session {
             return Ok(());
         }
         match place {
-            Some(Place::Several(_)) if call.rows_max != 0 => Err(partial_fetch().into()),
+            // A limit means nothing to what returns no rows; some drivers always send one.
+            Some(Place::Several(_)) if call.rows_max != 0 && returns_rows(&portal.plan, &sql) => {
+                Err(partial_fetch().into())
+            }
             Some(Place::Several(shards)) => {
                 for shard in &shards {
                     self.stats.sent_to(&portal.plan, *shard);
@@ -375,6 +388,12 @@ struct Call<'a> {
     rows_max: i32,
     /// Its Bind has not been answered yet.
     bind_due: bool,
+}
+
+/// May a statement for several shards return rows? A write only with RETURNING.
+fn returns_rows(plan: &Plan, sql: &str) -> bool {
+    const WORD: &[u8] = b"returning";
+    plan.merge.is_some() || sql.as_bytes().windows(WORD.len()).any(|word| word.eq_ignore_ascii_case(WORD))
 }
 
 /// They return rows, and only the server knows which.

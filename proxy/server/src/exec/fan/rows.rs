@@ -1,6 +1,6 @@
 //! One INSERT whose rows belong to several shards: each shard gets the statement with its own rows.
 //!
-//! Invariant: all of it is parsed by one server first, so that what Postgres has to say of the whole statement is said by
+//! Invariant: all of it is parsed by a server first, so that what Postgres has to say of the whole statement is said by
 //! Postgres, and nothing is written before; parameters keep their numbers and have the types that the whole statement gives
 //! them, also where a part no longer mentions them. Shards take their turns in ascending order, so that sessions which insert the
 //! same unique values cannot wait for each other in a circle. Returned rows are held back, within the merge's limit, until
@@ -59,13 +59,15 @@ struct Gathered {
 impl Session {
     /// Runs it everywhere it belongs. Outside a transaction it makes its own, so that it commits everywhere or nowhere.
     pub async fn deal_rows(&mut self, shards: &[ShardId], whole: Whole<'_>) -> Result<(), Failure> {
-        let types = match whole.portal {
-            None => {
-                self.check_whole(shards[0], whole.sql).await?;
-                Bytes::new()
+        let mut types = Vec::new();
+        match whole.portal {
+            None => self.check_whole(shards[0], whole.sql).await?,
+            Some((prepared, _)) => {
+                for &shard in shards {
+                    types.push(self.parameter_types(shard, prepared).await?);
+                }
             }
-            Some((prepared, _)) => self.parameter_types(prepared).await?,
-        };
+        }
         relex(whole.sql, &mut self.scratch);
         let tokens = std::mem::take(&mut self.scratch.tokens);
         let own = self.txn.is_none();
@@ -91,30 +93,35 @@ impl Session {
         self.captured(index, &mut replies, &mut []).await.map(|_| ())
     }
 
-    /// The types that a server gives a statement's parameters: big-endian OIDs, asked once.
-    async fn parameter_types(&mut self, prepared: &Prepared) -> Result<Bytes, Failure> {
-        if let Some(types) = prepared.parameter_types.get() {
+    /// The types that a shard gives a statement's parameters: big-endian OIDs, asked once.
+    async fn parameter_types(&mut self, shard: ShardId, prepared: &Prepared) -> Result<Bytes, Failure> {
+        if let Some((_, types)) = prepared.parameter_types.lock().iter().find(|(of, _)| *of == shard) {
             return Ok(types.clone());
         }
-        let described = self.describe_statement(prepared, true).await?;
+        let described = self.describe_on(shard, prepared, true).await?;
         let first = frame::peek(&described, usize::MAX >> 1).ok().flatten();
         let first = first.filter(|first| first.tag == tag::PARAMETER_DESCRIPTION && first.body.len() >= 2);
         let types = Bytes::copy_from_slice(&first.ok_or_else(|| unexpected("no ParameterDescription"))?.body[2..]);
-        Ok(prepared.parameter_types.get_or_init(|| types).clone())
+        let mut all = prepared.parameter_types.lock();
+        if all.iter().all(|(of, _)| *of != shard) {
+            all.push((shard, types.clone()));
+        }
+        Ok(types)
     }
 
     async fn deal_out(
         &mut self,
         shards: &[ShardId],
         whole: Whole<'_>,
-        types: &[u8],
+        types: &[Bytes],
         tokens: &[Token],
     ) -> Result<Bytes, Failure> {
         let Whole { sql, dealt, .. } = whole;
         let tracked = dealt.deal.tracked();
         let mut gathered = Gathered::default();
-        for &shard in shards {
+        for (at, &shard) in shards.iter().enumerate() {
             let owned = |row: usize| dealt.owners.get(row) == Some(&shard);
+            let types = types.get(at).map_or(&b""[..], |types| types);
             let part = Part { text: dealt.deal.rows.keep(sql, tokens, owned, &tracked), types };
             self.deal_to(shard, whole, &part, &mut gathered).await?;
         }
