@@ -339,12 +339,19 @@ async fn changes(pair: &Pair) -> Result<()> {
         "DELETE FROM cart_items WHERE user_id IN (SELECT user_id FROM users WHERE user_id < 20) RETURNING *",
         "DELETE FROM user_emails WHERE email IN ('a@x', 'b@x', 'nobody@x')",
         "INSERT INTO cart_items (user_id, product_id, qty) SELECT user_id, 3, 4 FROM users WHERE user_id IN (3, 3) RETURNING *",
+        "INSERT INTO cart_items (user_id, product_id, qty) SELECT user_id, 3, 4 FROM users WHERE user_id IN (11, 12, 13, 15) RETURNING *",
+        "INSERT INTO cart_items (qty, product_id, user_id) SELECT length(u.name), 2, u.user_id FROM users u JOIN products p ON p.product_id = 2 \
+         WHERE u.user_id BETWEEN 2 AND 40 AND NOT EXISTS (SELECT FROM cart_items c WHERE c.user_id = u.user_id) RETURNING user_id",
+        "INSERT INTO cart_items SELECT user_id, 1, count(*) FROM cart_items GROUP BY user_id ON CONFLICT (user_id, product_id) DO UPDATE \
+         SET qty = excluded.qty + 10",
     ] {
         pair.same_set(sql).await?;
     }
     // Which of the rows is complained of is open.
     let failed = text(&pair.sharded, "UPDATE users SET name = NULL WHERE user_id IN (1, 2, 3, 4)").await;
     ensure!(failed.as_ref().is_err_and(|error| error.0 == "23502"), "{failed:?}");
+    let failed = text(&pair.sharded, "INSERT INTO users (user_id) SELECT product_id FROM cart_items").await;
+    ensure!(failed.as_ref().is_err_and(|error| error.0 == "0A000"), "{failed:?}");
     // Not one statement any more, and of one shard only.
     let failed = text(&pair.sharded, "EXPLAIN INSERT INTO users (user_id) VALUES (901), (902), (903), (904)").await;
     ensure!(failed.as_ref().is_err_and(|error| error.0 == "0A000"), "{failed:?}");

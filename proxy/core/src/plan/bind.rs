@@ -243,6 +243,11 @@ impl Shape {
                 let shard = shards.first().copied().unwrap_or(ShardId(0));
                 return self.one(keyed, bound, shard, topology);
             }
+            if keyed.insert && self.scatter.is_ok() {
+                let (name, count) = (Arc::clone(&self.demands[0].name), shards.len());
+                let reason = RouteReason::KeysApart { name, keys: bound[0].hashes.len(), shards: count };
+                return Ok((Target::Many(shards), reason));
+            }
             if keyed.insert {
                 let deal = self.deal.as_ref();
                 let deal = deal.map_err(|why| refuse::insert_apart(shards.len(), why, &keyed.table, &keyed.column))?;

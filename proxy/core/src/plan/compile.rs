@@ -317,8 +317,10 @@ impl Compiler<'_> {
         if let Some(system) = placed.system.first() {
             return refused(refuse::system_mixed(&system.table));
         }
+        let stays = if facts.verb == Verb::Insert { self.stays(facts, placed, source) } else { Err(String::new()) };
         match facts.key_setting {
             KeySetting::Fine => {}
+            KeySetting::Computed if stays.is_ok() => {}
             KeySetting::Changes => return refused(refuse::key_changes(table, column)),
             KeySetting::Missing => return refused(refuse::key_missing(table, column)),
             KeySetting::Computed => return refused(refuse::key_computed(table, column)),
@@ -337,7 +339,10 @@ impl Compiler<'_> {
                 core.get_or_insert(demand);
             }
         }
-        shape.scatter = self.scatter(facts, placed, source).map_err(Into::into);
+        shape.scatter = match stays {
+            Ok(()) => Ok(Scatter { read: None }),
+            Err(_) => self.scatter(facts, placed, source).map_err(Into::into),
+        };
         shape.deal = self.deal(facts, placed, source, inserted).map(Arc::new).map_err(Into::into);
         shape.route = Route::Keyed(Keyed {
             table: table.clone(),

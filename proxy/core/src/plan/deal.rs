@@ -65,11 +65,6 @@ pub struct Returned {
 }
 
 impl Dealt {
-    /// How many rows a shard is sent.
-    pub fn count(&self, shard: ShardId) -> usize {
-        self.owners.iter().filter(|owner| **owner == shard).count()
-    }
-
     /// From which shard (an index into `returned`) each row of the answer comes; 0A000 if the order is not certain.
     ///
     /// Every returned row stands for one that was sent, between an earliest and a latest place. If no row of another shard

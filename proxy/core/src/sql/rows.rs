@@ -102,6 +102,46 @@ pub fn default_values(sql: &str, tokens: &[Token]) -> Option<(Range<usize>, Rang
     (reader.word("default") && reader.word("values")).then_some((table, start..reader.at))
 }
 
+/// `INSERT INTO name [(columns)] [OVERRIDING … VALUE] SELECT … [ON CONFLICT …] [RETURNING …]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FromQuery {
+    /// What stands between the parentheses of the column list.
+    pub columns: Option<Range<usize>>,
+    pub query: Range<usize>,
+    pub returning: bool,
+}
+
+impl FromQuery {
+    /// `None`: it is no such INSERT.
+    pub fn find(sql: &str, tokens: &[Token]) -> Option<FromQuery> {
+        let end = tokens.iter().position(|token| token.kind == TokenKind::Semicolon).unwrap_or(tokens.len());
+        let mut reader = Reader { sql, tokens: &tokens[..end], at: 0 };
+        if !reader.word("insert") || !reader.word("into") {
+            return None;
+        }
+        reader.name()?;
+        let columns = if reader.next_is(TokenKind::LeftParen) {
+            let inside = reader.parentheses()?;
+            Some(inside.start + 1..inside.end - 1)
+        } else {
+            None
+        };
+        if reader.word("overriding") && !((reader.word("user") || reader.word("system")) && reader.word("value")) {
+            return None;
+        }
+        let start = reader.at;
+        if !reader.word("select") && !reader.word("with") {
+            return None;
+        }
+        let top = |at: &usize, word: &str| tokens[*at].depth == 0 && tokens[*at].is_word(sql, word);
+        let conflict =
+            |at: &usize| top(at, "on") && tokens.get(at + 1).is_some_and(|next| next.is_word(sql, "conflict"));
+        let stop = (start..end).find(|at| conflict(at) || top(at, "returning")).unwrap_or(end);
+        let returning = (stop..end).any(|at| top(&at, "returning"));
+        Some(FromQuery { columns, query: start..stop, returning })
+    }
+}
+
 /// Splits a list at its commas; parentheses inside it hide theirs.
 pub fn split(tokens: &[Token], list: Range<usize>) -> Vec<Range<usize>> {
     let mut parts = Vec::new();
