@@ -32,7 +32,9 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("topology", &["error", "id"]),
     ("sql", &["error", "id", "topology"]),
     ("fresh", &["error", "id", "topology"]),
-    ("merge", &["error", "id", "topology"]),
+    ("engine", &["id", "topology", "sql"]),
+    // An expression over aggregates keeps the operations the parser has names for.
+    ("merge", &["error", "id", "topology", "sql"]),
     // A plan says how its parts are merged, so the merge specification lies below it and the merger never sees a plan.
     ("plan", &["error", "id", "topology", "sql", "fresh", "merge"]),
     ("session", &["error", "id", "topology", "sql"]),

@@ -7,6 +7,10 @@
 //! Non-goals: speed, and which shard is asked (`placement.rs`).
 
 mod data;
+mod random;
+mod tpch;
+
+pub use random::Dice;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -21,7 +25,7 @@ use weir_harness::{Builder, Plain, Tier};
 
 const CORPUS: &str = include_str!("differential/corpus.txt");
 /// The corpus has at least this many statements, or something went wrong with reading it.
-const STATEMENTS_MIN: usize = 150;
+const STATEMENTS_MIN: usize = 500;
 /// For one statement, on a busy machine.
 const ANSWER_WAIT: Duration = Duration::from_secs(15);
 /// Statements that are known to be answered wrongly. One that is put right must leave this list.
@@ -83,6 +87,9 @@ async fn run(shards: u32, tier: Builder) -> Result<()> {
         let known = KNOWN_WRONG.contains(&&*statement.sql);
         match compare(&single, &sharded, statement).await {
             Ok(right) => {
+                if right == Right::Refused {
+                    eprintln!("refused: [{}] {}", statement.family, statement.sql);
+                }
                 *totals.entry(how(&console, statement, right).await).or_default() += 1;
                 if known {
                     right_again.push(&statement.sql);
@@ -168,6 +175,7 @@ async fn how(console: &Client, statement: &Statement, right: Right) -> String {
     });
     match target.as_deref() {
         Some("all shards" | "several shards") => "merged".to_owned(),
+        Some("fallback engine") => "answered by the engine".to_owned(),
         Some(_) => "answered by one shard".to_owned(),
         None => "failed alike".to_owned(),
     }

@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod cache;
+pub mod engine;
 pub mod error;
 pub mod fresh;
 pub mod hba;

@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags};
 use crate::database::{Database, Parts, Replica, Shard};
 use crate::databases::Databases;
+use crate::engine::Engine;
 use crate::front::cancel::CancelRegistry;
 use crate::front::tls::ClientTls;
 use crate::hub::{Hub, HubEvent, without_hub};
@@ -309,7 +310,9 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         stats: DatabaseStats::new(Arc::clone(&basis.metrics), figures),
         on_demand: basis.is_wildcard(),
         sequences: Sequences::new(&database.name, basis.hub.clone(), logins.clone()),
+        engine: if basis.is_wildcard() { None } else { Engine::new(config, database, logins.clone()) },
     };
+    let engine = parts.engine.clone();
     let db = Database::new(config, database.clone(), parts);
     db.refresh_catalog().await;
     report_rules(&db).await;
@@ -317,6 +320,9 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         db.spawn(crate::recover::run(Arc::clone(&db), logins));
     }
     db.spawn(reread_catalog(Arc::clone(&db)));
+    if let Some(engine) = engine {
+        db.spawn(crate::engine::run(engine, Arc::clone(&db)));
+    }
     if let Some(hub) = basis.hub.clone().filter(|_| database.shards.len() > 1 || !basis.is_wildcard()) {
         db.spawn(watch_hub(hub, Arc::clone(&db), epoch));
     }

@@ -65,6 +65,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     differs("workers", old.workers != new.workers);
     differs("http_listen", old.http_listen != new.http_listen);
     differs("hub", old.hub != new.hub);
+    differs("engine", old.engine != new.engine);
     differs("cache", old.cache != new.cache);
     differs("server_auth", old.server_auth != new.server_auth);
     differs("auth_query", old.auth_query != new.auth_query);
@@ -115,6 +116,7 @@ fn merged(old: &Config, new: Config) -> Config {
         hba: new.hba,
         auth_query: old.auth_query.clone(),
         hub: old.hub.clone(),
+        engine: old.engine.clone(),
         databases,
         wildcard,
         overrides: new.overrides,

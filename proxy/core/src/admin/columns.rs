@@ -37,6 +37,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Help => help(),
         Show::Lists => pairs(["'list", "items"], &snapshot.lists),
         Show::Pins => pins(&snapshot.pins),
+        Show::Engine => engine(&snapshot.engine),
         Show::Pools => pools(&snapshot.pools),
         Show::PreparedTransactions => prepared_transactions(&snapshot.prepared),
         Show::Replicas => replicas(&snapshot.endpoints),
@@ -273,6 +274,15 @@ fn prepared_transactions(rows: &[PreparedRow]) -> Table {
         vec![Cell::from(&row.database), (&row.shard).into(), (&row.gid).into(), (&row.owner).into(), row.age_ms.into()]
     };
     table(&["'database", "'shard", "'gid", "'owner", "age_ms"], rows.iter().map(cells).collect())
+}
+
+fn engine(rows: &[EngineRow]) -> Table {
+    let cells = |row: &EngineRow| {
+        let epoch = row.epoch.map_or(Cell::Null, |epoch| Cell::Int(epoch.0 as i64));
+        let object = row.object.as_ref().map_or(Cell::Null, Cell::from);
+        vec![Cell::from(&row.database), (&row.engine).into(), (&row.state).into(), epoch, object, (&row.reason).into()]
+    };
+    table(&["'database", "'engine", "'state", "epoch", "'object", "'reason"], rows.iter().map(cells).collect())
 }
 
 fn pins(rows: &[PinRow]) -> Table {

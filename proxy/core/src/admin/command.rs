@@ -60,6 +60,7 @@ pub enum Show {
     Clients,
     Config,
     Databases,
+    Engine,
     Help,
     Lists,
     Pins,
@@ -79,11 +80,12 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 20] = [
+    pub const ALL: [Show; 21] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
         Show::Databases,
+        Show::Engine,
         Show::Help,
         Show::Lists,
         Show::Pins,
@@ -118,6 +120,7 @@ impl Show {
             Show::Clients => ("CLIENTS", "client connections"),
             Show::Config => ("CONFIG", "settings in force; secrets are never shown"),
             Show::Databases => ("DATABASES", "servers of each database"),
+            Show::Engine => ("ENGINE", "the fallback engine on the hub, and what it does not have"),
             Show::Help => ("HELP", "this list"),
             Show::Lists => ("LISTS", "how many of everything"),
             Show::Pins => ("PINS", "why sessions keep their server connection"),

@@ -16,6 +16,7 @@ pub struct Snapshot {
     pub endpoints: Vec<EndpointRow>,
     pub pins: Vec<PinRow>,
     pub prepared: Vec<PreparedRow>,
+    pub engine: Vec<EngineRow>,
     /// Name and value: hits, misses, bytes, entries …
     pub cache: Vec<(String, i64)>,
     /// Name and count, for SHOW LISTS.
@@ -24,6 +25,22 @@ pub struct Snapshot {
     pub state: Vec<(String, String)>,
     pub config: Vec<ConfigRow>,
     pub version: String,
+}
+
+/// The fallback engine of a database, or an object that it does not have.
+#[derive(Clone, Debug, Default)]
+pub struct EngineRow {
+    pub database: String,
+    /// The engine's own database on the hub.
+    pub engine: String,
+    /// off, starting, ready or failed; or the kind of object.
+    pub state: String,
+    /// Of the map it was made for.
+    pub epoch: Option<Epoch>,
+    /// What is missing.
+    pub object: Option<String>,
+    /// Why it failed, or why the object is missing.
+    pub reason: String,
 }
 
 /// One pool: clients and server connections of a (database, user).

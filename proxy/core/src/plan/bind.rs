@@ -5,6 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::deal::{Deal, Dealt};
+use super::formula::Blueprint;
 use super::reason::{KeyName, NoCacheReason, RouteReason};
 use super::refuse;
 use super::scatter::ReadScatter;
@@ -37,6 +38,8 @@ pub struct Shape {
     pub cacheable: Result<(), NoCacheReason>,
     /// Key parameters whose type is not certain in binary form.
     pub ambiguous: Vec<u16>,
+    /// The fallback engine would give the right answer.
+    pub engine: bool,
 }
 
 /// Where it goes, before keys are known.
@@ -109,6 +112,7 @@ impl Shape {
             writes: Vec::new(),
             cacheable: Err(NoCacheReason::NotSelect),
             ambiguous: Vec::new(),
+            engine: false,
         }
     }
 
@@ -305,13 +309,27 @@ impl Shape {
             Some(term) => values.count(term, self.client_params),
             None => Ok(None),
         };
+        let limit = count(&read.limit)?;
+        if read.ties && limit.is_none() {
+            return Err(refuse::ties_without_count());
+        }
+        let mut group = read.group.clone();
+        if let Some(group) = &mut group {
+            let bound =
+                |blueprint: &Blueprint| blueprint.bind(values, self.client_params).ok_or_else(refuse::number_missing);
+            for (column, blueprint) in &read.computed {
+                group.computed.push((*column, bound(blueprint)?));
+            }
+            group.having = read.having.as_ref().map(bound).transpose()?;
+        }
         Ok(MergeSpec {
             hidden: read.hidden,
-            group: read.group.clone(),
+            group,
             distinct: read.distinct,
             order: read.order.clone(),
             offset: count(&read.offset)?.unwrap_or(0),
-            limit: count(&read.limit)?,
+            limit,
+            ties: read.ties,
         })
     }
 }

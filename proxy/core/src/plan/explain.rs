@@ -16,6 +16,9 @@ pub fn explain(plan: &Plan, topology: &Topology) -> Vec<(String, String)> {
     row(
         "access",
         match plan.access {
+            Access::Read if plan.target == Target::Engine => {
+                "read: the hub, from the primaries of all shards".to_owned()
+            }
             Access::Read => "read: a replica that is fresh enough, or the primary".to_owned(),
             Access::PrimaryRead(reason) => format!("read on the primary: {reason}"),
             Access::Write => "write: the primary".to_owned(),
@@ -40,6 +43,7 @@ fn target_name(target: &Target) -> &'static str {
         Target::Any => "any shard",
         Target::Many(_) => "several shards",
         Target::All => "all shards",
+        Target::Engine => "fallback engine",
     }
 }
 
@@ -50,7 +54,7 @@ fn shards(target: &Target, topology: &Topology) -> String {
         Target::One(shard) => name(usize::from(shard.0)),
         Target::Many(shards) => shards.iter().map(|shard| name(usize::from(shard.0))).collect::<Vec<_>>().join(", "),
         Target::Any => format!("any of {}", topology.shards.join(", ")),
-        Target::All => topology.shards.join(", "),
+        Target::All | Target::Engine => topology.shards.join(", "),
     }
 }
 
@@ -69,6 +73,13 @@ pub fn merge(spec: &MergeSpec) -> String {
         let folds: Vec<String> =
             group.folds.iter().map(|fold| format!("{}:{}", fold.column, fold_name(fold.kind))).collect();
         parts.push(format!("group by [{}] folding [{}]", keys.join(" "), folds.join(" ")));
+        if !group.computed.is_empty() {
+            let computed: Vec<String> = group.computed.iter().map(|computed| computed.0.to_string()).collect();
+            parts.push(format!("computing [{}]", computed.join(" ")));
+        }
+        if group.having.is_some() {
+            parts.push("having".to_owned());
+        }
     }
     if spec.distinct {
         parts.push("distinct".to_owned());
@@ -90,7 +101,7 @@ pub fn merge(spec: &MergeSpec) -> String {
         parts.push(format!("offset {}", spec.offset));
     }
     if let Some(limit) = spec.limit {
-        parts.push(format!("limit {limit}"));
+        parts.push(format!("limit {limit}{}", if spec.ties { " with ties" } else { "" }));
     }
     if spec.hidden > 0 {
         parts.push(format!("{} hidden", spec.hidden));

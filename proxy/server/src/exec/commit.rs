@@ -224,6 +224,7 @@ impl Session {
             }
             held.begun = false;
             held.wrote = false;
+            held.changed = false;
             held.dirty.clear();
         }
     }
@@ -231,7 +232,7 @@ impl Session {
 
 /// Waits for the whole answer to a simple query of weir's own; rows are ignored. What the server says besides (notices of
 /// deferred triggers, settings that a rollback takes back, notifications) is the client's.
-async fn answer(lease: &mut crate::back::pool::Lease, client: &mut Client) -> std::io::Result<Answer> {
+pub async fn answer(lease: &mut crate::back::pool::Lease, client: &mut Client) -> std::io::Result<Answer> {
     lease.send().await?;
     let mut answer = Ok(());
     loop {

@@ -2,6 +2,7 @@
 //! from the cache or a replica, [`commit`] for what several shards must decide together.
 
 pub mod commit;
+pub mod engine;
 pub mod failures;
 pub mod fan;
 pub mod read;

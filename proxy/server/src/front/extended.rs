@@ -219,7 +219,9 @@ impl Session {
             Op::Parse { name, sql, types } => {
                 let prepared = self.db.statements.prepare(&sql, &types, view, &mut self.scratch);
                 // A key declared as a type that is laid out differently would be misread in binary form.
-                prepared.template.check_types(&prepared.type_oids())?;
+                if let Some(refusal) = &prepared.mistyped {
+                    self.db.plan_refused(&prepared.template, UserError::clone(refusal))?;
+                }
                 self.refuse_known_text(&prepared)?;
                 let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.define(&name, Arc::clone(&prepared))?);
@@ -231,7 +233,7 @@ impl Session {
                     Some(filled) => filled,
                     None => self.current(&statement, view)?,
                 };
-                let plan = bind(&prepared, &body, view)?;
+                let plan = bind(&self.db, &prepared, &body, view)?;
                 self.note_draws(&prepared.shape, &plan);
                 self.survey_class(&prepared.shape.class, survey);
                 match self.place(&view.topology, &plan, || spread_of(&body)) {
@@ -239,7 +241,7 @@ impl Session {
                         survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
                         survey.shard.get_or_insert(shard);
                     }
-                    Place::Several(_) => survey.stepwise = true,
+                    Place::Several(_) | Place::Engine => survey.stepwise = true,
                 }
                 let bound = Portal { prepared, bind: body, plan: Arc::new(plan), bound_on: None };
                 survey.bound.retain(|(name, _)| *name != portal);

@@ -12,7 +12,7 @@ use weir_core::id::ShardId;
 use weir_core::plan::{Datum, Plan, Values};
 use weir_wire::frontend::Bind;
 
-use crate::database::View;
+use crate::database::{Database, View};
 use crate::statements::Prepared;
 
 /// Statements one client may keep; each costs an entry here, not on a server.
@@ -215,7 +215,7 @@ fn too_many(kept: usize) -> UserError {
 }
 
 /// What a Bind message makes of its statement.
-pub fn bind(prepared: &Prepared, body: &Bytes, view: &View) -> Result<Plan, UserError> {
+pub fn bind(db: &Database, prepared: &Prepared, body: &Bytes, view: &View) -> Result<Plan, UserError> {
     let bind = Bind::read(body).map_err(|_| super::session::malformed())?;
     let params: SmallVec<[Datum<'_>; 8]> = bind
         .values()
@@ -226,5 +226,9 @@ pub fn bind(prepared: &Prepared, body: &Bytes, view: &View) -> Result<Plan, User
         })
         .collect();
     let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-    prepared.template.bind(&Values { params: &params, sql, literals: &prepared.literals }, &view.topology)
+    if let Some(refusal) = &prepared.mistyped {
+        return db.plan_refused(&prepared.template, UserError::clone(refusal));
+    }
+    let values = Values { params: &params, sql, literals: &prepared.literals };
+    db.plan_of(&prepared.template, &values, &view.topology)
 }

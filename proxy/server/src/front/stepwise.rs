@@ -278,7 +278,8 @@ impl Session {
                 }
                 let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
                 let form = Form { description: false, columns: prepared.template.merged_columns() };
-                match (&portal.plan.merge, &portal.plan.dealt) {
+                let reply = self.client.out.len();
+                let done = match (&portal.plan.merge, &portal.plan.dealt) {
                     (Some(spec), _) => self.merged_read(&shards, question, spec.clone(), form).await,
                     (None, Some(dealt)) => {
                         let portal_of = Some((&**prepared, &portal.bind));
@@ -287,14 +288,19 @@ impl Session {
                         self.deal_rows(&shards, whole).await
                     }
                     (None, None) => self.spread_write(&shards, question, &prepared.shape, &portal.plan, form).await,
+                };
+                match self.second_try(done, reply, &prepared.template)? {
+                    Some(plan) => self.engine_portal(portal, &plan, call.rows_max).await,
+                    None => Ok(()),
                 }
             }
+            Some(Place::Engine) => self.engine_portal(portal, &portal.plan, call.rows_max).await,
             Some(Place::One(shard)) => self.execute_on(shard, Call { bind_due: false, ..call }).await,
             // A control statement that the session leaves to the server.
             None => {
                 let shard = match self.place(&self.view().topology, &portal.plan, || 0) {
                     Place::One(shard) => shard,
-                    Place::Several(_) => self.view().topology.home,
+                    Place::Several(_) | Place::Engine => self.view().topology.home,
                 };
                 self.execute_on(shard, Call { bind_due: false, ..call }).await
             }
@@ -359,7 +365,7 @@ impl Session {
         let fits = known.template.bind(&values, &view.topology).is_ok_and(|plan| {
             match self.place(&view.topology, &plan, || 0) {
                 Place::One(place) => place == shard || plan.target == weir_core::plan::Target::Any,
-                Place::Several(_) => false,
+                Place::Several(_) | Place::Engine => false,
             }
         });
         if !fits
@@ -419,7 +425,7 @@ pub fn split_pipeline() -> UserError {
         .hint("Send Sync between them.")
 }
 
-fn partial_fetch() -> UserError {
+pub fn partial_fetch() -> UserError {
     UserError::new(
         Blame::Client,
         sqlstate::FEATURE_NOT_SUPPORTED,

@@ -30,6 +30,7 @@ impl Compiler<'_> {
         shape.scatter = Err(why.into());
         shape.deal = Err(why.into());
         shape.cacheable = Err(NoCacheReason::NotSelect);
+        shape.engine = false;
         shape
     }
 
