@@ -1,5 +1,6 @@
 //! A template's inside, and what binding values and a topology to it does.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -32,7 +33,7 @@ pub struct Shape {
     /// May the statement run on several shards, each answering for its own rows? `Err` says why not.
     pub scatter: Result<Scatter, Arc<str>>,
     /// May the rows of an INSERT be dealt out to several shards? `Err` says why not.
-    pub deal: Result<Arc<Deal>, Arc<str>>,
+    pub deal: Result<Arc<Deal>, Cow<'static, str>>,
     pub reads: Vec<Need>,
     pub writes: Vec<Need>,
     pub cacheable: Result<(), NoCacheReason>,
