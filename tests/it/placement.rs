@@ -186,7 +186,7 @@ async fn what_cannot_be_right_is_refused_with_a_reason() -> Result<()> {
         "UPDATE users SET user_id = 5 WHERE user_id = 4",
         "SELECT name FROM users UNION SELECT name FROM products",
         "COPY users FROM STDIN",
-        "INSERT INTO users (user_id) VALUES (1), (2), (3), (4), (5), (6), (7), (8)",
+        "INSERT INTO users (user_id, name) SELECT total_cents, status FROM orders",
         "UPDATE products SET price_cents = random()",
     ] {
         let error = client.simple_query(sql).await.expect_err(sql);

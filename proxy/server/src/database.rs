@@ -31,6 +31,7 @@ use crate::engine::Engine;
 use crate::probe::EndpointView;
 use crate::recover::Prepared;
 use crate::seats::SeatCount;
+use crate::sequences::Sequences;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 
@@ -83,6 +84,7 @@ pub struct Database {
     pub cache: Option<Arc<Cache>>,
     pub stats: DatabaseStats,
     pub seats: Arc<SeatCount>,
+    pub sequences: Sequences,
     /// It came up because somebody asked for it, and goes when nobody does.
     pub on_demand: bool,
     /// Name for the cache: a database that was dropped and made anew is another one.
@@ -213,12 +215,13 @@ pub struct Parts {
     pub cache: Option<Arc<Cache>>,
     pub stats: DatabaseStats,
     pub on_demand: bool,
+    pub sequences: Sequences,
     pub engine: Option<Arc<Engine>>,
 }
 
 impl Database {
     pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, cache, stats, on_demand, engine } = parts;
+        let Parts { topology, shards, cache, stats, on_demand, sequences, engine } = parts;
         let home = &database.shards[usize::from(database.home.0)].primary;
         let catalog_login = Login {
             host: home.host.as_str().into(),
@@ -249,6 +252,7 @@ impl Database {
             statements: if alone { statements.for_one_server() } else { statements },
             cache,
             seats: SeatCount::new(),
+            sequences,
             on_demand,
             identity: ArcSwap::from_pointee(database_name),
             suspect: AtomicBool::new(false),
