@@ -33,8 +33,9 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("sql", &["error", "id", "topology"]),
     ("fresh", &["error", "id", "topology"]),
     ("merge", &["error", "id", "topology"]),
+    ("copy", &["error", "id", "topology", "sql"]),
     // A plan says how its parts are merged, so the merge specification lies below it and the merger never sees a plan.
-    ("plan", &["error", "id", "topology", "sql", "fresh", "merge"]),
+    ("plan", &["error", "id", "topology", "sql", "fresh", "merge", "copy"]),
     ("session", &["error", "id", "topology", "sql"]),
     ("pool", &["error", "id"]),
     ("cache", &["error", "id", "topology", "sql", "fresh"]),

@@ -4,6 +4,7 @@ mod auth;
 mod cancel;
 mod compose;
 mod console;
+mod copy_shards;
 mod dev;
 mod differential;
 mod drivers;

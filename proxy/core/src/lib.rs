@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod cache;
+pub mod copy;
 pub mod error;
 pub mod fresh;
 pub mod hba;

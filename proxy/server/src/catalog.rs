@@ -52,7 +52,8 @@ SELECT a.attrelid, a.attname::text, coalesce(nullif(t.typbasetype, 0), t.oid), a
                     WHEN o.collprovider = 'c' THEN o.collcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8')
                     ELSE o.collprovider = 'b' END),
        CASE WHEN a.attidentity <> '' THEN 'differs'
-            WHEN a.attgenerated <> '' OR coalesce(f.adbin, t.typdefaultbin) IS NULL THEN 'none'
+            WHEN a.attgenerated <> '' THEN 'generated'
+            WHEN coalesce(f.adbin, t.typdefaultbin) IS NULL THEN 'none'
             WHEN coalesce(f.adbin, t.typdefaultbin)::text ~ '\\m(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO)\\M' OR EXISTS (
                  SELECT FROM regexp_matches(coalesce(f.adbin, t.typdefaultbin)::text, ':(?:op)?funcid (\\d+)', 'g') AS m
                  LEFT JOIN pg_proc p ON p.oid = m[1]::oid WHERE p.provolatile IS DISTINCT FROM 'i') THEN 'differs'
@@ -262,6 +263,7 @@ async fn columns(
                 not_null: row.try_get(3)?,
                 default: match row.try_get(5)? {
                     "none" => DefaultKind::None,
+                    "generated" => DefaultKind::Generated,
                     "constant" => DefaultKind::Constant,
                     _ => DefaultKind::Differs,
                 },

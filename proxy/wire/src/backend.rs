@@ -1,6 +1,6 @@
 //! Messages a server sends: views for the few that weir looks into, writers for those it sends to clients itself.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use crate::frame::{put, put_cstr};
 use crate::read::{Malformed, Reader};
@@ -163,6 +163,19 @@ pub fn report_field(body: &[u8], code: u8) -> Option<&[u8]> {
             }
         }
     }
+}
+
+/// An ErrorResponse or NoticeResponse body with another text in a field that it has.
+pub fn with_report_field(body: &[u8], code: u8, text: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(body.len() + text.len());
+    let mut reader = Reader::new(body);
+    while let Ok(found) = reader.u8() {
+        let Some(old) = (found != 0).then(|| reader.cstr().ok()).flatten() else { break };
+        out.extend_from_slice(&[found]);
+        put_cstr(&mut out, if found == code { text } else { old });
+    }
+    out.extend_from_slice(&[0]);
+    out.freeze()
 }
 
 /// The text of a CommandComplete body, without its NUL.

@@ -8,7 +8,7 @@ use super::reason::{KeyName, NoCacheReason, RouteReason};
 use super::refuse;
 use super::scatter::ReadScatter;
 use super::values::Values;
-use super::{Access, DescribeTarget, Plan, Target};
+use super::{Access, DescribeTarget, Plan, Target, Wrap};
 use crate::error::UserError;
 use crate::fresh::{Dependencies, Dependency, KeyHash, TableHash};
 use crate::id::{ShardId, Slot};
@@ -32,6 +32,7 @@ pub struct Shape {
     pub reads: Vec<Need>,
     pub writes: Vec<Need>,
     pub cacheable: Result<(), NoCacheReason>,
+    pub wrap: Wrap,
     /// Key parameters whose type is not certain in binary form.
     pub ambiguous: Vec<u16>,
 }
@@ -104,6 +105,7 @@ impl Shape {
             reads: Vec::new(),
             writes: Vec::new(),
             cacheable: Err(NoCacheReason::NotSelect),
+            wrap: Wrap::None,
             ambiguous: Vec::new(),
         }
     }
@@ -173,6 +175,7 @@ impl Shape {
             reads: depend(&self.reads, &bound),
             writes: depend(&self.writes, &bound),
             cacheable,
+            wrap: self.wrap.clone(),
             reason,
         })
     }

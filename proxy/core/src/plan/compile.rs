@@ -12,7 +12,7 @@ use super::reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 use super::refuse;
 use super::scatter::{Text, read_scatter};
 use super::values::is_time_word;
-use super::{Access, Target, Template};
+use super::{Access, Target, Template, Wrap};
 use crate::fresh::{Dependency, TableHash};
 use crate::sql::class::{Class, Ddl};
 use crate::sql::facts::{Facts, Instance, KeySet, KeySetting, Literal, Schema, Spread, TableName, Term, Use, Verb};
@@ -102,7 +102,14 @@ impl Compiler<'_> {
             }
             Class::Explain { analyze, inner } => self.explain(*analyze, *inner, source),
             Class::Declare { .. } => self.declare(source),
-            Class::Copy(copy) => self.copy(copy.direction, copy.endpoint, copy.relation.as_ref(), source),
+            Class::Copy(copy) => {
+                let options = literals_of_options(normal, source);
+                let shape = self.copy(copy, source);
+                if shape.wrap != Wrap::None {
+                    self.structural = options;
+                }
+                shape
+            }
             Class::Ddl(ddl) => self.ddl(ddl, source),
             Class::Truncate | Class::Lock => match self.mentioned(source) {
                 Some(_) => self.everywhere(RouteReason::EveryShard),
@@ -478,6 +485,16 @@ fn cacheable(facts: &Facts, harm: Harm, source: Source<'_>, shape: &Shape) -> Re
         string && is_time_word(token.text(source.text).as_bytes())
     };
     if source.tokens.iter().any(time_word) { Err(NoCacheReason::TimeWord) } else { Ok(()) }
+}
+
+/// Literals of a COPY behind its query, if it has one: they say how rows are written.
+fn literals_of_options(normal: &Normal, source: Source<'_>) -> Vec<u16> {
+    let query = source.original.get(1).is_some_and(|token| token.kind == TokenKind::LeftParen);
+    let end = source.original.iter().find(|token| query && token.kind == TokenKind::RightParen && token.depth <= 1);
+    let behind = |(index, literal): (usize, &crate::sql::normal::Literal)| {
+        end.is_none_or(|end| literal.start > end.start).then_some(index as u16)
+    };
+    normal.literals.iter().enumerate().filter_map(behind).collect()
 }
 
 /// Literals in the select list: whether an ORDER BY or GROUP BY expression is one of its items depends on their values.

@@ -18,8 +18,11 @@ mod rewrite;
 mod scatter;
 mod values;
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
+use crate::copy::{Layout, Options};
 use crate::error::UserError;
 use crate::fresh::Dependencies;
 use crate::id::ShardId;
@@ -51,7 +54,19 @@ pub struct Plan {
     pub reads: Dependencies,
     pub writes: Dependencies,
     pub cacheable: Result<(), NoCacheReason>,
+    pub wrap: Wrap,
     pub reason: RouteReason,
+}
+
+/// What stands around the query or table of a statement, and changes how several shards answer it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Wrap {
+    #[default]
+    None,
+    /// COPY … FROM STDIN: every row to the shard of its key.
+    CopyIn(Arc<Layout>),
+    /// COPY … TO STDOUT: the rows of one shard after those of the other.
+    CopyOut(Arc<Options>),
 }
 
 /// Where a statement runs.
@@ -88,7 +103,7 @@ pub enum Combine {
 impl Plan {
     pub fn combine(&self) -> Combine {
         match self.reason {
-            RouteReason::Scatter | RouteReason::KeysApart { .. } => Combine::Sum,
+            RouteReason::Scatter | RouteReason::KeysApart { .. } | RouteReason::RowsApart => Combine::Sum,
             _ => Combine::Alike,
         }
     }

@@ -10,6 +10,12 @@ pub fn no_common_snapshot() -> UserError {
         .hint("Use READ COMMITTED, or restrict the statement to one shard key.")
 }
 
+pub fn not_utf8() -> UserError {
+    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "COPY into a sharded table reads UTF-8 only")
+        .detail("client_encoding is another one, and weir has to read the shard key of every row.")
+        .hint("SET client_encoding TO 'UTF8'.")
+}
+
 pub fn stale_catalogue() -> UserError {
     UserError::new(Blame::Proxy, sqlstate::FEATURE_NOT_SUPPORTED, "the table has changed behind weir")
         .detail("The shards' rows have other columns than the statement was planned for.")

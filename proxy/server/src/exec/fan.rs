@@ -10,12 +10,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use weir_core::error::{Blame, UserError};
 use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
-use weir_core::plan::{Combine, Plan};
+use weir_core::plan::{Combine, Plan, Wrap};
 use weir_core::session::replies::{Owed, Replies, Verdict};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{Status, command_rows, command_tag, tag};
 use weir_wire::frame;
-use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_copy_fail, put_sync};
+use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_sync};
 use weir_wire::row;
 
 use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
@@ -23,7 +23,7 @@ use crate::front::session::{End, Failure, Session};
 use crate::statements::{Prepared, Understood};
 
 /// The client is sent what has gathered whenever it is more than this.
-const OUT_BYTES: usize = 64 * 1024;
+pub const OUT_BYTES: usize = 64 * 1024;
 
 /// What every shard is asked.
 #[derive(Clone, Copy)]
@@ -47,14 +47,15 @@ pub struct Form {
 }
 
 /// One shard's reply, as far as it has been read.
-struct Source {
-    index: usize,
-    replies: Replies,
+pub struct Source {
+    pub index: usize,
+    pub replies: Replies,
     /// ReadyForQuery has come.
-    done: bool,
+    pub done: bool,
     /// ErrorResponse body, if it failed.
-    failed: Option<Bytes>,
-    command: Option<Bytes>,
+    pub failed: Option<Bytes>,
+    /// The tag of its CommandComplete.
+    pub command: Option<Bytes>,
 }
 
 impl Session {
@@ -201,6 +202,9 @@ impl Session {
         plan: &Plan,
         form: Form,
     ) -> Result<(), Failure> {
+        if let Wrap::CopyOut(options) = &plan.wrap {
+            return self.copy_out(shards, question, options).await;
+        }
         if !shape.class.is_transactional() {
             return self.shard_by_shard(shards, question, shape, form).await;
         }
@@ -211,7 +215,10 @@ impl Session {
         // One stream of COPY data feeds all shards, so they must all be listening.
         let first = if matches!(shape.class, Class::Copy(_)) { shards.len() } else { 1 };
         let (first, rest) = shards.split_at(first);
-        let result = self.write_all([first, rest], question, plan, form).await;
+        let result = match &plan.wrap {
+            Wrap::CopyIn(layout) => self.copy_in(shards, question, plan, layout).await,
+            _ => self.write_all([first, rest], question, plan, form).await,
+        };
         if result.is_ok()
             && shape.class.changes_schema()
             && let Some(txn) = &mut self.txn
@@ -317,82 +324,6 @@ impl Session {
         }
     }
 
-    /// Waits until every source but the first asks for COPY data, too. False: one of them failed instead.
-    async fn all_listen(&mut self, sources: &mut [Source]) -> Result<bool, Failure> {
-        for source in &mut sources[1..] {
-            while !source.replies.copying_in() {
-                if source.done || source.failed.is_some() {
-                    return Ok(false);
-                }
-                self.next_frame(source).await?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Ends a COPY that not every shard accepts, before the client has sent anything.
-    async fn call_off_copy(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
-        for source in sources.iter_mut().filter(|source| source.replies.copying_in()) {
-            put_copy_fail(&mut self.held[source.index].lease.out, "another shard refused");
-            self.end_copy(source).await?;
-        }
-        // The shard that refused says why; the others only say that they were called off.
-        let refusal = sources.iter().find_map(|source| source.failed.clone());
-        for source in sources.iter_mut() {
-            while !source.done {
-                self.next_frame(source).await?;
-            }
-            source.failed.clone_from(&refusal);
-        }
-        Ok(())
-    }
-
-    /// Sends what is in `out`, which ends a COPY, and asks for the ReadyForQuery that is due now.
-    async fn end_copy(&mut self, source: &mut Source) -> Result<(), Failure> {
-        let lease = &mut self.held[source.index].lease;
-        source.replies.copy_ended();
-        // In the extended protocol the server has ignored the Sync that was sent along with Execute.
-        if !source.replies.owes_ready() {
-            put_sync(&mut lease.out);
-            source.replies.push(Owed::Sync { hidden: false });
-        }
-        lease.send().await.map_err(|error| lost_shard(&error))
-    }
-
-    /// Hands the client's COPY data to all sources alike.
-    async fn copy_to_all(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
-        self.client.send().await.map_err(|_| End::ClientGone)?;
-        loop {
-            let header = frame::header(&self.client.inbuf, self.app.config().limits.message_bytes_max)
-                .map_err(|_| unexpected("a malformed copy message"))?;
-            let Some((kind, total)) = header.filter(|(_, total)| self.client.inbuf.len() >= *total) else {
-                match self.client.receive().await {
-                    Ok(0) | Err(_) => return Err(End::ClientGone.into()),
-                    Ok(_) => continue,
-                }
-            };
-            let message = self.client.inbuf.split_to(total);
-            match kind {
-                frontend::tag::SYNC | frontend::tag::FLUSH => continue,
-                frontend::tag::COPY_DATA | frontend::tag::COPY_DONE | frontend::tag::COPY_FAIL => {}
-                _ => return Err(unexpected("a message that is no part of COPY")),
-            }
-            for source in sources.iter_mut() {
-                let lease = &mut self.held[source.index].lease;
-                lease.out.extend_from_slice(&message);
-                if kind == frontend::tag::COPY_DATA {
-                    lease.send().await.map_err(|error| lost_shard(&error))?;
-                } else {
-                    self.end_copy(source).await?;
-                }
-            }
-            self.copied_in = true;
-            if kind != frontend::tag::COPY_DATA {
-                return Ok(());
-            }
-        }
-    }
-
     /// Statements that cannot run in a transaction (CREATE INDEX CONCURRENTLY, VACUUM): one shard after the other.
     async fn shard_by_shard(
         &mut self,
@@ -449,7 +380,7 @@ impl Session {
     }
 
     /// Sends the question to shards, in ascending order so that sessions cannot wait for each other's Backends in a circle.
-    async fn ask(&mut self, shards: &[ShardId], question: Question<'_>) -> Result<Vec<Source>, Failure> {
+    pub async fn ask(&mut self, shards: &[ShardId], question: Question<'_>) -> Result<Vec<Source>, Failure> {
         let mut sources = Vec::with_capacity(shards.len());
         for &shard in shards {
             self.hold(shard).await?;
@@ -471,7 +402,7 @@ impl Session {
     }
 
     /// The next frame that is part of the reply. ReadyForQuery marks the source as done.
-    async fn next_frame(&mut self, source: &mut Source) -> Result<(u8, Bytes), Failure> {
+    pub async fn next_frame(&mut self, source: &mut Source) -> Result<(u8, Bytes), Failure> {
         loop {
             let lease = &mut self.held[source.index].lease;
             let (kind, body) = match lease.receive().await {
@@ -513,7 +444,7 @@ impl Session {
         }
     }
 
-    async fn drain(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
+    pub async fn drain(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
         for source in sources.iter_mut() {
             while !source.done {
                 self.next_frame(source).await?;
@@ -528,7 +459,7 @@ impl Session {
     }
 
     /// A failed part fails the transaction; nothing else changes it here.
-    fn follow_all(&mut self, sources: &[Source]) {
+    pub fn follow_all(&mut self, sources: &[Source]) {
         let failed = sources.iter().any(|source| self.held[source.index].lease.status == Status::Failed);
         if failed && let Some(txn) = &mut self.txn {
             txn.failed = true;
@@ -578,7 +509,7 @@ pub fn put_question(
 }
 
 /// A command tag with another row count.
-fn with_rows(command: &[u8], rows: u64) -> Bytes {
+pub fn with_rows(command: &[u8], rows: u64) -> Bytes {
     let text = String::from_utf8_lossy(command);
     let word = text.rsplit_once(' ').map_or(&*text, |(word, _)| word);
     Bytes::from(format!("{word} {rows}"))
