@@ -37,6 +37,7 @@ pub const PARSE_COMPLETE: &[u8] = &[tag::PARSE_COMPLETE, 0, 0, 0, 4];
 pub const BIND_COMPLETE: &[u8] = &[tag::BIND_COMPLETE, 0, 0, 0, 4];
 pub const CLOSE_COMPLETE: &[u8] = &[tag::CLOSE_COMPLETE, 0, 0, 0, 4];
 pub const NO_DATA: &[u8] = &[tag::NO_DATA, 0, 0, 0, 4];
+pub const PORTAL_SUSPENDED: &[u8] = &[tag::PORTAL_SUSPENDED, 0, 0, 0, 4];
 pub const EMPTY_QUERY: &[u8] = &[tag::EMPTY_QUERY, 0, 0, 0, 4];
 /// ParameterDescription of a statement without parameters.
 pub const NO_PARAMETERS: &[u8] = &[tag::PARAMETER_DESCRIPTION, 0, 0, 0, 6, 0, 0];

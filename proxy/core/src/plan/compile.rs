@@ -100,8 +100,16 @@ impl Compiler<'_> {
             Class::Table | Class::Merge | Class::SelectInto | Class::Prepare { .. } | Class::Other => {
                 self.unparsed(source, "this kind of statement is not analysed")
             }
-            Class::Explain { analyze, inner } => self.explain(*analyze, *inner, source),
-            Class::Declare { .. } => self.declare(source),
+            Class::Explain { analyze, inner } => {
+                let shape = self.explain(*analyze, *inner, source);
+                self.shaped_by_literals(&shape, normal);
+                shape
+            }
+            Class::Declare { .. } => {
+                let shape = self.declare(source);
+                self.shaped_by_literals(&shape, normal);
+                shape
+            }
             Class::Copy(copy) => {
                 let options = literals_of_options(normal, source);
                 let shape = self.copy(copy, source);
@@ -125,6 +133,13 @@ impl Compiler<'_> {
                 home(Access::Write, RouteReason::SessionStatement, false)
             }
             _ => home(session, RouteReason::SessionStatement, false),
+        }
+    }
+
+    /// A query inside another statement: which of its literals shaped the merge is not told apart.
+    fn shaped_by_literals(&mut self, shape: &Shape, normal: &Normal) {
+        if matches!(&shape.scatter, Ok(Scatter { read: Some(read) }) if read.compared_literals) {
+            self.structural = (0..normal.literals.len() as u16).collect();
         }
     }
 

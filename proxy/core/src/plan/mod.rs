@@ -67,6 +67,17 @@ pub enum Wrap {
     CopyIn(Arc<Layout>),
     /// COPY … TO STDOUT: the rows of one shard after those of the other.
     CopyOut(Arc<Options>),
+    /// EXPLAIN: the plan, then each shard's own.
+    Explain(ExplainFormat),
+    /// DECLARE … CURSOR: a cursor on each shard, and FETCH merges.
+    Cursor,
+}
+
+/// How EXPLAIN over shards is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExplainFormat {
+    Text,
+    Json,
 }
 
 /// Where a statement runs.

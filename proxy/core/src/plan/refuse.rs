@@ -195,7 +195,7 @@ pub fn parameter_type(number: u16, wanted: &str) -> UserError {
 
 pub fn explain_spread() -> UserError {
     refuse(
-        "EXPLAIN of a statement that runs on several shards is not supported",
+        "EXPLAIN of a write of every shard is not supported",
         "Each shard has a plan of its own.".to_owned(),
         "Ask ROUTE '<statement>' in the admin database \"weir\", or EXPLAIN the statement with a shard key.".to_owned(),
     )

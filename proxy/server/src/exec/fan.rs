@@ -35,6 +35,14 @@ pub enum Question<'a> {
         bind: &'a Bytes,
         merged: bool,
     },
+    /// Only bind it, under this name, and describe the portal.
+    Opened {
+        prepared: &'a Prepared,
+        bind: &'a Bytes,
+        portal: &'a [u8],
+    },
+    /// Describe a portal that is there.
+    Described(&'a [u8]),
 }
 
 /// How much of the reply the client asked for.
@@ -73,9 +81,24 @@ impl Session {
         });
         let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
         let form = Form { description: true, columns: understood.template.merged_columns() };
-        match &plan.merge {
-            Some(spec) => self.merged_read(shards, question, spec.clone(), form).await,
-            None => self.spread_write(shards, question, &understood.shape, plan, form).await,
+        self.spread(shards, question, &understood.shape, plan, form).await
+    }
+
+    /// A statement for several shards, whatever it is.
+    pub async fn spread(
+        &mut self,
+        shards: &[ShardId],
+        question: Question<'_>,
+        shape: &crate::statements::Shape,
+        plan: &Plan,
+        form: Form,
+    ) -> Result<(), Failure> {
+        match (&plan.wrap, &plan.merge) {
+            (Wrap::CopyOut(options), _) => self.copy_out(shards, question, options).await,
+            (Wrap::Explain(format), _) => self.explain_shards(shards, question, (*format, plan), form).await,
+            (Wrap::Cursor, Some(spec)) => self.declare_cursor(shards, question, shape, spec, form).await,
+            (_, Some(spec)) => self.merged_read(shards, question, spec.clone(), form).await,
+            (_, None) => self.spread_write(shards, question, shape, plan, form).await,
         }
     }
 
@@ -202,9 +225,6 @@ impl Session {
         plan: &Plan,
         form: Form,
     ) -> Result<(), Failure> {
-        if let Wrap::CopyOut(options) = &plan.wrap {
-            return self.copy_out(shards, question, options).await;
-        }
         if !shape.class.is_transactional() {
             return self.shard_by_shard(shards, question, shape, form).await;
         }
@@ -476,35 +496,55 @@ pub fn put_question(
         Question::Text(sql) => {
             lease.put_query(sql);
             replies.push(Owed::Query { hidden: false });
+            return Ok(());
         }
         Question::Portal { prepared, bind, merged } => {
-            let (id, sql) = match &prepared.merged {
-                Some(form) if merged => (form.id, &form.sql),
-                _ => (prepared.id, &prepared.sql),
-            };
-            let name = Prepared::backend_name(id);
-            if !lease.is_prepared(id) {
-                if let Some(oldest) = lease.note_prepared(id) {
-                    let name = Prepared::backend_name(oldest);
-                    Target { object: Object::Statement, name: name.as_bytes() }
-                        .put(frontend::tag::CLOSE, &mut lease.out);
-                    replies.push(Owed::Close { hidden: true, op: u32::MAX });
-                }
-                Parse { name: name.as_bytes(), sql, types: &prepared.types }.put(&mut lease.out);
-                replies.push(Owed::Parse { hidden: true, op: u32::MAX });
-            }
-            let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
-            bind.on_unnamed_portal().put_for(name.as_bytes(), &mut lease.out);
+            put_bind(lease, (prepared, merged), bind, b"", replies)?;
             Target { object: Object::Portal, name: b"" }.put(frontend::tag::DESCRIBE, &mut lease.out);
+            replies.push(Owed::Describe);
             Execute { portal: b"", rows_max: 0 }.put(&mut lease.out);
-            put_sync(&mut lease.out);
-            for owed in
-                [Owed::BindComplete { hidden: true }, Owed::Describe, Owed::Execute, Owed::Sync { hidden: false }]
-            {
-                replies.push(owed);
-            }
+            replies.push(Owed::Execute);
+        }
+        Question::Opened { prepared, bind, portal } => {
+            put_bind(lease, (prepared, true), bind, portal, replies)?;
+            Target { object: Object::Portal, name: portal }.put(frontend::tag::DESCRIBE, &mut lease.out);
+            replies.push(Owed::Describe);
+        }
+        Question::Described(portal) => {
+            Target { object: Object::Portal, name: portal }.put(frontend::tag::DESCRIBE, &mut lease.out);
+            replies.push(Owed::Describe);
         }
     }
+    put_sync(&mut lease.out);
+    replies.push(Owed::Sync { hidden: false });
+    Ok(())
+}
+
+/// Binds a statement (its `merged` form), prepared first if the Backend does not know it, to a portal.
+fn put_bind(
+    lease: &mut crate::back::pool::Lease,
+    (prepared, merged): (&Prepared, bool),
+    bind: &Bytes,
+    portal: &[u8],
+    replies: &mut Replies,
+) -> Result<(), Failure> {
+    let (id, sql) = match &prepared.merged {
+        Some(form) if merged => (form.id, &form.sql),
+        _ => (prepared.id, &prepared.sql),
+    };
+    let name = Prepared::backend_name(id);
+    if !lease.is_prepared(id) {
+        if let Some(oldest) = lease.note_prepared(id) {
+            let name = Prepared::backend_name(oldest);
+            Target { object: Object::Statement, name: name.as_bytes() }.put(frontend::tag::CLOSE, &mut lease.out);
+            replies.push(Owed::Close { hidden: true, op: u32::MAX });
+        }
+        Parse { name: name.as_bytes(), sql, types: &prepared.types }.put(&mut lease.out);
+        replies.push(Owed::Parse { hidden: true, op: u32::MAX });
+    }
+    let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
+    bind.on_portal(portal).put_for(name.as_bytes(), &mut lease.out);
+    replies.push(Owed::BindComplete { hidden: true });
     Ok(())
 }
 

@@ -3,7 +3,9 @@
 
 pub mod commit;
 pub mod copy;
+pub mod explain;
 pub mod failures;
 pub mod fan;
+pub mod open;
 pub mod read;
 pub mod relay;

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Values};
+use weir_core::plan::{Access, Values, Wrap};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, NO_PARAMETERS, PARSE_COMPLETE, tag};
@@ -17,11 +17,13 @@ use weir_wire::row;
 
 use super::batch::Ending;
 use super::control::aborted;
+use super::cursor::{asks_binary, binary_cursor};
 use super::extended::{Step, Survey, ensure, spread_of};
 use super::names::{Portal, Undo};
 use super::session::{Failure, Session};
 use super::simple::Place;
 use crate::exec::fan::{Form, Question};
+use crate::exec::open::Reader;
 use crate::exec::relay::{Capture, Trail, columns_of};
 use crate::statements::Prepared;
 
@@ -39,7 +41,11 @@ impl Session {
         let controls = survey.steps.iter().any(
             |step| matches!(step, Step::Execute { portal, .. } if portal.prepared.shape.class.controls_transaction()),
         );
-        let own = self.txn.is_none() && executes > 1 && writes.count() > 0 && !controls;
+        let in_parts = survey
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::Execute { portal, rows_max: 1.., .. } if portal.plan.merge.is_some()));
+        let own = self.txn.is_none() && (executes > 1 && writes.count() > 0 || in_parts) && !controls;
         if own {
             self.begin_implicit();
         }
@@ -77,9 +83,10 @@ impl Session {
                     self.execute(call).await
                 }
                 (Ok(()), Step::Bind { portal, bound, .. }) if executed_next => {
+                    let closed = self.close_read(&Reader::Portal(portal.clone())).await;
                     self.names.bind(portal, bound.clone());
                     bind_due = true;
-                    Ok(())
+                    closed.map(|_| ())
                 }
                 (Ok(()), step) => self.step(step).await,
             };
@@ -129,12 +136,17 @@ impl Session {
                 self.client.out.extend_from_slice(PARSE_COMPLETE);
             }
             Step::Bind { portal, bound, .. } => {
+                self.close_read(&Reader::Portal(portal.clone())).await?;
                 self.names.bind(portal, bound.clone());
                 self.client.out.extend_from_slice(BIND_COMPLETE);
             }
             Step::DescribeStatement { prepared, .. } if self.answers_itself(&prepared.shape.class) => {
                 self.client.out.extend_from_slice(NO_PARAMETERS);
                 self.client.out.extend_from_slice(NO_DATA);
+            }
+            Step::DescribeStatement { prepared, .. } if self.is_own_fetch(&prepared.shape.class) => {
+                self.client.out.extend_from_slice(NO_PARAMETERS);
+                self.put_cursor_description(&prepared.shape.class);
             }
             Step::DescribeStatement { name, prepared } => {
                 let description = self.describe_statement(prepared, true).await?;
@@ -147,6 +159,7 @@ impl Session {
             }
             Step::CloseStatement { .. } => self.client.out.extend_from_slice(CLOSE_COMPLETE),
             Step::ClosePortal { name, .. } => {
+                self.close_read(&Reader::Portal(name.clone())).await?;
                 self.names.close_portal(name);
                 self.client.out.extend_from_slice(CLOSE_COMPLETE);
             }
@@ -203,6 +216,9 @@ impl Session {
             self.client.out.extend_from_slice(NO_DATA);
             return Ok(());
         }
+        if self.put_cursor_description(&portal.prepared.shape.class) {
+            return Ok(());
+        }
         let both = self.describe_statement(&portal.prepared, true).await?;
         let Ok(Some(first)) = frame::peek(&both, usize::MAX >> 1) else { return Ok(()) };
         let Ok(Some(second)) = frame::peek(&both[first.raw.len()..], usize::MAX >> 1) else { return Ok(()) };
@@ -228,6 +244,17 @@ impl Session {
             if failed {
                 return Err(aborted().into());
             }
+            if self.is_own_fetch(&prepared.shape.class) && asks_binary(&portal.bind) {
+                return Err(binary_cursor().into());
+            }
+            let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+            let bind_due = call.bind_due && self.is_own_cursor(&prepared.shape.class);
+            if bind_due {
+                self.client.out.extend_from_slice(BIND_COMPLETE);
+            }
+            if self.use_cursor(sql, &prepared.shape.class, false).await? {
+                return Ok(());
+            }
             let prepares = matches!(prepared.shape.class, Class::Execute { .. });
             let shard = if prepares { self.pinned_or_home() } else { self.cursor_shard()? };
             let index = self.hold(shard).await?;
@@ -239,8 +266,10 @@ impl Session {
             Some(shard) => Some(Place::One(shard)),
             None => Some(self.place(&self.view().topology, &portal.plan, || spread_of(&portal.bind))),
         };
+        let explains = matches!(portal.plan.wrap, Wrap::Explain(_));
         if let Some(Place::One(shard)) = place
             && !failed
+            && !explains
         {
             return self.execute_on(shard, call).await;
         }
@@ -251,29 +280,46 @@ impl Session {
         if self.control(&sql, &prepared.shape.class).await? {
             return Ok(());
         }
-        match place {
-            Some(Place::Several(_)) if call.rows_max != 0 => Err(partial_fetch().into()),
-            Some(Place::Several(shards)) => {
-                for shard in &shards {
-                    self.stats.sent_to(&portal.plan, *shard);
-                }
-                let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
-                let form = Form { description: false, columns: prepared.template.merged_columns() };
-                match &portal.plan.merge {
-                    Some(spec) => self.merged_read(&shards, question, spec.clone(), form).await,
-                    None => self.spread_write(&shards, question, &prepared.shape, &portal.plan, form).await,
-                }
-            }
-            Some(Place::One(shard)) => self.execute_on(shard, Call { bind_due: false, ..call }).await,
-            // A control statement that the session leaves to the server.
-            None => {
-                let shard = match self.place(&self.view().topology, &portal.plan, || 0) {
-                    Place::One(shard) => shard,
-                    Place::Several(_) => self.view().topology.home,
-                };
-                self.execute_on(shard, Call { bind_due: false, ..call }).await
-            }
+        let several = match &place {
+            Some(Place::One(shard)) if explains => Some(vec![*shard]),
+            Some(Place::Several(shards)) => Some(shards.clone()),
+            _ => None,
+        };
+        if let Some(shards) = several {
+            return self.execute_several(call, &shards).await;
         }
+        let shard = match place {
+            Some(Place::One(shard)) => shard,
+            // A control statement that the session leaves to the server.
+            _ => match self.place(&self.view().topology, &portal.plan, || 0) {
+                Place::One(shard) => shard,
+                Place::Several(_) => self.view().topology.home,
+            },
+        };
+        self.execute_on(shard, Call { bind_due: false, ..call }).await
+    }
+
+    async fn execute_several(&mut self, call: Call<'_>, shards: &[ShardId]) -> Result<(), Failure> {
+        let Call { name, portal, rows_max, .. } = call;
+        for shard in shards {
+            self.stats.sent_to(&portal.plan, *shard);
+        }
+        if self.has_open(&Reader::Portal(name.clone())) || rows_max > 0 && self.reads_in_parts(portal) {
+            return self.execute_part(name, portal, rows_max, shards).await;
+        }
+        let reads = portal.plan.merge.is_some() && portal.plan.wrap == Wrap::None;
+        if reads && self.read_portals.contains(name) {
+            self.put_tag("SELECT 0");
+            return Ok(());
+        }
+        let prepared = &portal.prepared;
+        let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
+        let form = Form { description: false, columns: prepared.template.merged_columns() };
+        self.spread(shards, question, &prepared.shape, &portal.plan, form).await?;
+        if reads {
+            self.read_portals.push(name.clone());
+        }
+        Ok(())
     }
 
     async fn execute_on(&mut self, shard: ShardId, call: Call<'_>) -> Result<(), Failure> {
@@ -382,14 +428,4 @@ pub fn split_pipeline() -> UserError {
     UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "a pipeline cannot go on on another shard")
         .detail("Statements of this pipeline, flushed but not yet synced, run on one shard; the next one belongs on another.")
         .hint("Send Sync between them.")
-}
-
-fn partial_fetch() -> UserError {
-    UserError::new(
-        Blame::Client,
-        sqlstate::FEATURE_NOT_SUPPORTED,
-        "a portal over several shards cannot be fetched in parts",
-    )
-    .detail("Execute asked for a limited number of rows of a statement that reads several shards.")
-    .hint("Turn the driver's fetch size off for this statement, or add LIMIT.")
 }

@@ -1,10 +1,11 @@
 //! Statements around a query or a table: EXPLAIN, DECLARE and COPY.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::bind::{Route, Scatter, Shape};
 use super::super::reason::{NoCacheReason, PrimaryReason, RouteReason};
-use super::super::{Access, Target, Wrap, hidden, refuse};
+use super::super::{Access, ExplainFormat, Target, Wrap, hidden, refuse};
 use super::{Compiler, Source};
 use crate::copy::{Layout, Options, is_utf8};
 use crate::error::UserError;
@@ -16,37 +17,37 @@ use crate::topology::catalog::{Column, DefaultKind};
 use crate::topology::{KeyType, Placement};
 
 impl Compiler<'_> {
-    /// The statement inside EXPLAIN, DECLARE or COPY, planned as if it stood alone.
-    fn query(&mut self, source: Source<'_>, tokens: &[Token], why: &'static str) -> Shape {
-        let (Some(first), Some(last)) = (tokens.first(), tokens.last()) else { return self.unparsed(source, why) };
-        let text = &source.text[first.start as usize..last.end as usize];
-        let mut own = Vec::new();
-        if lex(text, &mut own).is_err() {
+    /// The statement inside EXPLAIN, DECLARE or COPY, planned as if it stood alone; `range` is where it stands among the tokens.
+    fn query(&mut self, source: Source<'_>, range: Range<usize>, why: &'static str) -> Shape {
+        let part = |text: &str, tokens: &[Token], own: &mut Vec<Token>| {
+            let tokens = tokens.get(range.clone())?;
+            let span = tokens.first()?.start as usize..tokens.last()?.end as usize;
+            lex(&text[span.clone()], own).is_ok().then_some(span)
+        };
+        let (mut own, mut original) = (Vec::new(), Vec::new());
+        let (Some(text), Some(sql)) =
+            (part(source.text, source.tokens, &mut own), part(source.sql, source.original, &mut original))
+        else {
             return self.unparsed(source, why);
-        }
-        let inner = Source { sql: text, original: &own, text, tokens: &own, params: source.params };
-        match classify(text, &own) {
+        };
+        let (text, sql) = (&source.text[text], &source.sql[sql]);
+        let inner = Source { sql, original: &original, text, tokens: &own, params: source.params };
+        let mut shape = match classify(text, &own) {
             Class::Select | Class::Values | Class::Insert | Class::Update | Class::Delete | Class::With { .. } => {
                 self.data(inner, None)
             }
             _ => self.unparsed(inner, "this kind of statement is not analysed"),
-        }
-    }
-
-    /// The same, without the right to be merged.
-    fn inner(&mut self, source: Source<'_>, tokens: &[Token], why: &'static str) -> Shape {
-        let mut shape = self.query(source, tokens, why);
-        shape.scatter = Err(why.into());
+        };
         shape.cacheable = Err(NoCacheReason::NotSelect);
+        if let Ok(Scatter { read: Some(read) }) = &mut shape.scatter {
+            read.rewrite = read.rewrite.shifted(range.start);
+        }
         shape
     }
 
     pub(super) fn explain(&mut self, analyze: bool, inner: usize, source: Source<'_>) -> Shape {
-        let mut shape = self.inner(
-            source,
-            source.tokens.get(inner..).unwrap_or_default(),
-            "each shard would have a plan of its own; ask ROUTE '<statement>' in the admin database \"weir\" instead",
-        );
+        let mut shape = self.query(source, inner..source.tokens.len(), "its EXPLAIN is not understood");
+        let written = shape.access == Access::Write;
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::explain_spread(), shape.access);
         }
@@ -54,16 +55,36 @@ impl Compiler<'_> {
             shape.writes.clear();
             shape.access = Access::PrimaryRead(PrimaryReason::SessionStatement);
         }
+        if matches!(shape.route, Route::Keyed(_)) {
+            match ExplainFormat::of(source.sql, source.original.get(..inner).unwrap_or_default()) {
+                Some(_) if analyze && written => {
+                    shape.scatter = Err("EXPLAIN ANALYZE would change rows on several shards".into());
+                }
+                Some(format) => shape.wrap = Wrap::Explain(format),
+                None => shape.scatter = Err("EXPLAIN over shards knows the formats TEXT and JSON".into()),
+            }
+        }
         shape
     }
 
     /// `DECLARE name … CURSOR … FOR query`
     pub(super) fn declare(&mut self, source: Source<'_>) -> Shape {
-        let query =
-            source.tokens.iter().position(|token| token.is_word(source.text, "for")).map_or(0, |index| index + 1);
-        let shape = self.inner(source, &source.tokens[query..], "a cursor reads one shard");
+        let found = source.tokens.iter().position(|token| token.is_word(source.text, "for"));
+        let query = found.map_or(0, |index| index + 1);
+        let mut shape = self.query(source, query..source.tokens.len(), "its cursor is not understood");
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::cursor_spread(), shape.access);
+        }
+        let options = &source.tokens[..query];
+        let asked = |word: &str, unless: &str| {
+            let found = options.iter().position(|token| token.is_word(source.text, word));
+            found.is_some_and(|at| at == 0 || !options[at - 1].is_word(source.text, unless))
+        };
+        let special = asked("binary", "") || asked("scroll", "no") || asked("hold", "without");
+        match &shape.scatter {
+            Ok(Scatter { read: Some(_) }) if !special => shape.wrap = Wrap::Cursor,
+            Ok(_) => shape.scatter = Err("a BINARY, SCROLL or WITH HOLD cursor reads one shard".into()),
+            Err(_) => {}
         }
         shape
     }
@@ -147,13 +168,11 @@ impl Compiler<'_> {
         if source.tokens.get(1).is_none_or(|token| token.kind != TokenKind::LeftParen) {
             return self.unparsed(source, "its COPY is not understood");
         }
-        let tokens = &source.tokens[2..end.unwrap_or(2)];
-        let mut shape = self.query(source, tokens, "its COPY is not understood");
+        let mut shape = self.query(source, 2..end.unwrap_or(2), "its COPY is not understood");
         let spread = match std::mem::replace(&mut shape.scatter, Err("COPY of such a query reads one shard".into())) {
             Ok(Scatter { read: Some(read) }) if copy.endpoint == CopyEndpoint::Stdout => read.concatenates(),
             _ => false,
         };
-        shape.cacheable = Err(NoCacheReason::NotSelect);
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::copy_spread(), shape.access);
         }
