@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fmt lint deps fuzz
+.PHONY: help demo test service bench fmt lint deps fuzz
 
 # Extra arguments for `weir dev`, for example: make demo DEMO_ARGS="--shards 4 --replicas 0 --keep"
 DEMO_ARGS ?=
@@ -28,10 +28,15 @@ test: ## Build everything and run every test against real servers, then print th
 	cargo build --locked --workspace
 	@scripts/test.sh
 
+service: ## Build target/service/weir, optimised for service (takes some minutes)
+	@scripts/deps.sh bench
+	@scripts/service.sh
+
 bench: ## Compare weir with direct Postgres, PgBouncer and Redis, in one run on this machine
 	@scripts/deps.sh bench
-	cargo build --profile dist --locked -p weir -p weir-bench
-	target/dist/weir-bench $(BENCH_ARGS)
+	@scripts/service.sh
+	cargo build --release --locked -p weir-bench
+	target/release/weir-bench --weir target/service/weir $(BENCH_ARGS)
 
 fuzz: ## Fuzz the parsers of hostile bytes, each for FUZZ_SECONDS (needs a nightly compiler; installs cargo-fuzz)
 	@scripts/fuzz.sh "$(FUZZ_SECONDS)"

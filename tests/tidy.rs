@@ -32,6 +32,7 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("topology", &["error", "id"]),
     ("sql", &["error", "id", "topology"]),
     ("fresh", &["error", "id", "topology"]),
+    ("engine", &["id", "topology", "sql"]),
     ("merge", &["error", "id", "topology"]),
     ("copy", &["error", "id", "topology", "sql"]),
     // A plan says how its parts are merged, so the merge specification lies below it and the merger never sees a plan.

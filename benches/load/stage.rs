@@ -131,6 +131,14 @@ fn has_prepared_statements(version: &str) -> bool {
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (1, 21)
 }
 
+impl Drop for Stage {
+    /// A weir that counts for profile-guided optimisation writes its counts when it ends, so it is asked to.
+    fn drop(&mut self) {
+        self.weir.stop();
+        self.cached.stop();
+    }
+}
+
 impl Stage {
     /// Starts all of it and fills both clusters. `binary`: the weir to start, if it is not the one beside us.
     pub async fn start(scale: u32, binary: Option<PathBuf>) -> Result<Self> {

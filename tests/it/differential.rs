@@ -83,6 +83,9 @@ async fn run(shards: u32, tier: Builder) -> Result<()> {
         let known = KNOWN_WRONG.contains(&&*statement.sql);
         match compare(&single, &sharded, statement).await {
             Ok(right) => {
+                if right == Right::Refused {
+                    eprintln!("refused: [{}] {}", statement.family, statement.sql);
+                }
                 *totals.entry(how(&console, statement, right).await).or_default() += 1;
                 if known {
                     right_again.push(&statement.sql);
@@ -168,6 +171,7 @@ async fn how(console: &Client, statement: &Statement, right: Right) -> String {
     });
     match target.as_deref() {
         Some("all shards" | "several shards") => "merged".to_owned(),
+        Some("fallback engine") => "answered by the engine".to_owned(),
         Some(_) => "answered by one shard".to_owned(),
         None => "failed alike".to_owned(),
     }

@@ -87,6 +87,13 @@ impl Authority {
     }
 }
 
+impl Authority {
+    /// The argument of libpq that trusts this authority alone.
+    fn trusted(&self) -> String {
+        format!("sslmode=verify-ca sslrootcert={}", self.path("ca.crt").display())
+    }
+}
+
 /// psql with an environment and a connection string; what it printed, or its complaint.
 async fn psql(tier: &Tier, parameters: &str, environment: &[(&str, &str)]) -> Result<String, String> {
     let conninfo = format!("host=localhost hostaddr=127.0.0.1 port={} dbname=shop user=shop {parameters}", tier.port());
@@ -135,6 +142,32 @@ async fn every_sslmode_does_what_it_does_with_postgres() -> Result<()> {
     for mode in ["allow", "prefer", "require"] {
         assert_eq!(psql(&tier, &format!("sslmode={mode}"), &[]).await, yes, "{mode}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_certificate_is_shown_after_a_reload() -> Result<()> {
+    let (old, new) = (Authority::new()?, Authority::new()?);
+    let extra = format!("admin_users = [\"shop\"]\n{}", old.section("allow")?);
+    let tier = Tier::builder().shards(1).config_extra(&extra).start().await?;
+    let console = connect(&tier.dsn("weir")).await?;
+    let held = connect(&tier.dsn("shop")).await?;
+    let yes = Ok("42".to_owned());
+    assert_eq!(psql(&tier, &old.trusted(), &[]).await, yes);
+
+    new.section("allow")?;
+    std::fs::copy(new.path("weir.crt"), old.path("weir.crt"))?;
+    let error = console.simple_query("RELOAD").await.err().context("a key of another certificate")?;
+    let error = error.as_db_error().context("told")?;
+    assert_eq!(error.code().code(), "F0000");
+    assert!(error.detail().is_some_and(|detail| detail.contains("do not fit each other")), "{error:?}");
+    assert_eq!(psql(&tier, &old.trusted(), &[]).await, yes, "the old pair stays in force");
+
+    std::fs::copy(new.path("weir.key"), old.path("weir.key"))?;
+    console.simple_query("RELOAD").await?;
+    assert_eq!(psql(&tier, &new.trusted(), &[("PGCHANNELBINDING", "require")]).await, yes);
+    assert!(psql(&tier, &old.trusted(), &[]).await.is_err(), "the old certificate is still shown");
+    held.simple_query("SELECT 1").await.context("who was there stays")?;
     Ok(())
 }
 

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use weir_harness::Tier;
+use weir_harness::{Tier, connect};
 
 use crate::placement::{column, create_schema};
 
 async fn tier() -> Result<Tier> {
-    let tier = Tier::builder().shards(2).start().await?;
+    let tier = Tier::builder().shards(2).config_extra("admin_users = [\"shop\"]").start().await?;
     let client = tier.connect().await?;
     create_schema(&client).await?;
     for key in 1..=10_i64 {
@@ -133,10 +133,14 @@ async fn what_a_dead_proxy_left_prepared_is_finished() -> Result<()> {
         }
     }
     let direct = other.primary.admin("shop").await?;
+    let console = connect(&tier.dsn("weir")).await?;
+    let mut shown = 0;
     for _ in 0..300 {
+        shown = shown.max(column(&console, "SHOW PREPARED TRANSACTIONS").await?.len());
         if column(&direct, "SELECT count(*) FROM pg_prepared_xacts").await? == ["0"] {
             let rows = column(&direct, "SELECT user_id FROM users WHERE user_id > 1000").await?;
             assert_eq!(rows, ["1001"], "the decided one is committed, the other rolled back");
+            assert_eq!(shown, 2, "younger than three seconds they were only shown");
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

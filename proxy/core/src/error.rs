@@ -26,6 +26,8 @@ pub mod sqlstate {
     pub const IDLE_SESSION_TIMEOUT: &str = "57P05";
     pub const IDLE_IN_TRANSACTION_TIMEOUT: &str = "25P03";
     pub const TRANSACTION_TIMEOUT: &str = "25P04";
+    pub const SERIALIZATION_FAILURE: &str = "40001";
+    pub const UNIQUE_VIOLATION: &str = "23505";
     pub const INTERNAL: &str = "XX000";
 }
 

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::words::Words;
+use weir_core::topology::TableRules;
 
 use crate::auth::directory::Directory;
 use crate::auth::query::AuthQuery;
@@ -21,6 +22,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags};
 use crate::database::{Database, Parts, Replica, Shard};
 use crate::databases::Databases;
+use crate::engine::Engine;
 use crate::front::cancel::CancelRegistry;
 use crate::front::tls::ClientTls;
 use crate::hub::{Hub, HubEvent, without_hub};
@@ -42,7 +44,8 @@ pub struct App {
     pub databases: Databases,
     pub cancels: Arc<CancelRegistry>,
     pub clients: Arc<ClientCount>,
-    pub tls: Option<ClientTls>,
+    /// What handshakes need; `None` where TLS is off.
+    pub tls: ArcSwapOption<ClientTls>,
     pub metrics: Arc<Metrics>,
     /// Who may log in.
     pub directory: Directory,
@@ -177,12 +180,12 @@ impl Running {
             named.push(start_database(&config, database, &basis(database)?).await?);
         }
         let wildcard = config.wildcard.as_ref().map(basis).transpose()?;
-        let tls = config.tls.as_ref().map(ClientTls::load).transpose().context("tls")?.flatten();
+        let tls = ClientTls::of(&config).context("tls")?;
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
             databases: Databases::new(named, wildcard),
             cancels: Arc::default(),
-            tls,
+            tls: ArcSwapOption::new(tls),
             metrics,
             directory: Directory::new(&config.users, auth_query(&config)),
             started: Instant::now(),
@@ -306,14 +309,20 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         cache: basis.cache.clone(),
         stats: DatabaseStats::new(Arc::clone(&basis.metrics), figures),
         on_demand: basis.is_wildcard(),
+        engine: if basis.is_wildcard() { None } else { Engine::new(config, database, logins.clone()) },
     };
+    let engine = parts.engine.clone();
     let db = Database::new(config, database.clone(), parts);
     db.refresh_catalog().await;
     report_rules(&db).await;
     if logins.len() > 1 {
+        db.spawn(catalog::drift::watch(Arc::clone(&db), logins.clone()));
         db.spawn(crate::recover::run(Arc::clone(&db), logins));
     }
     db.spawn(reread_catalog(Arc::clone(&db)));
+    if let Some(engine) = engine {
+        db.spawn(crate::engine::run(engine, Arc::clone(&db)));
+    }
     if let Some(hub) = basis.hub.clone().filter(|_| database.shards.len() > 1 || !basis.is_wildcard()) {
         db.spawn(watch_hub(hub, Arc::clone(&db), epoch));
     }
@@ -374,6 +383,27 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
         namespace: format!("weir:{:016x}", rand::random::<u64>()),
     };
     Ok(Some(Arc::new(Cache::new(settings)?)))
+}
+
+/// Where the schemas of each database's shards differ, in lines to be read.
+pub async fn differences(config: &Config) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for database in config.databases.iter().filter(|database| database.shards.len() > 1) {
+        let logins: Vec<Login> =
+            database.shards.iter().map(|shard| control_login(config, database, &shard.primary)).collect();
+        let mut rules = TableRules::default();
+        for table in &database.tables {
+            rules.insert(&table.schema, &table.name, table.placement.clone());
+        }
+        for drift in catalog::drift::read(&logins, &rules).await? {
+            let object = &drift.object;
+            lines.push(format!("{}: {} {} of {}", database.name, object.kind, object.name, object.table));
+            for (shard, definition) in database.shards.iter().zip(&drift.definitions) {
+                lines.push(format!("  {}: {}", shard.name, definition.as_deref().unwrap_or("missing")));
+            }
+        }
+    }
+    Ok(lines)
 }
 
 /// Says in the log where the declared tables do not fit the servers' schema.

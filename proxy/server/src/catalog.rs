@@ -6,6 +6,7 @@
 //! Source: pg_class, pg_attribute, pg_attrdef, pg_index, pg_constraint, pg_rewrite, pg_policy, pg_inherits, pg_depend, pg_proc,
 //! pg_collation, pg_database of Postgres 13 to 18.
 
+pub mod drift;
 mod rules;
 
 use std::collections::BTreeMap;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use weir_core::error::UserError;
 use weir_core::fresh::words::Words;
 use weir_core::id::{Lsn, ShardId};
+use weir_core::plan::{Plan, Template, Values};
 use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::{TableRules, Topology};
@@ -25,7 +26,9 @@ use crate::back::pool::{Pool, PoolLimits};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, Endpoint, PoolConfig};
+use crate::engine::Engine;
 use crate::probe::EndpointView;
+use crate::recover::Prepared;
 use crate::seats::SeatCount;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
@@ -89,11 +92,17 @@ pub struct Database {
     tasks: Mutex<JoinSet<()>>,
     users: Mutex<HashMap<Arc<str>, Arc<UserPools>>>,
     pub notifiers: Arc<crate::notifiers::Notifiers>,
+    /// What waited for its decision when recovery last looked.
+    pub prepared: Mutex<Vec<Prepared>>,
+    /// Where the shards' schemas differ, as they were last compared.
+    pub drift: Mutex<Vec<weir_core::topology::drift::Drift>>,
     turn: AtomicUsize,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
     /// Somebody has asked for currval() or lastval(): from then on what draws from a sequence keeps its connection.
     pub asks_sequences: AtomicBool,
+    /// What answers reads that the shards cannot.
+    pub engine: Option<Arc<Engine>>,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
 }
@@ -101,6 +110,7 @@ pub struct Database {
 /// One user's pools.
 pub struct UserPools {
     shards: Vec<ShardPools>,
+    engine: Option<Arc<Pool>>,
     keyring: Keyring,
     mode: AtomicU8,
 }
@@ -123,28 +133,39 @@ impl UserPools {
     /// Other limits from now on; sessions keep the mode they began with.
     fn set(&self, pool: &PoolConfig, limits: PoolLimits) {
         self.mode.store(pool.mode as u8, Relaxed);
-        self.iter().for_each(|(_, _, pool)| pool.set_limits(limits));
+        let engine = self.shards.len();
+        self.iter()
+            .filter(|(shard, ..)| usize::from(shard.0) < engine)
+            .for_each(|(_, _, pool)| pool.set_limits(limits));
     }
 
     fn connections(&self) -> usize {
         self.iter().map(|(_, _, pool)| pool.counts()).map(|counts| counts.busy + counts.idle + counts.waiting).sum()
     }
 
+    /// The number behind the last shard's is the engine's, if there is one.
     pub fn primary(&self, shard: ShardId) -> &Arc<Pool> {
-        &self.shards[usize::from(shard.0)].primary
+        match (&self.engine, self.shards.get(usize::from(shard.0))) {
+            (Some(engine), None) => engine,
+            _ => &self.shards[usize::from(shard.0)].primary,
+        }
     }
 
     pub fn replica(&self, shard: ShardId, number: usize) -> Option<&Arc<Pool>> {
         self.shards[usize::from(shard.0)].replicas.get(number)
     }
 
-    /// All pools with their shard; `true`: of a primary.
+    /// All pools with their shard; `true`: of a primary. The engine's has the number behind the last shard's.
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, bool, &Arc<Pool>)> {
-        self.shards.iter().enumerate().flat_map(|(shard, pools)| {
-            let shard = ShardId(shard as u16);
-            let replicas = pools.replicas.iter().map(move |pool| (shard, false, pool));
-            std::iter::once((shard, true, &pools.primary)).chain(replicas)
-        })
+        self.shards
+            .iter()
+            .enumerate()
+            .flat_map(|(shard, pools)| {
+                let shard = ShardId(shard as u16);
+                let replicas = pools.replicas.iter().map(move |pool| (shard, false, pool));
+                std::iter::once((shard, true, &pools.primary)).chain(replicas)
+            })
+            .chain(self.engine.iter().map(|pool| (ShardId(self.shards.len() as u16), true, pool)))
     }
 }
 
@@ -193,11 +214,12 @@ pub struct Parts {
     pub cache: Option<Arc<Cache>>,
     pub stats: DatabaseStats,
     pub on_demand: bool,
+    pub engine: Option<Arc<Engine>>,
 }
 
 impl Database {
     pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, cache, stats, on_demand } = parts;
+        let Parts { topology, shards, cache, stats, on_demand, engine } = parts;
         let home = &database.shards[usize::from(database.home.0)].primary;
         let catalog_login = Login {
             host: home.host.as_str().into(),
@@ -237,8 +259,11 @@ impl Database {
             notifiers: Arc::default(),
             turn: AtomicUsize::new(0),
             catalog_login,
+            prepared: Mutex::default(),
+            drift: Mutex::default(),
             catalog_reading: tokio::sync::Mutex::new(()),
             asks_sequences: AtomicBool::new(false),
+            engine,
             catalog_doubts: AtomicU64::new(0),
         })
     }
@@ -324,7 +349,62 @@ impl Database {
                     .collect(),
             }
         });
-        UserPools { shards: shards.collect(), keyring, mode: AtomicU8::new(wanted.mode as u8) }
+        let shards = shards.collect();
+        let engine =
+            self.engine.as_ref().and_then(|engine| self.engine_pool(engine, (config, user), &wanted, &keyring));
+        UserPools { shards, engine, keyring, mode: AtomicU8::new(wanted.mode as u8) }
+    }
+
+    fn engine_pool(
+        &self,
+        engine: &Engine,
+        (config, user): (&Config, &str),
+        wanted: &PoolConfig,
+        keyring: &Keyring,
+    ) -> Option<Arc<Pool>> {
+        let (host, port) = engine.endpoint()?;
+        let login = Login {
+            host: host.into(),
+            port,
+            user: user.into(),
+            database: engine.database.as_str().into(),
+            credential: keyring.clone(),
+            tls: engine.tls().clone(),
+            deadline: config.limits.connect_time_max,
+        };
+        let limits = self.pool_limits(config, wanted);
+        let bounds = Bounds { size: engine.config.pool_size, reserve: 0, ..limits.bounds };
+        let pool = Pool::new(format!("{}/engine", self.name), login, PoolLimits { bounds, min: 0, ..limits });
+        if self.is_paused() {
+            pool.pause();
+        }
+        Some(pool)
+    }
+
+    /// Replaces the engine's server connections: they have the settings of before.
+    pub fn reconnect_engine(&self) {
+        let pools = self.all_pools();
+        pools.iter().filter_map(|(_, pools)| pools.engine.as_ref()).for_each(|pool| pool.reconnect());
+    }
+
+    /// The number that stands for the engine among the shards'.
+    pub fn engine_id(&self) -> ShardId {
+        ShardId(self.shards.len() as u16)
+    }
+
+    /// Binds a template; what that refuses goes to the engine, if it can answer.
+    pub fn plan_of(&self, template: &Template, values: &Values<'_>, topology: &Topology) -> Result<Plan, UserError> {
+        template.bind(values, topology).or_else(|refusal| self.plan_refused(template, refusal))
+    }
+
+    pub fn plan_refused(&self, template: &Template, refusal: UserError) -> Result<Plan, UserError> {
+        if self.engine.is_some() { template.on_engine(refusal) } else { Err(refusal) }
+    }
+
+    fn note_change(&self) {
+        if let Some(engine) = &self.engine {
+            engine.note_change();
+        }
     }
 
     fn pool_limits(&self, config: &Config, wanted: &PoolConfig) -> PoolLimits {
@@ -462,6 +542,7 @@ impl Database {
             shards: topology.shard_count(),
             topology: topology.clone(),
         });
+        self.note_change();
     }
 
     /// After DDL, before its success is told. Where plans need the catalogue to find their shards it is read at once. Where
@@ -482,6 +563,7 @@ impl Database {
             search_path: view.search_path.clone(),
             shards: view.shards,
         });
+        self.note_change();
     }
 
     /// The schema has changed, and a reading in the background will tell how.
@@ -524,6 +606,7 @@ impl Database {
             search_path: view.search_path.clone(),
             shards: view.shards,
         });
+        self.note_change();
         Ok(())
     }
 
@@ -541,7 +624,7 @@ impl Database {
         let mut scratch = crate::statements::Scratch::default();
         let understood = self.statements.understand(sql, &view, &mut scratch);
         let values = weir_core::plan::Values { params: &[], sql, literals: &scratch.normal.literals };
-        let plan = understood.template.bind(&values, &view.topology)?;
+        let plan = self.plan_of(&understood.template, &values, &view.topology)?;
         Ok(weir_core::plan::explain(&plan, &view.topology))
     }
 }

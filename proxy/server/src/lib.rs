@@ -18,6 +18,7 @@ pub mod control;
 pub mod database;
 pub mod databases;
 pub mod dev;
+pub mod engine;
 pub mod exec;
 pub mod fresh;
 pub mod front;

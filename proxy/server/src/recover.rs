@@ -9,17 +9,34 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use weir_core::id::ShardId;
 
 use crate::back::connect::Login;
 use crate::database::Database;
 
-const EVERY: Duration = Duration::from_secs(2);
+/// With [`AGE_S_MIN`], nothing stays in doubt for more than five seconds where the shards can be reached.
+const EVERY: Duration = Duration::from_secs(1);
+/// Old decisions are looked for once in so many rounds.
+const FORGET_EVERY: u32 = 60;
 /// Younger ones are left to their coordinator, which is probably alive.
 const AGE_S_MIN: f64 = 3.0;
 /// Decisions are kept at least this long after they were made, and until nothing prepared refers to them.
 const KEEP: &str = "10 minutes";
 const PATIENCE: Duration = Duration::from_secs(10);
+
+const PREPARED: &str = "
+SELECT gid, extract(epoch FROM now() - prepared)::float8, owner::text FROM pg_prepared_xacts
+WHERE database = current_database() AND gid LIKE 'weir\\_%'";
+
+/// A participant of a distributed transaction that waits for its decision.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub shard: ShardId,
+    pub gid: String,
+    pub age_s: f64,
+    pub owner: String,
+}
 
 const SCHEMA: &str = "
 CREATE SCHEMA IF NOT EXISTS weir;
@@ -43,71 +60,105 @@ pub async fn prepare(logins: &[Login]) -> Result<()> {
 
 /// Looks for leftovers for ever; dropping the future ends it.
 pub async fn run(db: Arc<Database>, logins: Vec<Login>) {
+    let mut sweeper = Sweeper { clients: logins.iter().map(|_| None).collect(), logins, rounds: 0 };
     loop {
         tokio::time::sleep(EVERY).await;
-        match tokio::time::timeout(PATIENCE, sweep(&db, &logins)).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(count)) => {
-                tracing::info!(database = %db.name, count, "finished distributed transactions left in doubt");
+        match tokio::time::timeout(PATIENCE, sweeper.sweep(&db)).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(database = %db.name, count, "finished distributed transactions left in doubt"),
+            Err(_) => {
+                tracing::debug!(database = %db.name, "looking for prepared transactions took too long");
+                sweeper.clients.fill_with(|| None);
             }
-            Ok(Err(error)) => {
-                tracing::debug!(database = %db.name, "looking for prepared transactions failed: {error:#}");
-            }
-            Err(_) => tracing::debug!(database = %db.name, "looking for prepared transactions took too long"),
         }
     }
 }
 
-async fn sweep(db: &Database, logins: &[Login]) -> Result<usize> {
-    let mut clients = Vec::with_capacity(logins.len());
-    for login in logins {
-        clients.push(crate::control::connect(login).await?);
-    }
-    let mut finished = 0;
-    let mut live = Vec::new();
-    for client in &clients {
-        let rows = client
-            .query(
-                "SELECT gid, extract(epoch FROM now() - prepared)::float8 FROM pg_prepared_xacts
-                 WHERE database = current_database() AND gid LIKE 'weir\\_%'",
-                &[],
-            )
-            .await?;
-        for row in rows {
-            let (gid, age_s): (String, f64) = (row.get(0), row.get(1));
-            live.push(gid.clone());
-            if age_s >= AGE_S_MIN && finish(db, &clients, client, &gid).await? {
-                finished += 1;
-            }
-        }
-    }
-    for client in &clients {
-        client
-            .execute(
-                &format!("DELETE FROM weir.txlog WHERE at < now() - interval '{KEEP}' AND gid <> ALL($1)"),
-                &[&live],
-            )
-            .await?;
-    }
-    Ok(finished)
+/// One connection per shard, kept from round to round.
+struct Sweeper {
+    logins: Vec<Login>,
+    clients: Vec<Option<Client>>,
+    rounds: u32,
 }
 
-/// Obeys the anchor's decision, making it an abort if there is none.
-async fn finish(db: &Database, clients: &[Client], client: &Client, gid: &str) -> Result<bool> {
-    let Some(anchor) = anchor_of(db, gid) else {
-        tracing::warn!(%gid, "prepared transaction of a shard that is not known; left alone");
-        return Ok(false);
-    };
-    let anchor = &clients[usize::from(anchor.0)];
-    anchor.execute("INSERT INTO weir.txlog (gid, decision) VALUES ($1, 'a') ON CONFLICT DO NOTHING", &[&gid]).await?;
-    let row = anchor.query_one("SELECT decision = 'c' FROM weir.txlog WHERE gid = $1", &[&gid]).await?;
-    let verb = if row.get(0) { "COMMIT" } else { "ROLLBACK" };
-    // The name was made by weir: letters, digits, '-' and '_' only, or it would not have an anchor.
-    match client.batch_execute(&format!("{verb} PREPARED '{gid}'")).await {
-        Ok(()) => Ok(true),
-        // Somebody else was quicker.
-        Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNDEFINED_OBJECT) => Ok(false),
-        Err(error) => Err(error.into()),
+impl Sweeper {
+    /// One round: gives how many were finished. A shard that cannot be reached keeps nobody else's from being finished.
+    async fn sweep(&mut self, db: &Database) -> usize {
+        let mut found = Vec::new();
+        let mut complete = true;
+        for shard in 0..self.logins.len() {
+            match self.prepared_on(shard).await {
+                Ok(rows) => found.extend(rows),
+                Err(error) => {
+                    tracing::debug!(database = %db.name, shard, "looking for prepared transactions failed: {error:#}");
+                    self.clients[shard] = None;
+                    complete = false;
+                }
+            }
+        }
+        let mut finished = 0;
+        for prepared in found.iter().filter(|prepared| prepared.age_s >= AGE_S_MIN) {
+            match self.finish(db, prepared).await {
+                Ok(done) => finished += usize::from(done),
+                Err(error) => tracing::debug!(gid = %prepared.gid, "cannot be finished yet: {error:#}"),
+            }
+        }
+        self.rounds = self.rounds.wrapping_add(1);
+        if complete && self.rounds % FORGET_EVERY == 0 {
+            let live: Vec<&str> = found.iter().map(|prepared| &*prepared.gid).collect();
+            self.forget(&live).await;
+        }
+        *db.prepared.lock() = found;
+        finished
+    }
+
+    async fn client(&mut self, shard: usize) -> Result<&Client> {
+        if self.clients[shard].as_ref().is_none_or(Client::is_closed) {
+            self.clients[shard] = Some(crate::control::connect(&self.logins[shard]).await?);
+        }
+        self.clients[shard].as_ref().context("just connected")
+    }
+
+    async fn prepared_on(&mut self, shard: usize) -> Result<Vec<Prepared>> {
+        let rows = self.client(shard).await?.query(PREPARED, &[]).await?;
+        let read = |row: &tokio_postgres::Row| {
+            let (gid, age_s, owner) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            Ok(Prepared { shard: ShardId(shard as u16), gid, age_s, owner })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// Obeys the anchor's decision, making it an abort if there is none.
+    async fn finish(&mut self, db: &Database, prepared: &Prepared) -> Result<bool> {
+        let gid = &prepared.gid;
+        let Some(anchor) = anchor_of(db, gid) else {
+            tracing::warn!(%gid, "prepared transaction of a shard that is not known; left alone");
+            return Ok(false);
+        };
+        let anchor = self.client(usize::from(anchor.0)).await?;
+        anchor
+            .execute("INSERT INTO weir.txlog (gid, decision) VALUES ($1, 'a') ON CONFLICT DO NOTHING", &[&gid])
+            .await?;
+        let row = anchor.query_one("SELECT decision = 'c' FROM weir.txlog WHERE gid = $1", &[&gid]).await?;
+        let verb = if row.try_get(0)? { "COMMIT" } else { "ROLLBACK" };
+        // The name was made by weir: letters, digits, '-' and '_' only, or it would not have an anchor.
+        let client = self.client(usize::from(prepared.shard.0)).await?;
+        match client.batch_execute(&format!("{verb} PREPARED '{gid}'")).await {
+            Ok(()) => Ok(true),
+            // Somebody else was quicker.
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes old decisions that nothing prepared refers to.
+    async fn forget(&self, live: &[&str]) {
+        let sql = format!("DELETE FROM weir.txlog WHERE at < now() - interval '{KEEP}' AND gid <> ALL($1)");
+        for client in self.clients.iter().flatten() {
+            if let Err(error) = client.execute(&sql, &[&live]).await {
+                tracing::debug!("old decisions stay: {error}");
+            }
+        }
     }
 }
 

@@ -9,25 +9,22 @@ use weir_core::error::{Blame, UserError};
 
 use crate::app::App;
 use crate::config::{Config, DatabaseConfig};
+use crate::front::tls::ClientTls;
 
 /// SQLSTATE of a configuration file that cannot be used (ERRCODE_CONFIG_FILE_ERROR).
 const CONFIG_FILE_ERROR: &str = "F0000";
 
 /// Reads the configuration again. Gives the keys that have changed but need a restart.
 pub fn reload(app: &App) -> Result<Vec<String>, UserError> {
-    let fresh = app.source.read().map_err(|error| {
-        app.metrics.set_reload_success(false);
-        tracing::error!("the configuration stays as it is: {error}");
-        UserError::new(Blame::Client, CONFIG_FILE_ERROR, "the configuration cannot be used; the old one stays in force")
-            .detail(error.to_string())
-            .hint("Correct the file; `weir check` tells the same.")
-    })?;
+    let fresh = app.source.read().map_err(|error| unusable(app, error.to_string()))?;
+    let tls = ClientTls::of(&fresh).map_err(|error| unusable(app, format!("tls: {error:#}")))?;
     let old = app.config();
     let fixed = fixed(&old, &fresh);
     if let Some(level) = &app.source.log_level {
         level.set(fresh.log.level);
     }
     app.install(merged(&old, fresh));
+    app.tls.store(tls);
     app.metrics.set_reload_success(true);
     if fixed.is_empty() {
         tracing::info!("configuration reloaded");
@@ -35,6 +32,15 @@ pub fn reload(app: &App) -> Result<Vec<String>, UserError> {
         tracing::warn!("configuration reloaded; these need a restart: {}", fixed.join(", "));
     }
     Ok(fixed)
+}
+
+/// Nothing has changed, and this is why.
+fn unusable(app: &App, why: String) -> UserError {
+    app.metrics.set_reload_success(false);
+    tracing::error!("the configuration stays as it is: {why}");
+    UserError::new(Blame::Client, CONFIG_FILE_ERROR, "the configuration cannot be used; the old one stays in force")
+        .detail(why)
+        .hint("Correct the file; `weir check` tells the same.")
 }
 
 /// Serves SIGHUP for ever.
@@ -59,8 +65,8 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     differs("workers", old.workers != new.workers);
     differs("http_listen", old.http_listen != new.http_listen);
     differs("hub", old.hub != new.hub);
+    differs("engine", old.engine != new.engine);
     differs("cache", old.cache != new.cache);
-    differs("tls", old.tls != new.tls);
     differs("server_auth", old.server_auth != new.server_auth);
     differs("auth_query", old.auth_query != new.auth_query);
     differs("log.format", old.log.format != new.log.format);
@@ -110,13 +116,14 @@ fn merged(old: &Config, new: Config) -> Config {
         hba: new.hba,
         auth_query: old.auth_query.clone(),
         hub: old.hub.clone(),
+        engine: old.engine.clone(),
         databases,
         wildcard,
         overrides: new.overrides,
         pool: new.pool,
         limits,
         cache: old.cache.clone(),
-        tls: old.tls.clone(),
+        tls: new.tls,
         server_auth: old.server_auth.clone(),
         log,
         admin_users: new.admin_users,

@@ -14,6 +14,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{Equivalent, Weighter};
+use weir_core::error::UserError;
 use weir_core::plan::{self, Schema, Template};
 use weir_core::session::effect::{Effects, effects_of, keeper_used};
 use weir_core::session::pin::Pin;
@@ -63,6 +64,8 @@ pub struct Prepared {
     pub literals: Vec<Literal>,
     /// How shards are asked when their answers are merged, if that differs.
     pub merged: Option<Merged>,
+    /// A parameter is declared as a type that its shard key could be misread by.
+    pub mistyped: Option<Box<UserError>>,
 }
 
 pub struct Merged {
@@ -304,7 +307,9 @@ impl Statements {
             id: self.next_id.fetch_add(1, Relaxed),
             sql: Bytes::from(rewrite.apply(text, &scratch.tokens)),
         });
+        let mistyped = understood.template.check_types(&type_oids(types)).err().map(Box::new);
         let prepared = Arc::new(Prepared {
+            mistyped,
             id: self.next_id.fetch_add(1, Relaxed),
             // Own copies: the key must not keep a client's whole read buffer alive.
             sql: Bytes::copy_from_slice(sql),
@@ -392,6 +397,10 @@ impl Shape {
     }
 }
 
+fn type_oids(types: &[u8]) -> Vec<u32> {
+    types.chunks_exact(4).map(|oid| u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]])).collect()
+}
+
 /// Cuts the text into tokens again.
 pub fn relex(sql: &str, scratch: &mut Scratch) {
     scratch.tokens.clear();
@@ -403,7 +412,7 @@ pub fn relex(sql: &str, scratch: &mut Scratch) {
 impl Prepared {
     /// The parameter types the client declared; 0: left to the server.
     pub fn type_oids(&self) -> Vec<u32> {
-        self.types.chunks_exact(4).map(|oid| u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]])).collect()
+        type_oids(&self.types)
     }
 
     /// The name under which Backends keep it.

@@ -138,6 +138,7 @@ impl SessionStats {
             (Target::Home, _) => RouteKind::Home,
             (Target::One(_), _) => RouteKind::Single,
             (Target::Any, _) => RouteKind::Any,
+            (Target::Engine, _) => return self.metrics.sent_to(RouteKind::Engine, shard, Role::Primary),
             (_, Access::Write) => RouteKind::Broadcast,
             _ => RouteKind::Scatter,
         };

@@ -179,6 +179,25 @@ pub fn with_report_field(body: &[u8], code: u8, text: &[u8]) -> Bytes {
     out.freeze()
 }
 
+/// An ErrorResponse or NoticeResponse body with texts added to fields: behind what is there, or as new fields.
+pub fn with_added_fields(body: &[u8], added: &[(u8, &str)]) -> Bytes {
+    let mut changed = Bytes::copy_from_slice(body);
+    for (code, text) in added {
+        let old = report_field(&changed, *code).map(|old| String::from_utf8_lossy(old).into_owned());
+        changed = match old {
+            Some(old) => with_report_field(&changed, *code, format!("{old}\n{text}").as_bytes()),
+            None => {
+                let mut out = BytesMut::from(changed.strip_suffix(&[0]).unwrap_or(&changed));
+                out.extend_from_slice(&[*code]);
+                put_cstr(&mut out, text.as_bytes());
+                out.extend_from_slice(&[0]);
+                out.freeze()
+            }
+        };
+    }
+    changed
+}
+
 /// The text of a CommandComplete body, without its NUL.
 pub fn command_tag(body: &[u8]) -> &[u8] {
     body.strip_suffix(&[0]).unwrap_or(body)

@@ -34,10 +34,13 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Clients => sockets(snapshot, false),
         Show::Config => config(&snapshot.config),
         Show::Databases => databases(&snapshot.databases),
+        Show::Drift => drift(&snapshot.drift),
         Show::Help => help(),
         Show::Lists => pairs(["'list", "items"], &snapshot.lists),
         Show::Pins => pins(&snapshot.pins),
+        Show::Engine => engine(&snapshot.engine),
         Show::Pools => pools(&snapshot.pools),
+        Show::PreparedTransactions => prepared_transactions(&snapshot.prepared),
         Show::Replicas => replicas(&snapshot.endpoints),
         Show::Servers => sockets(snapshot, true),
         Show::Shards => shards(&snapshot.shards),
@@ -265,6 +268,37 @@ fn replicas(rows: &[EndpointRow]) -> Table {
         row.in_recovery.into(), row.replay_lsn.map(|lsn| lsn.to_string()).into(), row.lag_ms.into(), row.reads.into(),
         row.last_error.as_deref().into(),
     ]).collect())
+}
+
+fn prepared_transactions(rows: &[PreparedRow]) -> Table {
+    let cells = |row: &PreparedRow| {
+        vec![Cell::from(&row.database), (&row.shard).into(), (&row.gid).into(), (&row.owner).into(), row.age_ms.into()]
+    };
+    table(&["'database", "'shard", "'gid", "'owner", "age_ms"], rows.iter().map(cells).collect())
+}
+
+fn drift(rows: &[DriftRow]) -> Table {
+    let cells = |row: &DriftRow| {
+        let definition = row.definition.as_ref().map_or(Cell::Null, Cell::from);
+        vec![
+            Cell::from(&row.database),
+            (&row.table).into(),
+            (&row.kind).into(),
+            (&row.name).into(),
+            (&row.shard).into(),
+            definition,
+        ]
+    };
+    table(&["'database", "'table", "'kind", "'name", "'shard", "'definition"], rows.iter().map(cells).collect())
+}
+
+fn engine(rows: &[EngineRow]) -> Table {
+    let cells = |row: &EngineRow| {
+        let epoch = row.epoch.map_or(Cell::Null, |epoch| Cell::Int(epoch.0 as i64));
+        let object = row.object.as_ref().map_or(Cell::Null, Cell::from);
+        vec![Cell::from(&row.database), (&row.engine).into(), (&row.state).into(), epoch, object, (&row.reason).into()]
+    };
+    table(&["'database", "'engine", "'state", "epoch", "'object", "'reason"], rows.iter().map(cells).collect())
 }
 
 fn pins(rows: &[PinRow]) -> Table {

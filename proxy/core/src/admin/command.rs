@@ -60,10 +60,13 @@ pub enum Show {
     Clients,
     Config,
     Databases,
+    Drift,
+    Engine,
     Help,
     Lists,
     Pins,
     Pools,
+    PreparedTransactions,
     Replicas,
     Servers,
     Shards,
@@ -78,15 +81,18 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 19] = [
+    pub const ALL: [Show; 22] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
         Show::Databases,
+        Show::Drift,
+        Show::Engine,
         Show::Help,
         Show::Lists,
         Show::Pins,
         Show::Pools,
+        Show::PreparedTransactions,
         Show::Replicas,
         Show::Servers,
         Show::Shards,
@@ -116,10 +122,15 @@ impl Show {
             Show::Clients => ("CLIENTS", "client connections"),
             Show::Config => ("CONFIG", "settings in force; secrets are never shown"),
             Show::Databases => ("DATABASES", "servers of each database"),
+            Show::Drift => ("DRIFT", "where the shards' schemas differ"),
+            Show::Engine => ("ENGINE", "the fallback engine on the hub, and what it does not have"),
             Show::Help => ("HELP", "this list"),
             Show::Lists => ("LISTS", "how many of everything"),
             Show::Pins => ("PINS", "why sessions keep their server connection"),
             Show::Pools => ("POOLS", "clients and server connections per database and user"),
+            Show::PreparedTransactions => {
+                ("PREPARED TRANSACTIONS", "parts of distributed transactions that wait for their decision")
+            }
             Show::Replicas => ("REPLICAS", "health, replay position and lag of every server"),
             Show::Servers => ("SERVERS", "server connections"),
             Show::Shards => ("SHARDS", "shards with their servers, slots and health"),

@@ -15,6 +15,9 @@ pub struct Snapshot {
     pub slots: Vec<SlotRange>,
     pub endpoints: Vec<EndpointRow>,
     pub pins: Vec<PinRow>,
+    pub prepared: Vec<PreparedRow>,
+    pub engine: Vec<EngineRow>,
+    pub drift: Vec<DriftRow>,
     /// Name and value: hits, misses, bytes, entries …
     pub cache: Vec<(String, i64)>,
     /// Name and count, for SHOW LISTS.
@@ -23,6 +26,22 @@ pub struct Snapshot {
     pub state: Vec<(String, String)>,
     pub config: Vec<ConfigRow>,
     pub version: String,
+}
+
+/// The fallback engine of a database, or an object that it does not have.
+#[derive(Clone, Debug, Default)]
+pub struct EngineRow {
+    pub database: String,
+    /// The engine's own database on the hub.
+    pub engine: String,
+    /// off, starting, ready or failed; or the kind of object.
+    pub state: String,
+    /// Of the map it was made for.
+    pub epoch: Option<Epoch>,
+    /// What is missing.
+    pub object: Option<String>,
+    /// Why it failed, or why the object is missing.
+    pub reason: String,
 }
 
 /// One pool: clients and server connections of a (database, user).
@@ -187,6 +206,29 @@ pub struct PinRow {
     pub reason: &'static str,
     pub current: u64,
     pub total: u64,
+}
+
+/// A participant of a distributed transaction that waits for its decision.
+#[derive(Clone, Debug, Default)]
+pub struct PreparedRow {
+    pub database: String,
+    pub shard: String,
+    pub gid: String,
+    pub owner: String,
+    /// When it was last looked at.
+    pub age_ms: u64,
+}
+
+/// An object whose definition differs between shards, on one of them.
+#[derive(Clone, Debug, Default)]
+pub struct DriftRow {
+    pub database: String,
+    pub table: String,
+    pub kind: String,
+    pub name: String,
+    pub shard: String,
+    /// `None`: it is missing there.
+    pub definition: Option<String>,
 }
 
 #[derive(Clone, Debug, Default)]

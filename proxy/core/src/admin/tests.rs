@@ -50,9 +50,12 @@ impl AdminSource for Fake {
                 last_error: None,
             }],
             pins: vec![PinRow { database: "shop".into(), reason: "temp_table", current: 1, total: 2 }],
+            prepared: vec![PreparedRow { database: "shop".into(), shard: "s0".into(), ..PreparedRow::default() }],
             cache: vec![("hits".into(), 3)],
             lists: vec![("databases".into(), 1)],
             state: vec![("active".into(), "yes".into())],
+            engine: Vec::new(),
+            drift: vec![DriftRow { database: "shop".into(), definition: None, ..DriftRow::default() }],
             config: vec![ConfigRow { key: "listen".into(), ..ConfigRow::default() }],
             version: "weir 1".into(),
         }

@@ -35,6 +35,8 @@ pub struct Shape {
     pub wrap: Wrap,
     /// Key parameters whose type is not certain in binary form.
     pub ambiguous: Vec<u16>,
+    /// The fallback engine would give the right answer.
+    pub engine: bool,
 }
 
 /// Where it goes, before keys are known.
@@ -107,6 +109,7 @@ impl Shape {
             cacheable: Err(NoCacheReason::NotSelect),
             wrap: Wrap::None,
             ambiguous: Vec::new(),
+            engine: false,
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::bind::{Demand, Keyed, Need, Route, Scatter, Shape};
 use super::clauses::clauses;
+use super::engine;
 use super::functions::{Harm, worst};
 use super::hidden;
 use super::reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
@@ -181,6 +182,7 @@ impl Compiler<'_> {
             _ => home(Access::Write, RouteReason::Unparsed, true),
         };
         shape.cacheable = Err(NoCacheReason::Unparsed);
+        shape.engine = !self.single() && engine::reads_by_words(source.text, source.tokens, self.schema);
         shape
     }
 
@@ -202,6 +204,7 @@ impl Compiler<'_> {
             shape.writes.push(Need::Fixed(Dependency::Anything));
         }
         shape.cacheable = cacheable(&facts, harm, source, &shape);
+        shape.engine = !self.single() && engine::reads(&facts, source.text, source.tokens, self.schema);
         if let (Some(normal), Ok(Scatter { read: Some(read) })) = (normal, &shape.scatter)
             && read.compared_literals
         {

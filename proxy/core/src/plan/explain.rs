@@ -79,6 +79,9 @@ pub fn explain(plan: &Plan, topology: &Topology) -> Vec<(String, String)> {
     row(
         "access",
         match plan.access {
+            Access::Read if plan.target == Target::Engine => {
+                "read: the hub, from the primaries of all shards".to_owned()
+            }
             Access::Read => "read: a replica that is fresh enough, or the primary".to_owned(),
             Access::PrimaryRead(reason) => format!("read on the primary: {reason}"),
             Access::Write => "write: the primary".to_owned(),
@@ -103,6 +106,7 @@ fn target_name(target: &Target) -> &'static str {
         Target::Any => "any shard",
         Target::Many(_) => "several shards",
         Target::All => "all shards",
+        Target::Engine => "fallback engine",
     }
 }
 
@@ -113,7 +117,7 @@ fn shards(target: &Target, topology: &Topology) -> String {
         Target::One(shard) => name(usize::from(shard.0)),
         Target::Many(shards) => shards.iter().map(|shard| name(usize::from(shard.0))).collect::<Vec<_>>().join(", "),
         Target::Any => format!("any of {}", topology.shards.join(", ")),
-        Target::All => topology.shards.join(", "),
+        Target::All | Target::Engine => topology.shards.join(", "),
     }
 }
 

@@ -67,7 +67,7 @@ pub fn worst(functions: &[FunctionName], catalog: &Catalog) -> Harm {
     functions.iter().map(|function| harm(function, catalog)).max().unwrap_or(Harm::Immutable)
 }
 
-fn harm(function: &FunctionName, catalog: &Catalog) -> Harm {
+pub fn harm(function: &FunctionName, catalog: &Catalog) -> Harm {
     let name = &*function.name;
     match function.schema.as_deref() {
         Some("pg_catalog") => {}

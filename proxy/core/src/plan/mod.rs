@@ -9,6 +9,7 @@
 mod bind;
 mod clauses;
 mod compile;
+mod engine;
 mod explain;
 mod functions;
 mod hidden;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::copy::{Layout, Options};
-use crate::error::UserError;
+use crate::error::{Blame, UserError, sqlstate};
 use crate::fresh::Dependencies;
 use crate::id::ShardId;
 use crate::merge::MergeSpec;
@@ -90,6 +91,8 @@ pub enum Target {
     /// A read to merge, or a keyless write, on these; ascending.
     Many(SmallVec<[ShardId; 4]>),
     All,
+    /// The fallback engine on the hub, which sees the rows of all shards.
+    Engine,
 }
 
 /// What kind of server may run it.
@@ -131,6 +134,24 @@ impl Template {
     /// Adds the values of one execution. Costs a hash per key and no allocation for a statement with one key.
     pub fn bind(&self, values: &Values<'_>, topology: &Topology) -> Result<Plan, UserError> {
         self.inner.bind(values, topology)
+    }
+
+    /// The plan of a statement that planning or merging has refused with `refusal`: the fallback engine answers it, if it is
+    /// surely a read whose answer is the same there. Else the refusal itself.
+    pub fn on_engine(&self, refusal: UserError) -> Result<Plan, UserError> {
+        if !self.inner.engine || refusal.sqlstate != sqlstate::FEATURE_NOT_SUPPORTED || refusal.blame != Blame::Client {
+            return Err(refusal);
+        }
+        Ok(Plan {
+            target: Target::Engine,
+            access: Access::Read,
+            merge: None,
+            reads: Dependencies::new(),
+            writes: Dependencies::new(),
+            cacheable: Err(NoCacheReason::Engine),
+            wrap: Wrap::None,
+            reason: RouteReason::Engine { refusal: Box::new(refusal) },
+        })
     }
 
     pub fn describe_target(&self) -> DescribeTarget {

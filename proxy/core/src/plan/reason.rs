@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::error::UserError;
 use crate::id::{ShardId, Slot};
 use crate::topology::Topology;
 
@@ -52,6 +53,8 @@ pub enum RouteReason {
     SessionStatement,
     /// Not understood, and it names no sharded or reference table.
     Unparsed,
+    /// Neither one shard nor a merge can answer, as this refusal says; Postgres on the hub can.
+    Engine { refusal: Box<UserError> },
 }
 
 impl RouteReason {
@@ -75,6 +78,7 @@ impl RouteReason {
             RouteReason::Temporary => "temporary",
             RouteReason::SessionStatement => "session_statement",
             RouteReason::Unparsed => "unparsed",
+            RouteReason::Engine { .. } => "engine",
         }
     }
 
@@ -133,6 +137,13 @@ impl fmt::Display for RouteReason {
             RouteReason::SessionStatement => f.write_str("a statement about the session or the server: home shard"),
             RouteReason::Unparsed => {
                 f.write_str("not understood, and no sharded or reference table is named: home shard, as a write")
+            }
+            RouteReason::Engine { refusal } => {
+                write!(f, "{}: the fallback engine on the hub answers", refusal.message)?;
+                match &refusal.detail {
+                    Some(detail) => write!(f, " ({})", detail.trim_end_matches('.')),
+                    None => Ok(()),
+                }
             }
         }
     }
@@ -194,6 +205,8 @@ pub enum NoCacheReason {
     /// A text value such as 'now' or 'today' that the server may read as the present time.
     TimeWord,
     Unparsed,
+    /// It reads every shard through the fallback engine.
+    Engine,
 }
 
 impl NoCacheReason {
@@ -208,6 +221,7 @@ impl NoCacheReason {
             NoCacheReason::NotPlainTable => "not_plain_table",
             NoCacheReason::TimeWord => "time_word",
             NoCacheReason::Unparsed => "unparsed",
+            NoCacheReason::Engine => "engine",
         }
     }
 }
@@ -224,6 +238,7 @@ impl fmt::Display for NoCacheReason {
             NoCacheReason::NotPlainTable => f.write_str("a relation in it is not a plain table"),
             NoCacheReason::TimeWord => f.write_str("a value in it may mean the present time"),
             NoCacheReason::Unparsed => f.write_str("not understood"),
+            NoCacheReason::Engine => f.write_str("it is answered by the fallback engine"),
         }
     }
 }

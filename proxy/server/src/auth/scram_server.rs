@@ -4,6 +4,8 @@
 //! was chosen, who sees the same certificate. Unknown users get the same messages up to and with the refusal.
 //! Non-goals: message framing, which users there are.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use weir_core::error::{Blame, UserError, sqlstate};
@@ -36,7 +38,7 @@ pub struct Proven {
 pub struct ScramServer {
     user: String,
     /// Hash of the server's certificate; `None`: channel binding is not offered.
-    certificate: Option<Vec<u8>>,
+    certificate: Option<Arc<[u8]>>,
     state: State,
 }
 
@@ -68,7 +70,7 @@ struct First<'a> {
 
 impl ScramServer {
     /// `user` only words the error. `certificate` is the hash for tls-server-end-point, on TLS connections.
-    pub fn new(user: &str, expected: Expected, certificate: Option<Vec<u8>>) -> Self {
+    pub fn new(user: &str, expected: Expected, certificate: Option<Arc<[u8]>>) -> Self {
         ScramServer { user: user.to_owned(), certificate, state: State::Start(expected) }
     }
 

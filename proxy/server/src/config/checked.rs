@@ -16,8 +16,8 @@ use super::error::{Source, nearest};
 use super::upstream::{ANY, Flags, Given, OWN_DATABASE, Upstream, upstream};
 use super::value::{Size, Time};
 use super::{
-    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, LogConfig, LogFormat, LogLevel,
-    Secret, ServerAuth, ServerPassword, ShardConfig, Users,
+    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, EngineConfig, Freshness, HubConfig, LogConfig,
+    LogFormat, LogLevel, Secret, ServerAuth, ServerPassword, ShardConfig, Users,
 };
 use super::{limits, raw};
 
@@ -93,6 +93,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         users_file,
         workers: count(&source, file.workers.as_ref(), "workers", 1..=1024, default_workers())?,
         hub,
+        engine: engine(&source, &file.engine)?,
         databases,
         wildcard,
         overrides: limits::of_users(&source, &file.user)?,
@@ -292,6 +293,22 @@ fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<C
         l1_bytes,
         entry_bytes_max,
         max_age: time(source, raw.max_age.as_ref(), "max_age", Duration::from_secs(60))?,
+    })
+}
+
+fn engine(source: &Source, raw: &raw::Engine) -> Checked<EngineConfig> {
+    let database = match &raw.database {
+        None => "weir_engine_{database}".to_owned(),
+        Some(name) => non_empty(source, name, "database")?,
+    };
+    Ok(EngineConfig {
+        enabled: raw.enabled.unwrap_or(true),
+        database,
+        partitions: raw.partitions.unwrap_or(true),
+        pool_size: count(source, raw.pool_size.as_ref(), "pool_size", 1..=1000, 5)?,
+        work_mem: bytes(source, raw.work_mem.as_ref(), "work_mem", 32 * MIB)?,
+        temp_bytes_max: bytes(source, raw.temp_bytes_max.as_ref(), "temp_bytes_max", 4096 * MIB)?,
+        time_max: time(source, raw.time_max.as_ref(), "time_max", Duration::from_secs(300))?,
     })
 }
 

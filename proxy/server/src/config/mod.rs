@@ -53,6 +53,7 @@ pub struct Config {
     pub users: Users,
     /// `None` only when every database has one shard.
     pub hub: Option<HubConfig>,
+    pub engine: EngineConfig,
     /// In order of name. Empty only when there is a `wildcard`.
     pub databases: Vec<DatabaseConfig>,
     /// `[database."*"]` or `upstream`: serves every name that has no entry of its own. Its `server_database` is where weir's
@@ -86,6 +87,24 @@ pub struct HubConfig {
     pub tls: ServerTls,
     /// Nobody named it, so weir makes the database if it is missing, from a connection to this one.
     pub made_from: Option<String>,
+}
+
+/// The fallback engine: Postgres on the hub answers reads that neither one shard nor a merge can.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    pub enabled: bool,
+    /// Name of its database on the hub's server; `{database}` stands for the database's own name.
+    pub database: String,
+    /// Sharded tables are partitioned foreign tables, where the hub's account may make them so; else views.
+    pub partitions: bool,
+    /// Server connections per database and user.
+    pub pool_size: usize,
+    /// Memory of one sort or hash, in bytes.
+    pub work_mem: usize,
+    /// Temporary files of one statement, in bytes; more gets 54000.
+    pub temp_bytes_max: usize,
+    /// A statement that runs longer gets 54000.
+    pub time_max: Duration,
 }
 
 /// One database as clients see it.
@@ -291,6 +310,16 @@ impl ServerAuth {
     /// The same as what a login presents.
     pub fn credential(&self, host: &str, port: u16, database: &str) -> Credential {
         self.password(host, port, database).map_or(Credential::None, Credential::password)
+    }
+}
+
+impl EngineConfig {
+    /// Its database for the one that clients call `name`, cut to the 63 bytes of a Postgres name.
+    pub fn database_of(&self, name: &str) -> String {
+        let mut database = self.database.replace("{database}", name);
+        let end = (0..=database.len().min(63)).rev().find(|at| database.is_char_boundary(*at)).unwrap_or(0);
+        database.truncate(end);
+        database
     }
 }
 

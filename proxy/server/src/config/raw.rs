@@ -31,6 +31,8 @@ pub(super) struct File {
     pub stats_users: Vec<Spanned<String>>,
     pub hub: Option<Spanned<Hub>>,
     #[serde(default)]
+    pub engine: Engine,
+    #[serde(default)]
     pub database: BTreeMap<Spanned<String>, Database>,
     #[serde(default)]
     pub user: BTreeMap<String, Overrides>,
@@ -53,6 +55,18 @@ pub(super) struct Hub {
     pub dsn: Option<Spanned<String>>,
     pub dsn_file: Option<Spanned<String>>,
     pub dsn_env: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Engine {
+    pub enabled: Option<bool>,
+    pub database: Option<Spanned<String>>,
+    pub partitions: Option<bool>,
+    pub pool_size: Option<Spanned<i64>>,
+    pub work_mem: Option<Spanned<Size>>,
+    pub temp_bytes_max: Option<Spanned<Size>>,
+    pub time_max: Option<Spanned<Time>>,
 }
 
 #[derive(Deserialize)]

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weir_core::admin::{
-    AdminSource, ConfigRow, DatabaseRow, EndpointRow, PinRow, PoolRow, ShardRow, Show, Snapshot, SocketRow, StatRow,
-    UserRow, slot_ranges,
+    AdminSource, ConfigRow, DatabaseRow, DriftRow, EndpointRow, EngineRow, PinRow, PoolRow, PreparedRow, ShardRow,
+    Show, Snapshot, SocketRow, StatRow, UserRow, slot_ranges,
 };
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
+use weir_core::topology::drift::Drift;
 
 use crate::app::App;
 use crate::database::{Database, Shard};
+use crate::engine::State;
 use crate::http::{Condition, Operator};
 use crate::metrics::Role;
 use crate::probe::EndpointView;
@@ -39,6 +41,9 @@ impl AdminSource for Source<'_> {
                 }
                 Show::Replicas => snapshot.endpoints.extend(endpoints(db)),
                 Show::Pins => snapshot.pins.extend(pins(db)),
+                Show::Drift => snapshot.drift.extend(drift(db)),
+                Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
+                Show::Engine => snapshot.engine.extend(engine(db)),
                 Show::Cache => snapshot.cache.extend(cache(db)),
                 Show::Lists => snapshot.lists.extend(lists(app, db)),
                 _ => {}
@@ -244,6 +249,28 @@ fn endpoint(db: &Database, shard: ShardId, index: usize, view: &EndpointView, ro
     }
 }
 
+fn engine(db: &Database) -> Vec<EngineRow> {
+    let base = EngineRow { database: db.name.to_string(), ..EngineRow::default() };
+    let Some(engine) = &db.engine else { return vec![EngineRow { state: "off".to_owned(), ..base }] };
+    let base = EngineRow { engine: engine.database.clone(), ..base };
+    match engine.state() {
+        State::Starting => vec![EngineRow { state: "starting".to_owned(), ..base }],
+        State::Failed { problem, .. } => {
+            vec![EngineRow { state: "failed".to_owned(), reason: problem.to_string(), ..base }]
+        }
+        State::Ready(ready) => {
+            let first = EngineRow { state: "ready".to_owned(), epoch: Some(ready.epoch), ..base.clone() };
+            let missing = ready.skipped.iter().map(|skipped| EngineRow {
+                state: skipped.kind.clone(),
+                object: Some(skipped.shown.clone()),
+                reason: skipped.reason.clone(),
+                ..base.clone()
+            });
+            std::iter::once(first).chain(missing).collect()
+        }
+    }
+}
+
 fn pins(db: &Database) -> Vec<PinRow> {
     let counts = db.stats.database.pins.counts();
     let total = |reason: &str| counts.iter().find(|(name, _)| name == reason).map_or(0, |(_, count)| *count);
@@ -254,6 +281,35 @@ fn pins(db: &Database) -> Vec<PinRow> {
         total: total(pin.as_str()),
     });
     rows.collect()
+}
+
+fn drift(db: &Database) -> Vec<DriftRow> {
+    let shards = Arc::clone(&db.view().topology.shards);
+    let rows = |drift: &Drift| {
+        let shards = shards.iter().map(ToString::to_string);
+        let row = |(shard, definition): (String, &Option<String>)| DriftRow {
+            database: db.name.to_string(),
+            table: drift.object.table.clone(),
+            kind: drift.object.kind.clone(),
+            name: drift.object.name.clone(),
+            shard,
+            definition: definition.clone(),
+        };
+        shards.zip(&drift.definitions).map(row).collect::<Vec<_>>()
+    };
+    db.drift.lock().iter().flat_map(rows).collect()
+}
+
+fn prepared(db: &Database) -> Vec<PreparedRow> {
+    let shards = &db.view().topology.shards;
+    let row = |prepared: &crate::recover::Prepared| PreparedRow {
+        database: db.name.to_string(),
+        shard: shards.get(usize::from(prepared.shard.0)).map(ToString::to_string).unwrap_or_default(),
+        gid: prepared.gid.clone(),
+        owner: prepared.owner.clone(),
+        age_ms: (prepared.age_s.max(0.0) * 1000.0) as u64,
+    };
+    db.prepared.lock().iter().map(row).collect()
 }
 
 fn cache(db: &Database) -> Vec<(String, i64)> {
@@ -328,6 +384,10 @@ fn config(app: &App) -> Vec<ConfigRow> {
         row("limits.query_time_max", time(limits.query_time_max)),
         row("limits.transaction_time_max", time(limits.transaction_time_max)),
         row("limits.merge_bytes_max", limits.merge_bytes_max.to_string()),
+        fixed("engine.enabled", config.engine.enabled.to_string()),
+        fixed("engine.database", config.engine.database.clone()),
+        fixed("engine.temp_bytes_max", config.engine.temp_bytes_max.to_string()),
+        fixed("engine.time_max", format!("{:?}", config.engine.time_max)),
         fixed("cache.enabled", config.cache.enabled.to_string()),
         fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
         fixed("cache.max_age", format!("{:?}", config.cache.max_age)),
@@ -434,7 +494,9 @@ fn publish_gauges(db: &Database) {
             let counts = pool.counts();
             waiting += counts.waiting;
             let role = if primary { Role::Primary } else { Role::Replica };
-            let total = &mut totals[usize::from(shard.0)][role as usize];
+            // The engine is no shard.
+            let Some(total) = totals.get_mut(usize::from(shard.0)) else { continue };
+            let total = &mut total[role as usize];
             *total = (total.0 + counts.busy, total.1 + counts.idle);
         }
     }

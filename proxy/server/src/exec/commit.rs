@@ -11,9 +11,10 @@ use bytes::Bytes;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::Epoch;
 use weir_core::session::replies::Replies;
-use weir_wire::backend::{Status, tag};
+use weir_wire::backend::{Status, report_field, tag};
 use weir_wire::frame;
 
+use crate::exec::failures::overtaken_by_recovery;
 use crate::exec::relay::{Capture, Trail};
 use crate::front::client::Client;
 use crate::front::session::{End, Failure, Session};
@@ -153,22 +154,21 @@ impl Session {
         for (index, answer) in self.ask_all(others, &format!("PREPARE TRANSACTION '{gid}'")).await? {
             match answer {
                 Ok(()) => prepared.push(index),
-                Err(body) => refused = Some(body),
+                Err(body) => refused = Some(self.report(&body)),
             }
         }
-        if refused.is_none() {
-            let decision = format!("INSERT INTO weir.txlog (gid, decision) VALUES ('{gid}', 'c')");
-            for sql in [&*decision, "COMMIT"] {
-                if let Some((_, Err(body))) = self.ask_all(&[anchor], sql).await?.pop() {
-                    refused = Some(body);
-                    break;
-                }
+        let decided = match refused {
+            None => self.decide(anchor, &gid).await,
+            Some(failure) => Err(failure),
+        };
+        if let Err(failure) = decided {
+            if matches!(failure, Failure::End(_)) {
+                return Err(failure);
             }
-        }
-        if let Some(body) = refused {
             self.roll_back_open().await?;
+            // One that does not hear it is finished by recovery, by the decision that is missing.
             self.ask_all(&prepared, &format!("ROLLBACK PREPARED '{gid}'")).await?;
-            return Err(self.report(&body));
+            return Err(failure);
         }
         // Decided. What fails from here on is finished by recovery, and the client is told the truth: it is committed.
         for &index in &prepared {
@@ -179,6 +179,19 @@ impl Session {
             }
         }
         self.db.stats.two_phase_commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Commits the anchor's own work together with the decision.
+    async fn decide(&mut self, anchor: usize, gid: &str) -> Result<(), Failure> {
+        let decision = format!("INSERT INTO weir.txlog (gid, decision) VALUES ('{gid}', 'c')");
+        for (sql, decides) in [(&*decision, true), ("COMMIT", false)] {
+            if let Some((_, Err(body))) = self.ask_all(&[anchor], sql).await?.pop() {
+                // The row is there: recovery took this proxy for dead, because the shards took long to prepare.
+                let overtaken = decides && report_field(&body, b'C') == Some(sqlstate::UNIQUE_VIOLATION.as_bytes());
+                return Err(if overtaken { overtaken_by_recovery().into() } else { self.report(&body) });
+            }
+        }
         Ok(())
     }
 
@@ -211,6 +224,7 @@ impl Session {
             }
             held.begun = false;
             held.wrote = false;
+            held.changed = false;
             held.dirty.clear();
         }
     }
@@ -218,7 +232,7 @@ impl Session {
 
 /// Waits for the whole answer to a simple query of weir's own; rows are ignored. What the server says besides (notices of
 /// deferred triggers, settings that a rollback takes back, notifications) is the client's.
-async fn answer(lease: &mut crate::back::pool::Lease, client: &mut Client) -> std::io::Result<Answer> {
+pub async fn answer(lease: &mut crate::back::pool::Lease, client: &mut Client) -> std::io::Result<Answer> {
     lease.send().await?;
     let mut answer = Ok(());
     loop {

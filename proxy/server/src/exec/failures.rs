@@ -16,6 +16,13 @@ pub fn not_utf8() -> UserError {
         .hint("SET client_encoding TO 'UTF8'.")
 }
 
+/// A commit over several shards that took so long that its proxy was taken for dead.
+pub fn overtaken_by_recovery() -> UserError {
+    UserError::new(Blame::Server, sqlstate::SERIALIZATION_FAILURE, "the distributed transaction was rolled back")
+        .detail("Its shards took so long to prepare that recovery ended it.")
+        .hint("Run the transaction again.")
+}
+
 pub fn stale_catalogue() -> UserError {
     UserError::new(Blame::Proxy, sqlstate::FEATURE_NOT_SUPPORTED, "the table has changed behind weir")
         .detail("The shards' rows have other columns than the statement was planned for.")

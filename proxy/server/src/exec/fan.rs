@@ -7,7 +7,6 @@
 use std::task::Poll;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use weir_core::error::{Blame, UserError};
 use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
 use weir_core::plan::{Combine, Plan, Wrap};
@@ -308,7 +307,7 @@ impl Session {
     }
 
     /// Reads one source to its end; its rows reach the client if they are `shown`.
-    async fn pass(
+    pub async fn pass(
         &mut self,
         sources: &mut [Source],
         number: usize,
@@ -342,61 +341,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    /// Statements that cannot run in a transaction (CREATE INDEX CONCURRENTLY, VACUUM): one shard after the other.
-    async fn shard_by_shard(
-        &mut self,
-        shards: &[ShardId],
-        question: Question<'_>,
-        shape: &crate::statements::Shape,
-        form: Form,
-    ) -> Result<(), Failure> {
-        if self.txn.is_some() {
-            return Err(UserError::new(
-                Blame::Client,
-                "25001",
-                format!("{} cannot run inside a transaction block", shape.class.name()),
-            )
-            .into());
-        }
-        let mut command = Bytes::new();
-        let mut finished = Vec::new();
-        for &shard in shards {
-            let mut sources = self.ask(&[shard], question).await?;
-            let index = sources[0].index;
-            self.note_write_of(
-                index,
-                &weir_core::fresh::Dependencies::from_slice(&[weir_core::fresh::Dependency::Anything]),
-                true,
-            )?;
-            self.pass(&mut sources, 0, finished.is_empty(), form.description && finished.is_empty()).await?;
-            self.announced.publish();
-            if let Some(body) = sources[0].failed.take() {
-                let names = &self.view().topology.shards;
-                let done: Vec<&str> = finished.iter().map(|shard: &ShardId| &*names[usize::from(shard.0)]).collect();
-                if !done.is_empty() {
-                    self.warn(
-                        "01000",
-                        &format!(
-                            "done on shards {} before {} failed; repeat it there",
-                            done.join(", "),
-                            names[usize::from(shard.0)]
-                        ),
-                    );
-                }
-                return Err(self.report(&body));
-            }
-            command = sources[0].command.take().unwrap_or(command);
-            finished.push(shard);
-        }
-        self.db.renew_statements();
-        self.db.schema_changed().await;
-        frame::put(&mut self.client.out, tag::COMMAND_COMPLETE, |out| {
-            out.extend_from_slice(&command);
-            out.put_u8(0);
-        });
-        Ok(())
     }
 
     /// Sends the question to shards, in ascending order so that sessions cannot wait for each other's Backends in a circle.

@@ -104,8 +104,7 @@ pub(super) async fn authenticate(app: &App, client: &mut Client, claim: &Claim<'
 /// SCRAM-SHA-256, with channel binding where the client wants it. What the client's proof gives away is what weir logs in
 /// with, unless it knows the password itself.
 async fn scram_login(app: &App, client: &mut Client, user: &str, entry: Option<&Entry>) -> Result<Credential, Refused> {
-    let end_point = app.tls.as_ref().filter(|_| client.is_tls()).and_then(|tls| tls.end_point.clone());
-    let mut exchange = ScramServer::new(user, app.directory.expected(user, entry), end_point);
+    let mut exchange = ScramServer::new(user, app.directory.expected(user, entry), client.end_point.clone());
     frame::put(&mut client.out, tag::AUTHENTICATION, |out| {
         out.extend_from_slice(&SASL.to_be_bytes());
         for mechanism in exchange.mechanisms() {

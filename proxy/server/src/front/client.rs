@@ -41,6 +41,8 @@ pub struct Client {
     room: usize,
     pub received_bytes: u64,
     pub sent_bytes: u64,
+    /// Of the certificate it was shown, for SCRAM channel binding.
+    pub end_point: Option<Arc<[u8]>>,
     /// Who its notifications are from; known once it has logged in.
     pub notifiers: Option<Arc<Notifiers>>,
 }
@@ -48,7 +50,17 @@ pub struct Client {
 impl Client {
     pub fn new(socket: Socket, address: SocketAddr) -> Self {
         let (inbuf, out) = (BytesMut::new(), BytesMut::new());
-        Client { socket, address, inbuf, out, room: READ_BYTES, received_bytes: 0, sent_bytes: 0, notifiers: None }
+        Client {
+            socket,
+            address,
+            inbuf,
+            out,
+            room: READ_BYTES,
+            received_bytes: 0,
+            sent_bytes: 0,
+            end_point: None,
+            notifiers: None,
+        }
     }
 
     pub fn is_tls(&self) -> bool {

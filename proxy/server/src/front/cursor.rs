@@ -163,12 +163,12 @@ pub fn binary_cursor() -> UserError {
         .hint("Ask for text, or use a portal with a row limit instead of DECLARE.")
 }
 
-fn partial_fetch() -> UserError {
+pub fn partial_fetch() -> UserError {
     UserError::new(
         Blame::Client,
         sqlstate::FEATURE_NOT_SUPPORTED,
-        "rows that a write on several shards returns cannot be fetched in parts",
+        "these rows of several shards cannot be fetched in parts",
     )
-    .detail("Execute asked for a limited number of rows.")
-    .hint("Turn the driver's fetch size off for this statement.")
+    .detail("Execute asked for a limited number of rows of a write, or of a read that the fallback engine answers.")
+    .hint("Turn the driver's fetch size off for this statement, or add LIMIT.")
 }

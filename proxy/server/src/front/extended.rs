@@ -19,7 +19,7 @@ use super::batch::{Batch, Ending, Op};
 use super::names::{Portal, Undo};
 use super::session::{End, Failure, Held, Session};
 use super::simple::Place;
-use crate::database::View;
+use crate::database::{Database, View};
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
@@ -213,7 +213,9 @@ impl Session {
             Op::Parse { name, sql, types } => {
                 let prepared = self.db.statements.prepare(&sql, &types, view, &mut self.scratch);
                 // A key declared as a type that is laid out differently would be misread in binary form.
-                prepared.template.check_types(&prepared.type_oids())?;
+                if let Some(refusal) = &prepared.mistyped {
+                    self.db.plan_refused(&prepared.template, UserError::clone(refusal))?;
+                }
                 self.refuse_known_text(&prepared)?;
                 let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.define(&name, Arc::clone(&prepared))?);
@@ -222,7 +224,7 @@ impl Session {
             }
             Op::Bind { portal, statement, body } => {
                 let prepared = self.current(&statement, view)?;
-                let plan = bind(&prepared, &body, view)?;
+                let plan = bind(&self.db, &prepared, &body, view)?;
                 self.survey_class(&prepared.shape.class, survey);
                 match self.place(&view.topology, &plan, || spread_of(&body)) {
                     Place::One(shard) => {
@@ -230,7 +232,7 @@ impl Session {
                         survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
                         survey.shard.get_or_insert(shard);
                     }
-                    Place::Several(_) => survey.stepwise = true,
+                    Place::Several(_) | Place::Engine => survey.stepwise = true,
                 }
                 let bound = Portal { prepared, bind: body, plan: Arc::new(plan), bound_on: None };
                 survey.bound.retain(|(name, _)| *name != portal);
@@ -498,7 +500,7 @@ impl Session {
 }
 
 /// What a Bind message makes of its statement.
-fn bind(prepared: &Prepared, body: &Bytes, view: &View) -> Result<Plan, UserError> {
+fn bind(db: &Database, prepared: &Prepared, body: &Bytes, view: &View) -> Result<Plan, UserError> {
     let bind = Bind::read(body).map_err(|_| super::session::malformed())?;
     let params: SmallVec<[Datum<'_>; 8]> = bind
         .values()
@@ -509,7 +511,11 @@ fn bind(prepared: &Prepared, body: &Bytes, view: &View) -> Result<Plan, UserErro
         })
         .collect();
     let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-    prepared.template.bind(&Values { params: &params, sql, literals: &prepared.literals }, &view.topology)
+    if let Some(refusal) = &prepared.mistyped {
+        return db.plan_refused(&prepared.template, UserError::clone(refusal));
+    }
+    let values = Values { params: &params, sql, literals: &prepared.literals };
+    db.plan_of(&prepared.template, &values, &view.topology)
 }
 
 type Lease = crate::back::pool::Lease;

@@ -79,6 +79,8 @@ pub struct Held {
     /// Something has been bound or run in a pipeline whose Sync has not come.
     pub piped: bool,
     pub wrote: bool,
+    /// It wrote rows or schema, not only what a read may have drawn.
+    pub changed: bool,
     /// What it has written in this transaction.
     pub dirty: Dependencies,
     /// Settings it had when the transaction began; a rollback takes it back there.
@@ -285,6 +287,7 @@ impl Session {
             begun: false,
             piped: false,
             wrote: false,
+            changed: false,
             dirty: Dependencies::new(),
             vars_before,
         });
@@ -411,6 +414,7 @@ impl Session {
         for held in &mut self.held {
             held.begun = false;
             held.wrote = false;
+            held.changed = false;
             held.dirty.clear();
         }
         self.held.retain(|held| held.pinned.is_some() && held.lease.status == Status::Idle);
@@ -438,6 +442,7 @@ impl Session {
     pub fn note_write_of(&mut self, index: usize, writes: &Dependencies, commits_now: bool) -> Result<(), UserError> {
         let held = &mut self.held[index];
         held.wrote = true;
+        held.changed |= !writes.is_empty();
         held.lease.drawn_by = self.cancel.process;
         self.drew_on = Some(held.lease.cancel_key.process);
         if !self.db.tracks_freshness() {

@@ -135,7 +135,8 @@ impl Session {
         }
         let view = self.view();
         let literals = std::mem::take(&mut self.scratch.normal.literals);
-        let bound = understood.template.bind(&Values { params: &[], sql, literals: &literals }, &view.topology);
+        let values = Values { params: &[], sql, literals: &literals };
+        let bound = self.db.plan_of(&understood.template, &values, &view.topology);
         self.scratch.normal.literals = literals;
         let plan = bound?;
         match self.place(&view.topology, &plan, || super::extended::spread_of(sql.as_bytes())) {
@@ -148,8 +149,14 @@ impl Session {
                 for shard in &shards {
                     self.stats.sent_to(&plan, *shard);
                 }
-                Box::pin(self.spread_text(&shards, sql, understood, &plan)).await
+                let reply = self.client.out.len();
+                let done = Box::pin(self.spread_text(&shards, sql, understood, &plan)).await;
+                match self.second_try(done, reply, &understood.template)? {
+                    Some(plan) => Box::pin(self.engine_text(sql, &plan)).await,
+                    None => Ok(()),
+                }
             }
+            Place::Engine => Box::pin(self.engine_text(sql, &plan)).await,
         }
     }
 
@@ -165,6 +172,7 @@ impl Session {
             }),
             Target::Many(shards) if shards.len() == 1 => Place::One(shards[0]),
             Target::Many(shards) => Place::Several(shards.to_vec()),
+            Target::Engine => Place::Engine,
             Target::All if topology.is_single() => Place::One(ShardId(0)),
             Target::All => Place::Several((0..topology.shard_count() as u16).map(ShardId).collect()),
         }
@@ -283,7 +291,7 @@ impl Session {
         for text in texts {
             let known = self.db.statements.understand(text, &view, &mut self.scratch);
             let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
-            let plan = known.template.bind(&values, &view.topology);
+            let plan = self.db.plan_of(&known.template, &values, &view.topology);
             shards.push(plan.ok().map(|plan| self.place(&view.topology, &plan, || 0)));
             if statement_mode && known.shape.class.controls_transaction() {
                 return Err(super::mode::no_transactions().into());
@@ -366,15 +374,7 @@ impl Session {
 pub enum Place {
     One(ShardId),
     Several(Vec<ShardId>),
-}
-
-impl Place {
-    pub fn shards(self) -> Vec<ShardId> {
-        match self {
-            Place::One(shard) => vec![shard],
-            Place::Several(shards) => shards,
-        }
-    }
+    Engine,
 }
 
 /// The one shard all statements belong to; statements that control the transaction or the session go anywhere.

@@ -124,10 +124,10 @@ async fn negotiate(app: &App, mut client: Client) -> io::Result<Option<(Client, 
                 if !client.inbuf.is_empty() {
                     return Ok(None);
                 }
-                match &app.tls {
+                match app.tls.load_full() {
                     Some(tls) => {
                         answer(&mut client, b"S").await?;
-                        client = encrypt(client, tls, false).await?;
+                        client = encrypt(client, &tls, false).await?;
                     }
                     None => answer(&mut client, b"N").await?,
                 }
@@ -173,8 +173,8 @@ async fn answer(client: &mut Client, letter: &[u8]) -> io::Result<()> {
 
 /// TLS that begins at once, without SSLRequest (`sslnegotiation=direct` of libpq 17).
 async fn direct_tls(app: &App, client: Client) -> io::Result<Client> {
-    match &app.tls {
-        Some(tls) if client.peek().await? == Some(TLS_HANDSHAKE) => encrypt(client, tls, true).await,
+    match app.tls.load_full() {
+        Some(tls) if client.peek().await? == Some(TLS_HANDSHAKE) => encrypt(client, &tls, true).await,
         _ => Ok(client),
     }
 }
@@ -183,7 +183,9 @@ async fn encrypt(client: Client, tls: &ClientTls, direct: bool) -> io::Result<Cl
     let address = client.address;
     let Some(stream) = client.into_plain() else { return Err(io::ErrorKind::InvalidData.into()) };
     let stream = tls.accept(stream, direct).await?;
-    Ok(Client::new(Socket::Tls(Box::new(stream)), address))
+    let mut client = Client::new(Socket::Tls(Box::new(stream)), address);
+    client.end_point.clone_from(&tls.end_point);
+    Ok(client)
 }
 
 async fn login(app: &Arc<App>, client: &mut Client, startup: &Startup<'_>) -> Result<LoggedIn, Refused> {

@@ -288,12 +288,15 @@ impl Session {
         if let Some(shards) = several {
             return self.execute_several(call, &shards).await;
         }
+        if place == Some(Place::Engine) {
+            return self.engine_portal(portal, &portal.plan, call.rows_max).await;
+        }
         let shard = match place {
             Some(Place::One(shard)) => shard,
             // A control statement that the session leaves to the server.
             _ => match self.place(&self.view().topology, &portal.plan, || 0) {
                 Place::One(shard) => shard,
-                Place::Several(_) => self.view().topology.home,
+                Place::Several(_) | Place::Engine => self.view().topology.home,
             },
         };
         self.execute_on(shard, Call { bind_due: false, ..call }).await
@@ -315,7 +318,11 @@ impl Session {
         let prepared = &portal.prepared;
         let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
         let form = Form { description: false, columns: prepared.template.merged_columns() };
-        self.spread(shards, question, &prepared.shape, &portal.plan, form).await?;
+        let reply = self.client.out.len();
+        let done = self.spread(shards, question, &prepared.shape, &portal.plan, form).await;
+        if let Some(plan) = self.second_try(done, reply, &prepared.template)? {
+            return self.engine_portal(portal, &plan, rows_max).await;
+        }
         if reads {
             self.read_portals.push(name.clone());
         }
@@ -380,7 +387,7 @@ impl Session {
         let fits = known.template.bind(&values, &view.topology).is_ok_and(|plan| {
             match self.place(&view.topology, &plan, || 0) {
                 Place::One(place) => place == shard || plan.target == weir_core::plan::Target::Any,
-                Place::Several(_) => false,
+                Place::Several(_) | Place::Engine => false,
             }
         });
         if !fits || known.shape.class.is_control() || text.trim_end_matches(';').contains(';') {

@@ -20,25 +20,27 @@ use tokio_rustls::server::TlsStream;
 
 use crate::auth::certificate::end_point_hash;
 use crate::back::tls::ALPN;
-use crate::config::{TlsConfig, TlsMode};
+use crate::config::{Config, TlsConfig, TlsMode};
 
-/// What a handshake needs, read once.
+/// What handshakes need: read at the start and whenever the configuration is read again.
 pub struct ClientTls {
     acceptor: TlsAcceptor,
     /// Of our certificate, for SCRAM channel binding; `None` if its kind has none.
-    pub end_point: Option<Vec<u8>>,
+    pub end_point: Option<Arc<[u8]>>,
 }
 
 impl ClientTls {
-    /// `None` when TLS is configured off.
-    pub fn load(config: &TlsConfig) -> Result<Option<ClientTls>> {
-        if config.mode == TlsMode::Disable {
-            return Ok(None);
-        }
+    /// Reads the files the configuration names. `None` where TLS is off.
+    pub fn of(config: &Config) -> Result<Option<Arc<ClientTls>>> {
+        let tls = config.tls.as_ref().filter(|tls| tls.mode != TlsMode::Disable);
+        tls.map(|tls| ClientTls::load(tls).map(Arc::new)).transpose()
+    }
+
+    fn load(config: &TlsConfig) -> Result<ClientTls> {
         let chain = certificates(&config.certificate)?;
         let key = PrivateKeyDer::from_pem_reader(open(&config.key)?)
             .with_context(|| format!("{} is not a PEM key", config.key.display()))?;
-        let end_point = chain.first().and_then(|leaf| end_point_hash(leaf));
+        let end_point = chain.first().and_then(|leaf| end_point_hash(leaf)).map(Arc::from);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder =
             rustls::ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
@@ -55,7 +57,7 @@ impl ClientTls {
         };
         let mut server = builder.with_single_cert(chain, key).context("certificate and key do not fit each other")?;
         server.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Some(ClientTls { acceptor: TlsAcceptor::from(Arc::new(server)), end_point }))
+        Ok(ClientTls { acceptor: TlsAcceptor::from(Arc::new(server)), end_point })
     }
 
     /// The handshake. `direct`: the client began it without asking first.

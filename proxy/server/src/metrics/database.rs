@@ -33,6 +33,8 @@ pub enum RouteKind {
     Scatter,
     /// A write on several shards.
     Broadcast,
+    /// A read by the fallback engine; its shard is the home shard.
+    Engine,
 }
 
 /// Label `result` of the cache.
@@ -62,8 +64,14 @@ impl Role {
 }
 
 impl RouteKind {
-    pub const ALL: [RouteKind; 5] =
-        [RouteKind::Single, RouteKind::Any, RouteKind::Home, RouteKind::Scatter, RouteKind::Broadcast];
+    pub const ALL: [RouteKind; 6] = [
+        RouteKind::Single,
+        RouteKind::Any,
+        RouteKind::Home,
+        RouteKind::Scatter,
+        RouteKind::Broadcast,
+        RouteKind::Engine,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -72,6 +80,7 @@ impl RouteKind {
             RouteKind::Home => "home",
             RouteKind::Scatter => "scatter",
             RouteKind::Broadcast => "broadcast",
+            RouteKind::Engine => "engine",
         }
     }
 }

@@ -48,6 +48,8 @@ impl Compiler<'_> {
     pub(super) fn explain(&mut self, analyze: bool, inner: usize, source: Source<'_>) -> Shape {
         let mut shape = self.query(source, inner..source.tokens.len(), "its EXPLAIN is not understood");
         let written = shape.access == Access::Write;
+        // The engine's plan is told only of what the engine would run.
+        shape.engine &= shape.scatter.is_err();
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::explain_spread(), shape.access);
         }
@@ -72,6 +74,7 @@ impl Compiler<'_> {
         let found = source.tokens.iter().position(|token| token.is_word(source.text, "for"));
         let query = found.map_or(0, |index| index + 1);
         let mut shape = self.query(source, query..source.tokens.len(), "its cursor is not understood");
+        shape.engine = false;
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::cursor_spread(), shape.access);
         }
@@ -169,6 +172,7 @@ impl Compiler<'_> {
             return self.unparsed(source, "its COPY is not understood");
         }
         let mut shape = self.query(source, 2..end.unwrap_or(2), "its COPY is not understood");
+        shape.engine = false;
         let spread = match std::mem::replace(&mut shape.scatter, Err("COPY of such a query reads one shard".into())) {
             Ok(Scatter { read: Some(read) }) if copy.endpoint == CopyEndpoint::Stdout => read.concatenates(),
             _ => false,

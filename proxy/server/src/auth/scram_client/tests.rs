@@ -215,7 +215,7 @@ fn a_server_that_cheats_is_refused() {
 const CERTIFICATE: [u8; 32] = [4; 32];
 
 fn tls_server(user: &str) -> ScramServer {
-    ScramServer::new(user, expected(user), Some(CERTIFICATE.to_vec()))
+    ScramServer::new(user, expected(user), Some(CERTIFICATE.into()))
 }
 
 fn tls_client(credential: Credential, certificate: [u8; 32]) -> ClientAuth {
@@ -244,7 +244,7 @@ fn learnt_keys_bind_to_the_certificate_too() {
     let verifier = expected("plain").verifier;
     let server = || {
         let expected = Expected { verifier: verifier.clone(), known: true };
-        ScramServer::new("plain", expected, Some(CERTIFICATE.to_vec()))
+        ScramServer::new("plain", expected, Some(CERTIFICATE.into()))
     };
     let keys = exchange(server(), tls_client(Credential::password("pencil"), CERTIFICATE)).expect("bound").keys;
     let keys = Credential::Scram(Arc::new(keys));

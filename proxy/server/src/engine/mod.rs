@@ -1,0 +1,208 @@
+//! The fallback engine: Postgres on the hub, in a database that shows the rows of all shards, for reads that neither one shard nor
+//! a merge can answer.
+//!
+//! Invariant: a statement runs there only while the database is as the catalogue version and the epoch in force want it. Its token
+//! is checked in the statement's own transaction, whose lock on the token keeps a rebuild waiting; so no statement sees half of one.
+//! Any number of proxies may look after the same database: what it must look like is a pure function of the home shard's catalogue
+//! and the map ([`weir_core::engine`]), and an older epoch never replaces a newer one.
+//! Non-goals: running statements ([`crate::exec::engine`]).
+
+mod build;
+mod read;
+mod tables;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use tokio::sync::{Notify, watch};
+use weir_core::engine::Skipped;
+use weir_core::id::Epoch;
+
+use crate::back::connect::Login;
+use crate::back::tls::ServerTls;
+use crate::config::{Config, DatabaseConfig, EngineConfig, HubConfig};
+use crate::database::Database;
+
+/// Longest wait of a statement for the engine to be brought into step.
+const WAIT: Duration = Duration::from_secs(5);
+/// A failure this young is told at once; after an older one a statement waits for another attempt.
+const FAILURE_FRESH: Duration = Duration::from_secs(1);
+/// Longest time for one build.
+const BUILD_MAX: Duration = Duration::from_secs(60);
+/// Between two attempts that nobody waits for, after a failure.
+const RETRY: Duration = Duration::from_secs(5);
+/// How often it is compared with the home shard, for grants and roles that changed behind weir.
+const LOOK: Duration = Duration::from_secs(30);
+/// Between two builds that nobody waits for: at least so long, and this many times what the last one took.
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_SHARE: u32 = 4;
+
+/// One database's engine.
+pub struct Engine {
+    pub config: EngineConfig,
+    /// Its own database on the hub's server.
+    pub database: String,
+    hub: HubConfig,
+    /// How weir logs in to each shard's primary.
+    shards: Vec<Login>,
+    state: watch::Sender<State>,
+    /// A statement waits.
+    needed: Notify,
+    /// Schema or map have changed.
+    changed: Notify,
+}
+
+/// How it stands.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// Not built since this process started.
+    Starting,
+    Ready(Arc<Ready>),
+    Failed {
+        problem: Problem,
+        at: Instant,
+    },
+}
+
+/// A database that is up to date.
+#[derive(Debug)]
+pub struct Ready {
+    /// Version of the view it was made for; the catalogue was read later.
+    pub version: u64,
+    pub epoch: Epoch,
+    /// What the database says as long as it is this one.
+    pub token: String,
+    pub skipped: Vec<Skipped>,
+    /// The shards' OIDs of types that are not Postgres's own, by the hub's.
+    pub types: HashMap<u32, u32>,
+}
+
+/// Why it cannot be used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Problem {
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("{0}")]
+    Unfit(String),
+    #[error("it is being brought into step with the shards")]
+    Building,
+}
+
+impl Engine {
+    /// `None`: the configuration has no use for one.
+    pub fn new(config: &Config, database: &DatabaseConfig, shards: Vec<Login>) -> Option<Arc<Self>> {
+        let hub = config.hub.clone()?;
+        if !config.engine.enabled || database.shards.len() < 2 {
+            return None;
+        }
+        Some(Arc::new(Engine {
+            config: config.engine.clone(),
+            database: config.engine.database_of(&database.name),
+            hub,
+            shards,
+            state: watch::Sender::new(State::Starting),
+            needed: Notify::new(),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// Host and port of the hub; `None`: it is reached by a socket file, which clients' connections do not use.
+    pub fn endpoint(&self) -> Option<(String, u16)> {
+        let dsn: tokio_postgres::Config = self.hub.dsn.expose().parse().ok()?;
+        let tokio_postgres::config::Host::Tcp(host) = dsn.get_hosts().first()? else { return None };
+        Some((host.clone(), dsn.get_ports().first().copied().unwrap_or(5432)))
+    }
+
+    pub fn tls(&self) -> &ServerTls {
+        &self.hub.tls
+    }
+
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Schema or map may have changed.
+    pub fn note_change(&self) {
+        self.changed.notify_one();
+    }
+
+    /// The database turned out to be another one than was known.
+    pub fn note_stale(&self) {
+        self.state.send_if_modified(|state| {
+            let stale = matches!(state, State::Ready(_));
+            if stale {
+                *state = State::Starting;
+            }
+            stale
+        });
+        self.needed.notify_one();
+    }
+
+    /// The engine as the view in force wants it; waits a while if it is not there yet.
+    pub async fn ready(&self, db: &Database) -> Result<Arc<Ready>, Problem> {
+        let mut watch = self.state.subscribe();
+        let deadline = tokio::time::Instant::now() + WAIT;
+        loop {
+            let wanted = {
+                let view = db.view();
+                (view.version, view.topology.epoch)
+            };
+            let problem = match watch.borrow_and_update().clone() {
+                State::Ready(ready) if ready.version >= wanted.0 && ready.epoch == wanted.1 => return Ok(ready),
+                State::Failed { problem, at } if at.elapsed() < FAILURE_FRESH => return Err(problem),
+                State::Failed { problem, .. } => problem,
+                State::Ready(_) | State::Starting => Problem::Building,
+            };
+            self.needed.notify_one();
+            if !matches!(tokio::time::timeout_at(deadline, watch.changed()).await, Ok(Ok(()))) {
+                return Err(problem);
+            }
+        }
+    }
+}
+
+/// Keeps the engine in step, for ever; dropping the future ends it.
+pub async fn run(engine: Arc<Engine>, db: Arc<Database>) {
+    loop {
+        let start = Instant::now();
+        let view = db.view_arc();
+        let built = match tokio::time::timeout(BUILD_MAX, Box::pin(build::build(&engine, &view))).await {
+            Ok(built) => built,
+            Err(_) => Err(Problem::Unreachable(format!("it was not done within {BUILD_MAX:?}"))),
+        };
+        let failed = built.is_err();
+        match built {
+            Ok((ready, made)) => {
+                if made {
+                    tracing::info!(database = %db.name, engine = engine.database, "the fallback engine is in step");
+                    db.reconnect_engine();
+                }
+                engine.state.send_replace(State::Ready(Arc::new(ready)));
+            }
+            Err(problem) => {
+                tracing::warn!(database = %db.name, engine = engine.database, "the fallback engine cannot be used: {problem}");
+                engine.state.send_replace(State::Failed { problem, at: Instant::now() });
+            }
+        }
+        let now = db.view_arc();
+        let in_step = now.version == view.version && now.topology.epoch == view.topology.epoch;
+        pause(&engine, failed, in_step, start.elapsed()).await;
+    }
+}
+
+/// Until there may be something to do. Cancel-safe in all its waits: a notification that is not taken stays.
+async fn pause(engine: &Engine, failed: bool, in_step: bool, took: Duration) {
+    if failed {
+        let _ = tokio::time::timeout(RETRY, engine.needed.notified()).await;
+        return;
+    }
+    if in_step {
+        tokio::select! {
+            () = engine.needed.notified() => return,
+            () = engine.changed.notified() => {}
+            () = tokio::time::sleep(LOOK) => return,
+        }
+    }
+    let _ = tokio::time::timeout(PAUSE.max(took * PAUSE_SHARE), engine.needed.notified()).await;
+}

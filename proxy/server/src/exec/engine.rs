@@ -1,0 +1,373 @@
+//! Reads that the fallback engine answers: Postgres on the hub, which sees the rows of all shards.
+//!
+//! Invariant: each statement has a transaction of its own there, also inside a transaction of the client's, because postgres_fdw
+//! keeps one snapshot of each shard per transaction, and READ COMMITTED promises what was committed before each statement. The
+//! transaction begins with a look at the engine's token, and ends as soon as the rows have been passed on; the Backend goes back at
+//! once. What the client's own transaction has written cannot be seen from there, so then the planner's refusal stands.
+//! Non-goals: bringing the engine into step ([`crate::engine`]), and fetching a portal in parts.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::plan::{Plan, RouteReason, Template};
+use weir_core::session::pin::Pin;
+use weir_core::session::replies::Replies;
+use weir_core::session::vars::replay;
+use weir_core::sql::lex::lex;
+use weir_core::sql::word;
+use weir_wire::backend::tag;
+use weir_wire::{frame, row};
+
+use super::commit::answer;
+use super::failures::no_common_snapshot;
+use super::fan::{Question, put_question};
+use super::relay::{Capture, Flow, Trail};
+use crate::engine::{Engine, Problem, Ready};
+use crate::front::cursor::partial_fetch;
+use crate::front::names::Portal;
+use crate::front::session::{Failure, Session};
+
+/// Held back until it is certain that the engine's first words are no complaint about its limits.
+const HELD_BYTES_MAX: usize = 64 * 1024;
+/// Attempts to get a Backend that is alive and in step.
+const ATTEMPTS: u32 = 3;
+const FLOATS: [u32; 2] = [700, 701];
+const INTERVAL: u32 = 1186;
+/// They make one row of several that are equal.
+const GROUPING: &[&str] = &["distinct", "except", "group", "intersect", "union"];
+/// Aggregates whose last digits depend on the order of rows, over floating-point numbers.
+const ADDING: &[&str] = &["avg", "corr", "sum"];
+const ADDING_PREFIXES: &[&str] = &["covar_", "regr_", "stddev", "var_", "variance"];
+
+/// What the client asked, besides the statement itself.
+struct Asked<'a> {
+    question: Question<'a>,
+    sql: &'a str,
+    /// Send the RowDescription.
+    description: bool,
+}
+
+impl Session {
+    pub async fn engine_text(&mut self, sql: &str, plan: &Plan) -> Result<(), Failure> {
+        self.engine_read(Asked { question: Question::Text(sql), sql, description: true }, plan).await
+    }
+
+    pub async fn engine_portal(&mut self, portal: &Portal, plan: &Plan, rows_max: i32) -> Result<(), Failure> {
+        if rows_max != 0 {
+            return Err(partial_fetch().into());
+        }
+        let prepared = &portal.prepared;
+        if prepared.type_oids().into_iter().any(|oid| oid >= FIRST_OWN_OID) {
+            return Err(
+                cannot(plan, "a parameter is declared as a type of your own, which has another number there").into()
+            );
+        }
+        let question = Question::Portal { prepared, bind: &portal.bind, merged: false };
+        let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+        self.engine_read(Asked { question, sql, description: false }, plan).await
+    }
+
+    /// What becomes of a statement that could not be merged after all, with no byte of a reply sent. `None`: it is done.
+    pub fn second_try(
+        &self,
+        done: Result<(), Failure>,
+        reply_before: usize,
+        template: &Template,
+    ) -> Result<Option<Plan>, Failure> {
+        match done {
+            Ok(()) => Ok(None),
+            Err(Failure::Refused(refusal)) if self.client.out.len() == reply_before => {
+                Ok(Some(self.db.plan_refused(template, refusal)?))
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn engine_read(&mut self, asked: Asked<'_>, plan: &Plan) -> Result<(), Failure> {
+        let db = Arc::clone(&self.db);
+        let Some(engine) = &db.engine else { return Err(cannot(plan, "there is none").into()) };
+        self.engine_fits(plan)?;
+        let (index, ready) = self.open_engine(engine, asked.sql, plan).await?;
+        self.stats.sent_to(plan, self.view().topology.home);
+        let done = self.run_on_engine(index, &asked, plan, (engine, &ready)).await;
+        if let Err(Failure::End(_)) = done {
+            return done;
+        }
+        self.close_engine().await;
+        done
+    }
+
+    /// May this session's transaction ask it?
+    fn engine_fits(&self, plan: &Plan) -> Result<(), UserError> {
+        if self.txn.as_ref().is_some_and(|txn| txn.one_snapshot) {
+            return Err(no_common_snapshot());
+        }
+        if self.txn.is_some() && self.held.iter().any(|held| held.changed) {
+            let why = "this transaction has written, and what it wrote cannot be seen from there before it commits";
+            return Err(cannot(plan, why).hint("Run the statement before the first write, or after COMMIT."));
+        }
+        // What such a session carries may change what its statements mean, and is known to one connection only.
+        let carries = |pin: &Pin| match pin {
+            Pin::TempTable | Pin::SetConfig | Pin::SetInsideUncertainTransaction => true,
+            Pin::LoadedLibrary | Pin::Function | Pin::Unparsed => true,
+            Pin::AdvisoryLock | Pin::HoldCursor | Pin::SqlPrepare | Pin::Listen | Pin::SequenceState => false,
+            Pin::RandomSeed | Pin::Dblink | Pin::SessionMode => false,
+        };
+        if let Some(pin) = self.held.iter().filter_map(|held| held.pinned).find(carries) {
+            return Err(cannot(plan, &format!("this session carries state of another server ({})", pin.as_str())));
+        }
+        Ok(())
+    }
+
+    async fn step_in(&self, engine: &Engine, plan: &Plan) -> Result<Arc<Ready>, UserError> {
+        engine.ready(&self.db).await.map_err(|problem| match problem {
+            Problem::Unreachable(why) => {
+                UserError::new(Blame::Server, CANNOT_CONNECT_NOW, "the fallback engine on the hub cannot be reached")
+                    .detail(format!("{} {why}.", wanted_for(plan)))
+                    .hint("Statements with a shard key do not need it. SHOW ENGINE in the admin database says more.")
+            }
+            problem => cannot(plan, &problem.to_string()),
+        })
+    }
+
+    /// A Backend in a transaction of its own, with the engine as it was found ready.
+    async fn open_engine(&mut self, engine: &Engine, sql: &str, plan: &Plan) -> Result<(usize, Arc<Ready>), Failure> {
+        for _ in 0..ATTEMPTS {
+            let ready = self.step_in(engine, plan).await?;
+            if let Some(skipped) = skipped_in(sql, &ready) {
+                return Err(cannot(plan, &skipped).into());
+            }
+            let index = self.hold(self.db.engine_id()).await?;
+            let begun = self.begin_on_engine(index, engine, &ready).await;
+            match begun {
+                Ok(Ok(())) => return Ok((index, ready)),
+                Ok(Err(refusal)) => {
+                    tracing::debug!("the fallback engine is not in step: {}", String::from_utf8_lossy(&refusal));
+                    self.close_engine().await;
+                    engine.note_stale();
+                }
+                Err(_) => {
+                    self.held[index].lease.doubt("lost before the fallback engine was asked");
+                    self.held[index].lease.pool().close_idle();
+                    self.held.remove(index);
+                }
+            }
+        }
+        Err(cannot(plan, "it is being brought into step with the shards").into())
+    }
+
+    async fn begin_on_engine(
+        &mut self,
+        index: usize,
+        engine: &Engine,
+        ready: &Ready,
+    ) -> std::io::Result<Result<(), Bytes>> {
+        let wanted = self.vars.current().clone();
+        let begin = match &self.txn {
+            Some(txn) => txn.prelude.iter().map(|joined| &*joined.sql).collect::<Vec<_>>().join("; "),
+            None => "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY".to_owned(),
+        };
+        let begin = if begin.is_empty() { "BEGIN".to_owned() } else { begin };
+        // Its own bound of time holds however long the client would let it run.
+        let check = format!(
+            "SELECT pg_catalog.set_config('statement_timeout', CASE WHEN t.ms > 0 AND t.ms < {max} THEN t.ms ELSE {max} END::text, true), \
+             1 / CASE WHEN (SELECT s.token FROM weir_engine.state s) = '{}' THEN 1 ELSE 0 END \
+             FROM (SELECT pg_catalog.round(extract(epoch FROM pg_catalog.current_setting('statement_timeout')::interval) * 1000)::bigint AS ms) t",
+            ready.token,
+            max = engine.config.time_max.as_millis(),
+        );
+        let Session { client, held, .. } = self;
+        let lease = &mut held[index].lease;
+        let settings = replay(&lease.vars, &wanted);
+        for sql in settings.iter().map(String::as_str).chain([&*begin, &*check]) {
+            lease.put_query(sql);
+            if let Err(refusal) = answer(lease, client).await? {
+                return Ok(Err(refusal));
+            }
+            lease.vars.clone_from(&wanted);
+        }
+        Ok(Ok(()))
+    }
+
+    async fn run_on_engine(
+        &mut self,
+        index: usize,
+        asked: &Asked<'_>,
+        plan: &Plan,
+        (engine, ready): (&Engine, &Ready),
+    ) -> Result<(), Failure> {
+        let start = Instant::now();
+        let mut replies = Replies::default();
+        put_question(&mut self.held[index].lease, asked.question, &mut replies)?;
+        let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: HELD_BYTES_MAX };
+        let mut trail = Trail::default();
+        let flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;
+        let Capture::Hold { reply, .. } = capture else { return Ok(()) };
+        if trail.failed {
+            self.forget_on_engine(asked.question);
+            if let Some(error) = limit_hit(&trail, plan, engine, start) {
+                return Err(error.into());
+            }
+        }
+        match self.put_reply(&reply, asked, plan, ready) {
+            Ok(()) if flow == Flow::Overflow => {
+                self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
+            }
+            Ok(()) => {}
+            Err(refusal) => {
+                if flow == Flow::Overflow {
+                    self.held[index].lease.doubt("its rows were not wanted");
+                }
+                return Err(refusal.into());
+            }
+        }
+        self.db.stats.server_error(&trail);
+        if trail.failed {
+            if let Some(txn) = &mut self.txn {
+                txn.failed = true;
+            }
+            return Err(Failure::Reported);
+        }
+        Ok(())
+    }
+
+    /// What failed may not be prepared there.
+    fn forget_on_engine(&mut self, question: Question<'_>) {
+        let engine = self.db.engine_id();
+        if let Question::Portal { prepared, .. } = question
+            && let Some(held) = self.held.iter_mut().find(|held| held.shard == engine)
+        {
+            held.lease.forget_prepared(prepared.id);
+        }
+    }
+
+    /// Passes the first frames on, with the shards' numbers for types.
+    fn put_reply(&mut self, reply: &[u8], asked: &Asked<'_>, plan: &Plan, ready: &Ready) -> Result<(), UserError> {
+        let mut rest = reply;
+        let mut out = BytesMut::with_capacity(reply.len());
+        while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
+            rest = &rest[next.raw.len()..];
+            if next.tag != tag::ROW_DESCRIPTION {
+                out.extend_from_slice(next.raw);
+                continue;
+            }
+            let mut fields = row::fields(next.body).map_err(|_| cannot(plan, "its answer was malformed"))?;
+            let has = |oids: &[u32]| fields.iter().any(|field| oids.contains(&field.type_oid));
+            if has(&FLOATS)
+                && says(asked.sql, &|name| {
+                    ADDING.contains(&name) || ADDING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+                })
+            {
+                let why = "the last digits of sums of floating-point numbers depend on the order of rows, which differs from one server's";
+                return Err(cannot(plan, why).hint("Cast the argument to numeric."));
+            }
+            if has(&[INTERVAL]) && says(asked.sql, &|name| GROUPING.contains(&name)) {
+                let why =
+                    "which of several equal intervals (1 mon, 30 days) stands for all depends on the order of rows";
+                return Err(cannot(plan, why).hint("Select the interval as text, or a bound of it."));
+            }
+            if !asked.description {
+                continue;
+            }
+            for field in &mut fields {
+                // A table's number there would be another table's, or none's.
+                (field.table, field.attribute) = (0, 0);
+                field.type_oid = ready.types.get(&field.type_oid).copied().unwrap_or(field.type_oid);
+            }
+            frame::put(&mut out, tag::ROW_DESCRIPTION, |out| row::put_fields(out, fields.into_iter()));
+        }
+        out.extend_from_slice(rest);
+        self.client.out.unsplit(out);
+        Ok(())
+    }
+
+    /// Ends the engine's transaction and gives its Backend back.
+    async fn close_engine(&mut self) {
+        let engine = self.db.engine_id();
+        let Some(index) = self.held.iter().position(|held| held.shard == engine) else { return };
+        let Session { client, held, .. } = self;
+        let lease = &mut held[index].lease;
+        if !lease.is_doubted() && lease.status != weir_wire::backend::Status::Idle {
+            lease.put_query("ROLLBACK");
+            if !matches!(answer(lease, client).await, Ok(Ok(()))) {
+                lease.doubt("lost after the fallback engine was asked");
+            }
+        }
+        self.held.remove(index);
+    }
+}
+
+/// OIDs below are the same on every server (FirstNormalObjectId in src/include/access/transam.h).
+const FIRST_OWN_OID: u32 = 16_384;
+/// ERRCODE_CANNOT_CONNECT_NOW.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+
+fn wanted_for(plan: &Plan) -> String {
+    match &plan.reason {
+        RouteReason::Engine { refusal } => {
+            let detail = refusal.detail.as_deref().unwrap_or(&refusal.message);
+            format!("{}.", detail.trim_end_matches('.'))
+        }
+        reason => format!("{reason}."),
+    }
+}
+
+/// The planner's refusal, and why the engine cannot help.
+fn cannot(plan: &Plan, why: &str) -> UserError {
+    let detail = format!("{} The fallback engine cannot answer it either: {why}.", wanted_for(plan));
+    match &plan.reason {
+        RouteReason::Engine { refusal } => UserError::clone(refusal).detail(detail),
+        _ => UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "this statement cannot run across shards")
+            .detail(detail),
+    }
+}
+
+/// A word of the statement that names what the engine does not have.
+fn skipped_in(sql: &str, ready: &Ready) -> Option<String> {
+    if ready.skipped.iter().all(|skipped| skipped.name.is_empty()) {
+        return None;
+    }
+    let mut tokens = Vec::new();
+    if lex(sql, &mut tokens).is_err() {
+        return Some("its text is not understood".to_owned());
+    }
+    tokens.into_iter().filter_map(|token| word::name(sql, token)).find_map(|name| {
+        let found = ready.skipped.iter().find(|skipped| skipped.name == name && !skipped.name.is_empty())?;
+        Some(format!("{} {} is not there: {}", found.kind, found.shown, found.reason.trim_end_matches('.')))
+    })
+}
+
+/// Has the statement such a word? A text that is not understood has.
+fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
+    let mut tokens = Vec::new();
+    lex(sql, &mut tokens).is_err()
+        || tokens.into_iter().filter_map(|token| word::name(sql, token)).any(|name| wanted(&name))
+}
+
+/// An error that means one of the engine's own limits, in weir's words.
+fn limit_hit(trail: &Trail, plan: &Plan, engine: &Engine, start: Instant) -> Option<UserError> {
+    let too_much = |what: String, key: &str| {
+        UserError::new(
+            Blame::Client,
+            sqlstate::TOO_COMPLEX,
+            "the statement needs more than the fallback engine may use",
+        )
+        .detail(format!("{} {what}", wanted_for(plan)))
+        .hint(format!("Restrict it by the shard key, or raise engine.{key}."))
+    };
+    match &trail.sqlstate? {
+        b"53400" => Some(too_much(
+            format!("Its temporary files would have grown beyond {} bytes.", engine.config.temp_bytes_max),
+            "temp_bytes_max",
+        )),
+        b"57014" if start.elapsed() >= engine.config.time_max => {
+            Some(too_much(format!("It ran longer than {:?}.", engine.config.time_max), "time_max"))
+        }
+        b"42803" => {
+            Some(cannot(plan, "tables have no primary keys there, by which a column outside GROUP BY could be known"))
+        }
+        _ => None,
+    }
+}
