@@ -10,6 +10,7 @@ mod dev;
 mod differential;
 mod drift;
 mod drivers;
+mod dump;
 mod engine;
 mod explain;
 mod freshness;
