@@ -33,7 +33,8 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("sql", &["error", "id", "topology"]),
     ("fresh", &["error", "id", "topology"]),
     ("engine", &["id", "topology", "sql"]),
-    ("merge", &["error", "id", "topology"]),
+    // An expression over aggregates keeps the operations the parser has names for.
+    ("merge", &["error", "id", "topology", "sql"]),
     ("copy", &["error", "id", "topology", "sql"]),
     // A plan says how its parts are merged, so the merge specification lies below it and the merger never sees a plan.
     ("plan", &["error", "id", "topology", "sql", "fresh", "merge", "copy"]),

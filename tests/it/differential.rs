@@ -7,6 +7,10 @@
 //! Non-goals: speed, and which shard is asked (`placement.rs`).
 
 mod data;
+mod random;
+mod tpch;
+
+pub use random::Dice;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -21,7 +25,7 @@ use weir_harness::{Builder, Plain, Tier};
 
 const CORPUS: &str = include_str!("differential/corpus.txt");
 /// The corpus has at least this many statements, or something went wrong with reading it.
-const STATEMENTS_MIN: usize = 150;
+const STATEMENTS_MIN: usize = 500;
 /// For one statement, on a busy machine.
 const ANSWER_WAIT: Duration = Duration::from_secs(15);
 /// Statements that are known to be answered wrongly. One that is put right must leave this list.

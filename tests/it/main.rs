@@ -17,6 +17,7 @@ mod freshness;
 mod habits;
 mod hostile;
 mod journey;
+mod ledger;
 mod login;
 mod outage;
 mod placement;

@@ -13,7 +13,8 @@ use bytes::BytesMut;
 use hashbrown::{HashMap, HashSet};
 
 use super::fold::{Folder, State};
-use super::output::{Budget, Distinct, Output, key_of};
+use super::formula::{Computed, Formula};
+use super::output::{Budget, Distinct, Last, Output, key_of};
 use super::row::{Row, RowBuilder};
 use super::value::{Comparable, Kind};
 use super::{GroupSpec, MergeLimits, MergeSpec, ResultColumn, internal, unsupported};
@@ -70,12 +71,16 @@ impl Merger {
         } else {
             Distinct::Off
         };
+        if spec.ties && order.is_empty() {
+            return Err(internal("WITH TIES without an order"));
+        }
+        let ties = if spec.ties { order.clone() } else { Vec::new() };
         let mode = match &spec.group {
             Some(group) => Mode::Regroup(Regroup::new(group, order, &columns)?),
             None if order.is_empty() => Mode::Relay,
             None => Mode::Interleave(Interleave::new(order, sources)),
         };
-        let output = Output::new(visible, distinct, spec.offset, spec.limit);
+        let output = Output::new(visible, distinct, spec.offset, Last::new(spec.limit, ties));
         Ok(Merger { mode, columns: columns.len(), open: vec![true; sources], output, budget: Budget::new(limits) })
     }
 
@@ -158,7 +163,10 @@ fn check_positions(spec: &MergeSpec, columns: usize) -> Result<(), UserError> {
             super::FoldKind::Avg { sum, count } => [fold.column, sum, count],
             _ => [fold.column; 3],
         });
-        group.keys.iter().copied().chain(folds)
+        let computed = group.computed.iter().map(|computed| computed.0);
+        let formulas = group.computed.iter().map(|computed| &computed.1).chain(&group.having);
+        let used = formulas.flat_map(Formula::columns);
+        group.keys.iter().copied().chain(folds).chain(computed).chain(used)
     });
     if order.chain(group).any(|column| column >= columns) || spec.hidden > columns {
         return Err(internal("the plan names a column that the shards' rows do not have"));
@@ -274,6 +282,9 @@ impl Interleave {
 struct Regroup {
     keys: Vec<Comparable>,
     folders: Vec<Folder>,
+    /// Column, whether it is binary, and how it is computed.
+    computed: Vec<(usize, bool, Computed)>,
+    having: Option<Computed>,
     order: Vec<Comparable>,
     columns: usize,
     groups: HashMap<Box<[u8]>, Group, foldhash::fast::RandomState>,
@@ -302,7 +313,21 @@ impl Regroup {
     fn new(spec: &GroupSpec, order: Vec<Comparable>, columns: &[ResultColumn]) -> Result<Self, UserError> {
         let keys = spec.keys.iter().map(|&column| equality(column, columns, "GROUP BY")).collect::<Result<_, _>>()?;
         let folders = spec.folds.iter().map(|&fold| Folder::new(fold, columns)).collect::<Result<_, _>>()?;
-        Ok(Regroup { keys, folders, order, columns: columns.len(), groups: HashMap::default(), emitted: false })
+        let shown = |(column, formula): &(usize, Formula)| {
+            Ok((*column, columns[*column].binary, Computed::shown(formula, *column, columns)?))
+        };
+        let computed = spec.computed.iter().map(shown).collect::<Result<_, UserError>>()?;
+        let having = spec.having.as_ref().map(|having| Computed::condition(having, columns)).transpose()?;
+        Ok(Regroup {
+            keys,
+            folders,
+            computed,
+            having,
+            order,
+            columns: columns.len(),
+            groups: HashMap::default(),
+            emitted: false,
+        })
     }
 
     fn start(&self, source: usize, row: Option<&[u8]>) -> Group {
@@ -339,8 +364,10 @@ impl Regroup {
             // An aggregate without GROUP BY has one row even over nothing.
             groups.insert(Box::default(), self.start(0, None));
         }
-        let mut folded =
-            groups.into_iter().map(|(key, group)| self.fold(key, &group)).collect::<Result<Vec<_>, _>>()?;
+        let mut folded = Vec::with_capacity(groups.len());
+        for (key, group) in groups {
+            folded.extend(self.fold(key, &group)?);
+        }
         folded.sort_unstable_by(|a, b| a.order.cmp(&b.order));
         for group in folded {
             output.offer(&Row::parse(&group.row, self.columns)?, budget)?;
@@ -348,7 +375,8 @@ impl Regroup {
         Ok(())
     }
 
-    fn fold(&self, key: Box<[u8]>, group: &Group) -> Result<Folded, UserError> {
+    /// The group's row; `None` if HAVING leaves it out.
+    fn fold(&self, key: Box<[u8]>, group: &Group) -> Result<Option<Folded>, UserError> {
         let shown = group.row.as_deref().map(|row| Row::parse(row, self.columns)).transpose()?;
         let mut builder = RowBuilder::new(self.columns);
         for column in 0..self.columns {
@@ -357,8 +385,29 @@ impl Regroup {
                 None => builder.push(shown.as_ref().and_then(|row| row.get(column))),
             }
         }
-        let row = builder.finish();
+        let mut row = builder.finish();
+        let folded = Row::parse(&row, self.columns)?;
+        if let Some(having) = &self.having
+            && !having.holds(&folded)?
+        {
+            return Ok(None);
+        }
+        if !self.computed.is_empty() {
+            row = self.compute(&folded)?;
+        }
         let order = key_of(&self.order, &Row::parse(&row, self.columns)?)?;
-        Ok(Folded { order: (order, key), row })
+        Ok(Some(Folded { order: (order, key), row }))
+    }
+
+    /// The row with its computed columns filled in.
+    fn compute(&self, folded: &Row<'_>) -> Result<Vec<u8>, UserError> {
+        let mut builder = RowBuilder::new(self.columns);
+        for column in 0..self.columns {
+            match self.computed.iter().find(|computed| computed.0 == column) {
+                Some((_, binary, computed)) => builder.push(computed.write(folded, *binary)?.as_deref()),
+                None => builder.push(folded.get(column)),
+            }
+        }
+        Ok(builder.finish())
     }
 }

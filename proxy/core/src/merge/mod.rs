@@ -4,10 +4,11 @@
 //! turn out to be ones whose order or sum it cannot reproduce exactly.
 //!
 //! Reading order: [`Merger`] (what is kept and when a row goes out), `output` (DISTINCT, OFFSET, LIMIT), `fold`
-//! (aggregates), `value` (types as bytes that sort), and below them `numeric`, `datetime`, `row`.
+//! (aggregates), `formula` (expressions over them), `value` (types as bytes that sort), and below them `numeric`, `datetime`, `row`.
 
 mod datetime;
 mod fold;
+mod formula;
 mod merger;
 mod numeric;
 mod output;
@@ -18,6 +19,7 @@ mod value;
 mod tests;
 
 use crate::error::{Blame, UserError, sqlstate};
+pub use formula::Formula;
 pub use merger::{Merger, Wants};
 pub use row::strip_row_description;
 
@@ -56,14 +58,20 @@ pub struct MergeSpec {
     pub offset: u64,
     /// Rows returned at most after `offset`.
     pub limit: Option<u64>,
+    /// Rows that sort like the last one within the limit are returned too (FETCH FIRST … WITH TIES). Needs an order.
+    pub ties: bool,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct GroupSpec {
     /// Grouping columns: rows with equal values here become one row. Empty: one row in all.
     pub keys: Vec<usize>,
     /// What to do with every column that is not a key.
     pub folds: Vec<Fold>,
+    /// Columns that are computed from others once those are folded; what the shards sent in them is not looked at.
+    pub computed: Vec<(usize, Formula)>,
+    /// HAVING: groups of which it is not true are left out.
+    pub having: Option<Formula>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

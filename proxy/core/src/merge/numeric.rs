@@ -1,7 +1,9 @@
 //! Postgres's numeric: reading and writing both formats, exact sums, and its own division.
 //!
 //! Invariant: what is written is byte-identical to what one server would send for the same value and display scale.
-//! Non-goals: any arithmetic beyond what re-aggregation needs. Source: src/backend/utils/adt/numeric.c.
+//! Non-goals: any arithmetic beyond what re-aggregation and expressions over aggregates need. Source: src/backend/utils/adt/numeric.c.
+
+use std::cmp::Ordering;
 
 use num_bigint::{BigInt, BigUint, Sign};
 use smallvec::SmallVec;
@@ -167,20 +169,88 @@ impl Numeric {
         };
     }
 
-    /// `numeric_div(self, count)` for a positive count, with the scale `select_div_scale` gives it.
+    /// `numeric_div(self, count)` for a positive count.
     pub(super) fn divide(&self, count: i128) -> Numeric {
-        let Numeric::Finite { unscaled, scale } = self else { return self.clone() };
-        let divisor = BigInt::from(count);
-        let (weight, first) = leading_group(unscaled, *scale);
-        let (divisor_weight, divisor_first) = leading_group(&divisor, 0);
-        let quotient_weight = weight - divisor_weight - i64::from(first <= divisor_first);
-        let wanted =
-            (QUOTIENT_DIGITS_MIN - 4 * quotient_weight).max(i64::from(*scale)).clamp(0, DISPLAY_SCALE_MAX) as u16;
-        let (numerator, denominator) = match wanted.checked_sub(*scale) {
-            Some(more) => (rescaled(unscaled.clone(), more), divisor),
-            None => (unscaled.clone(), rescaled(divisor, *scale - wanted)),
+        // Only infinities and NaN have no quotient here, and those stay what they are.
+        self.over(&Numeric::from(count)).unwrap_or_else(|| self.clone())
+    }
+
+    /// `numeric_div` of finite numbers, with the scale `select_div_scale` gives it; `None` for others and for a zero divisor.
+    pub(super) fn over(&self, divisor: &Numeric) -> Option<Numeric> {
+        let (Numeric::Finite { unscaled, scale }, Numeric::Finite { unscaled: by, scale: by_scale }) = (self, divisor)
+        else {
+            return None;
         };
-        Numeric::Finite { unscaled: divided_half_away(&numerator, &denominator), scale: wanted }
+        if divisor.is_zero() {
+            return None;
+        }
+        let (weight, first) = leading_group(unscaled, *scale);
+        let (by_weight, by_first) = leading_group(by, *by_scale);
+        let quotient_weight = weight - by_weight - i64::from(first <= by_first);
+        let wanted = (QUOTIENT_DIGITS_MIN - 4 * quotient_weight)
+            .max(i64::from(*scale))
+            .max(i64::from(*by_scale))
+            .clamp(0, DISPLAY_SCALE_MAX) as u16;
+        // unscaled / 10^scale / (by / 10^by_scale), in units of 10^-wanted.
+        let up = u32::from(wanted) + u32::from(*by_scale);
+        let (mut numerator, mut denominator) = (unscaled.clone(), by.clone());
+        match up.checked_sub(u32::from(*scale)) {
+            Some(more) => numerator *= BigInt::from(10).pow(more),
+            None => denominator *= BigInt::from(10).pow(u32::from(*scale) - up),
+        }
+        Some(Numeric::Finite { unscaled: divided_half_away(&numerator, &denominator), scale: wanted })
+    }
+
+    /// What a number written with digits and at most one point stands for.
+    pub(super) fn read(text: &[u8]) -> Option<Numeric> {
+        Decimal::from_text(text).map(Numeric::from)
+    }
+
+    pub(super) fn is_finite(&self) -> bool {
+        matches!(self, Numeric::Finite { .. })
+    }
+
+    pub(super) fn is_zero(&self) -> bool {
+        matches!(self, Numeric::Finite { unscaled, .. } if unscaled.sign() == Sign::NoSign)
+    }
+
+    pub(super) fn negated(self) -> Numeric {
+        match self {
+            Numeric::Finite { unscaled, scale } => Numeric::Finite { unscaled: -unscaled, scale },
+            Numeric::PositiveInfinity => Numeric::NegativeInfinity,
+            Numeric::NegativeInfinity => Numeric::PositiveInfinity,
+            Numeric::Nan => Numeric::Nan,
+        }
+    }
+
+    /// `numeric_mul` of finite numbers; `None` for others, and beyond the scale it would round to.
+    pub(super) fn times(&self, other: &Numeric) -> Option<Numeric> {
+        let (Numeric::Finite { unscaled: a, scale: i }, Numeric::Finite { unscaled: b, scale: j }) = (self, other)
+        else {
+            return None;
+        };
+        let scale = i.checked_add(*j).filter(|scale| i64::from(*scale) <= DISPLAY_SCALE_MAX)?;
+        Some(Numeric::Finite { unscaled: a * b, scale })
+    }
+
+    /// `numeric_round` of a finite number: half away from zero.
+    pub(super) fn rounded(&self, digits: u16) -> Option<Numeric> {
+        let Numeric::Finite { unscaled, scale } = self else { return None };
+        let unscaled = match digits.checked_sub(*scale) {
+            Some(more) => rescaled(unscaled.clone(), more),
+            None => divided_half_away(unscaled, &rescaled(BigInt::from(1), *scale - digits)),
+        };
+        Some(Numeric::Finite { unscaled, scale: digits })
+    }
+
+    /// Finite numbers by value, whatever their scales; others are not asked for.
+    pub(super) fn compare(&self, other: &Numeric) -> Ordering {
+        let (Numeric::Finite { unscaled: a, scale: i }, Numeric::Finite { unscaled: b, scale: j }) = (self, other)
+        else {
+            return Ordering::Equal;
+        };
+        let scale = (*i).max(*j);
+        rescaled(a.clone(), scale - i).cmp(&rescaled(b.clone(), scale - j))
     }
 
     pub(super) fn to_text(&self) -> String {
@@ -251,7 +321,7 @@ fn divided_half_away(numerator: &BigInt, denominator: &BigInt) -> BigInt {
     let rest = numerator % denominator;
     if rest.magnitude() * 2_u32 < *denominator.magnitude() {
         quotient
-    } else if rest.sign() == denominator.sign() {
+    } else if numerator.sign() == denominator.sign() {
         quotient + 1
     } else {
         quotient - 1

@@ -109,12 +109,45 @@ pub(super) fn key_of(columns: &[Comparable], row: &Row<'_>) -> Result<Vec<u8>, U
     Ok(key)
 }
 
-pub(super) struct Output {
-    pub(super) visible: usize,
-    pub(super) distinct: Distinct,
-    pub(super) skip: u64,
+/// Where the rows end.
+pub(super) struct Last {
     /// Rows that may still go out; `None`: any number.
-    pub(super) left: Option<u64>,
+    left: Option<u64>,
+    /// WITH TIES: what rows are sorted by; else empty.
+    ties: Vec<Comparable>,
+    /// The sort bytes of the last row within the limit, once that is reached.
+    reached: Option<Vec<u8>>,
+    ended: bool,
+}
+
+impl Last {
+    pub(super) fn new(limit: Option<u64>, ties: Vec<Comparable>) -> Self {
+        Last { left: limit, ties, reached: None, ended: limit == Some(0) }
+    }
+
+    /// May `row` go out? Rows come in order.
+    fn admits(&mut self, row: &Row<'_>) -> Result<bool, UserError> {
+        if let Some(reached) = &self.reached {
+            self.ended = key_of(&self.ties, row)? != *reached;
+            return Ok(!self.ended);
+        }
+        if let Some(left) = &mut self.left {
+            *left -= 1;
+            if *left == 0 && self.ties.is_empty() {
+                self.ended = true;
+            } else if *left == 0 {
+                self.reached = Some(key_of(&self.ties, row)?);
+            }
+        }
+        Ok(true)
+    }
+}
+
+pub(super) struct Output {
+    visible: usize,
+    distinct: Distinct,
+    skip: u64,
+    last: Last,
     /// Frames not yet polled.
     ready: BytesMut,
     ready_rows: usize,
@@ -123,13 +156,13 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn new(visible: usize, distinct: Distinct, skip: u64, limit: Option<u64>) -> Self {
-        Output { visible, distinct, skip, left: limit, ready: BytesMut::new(), ready_rows: 0, rows: 0 }
+    pub(super) fn new(visible: usize, distinct: Distinct, skip: u64, last: Last) -> Self {
+        Output { visible, distinct, skip, last, ready: BytesMut::new(), ready_rows: 0, rows: 0 }
     }
 
     /// LIMIT is satisfied.
     pub(super) fn is_full(&self) -> bool {
-        self.left == Some(0)
+        self.last.ended
     }
 
     /// Takes the next row of the merged result.
@@ -141,8 +174,8 @@ impl Output {
             self.skip -= 1;
             return Ok(());
         }
-        if let Some(left) = &mut self.left {
-            *left -= 1;
+        if !self.last.admits(row)? {
+            return Ok(());
         }
         row.append_frame(self.visible, &mut self.ready);
         self.ready_rows += 1;

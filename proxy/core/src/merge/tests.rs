@@ -271,7 +271,7 @@ proptest! {
         let folds = [FoldKind::Count, FoldKind::Sum, FoldKind::Sum, FoldKind::Min { byte_order: false }, FoldKind::Max { byte_order: false }, FoldKind::And];
         let folds = folds.into_iter().enumerate().map(|(index, kind)| Fold { column: index + 1, kind }).collect();
         let spec = MergeSpec {
-            group: Some(GroupSpec { keys: vec![0], folds }),
+            group: Some(GroupSpec { keys: vec![0], folds, ..GroupSpec::default() }),
             order: vec![OrderKey { descending, ..ascending(1) }, ascending(0)],
             offset,
             limit,
@@ -392,7 +392,11 @@ fn aggregate(rows: &[Model]) -> BTreeMap<(bool, Option<String>), Aggregate> {
 /// avg(x) in column 0 from hidden sum and count.
 fn average() -> MergeSpec {
     let folds = vec![Fold { column: 0, kind: FoldKind::Avg { sum: 1, count: 2 } }];
-    MergeSpec { hidden: 2, group: Some(GroupSpec { keys: vec![], folds }), ..MergeSpec::default() }
+    MergeSpec {
+        hidden: 2,
+        group: Some(GroupSpec { keys: vec![], folds, ..GroupSpec::default() }),
+        ..MergeSpec::default()
+    }
 }
 
 // ---- the types ----
@@ -554,7 +558,7 @@ fn values_that_look_different_may_be_equal() {
         (17, "\\x00ff", "\\000\\377"),
         (18, "A", "\\101"),
     ] {
-        let group = Some(GroupSpec { keys: vec![0], folds: vec![] });
+        let group = Some(GroupSpec { keys: vec![0], folds: vec![], ..GroupSpec::default() });
         let spec = MergeSpec { group, ..MergeSpec::default() };
         let merged = merge(spec, text_columns(&[oid]), &[vec![cells(&[a])], vec![cells(&[b])]]).expect("merge");
         assert_eq!(merged, [cells(&[a])], "the lowest source's is shown, though the highest came first");
@@ -573,7 +577,7 @@ fn dates_in_other_styles_are_refused() {
 
 fn fold_one(kind: FoldKind, oid: u32, binary: bool, parts: &[Option<Vec<u8>>]) -> Result<Option<Vec<u8>>, UserError> {
     let spec = MergeSpec {
-        group: Some(GroupSpec { keys: vec![], folds: vec![Fold { column: 0, kind }] }),
+        group: Some(GroupSpec { keys: vec![], folds: vec![Fold { column: 0, kind }], ..GroupSpec::default() }),
         ..MergeSpec::default()
     };
     let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary }];
@@ -656,7 +660,8 @@ fn averages_are_recomposed() {
 fn an_aggregate_over_nothing_is_one_row() {
     let fold = |column, kind| Fold { column, kind };
     let folds = vec![fold(0, FoldKind::Count), fold(1, FoldKind::Sum)];
-    let spec = MergeSpec { group: Some(GroupSpec { keys: vec![], folds }), ..MergeSpec::default() };
+    let spec =
+        MergeSpec { group: Some(GroupSpec { keys: vec![], folds, ..GroupSpec::default() }), ..MergeSpec::default() };
     let columns = text_columns(&[INT8, NUMERIC]);
     assert_eq!(
         merge(spec.clone(), columns.clone(), &[vec![cells(&["0", "null"])], vec![cells(&["0", "null"])]]),
@@ -670,7 +675,8 @@ fn an_aggregate_over_nothing_is_one_row() {
 fn text_in_byte_order_has_a_smallest_and_a_largest() {
     let folds = [FoldKind::Min { byte_order: true }, FoldKind::Max { byte_order: true }];
     let folds = folds.into_iter().enumerate().map(|(column, kind)| Fold { column, kind }).collect();
-    let spec = MergeSpec { group: Some(GroupSpec { keys: vec![], folds }), ..MergeSpec::default() };
+    let spec =
+        MergeSpec { group: Some(GroupSpec { keys: vec![], folds, ..GroupSpec::default() }), ..MergeSpec::default() };
     let sources =
         [vec![cells(&["b", "b"])], vec![cells(&["null", "null"])], vec![cells(&["Z", "é"])], vec![cells(&["ab", "z"])]];
     assert_eq!(merge(spec, text_columns(&[25, 1043]), &sources), Ok(vec![cells(&["Z", "é"])]));
@@ -688,7 +694,7 @@ fn what_cannot_be_exact_is_refused_before_the_first_row() {
         }
     };
     let group = |kind| MergeSpec {
-        group: Some(GroupSpec { keys: vec![], folds: vec![Fold { column: 0, kind }] }),
+        group: Some(GroupSpec { keys: vec![], folds: vec![Fold { column: 0, kind }], ..GroupSpec::default() }),
         ..MergeSpec::default()
     };
     let unproven = MergeSpec { order: vec![OrderKey { byte_order: false, ..ascending(0) }], ..MergeSpec::default() };
@@ -727,7 +733,10 @@ fn a_plan_that_names_missing_columns_is_our_bug() {
 #[test]
 fn memory_is_bounded() {
     let tight = MergeLimits { buffered_bytes_max: 2000, groups_max: 10 };
-    let group = || MergeSpec { group: Some(GroupSpec { keys: vec![0], folds: vec![] }), ..MergeSpec::default() };
+    let group = || MergeSpec {
+        group: Some(GroupSpec { keys: vec![0], folds: vec![], ..GroupSpec::default() }),
+        ..MergeSpec::default()
+    };
     let distinct = || MergeSpec { distinct: true, ..MergeSpec::default() };
     let order = || MergeSpec { order: vec![ascending(0)], ..MergeSpec::default() };
     for (spec, limits) in [

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::formula::Blueprint;
 use super::reason::{KeyName, NoCacheReason, RouteReason};
 use super::refuse;
 use super::scatter::ReadScatter;
@@ -290,13 +291,27 @@ impl Shape {
             Some(term) => values.count(term, self.client_params),
             None => Ok(None),
         };
+        let limit = count(&read.limit)?;
+        if read.ties && limit.is_none() {
+            return Err(refuse::ties_without_count());
+        }
+        let mut group = read.group.clone();
+        if let Some(group) = &mut group {
+            let bound =
+                |blueprint: &Blueprint| blueprint.bind(values, self.client_params).ok_or_else(refuse::number_missing);
+            for (column, blueprint) in &read.computed {
+                group.computed.push((*column, bound(blueprint)?));
+            }
+            group.having = read.having.as_ref().map(bound).transpose()?;
+        }
         Ok(MergeSpec {
             hidden: read.hidden,
-            group: read.group.clone(),
+            group,
             distinct: read.distinct,
             order: read.order.clone(),
             offset: count(&read.offset)?.unwrap_or(0),
-            limit: count(&read.limit)?,
+            limit,
+            ties: read.ties,
         })
     }
 }

@@ -11,7 +11,9 @@ use crate::sql::lex::{Token, TokenKind};
 pub struct Clauses {
     pub items: Vec<Range<usize>>,
     pub group: Option<Listed>,
+    pub having: Option<Range<usize>>,
     pub order: Option<Listed>,
+    /// LIMIT or FETCH FIRST.
     pub limit: Option<Valued>,
     pub offset: Option<Valued>,
     /// One past the last token of the statement (its semicolon excluded).
@@ -25,7 +27,7 @@ pub struct Listed {
     pub items: Vec<Range<usize>>,
 }
 
-/// A clause that is one value.
+/// A clause that is one value; `value` is empty in `FETCH FIRST ROW`, which means one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Valued {
     pub whole: Range<usize>,
@@ -42,6 +44,7 @@ enum Keyword {
     Order,
     Limit,
     Offset,
+    Fetch,
     Foreign,
 }
 
@@ -71,7 +74,8 @@ fn keyword(sql: &str, tokens: &[Token], index: usize) -> Option<Keyword> {
         "order" if word(index + 1, "by") => Keyword::Order,
         "limit" => Keyword::Limit,
         "offset" => Keyword::Offset,
-        "union" | "intersect" | "except" | "window" | "fetch" | "for" | "into" => Keyword::Foreign,
+        "fetch" => Keyword::Fetch,
+        "union" | "intersect" | "except" | "window" | "for" | "into" => Keyword::Foreign,
         _ => return None,
     };
     Some(found)
@@ -98,7 +102,12 @@ pub fn clauses(sql: &str, tokens: &[Token]) -> Option<Clauses> {
                 }
                 found.items = split(tokens, start..whole.end);
             }
-            Keyword::From | Keyword::Where | Keyword::Having => {}
+            Keyword::From | Keyword::Where => {}
+            Keyword::Having => {
+                if found.having.replace(whole).is_some() {
+                    return None;
+                }
+            }
             Keyword::Group => {
                 let items = split(tokens, whole.start + 2..whole.end);
                 if found.group.replace(Listed { whole, items }).is_some() {
@@ -128,10 +137,27 @@ pub fn clauses(sql: &str, tokens: &[Token]) -> Option<Clauses> {
                     return None;
                 }
             }
+            Keyword::Fetch => {
+                let value = fetched(sql, tokens, &whole)?;
+                if found.limit.replace(Valued { whole, value }).is_some() {
+                    return None;
+                }
+            }
             Keyword::Foreign => return None,
         }
     }
     Some(found)
+}
+
+/// The count in `FETCH {FIRST | NEXT} [count] {ROW | ROWS} {ONLY | WITH TIES}`.
+fn fetched(sql: &str, tokens: &[Token], whole: &Range<usize>) -> Option<Range<usize>> {
+    let ends = |end: usize, words: &[&str]| {
+        let start = end.checked_sub(words.len()).filter(|start| *start >= whole.start + 2)?;
+        words.iter().zip(start..).all(|(word, at)| tokens[at].is_word(sql, word)).then_some(start)
+    };
+    let end = ends(whole.end, &["only"]).or_else(|| ends(whole.end, &["with", "ties"]))?;
+    let end = ends(end, &["rows"]).or_else(|| ends(end, &["row"]))?;
+    Some(whole.start + 2..end)
 }
 
 fn split(tokens: &[Token], range: Range<usize>) -> Vec<Range<usize>> {

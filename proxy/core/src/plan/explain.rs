@@ -136,6 +136,13 @@ pub fn merge(spec: &MergeSpec) -> String {
         let folds: Vec<String> =
             group.folds.iter().map(|fold| format!("{}:{}", fold.column, fold_name(fold.kind))).collect();
         parts.push(format!("group by [{}] folding [{}]", keys.join(" "), folds.join(" ")));
+        if !group.computed.is_empty() {
+            let computed: Vec<String> = group.computed.iter().map(|computed| computed.0.to_string()).collect();
+            parts.push(format!("computing [{}]", computed.join(" ")));
+        }
+        if group.having.is_some() {
+            parts.push("having".to_owned());
+        }
     }
     if spec.distinct {
         parts.push("distinct".to_owned());
@@ -157,7 +164,7 @@ pub fn merge(spec: &MergeSpec) -> String {
         parts.push(format!("offset {}", spec.offset));
     }
     if let Some(limit) = spec.limit {
-        parts.push(format!("limit {limit}"));
+        parts.push(format!("limit {limit}{}", if spec.ties { " with ties" } else { "" }));
     }
     if spec.hidden > 0 {
         parts.push(format!("{} hidden", spec.hidden));

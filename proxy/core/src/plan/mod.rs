@@ -11,6 +11,7 @@ mod clauses;
 mod compile;
 mod engine;
 mod explain;
+mod formula;
 mod functions;
 mod hidden;
 mod reason;

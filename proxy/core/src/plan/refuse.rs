@@ -193,6 +193,22 @@ pub fn parameter_type(number: u16, wanted: &str) -> UserError {
     )
 }
 
+pub fn ties_without_count() -> UserError {
+    refuse(
+        "the row count of FETCH FIRST … WITH TIES cannot be NULL",
+        "The rows come from several shards, so weir itself looks for ties.".to_owned(),
+        "Give a whole number that is not negative.".to_owned(),
+    )
+}
+
+pub fn number_missing() -> UserError {
+    refuse(
+        "an expression over aggregates of several shards cannot be computed",
+        "weir cannot read a number in it.".to_owned(),
+        "Restrict the statement to one shard key, or compute the expression in the application.".to_owned(),
+    )
+}
+
 pub fn explain_spread() -> UserError {
     refuse(
         "EXPLAIN of a write of every shard is not supported",

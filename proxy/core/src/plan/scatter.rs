@@ -5,12 +5,15 @@
 //! sort and limit themselves and rows are merged. *Folded*: groups span shards; shards send partial aggregates, and order,
 //! limit and offset are applied after folding.
 
+mod compute;
+
 use std::ops::Range;
 
 use super::clauses::{Clauses, Listed, item_expression, order_expression, same_tokens};
+use super::formula::Blueprint;
 use super::rewrite::{Edit, Piece, Rewrite};
 use crate::merge::{Fold, FoldKind, GroupSpec, OrderKey};
-use crate::sql::facts::{Aggregate, ColumnFacts, Expression, ItemKind, Limit, Literal, SelectShape, Term};
+use crate::sql::facts::{Aggregate, ColumnFacts, Expression, Formula, ItemKind, Limit, Literal, SelectShape, Term};
 use crate::sql::lex::{Token, TokenKind};
 
 /// A merge whose limits are still terms.
@@ -21,10 +24,15 @@ pub struct ReadScatter {
     /// Columns of a shard's row, where the merge depends on their number.
     pub columns: Option<usize>,
     pub group: Option<GroupSpec>,
+    /// Columns that are computed from folded ones, and HAVING.
+    pub computed: Vec<(usize, Blueprint)>,
+    pub having: Option<Blueprint>,
     pub distinct: bool,
     pub order: Vec<OrderKey>,
     pub limit: Option<Term>,
     pub offset: Option<Term>,
+    /// Rows that sort like the last one of the limit are returned too.
+    pub ties: bool,
     /// Did the comparison of expressions look at literals of the select list?
     pub compared_literals: bool,
 }
@@ -35,6 +43,8 @@ impl ReadScatter {
         self.rewrite.is_empty()
             && self.hidden == 0
             && self.group.is_none()
+            && self.computed.is_empty()
+            && !self.ties
             && !self.distinct
             && self.order.is_empty()
             && self.limit.is_none()
@@ -70,6 +80,8 @@ struct Builder<'s> {
     /// Group keys by column, and which expression each is.
     keys: Vec<(usize, &'s Expression, Option<Range<usize>>)>,
     folds: Vec<Fold>,
+    computed: Vec<(usize, Blueprint)>,
+    having: Option<Blueprint>,
     compared: bool,
 }
 
@@ -143,6 +155,8 @@ impl<'s> Builder<'s> {
             hidden: Vec::new(),
             keys: Vec::new(),
             folds: Vec::new(),
+            computed: Vec::new(),
+            having: None,
             compared: false,
         }
     }
@@ -284,11 +298,16 @@ impl<'s> Builder<'s> {
         let Some(offset) = &clauses.offset else { return Vec::new() };
         let sum = |limit: Option<&Range<usize>>| {
             // Summed as numeric and capped, so that a huge LIMIT does not overflow; a NULL LIMIT is no limit either way.
-            let mut pieces = vec![Piece::Text("LIMIT (least(".into())];
-            pieces.push(limit.map_or(Piece::Text("NULL".into()), |limit| Piece::Tokens(limit.clone())));
+            let (head, tail) = if self.shape.ties { ("FETCH FIRST (", ") ROWS WITH TIES") } else { ("LIMIT (", ")") };
+            let mut pieces = vec![Piece::Text(format!("{head}least(").into())];
+            pieces.push(match limit {
+                None => Piece::Text("NULL".into()),
+                Some(one) if one.is_empty() => Piece::Text("1".into()),
+                Some(limit) => Piece::Tokens(limit.clone()),
+            });
             pieces.push(Piece::Text("::int8::numeric + ".into()));
             pieces.push(Piece::Tokens(offset.value.clone()));
-            pieces.push(Piece::Text("::int8, 9223372036854775807)::int8)".into()));
+            pieces.push(Piece::Text(format!("::int8, 9223372036854775807)::int8{tail}").into()));
             pieces
         };
         match &clauses.limit {
@@ -309,40 +328,42 @@ impl<'s> Builder<'s> {
     /// Groups that span shards.
     fn folded(mut self) -> Result<ReadScatter, String> {
         let shape = self.shape;
-        if shape.having {
-            return Err("HAVING needs whole groups, and they span shards".into());
-        }
-        if shape.distinct {
-            return Err("DISTINCT needs whole groups, and they span shards".into());
-        }
         if !self.complete {
             return Err("weir does not know the columns of * in it".into());
         }
-        self.fold_items()?;
+        let formulas = self.fold_items()?;
         self.hide_keys()?;
+        let mut edits = Vec::new();
+        for (index, formula) in formulas {
+            edits.push(self.compute_item(index, formula)?);
+        }
+        edits.extend(self.fold_having()?);
         let mut order = Vec::new();
         if let Some(clause) = &self.text.clauses.order {
             for (item, tokens) in shape.order.iter().zip(&clause.items) {
                 let tokens = order_expression(self.text.sql, self.text.tokens, tokens);
                 let index = match self.ordered_item(&item.expression, &tokens)? {
                     Some(index) => index,
+                    None if shape.distinct => return Err("DISTINCT is ordered by what it does not select".into()),
                     None => self.ordered_beyond(&item.expression, &tokens)?,
                 };
                 order.push(self.order_key(index, item)?);
             }
         }
-        let mut edits = self.folded_tail();
+        edits.extend(self.folded_tail());
         self.hidden_edit(&mut edits);
         let mut keys: Vec<usize> = self.keys.iter().map(|key| key.0).collect();
         keys.sort_unstable();
         keys.dedup();
         let mut folds = std::mem::take(&mut self.folds);
         folds.sort_by_key(|fold| fold.column);
-        Ok(self.finish(edits, Some(GroupSpec { keys, folds }), order))
+        Ok(self.finish(edits, Some(GroupSpec { keys, folds, ..GroupSpec::default() }), order))
     }
 
-    /// Every select item must be a group key or an aggregate that can be put together from parts.
-    fn fold_items(&mut self) -> Result<(), String> {
+    /// Every select item must be a group key, an aggregate that can be put together from parts, or made of such; those
+    /// that have to be computed are returned.
+    fn fold_items(&mut self) -> Result<Vec<(usize, &'s Formula)>, String> {
+        let mut formulas = Vec::new();
         for index in 0..self.visible.len() {
             if self.is_group_key(index) {
                 continue;
@@ -350,17 +371,22 @@ impl<'s> Builder<'s> {
             let Some(expression) = self.visible[index].expression else {
                 return Err("it selects a column that it neither groups by nor aggregates".into());
             };
-            let Some(aggregate) = &expression.aggregate else {
-                return Err(if expression.has_aggregate {
-                    "an aggregate stands inside a larger expression, and its groups span shards".into()
-                } else {
-                    "it selects an expression that it neither groups by nor aggregates".into()
-                });
-            };
             let tokens = self.visible[index].tokens.clone().unwrap_or_default();
-            self.fold(index, aggregate, &tokens)?;
+            match (&expression.aggregate, &expression.formula) {
+                (Some(aggregate), _) => self.fold(index, aggregate, &tokens)?,
+                (None, Some(formula)) => formulas.push((index, formula)),
+                (None, None) if expression.has_aggregate => {
+                    return Err("an aggregate stands inside a larger expression, and its groups span shards".into());
+                }
+                (None, None) if expression.has_subquery => {
+                    return Err("it selects a sub-query, and its groups span shards".into());
+                }
+                // Without an aggregate it is made of group keys and constants (or Postgres refuses it), and nothing in it
+                // is volatile: every shard has the same for a group, and the merge shows the first.
+                (None, None) => {}
+            }
         }
-        Ok(())
+        Ok(formulas)
     }
 
     fn is_group_key(&mut self, index: usize) -> bool {
@@ -507,10 +533,13 @@ impl<'s> Builder<'s> {
             hidden: self.hidden.len(),
             columns: depends.then_some(self.visible.len() + self.hidden.len()),
             group,
+            computed: self.computed,
+            having: self.having,
             distinct: self.shape.distinct,
             order,
             limit: term(&self.shape.limit),
             offset: term(&self.shape.offset),
+            ties: self.shape.ties,
             compared_literals: self.compared,
         }
     }

@@ -116,6 +116,13 @@ impl<'a> Values<'a> {
         u64::try_from(number).map(Some).map_err(|_| bad_count())
     }
 
+    /// The text of a lifted number.
+    pub fn written_number(&self, number: u16, client_params: u16) -> Option<&'a str> {
+        let literal = self.literals.get(usize::from(number.checked_sub(client_params + 1)?))?;
+        let text = self.sql.get(literal.start as usize..literal.end as usize)?;
+        (literal.kind != LiteralKind::String).then_some(text)
+    }
+
     /// Does any text value read as the present time in a date or timestamp ('now', 'today', …)? Only short values are
     /// looked at, because a date with such a word in it is short.
     pub fn mention_time(&self) -> bool {

@@ -204,9 +204,13 @@ pub struct SelectShape {
     pub distinct: bool,
     pub group: Vec<Expression>,
     pub having: bool,
+    /// What HAVING says, if it can be reproduced.
+    pub having_formula: Option<Formula>,
     pub order: Vec<Ordering>,
     pub limit: Limit,
     pub offset: Limit,
+    /// FETCH FIRST … WITH TIES.
+    pub ties: bool,
     /// All columns of everything in FROM are known, so that a name which is none of them is an output name.
     pub names_complete: bool,
 }
@@ -258,6 +262,8 @@ pub struct Expression {
     pub value: Option<Term>,
     /// It is nothing but an aggregate call.
     pub aggregate: Option<Aggregate>,
+    /// It is more than an aggregate call, and can be put together from aggregates.
+    pub formula: Option<Formula>,
     pub has_aggregate: bool,
     pub has_window: bool,
     pub has_subquery: bool,
@@ -282,6 +288,44 @@ pub struct Aggregate {
     /// ORDER BY inside, WITHIN GROUP, or several arguments.
     pub ordered: bool,
     pub filtered: bool,
+}
+
+/// An expression over aggregates, columns and numbers, in operations whose result can be reproduced without a server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Formula {
+    Aggregate(Aggregate),
+    Column(ColumnFacts),
+    /// A number in the text, lifted or not, or NULL; never a client's parameter, whose type the server chooses.
+    Constant(Term),
+    Apply(Operation, Vec<Formula>),
+}
+
+/// The operations of a [`Formula`], on integers, numeric and boolean alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operation {
+    Negate,
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Equal,
+    NotEqual,
+    Less,
+    LessEqual,
+    Greater,
+    GreaterEqual,
+    And,
+    Or,
+    Not,
+    IsNull,
+    IsNotNull,
+    Coalesce,
+    NullIf,
+    Round,
+    ToInt2,
+    ToInt4,
+    ToInt8,
+    ToNumeric,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

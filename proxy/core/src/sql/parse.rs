@@ -12,6 +12,7 @@ mod defaults;
 mod dml;
 mod env;
 mod feed;
+mod formula;
 mod from;
 mod scope;
 mod shape;

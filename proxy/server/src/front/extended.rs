@@ -228,8 +228,8 @@ impl Session {
                 self.survey_class(&prepared.shape.class, survey);
                 match self.place(&view.topology, &plan, || spread_of(&body)) {
                     Place::One(shard) => {
-                        survey.stepwise |= matches!(plan.wrap, Wrap::Explain(_));
-                        survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
+                        let explains = matches!(plan.wrap, Wrap::Explain(_));
+                        survey.stepwise |= explains || survey.shard.is_some_and(|already| already != shard);
                         survey.shard.get_or_insert(shard);
                     }
                     Place::Several(_) | Place::Engine => survey.stepwise = true,

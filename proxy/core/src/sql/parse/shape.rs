@@ -10,10 +10,12 @@ use sqlparser::ast::{
 
 use super::analyse::{Analyser, resolve};
 use super::env::{Env, NodeId};
+use super::formula::formula;
 use super::scope::{Column, Columns, Entry, Scope, ident, name_parts};
 use super::terms::{bare, constant};
 use crate::sql::facts::{
-    Aggregate, ColumnFacts, Expression, ItemKind, Limit, Ordering, SelectItem, SelectShape, WildcardColumn,
+    Aggregate, ColumnFacts, Expression, Formula, ItemKind, Limit, Literal, Ordering, SelectItem, SelectShape, Term,
+    WildcardColumn,
 };
 use crate::topology::catalog::Catalog;
 
@@ -263,20 +265,28 @@ pub fn shape(
         Some(OrderByKind::Expressions(order)) => order,
         _ => &[],
     };
-    let (limit, offset) = match &query.limit_clause {
+    let (mut limit, offset) = match &query.limit_clause {
         Some(LimitClause::LimitOffset { limit, offset, .. }) => {
             (count(limit.as_ref()), count(offset.as_ref().map(|offset| &offset.value)))
         }
         _ => (Limit::None, Limit::None),
     };
+    if let Some(fetch) = &query.fetch {
+        limit = match &fetch.quantity {
+            Some(quantity) => count(Some(quantity)),
+            None => Limit::Term(Term::Literal(Literal::Number("1".into()))),
+        };
+    }
     Some(SelectShape {
         items: select.projection.iter().map(|item| reader.item(item)).collect(),
         distinct: matches!(select.distinct, Some(Distinct::Distinct)),
         group: group.iter().map(|expr| reader.expression(expr)).collect(),
         having: select.having.is_some(),
+        having_formula: select.having.as_ref().and_then(|having| reader.formula(having)),
         order: order.iter().map(|item| reader.ordering(item)).collect(),
         limit,
         offset,
+        ties: query.fetch.as_ref().is_some_and(|fetch| fetch.with_ties),
         names_complete: scope.entries.iter().all(|entry| matches!(entry.columns, Columns::Known(_))),
     })
 }
@@ -285,8 +295,8 @@ fn never_merged(select: &Select, query: &Query) -> Option<&'static str> {
     if !query.locks.is_empty() {
         return Some("FOR UPDATE or FOR SHARE");
     }
-    if query.fetch.is_some() {
-        return Some("FETCH FIRST (write LIMIT)");
+    if query.fetch.as_ref().is_some_and(|fetch| fetch.percent || fetch.with_ties && query.order_by.is_none()) {
+        return Some("FETCH FIRST … PERCENT, or WITH TIES without an order");
     }
     if matches!(select.distinct, Some(Distinct::On(_))) {
         return Some("DISTINCT ON");
@@ -402,6 +412,7 @@ impl Reader<'_, '_, '_> {
                 !inside.collation && self.analyser.schema.catalog.database_byte_order && self.all_byte_order(expr)
             }
         };
+        let formula = (inside.aggregate && aggregate.is_none()).then(|| self.formula(expr)).flatten();
         Expression {
             column,
             bare_name: match expr {
@@ -413,12 +424,20 @@ impl Reader<'_, '_, '_> {
                 _ => None,
             },
             aggregate,
+            formula,
             has_aggregate: inside.aggregate,
             has_window: inside.window,
             has_subquery: inside.subquery,
             byte_order,
             foreign_collation: explicit == Some(false),
         }
+    }
+
+    fn formula(&self, expr: &Expr) -> Option<Formula> {
+        formula(expr, self.analyser.params, &|expr| match expr {
+            Expr::Function(function) => self.aggregate(function).map(Formula::Aggregate),
+            _ => self.column_of(expr).map(Formula::Column),
+        })
     }
 
     /// Do all columns in it follow the database's byte order, so that the whole does?
