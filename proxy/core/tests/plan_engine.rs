@@ -14,7 +14,7 @@ const ANSWERED: &[&str] = &[
     "WITH x AS (SELECT user_id FROM orders LIMIT 3) SELECT now(), current_user, to_char(now(), 'YYYY') FROM x",
     "SELECT status, random() FROM orders ORDER BY lower(status) COLLATE \"de_DE\"",
     "TABLE orders",
-    "SELECT user_id FROM orders ORDER BY total_cents FETCH FIRST 3 ROWS WITH TIES",
+    "SELECT DISTINCT ON (status) status FROM orders ORDER BY status FETCH FIRST 3 ROWS ONLY",
 ];
 
 /// What changes something, is one server's, or is not known to be harmless.
