@@ -349,7 +349,8 @@ pub enum Limit {
     Computed,
 }
 
-/// Type family of a column, for comparing keys; `None` for every type that cannot be one.
+/// Type family of a column, for comparing keys; `None` for every type that cannot be one, char(n) among them: its hash
+/// ignores trailing blanks.
 pub fn family(type_oid: u32) -> Option<KeyType> {
     match type_oid {
         20 | 21 | 23 => Some(KeyType::Int),

@@ -4,6 +4,9 @@
 //! is the reply, and every Backend has been read to its ReadyForQuery before the session goes on. Rows are held only as
 //! far as the merge needs, within its limits.
 
+mod question;
+pub mod rows;
+
 use std::task::Poll;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -15,9 +18,11 @@ use weir_core::session::replies::{Owed, Replies, Verdict};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{Status, command_rows, command_tag, tag};
 use weir_wire::frame;
-use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_copy_fail, put_sync};
+use weir_wire::frontend::{self, put_copy_fail, put_sync};
 use weir_wire::row;
 
+pub use self::question::put_question;
+use self::rows::Whole;
 use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
 use crate::front::session::{End, Failure, Session};
 use crate::statements::{Prepared, Understood};
@@ -34,6 +39,13 @@ pub enum Question<'a> {
         prepared: &'a Prepared,
         bind: &'a Bytes,
         merged: bool,
+    },
+    /// A text made for this one execution; `hidden`: columns that it has beyond those the client knows.
+    Once {
+        sql: &'a str,
+        types: &'a [u8],
+        bind: &'a Bytes,
+        hidden: usize,
     },
 }
 
@@ -72,9 +84,12 @@ impl Session {
         });
         let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
         let form = Form { description: true, columns: understood.template.merged_columns() };
-        match &plan.merge {
-            Some(spec) => self.merged_read(shards, question, spec.clone(), form).await,
-            None => self.spread_write(shards, question, &understood.shape, plan, form).await,
+        match (&plan.merge, &plan.dealt) {
+            (Some(spec), _) => self.merged_read(shards, question, spec.clone(), form).await,
+            (None, Some(dealt)) => {
+                self.deal_rows(shards, Whole { sql, plan, dealt, portal: None, description: true }).await
+            }
+            (None, None) => self.spread_write(shards, question, &understood.shape, plan, form).await,
         }
     }
 
@@ -219,6 +234,11 @@ impl Session {
             txn.changed_schema = true;
             txn.renews = true;
         }
+        self.conclude_write(own, result).await
+    }
+
+    /// Ends a write over shards, and with it the transaction that was made for it alone (`own`).
+    async fn conclude_write(&mut self, own: bool, result: Result<Bytes, Failure>) -> Result<(), Failure> {
         match result {
             Ok(command) => {
                 if own {
@@ -534,47 +554,6 @@ impl Session {
             txn.failed = true;
         }
     }
-}
-
-pub fn put_question(
-    lease: &mut crate::back::pool::Lease,
-    question: Question<'_>,
-    replies: &mut Replies,
-) -> Result<(), Failure> {
-    match question {
-        Question::Text(sql) => {
-            lease.put_query(sql);
-            replies.push(Owed::Query { hidden: false });
-        }
-        Question::Portal { prepared, bind, merged } => {
-            let (id, sql) = match &prepared.merged {
-                Some(form) if merged => (form.id, &form.sql),
-                _ => (prepared.id, &prepared.sql),
-            };
-            let name = Prepared::backend_name(id);
-            if !lease.is_prepared(id) {
-                if let Some(oldest) = lease.note_prepared(id) {
-                    let name = Prepared::backend_name(oldest);
-                    Target { object: Object::Statement, name: name.as_bytes() }
-                        .put(frontend::tag::CLOSE, &mut lease.out);
-                    replies.push(Owed::Close { hidden: true, op: u32::MAX });
-                }
-                Parse { name: name.as_bytes(), sql, types: &prepared.types }.put(&mut lease.out);
-                replies.push(Owed::Parse { hidden: true, op: u32::MAX });
-            }
-            let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
-            bind.on_unnamed_portal().put_for(name.as_bytes(), &mut lease.out);
-            Target { object: Object::Portal, name: b"" }.put(frontend::tag::DESCRIBE, &mut lease.out);
-            Execute { portal: b"", rows_max: 0 }.put(&mut lease.out);
-            put_sync(&mut lease.out);
-            for owed in
-                [Owed::BindComplete { hidden: true }, Owed::Describe, Owed::Execute, Owed::Sync { hidden: false }]
-            {
-                replies.push(owed);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// A command tag with another row count.

@@ -7,6 +7,7 @@ pub mod cancel;
 pub mod client;
 pub mod control;
 mod described;
+pub mod draw;
 pub mod extended;
 pub mod listen;
 pub mod mode;

@@ -28,6 +28,7 @@ impl Compiler<'_> {
             _ => self.unparsed(inner, "this kind of statement is not analysed"),
         };
         shape.scatter = Err(why.into());
+        shape.deal = Err(why.into());
         shape.cacheable = Err(NoCacheReason::NotSelect);
         shape.engine = false;
         shape
