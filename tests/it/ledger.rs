@@ -71,6 +71,10 @@ async fn the_ledger_balances_whoever_is_killed() -> Result<()> {
             killed[victim] += 1;
             let settled = books(&tier, &desk).await.with_context(|| format!("after kill {kill} of {victim}"))?;
             doubt = doubt.max(settled);
+            if (kill + 1) % 50 == 0 {
+                let acknowledged = desk.count.load(SeqCst);
+                eprintln!("{} kills ({killed:?}), {acknowledged} transfers, in doubt for at most {doubt:?}", kill + 1);
+            }
         }
         anyhow::Ok(())
     };
