@@ -54,7 +54,7 @@ impl AdminSource for Fake {
             cache: vec![("hits".into(), 3)],
             lists: vec![("databases".into(), 1)],
             state: vec![("active".into(), "yes".into())],
-            engine: vec![EngineRow::default()],
+            engine: vec![EngineRow { database: "shop".into(), state: "ready".into(), ..EngineRow::default() }],
             drift: vec![DriftRow { database: "shop".into(), definition: None, ..DriftRow::default() }],
             config: vec![ConfigRow { key: "listen".into(), ..ConfigRow::default() }],
             version: "weir 1".into(),
