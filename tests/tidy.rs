@@ -38,6 +38,7 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("copy", &["error", "id", "topology", "sql"]),
     // A plan says how its parts are merged, so the merge specification lies below it and the merger never sees a plan.
     ("plan", &["error", "id", "topology", "sql", "fresh", "merge", "copy"]),
+    ("advise", &["error", "id", "topology", "sql", "fresh", "merge", "plan"]),
     ("session", &["error", "id", "topology", "sql"]),
     ("pool", &["error", "id"]),
     ("cache", &["error", "id", "topology", "sql", "fresh"]),

@@ -47,7 +47,7 @@ const HARD: &[&str] = &[
     "SELECT count(*) FROM (SELECT user_id FROM orders ORDER BY total DESC, order_id LIMIT 11) top JOIN users u USING (user_id)",
     "SELECT user_id, email FROM users WHERE user_id IN (SELECT user_id FROM orders ORDER BY total, order_id LIMIT 4) ORDER BY 1",
     "TABLE users ORDER BY user_id LIMIT 3",
-    "SELECT p.name, sum(qty) FROM order_items JOIN products p USING (product_id) GROUP BY p.name HAVING sum(qty) > 3 ORDER BY 2 DESC, 1",
+    "SELECT p.name, string_agg(qty::text, ',' ORDER BY qty) FROM order_items JOIN products p USING (product_id) GROUP BY p.name ORDER BY 1",
     "SELECT s.value, count(*) FROM settings s, users u WHERE u.country = s.name GROUP BY 1 ORDER BY 1",
 ];
 
@@ -391,6 +391,6 @@ async fn a_statement_that_wants_too_much_is_told_so() -> Result<()> {
     // The client cannot lift the bound of time.
     client.batch_execute("SET statement_timeout = 0").await?;
     assert_eq!(refusal(&client, long).await?.0, "54000");
-    assert_eq!(rows(&client, HARD[2]).await?.is_empty(), false);
+    assert!(!rows(&client, HARD[2]).await?.is_empty());
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! weir from outside: real Postgres, real Redis, real drivers. One binary, a module per subject.
 
+mod advise;
 mod auth;
 mod cancel;
 mod compose;
@@ -25,8 +26,10 @@ mod pooling;
 mod protocol;
 mod raw;
 mod replication;
+mod rows;
 mod same_wire;
 mod scale;
+mod sequences;
 mod session;
 mod shop;
 mod start;

@@ -175,19 +175,18 @@ async fn scatter_reads_equal_one_postgres() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_right_is_refused_with_a_reason() -> Result<()> {
-    let tier = Tier::builder().shards(2).start().await?;
+    let tier = Tier::builder().shards(2).config_extra("[engine]\nenabled = false").start().await?;
     let client = tier.connect().await?;
     create_schema(&client).await?;
     for sql in [
         "SELECT u.name FROM users u JOIN users v ON u.name = v.name",
-        "SELECT avg(total_cents) * 2 FROM orders",
+        "SELECT string_agg(status, ',' ORDER BY order_id) FROM orders",
         "SELECT name, rank() OVER (ORDER BY name) FROM users",
-        "SELECT status FROM orders GROUP BY status HAVING count(*) > 1",
         "INSERT INTO users (name) VALUES ('no key')",
         "UPDATE users SET user_id = 5 WHERE user_id = 4",
         "SELECT name FROM users UNION SELECT name FROM products",
         "COPY users FROM '/nowhere'",
-        "INSERT INTO users (user_id) VALUES (1), (2), (3), (4), (5), (6), (7), (8)",
+        "INSERT INTO users (user_id, name) SELECT total_cents, status FROM orders",
         "UPDATE products SET price_cents = random()",
     ] {
         let error = client.simple_query(sql).await.expect_err(sql);
@@ -240,9 +239,6 @@ async fn what_hides_a_table_is_found_in_the_catalogue() -> Result<()> {
         client.batch_execute(statement).await?;
     }
     for refused in [
-        "SELECT * FROM recent",
-        "SELECT * FROM busy",
-        "SELECT total()",
         "SELECT outer_total()",
         "DO 'BEGIN PERFORM outer_total(); END'",
         "INSERT INTO settings VALUES ('a', 'b')",
@@ -259,6 +255,16 @@ async fn what_hides_a_table_is_found_in_the_catalogue() -> Result<()> {
         .await?;
     assert_eq!(column(&client, "SELECT name FROM listing").await?, ["tea"]);
     assert_eq!(column(&client, "SELECT product_count()").await?, ["1"]);
+    // Reads over sharded tables in disguise: the fallback engine sees all shards.
+    client.batch_execute("INSERT INTO users (user_id) VALUES (1)").await?;
+    client
+        .batch_execute(
+            "INSERT INTO orders (user_id, order_id, status, total_cents) VALUES (1, gen_random_uuid(), 'new', 5)",
+        )
+        .await?;
+    assert_eq!(column(&client, "SELECT * FROM recent").await?, ["1"]);
+    assert_eq!(column(&client, "SELECT * FROM busy").await?, ["1"]);
+    assert_eq!(column(&client, "SELECT total()").await?, ["1"]);
     assert_eq!(column(&client, "SELECT one()").await?, ["1"]);
     assert_eq!(column(&client, "SELECT * FROM settings").await?, Vec::<String>::new());
     Ok(())

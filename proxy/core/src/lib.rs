@@ -8,6 +8,7 @@
 //! who may come in at all.
 
 pub mod admin;
+pub mod advise;
 pub mod cache;
 pub mod copy;
 pub mod engine;

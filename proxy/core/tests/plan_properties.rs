@@ -82,6 +82,51 @@ proptest! {
         }
     }
 
+    /// Each row goes to the owner of its key and to no other shard, and the parts together are the whole.
+    #[test]
+    fn every_row_of_an_insert_goes_to_exactly_one_shard(
+        rows in prop::collection::vec((any::<i32>(), 0..4_usize, "[a-z,()' ]{0,6}"), 2..40),
+        tail in prop::sample::select(&["", " ON CONFLICT DO NOTHING", " RETURNING *;", " ON CONFLICT (user_id) DO UPDATE SET name = 'x' -- end"][..]),
+    ) {
+        let fixture = Fixture::storefront(4);
+        let mut params: Vec<String> = Vec::new();
+        let written: Vec<String> = rows.iter().map(|(key, kind, name)| {
+            let key = match kind {
+                0 => key.to_string(),
+                1 => format!("'{key}'"),
+                2 => format!("'{key}'::bigint"),
+                _ => {
+                    params.push(key.to_string());
+                    format!("${}", params.len())
+                }
+            };
+            format!("({key}, '{}')", name.replace('\'', "''"))
+        }).collect();
+        let sql = format!("INSERT INTO users (user_id, name) VALUES {}{tail}", written.join(" , "));
+        let datums: Vec<Datum<'_>> = params.iter().map(|text| Datum::Text(text.as_bytes())).collect();
+        let plan = bind(&fixture, &sql, &datums).expect("a plan");
+        let owner = |key: i32| fixture.topology.shard_of(&Key::Int(i64::from(key)));
+        let Some(dealt) = plan.dealt else {
+            prop_assert_eq!(plan.target, Target::One(owner(rows[0].0)));
+            prop_assert!(rows.iter().all(|row| owner(row.0) == owner(rows[0].0)));
+            return Ok(());
+        };
+        let Target::Many(shards) = plan.target else { panic!("several shards") };
+        let mut tokens = Vec::new();
+        lex(&sql, &mut tokens).expect("lexes");
+        let mut seen = 0;
+        for shard in shards {
+            let part = dealt.deal.rows.keep(&sql, &tokens, |row| dealt.owners[row] == shard, "");
+            let mine: Vec<&str> =
+                written.iter().zip(&rows).filter(|(_, row)| owner(row.0) == shard).map(|(text, _)| &**text).collect();
+            prop_assert!(!mine.is_empty());
+            seen += mine.len();
+            let tail = tail.trim_end_matches(';').split(" --").next().unwrap_or_default();
+            prop_assert_eq!(part, format!("INSERT INTO users (user_id, name) VALUES {}{tail}", mine.join(", ")));
+        }
+        prop_assert_eq!(seen, rows.len());
+    }
+
     #[test]
     fn random_text_never_panics(words in prop::collection::vec(prop::sample::select(WORDS), 0..30)) {
         let fixture = Fixture::storefront(4);

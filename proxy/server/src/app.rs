@@ -28,6 +28,7 @@ use crate::front::tls::ClientTls;
 use crate::hub::{Hub, HubEvent, without_hub};
 use crate::metrics::{Metrics, Subject};
 use crate::probe::{self, EndpointView};
+use crate::sequences::Sequences;
 use crate::stats::{ClientCount, DatabaseStats};
 
 /// How often databases and their idle server connections are looked at.
@@ -309,6 +310,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         cache: basis.cache.clone(),
         stats: DatabaseStats::new(Arc::clone(&basis.metrics), figures),
         on_demand: basis.is_wildcard(),
+        sequences: Sequences::new(&database.name, basis.hub.clone(), logins.clone()),
         engine: if basis.is_wildcard() { None } else { Engine::new(config, database, logins.clone()) },
     };
     let engine = parts.engine.clone();

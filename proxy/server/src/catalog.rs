@@ -15,7 +15,7 @@ use tokio_postgres::{Client, Error, Row};
 use weir_core::session::effect::body_keeps;
 use weir_core::topology::catalog::reach::{BODY_BYTES_MAX, Graph, Names, is_system_schema};
 use weir_core::topology::catalog::{
-    Catalog, Column, DefaultKind, Overload, Relation, RelationKind, RelationName, Volatility,
+    Catalog, Column, DefaultKind, DrawnColumn, Overload, Relation, RelationKind, RelationName, SequenceRule, Volatility,
 };
 
 pub use rules::{ForeignKey, RuleProblem, check_rules};
@@ -63,6 +63,23 @@ FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oi
 LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
 LEFT JOIN pg_collation o ON o.oid = a.attcollation
 WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+ORDER BY a.attrelid, a.attnum";
+
+/// Columns whose default is the next number of a sequence that counts up and ends: identity columns own theirs, others call
+/// nextval() of it and do nothing else.
+const DRAWN: &str = "
+SELECT n.nspname::text, c.relname::text, a.attname::text, sn.nspname::text, s.relname::text, a.attidentity = 'a',
+       q.seqstart, q.seqincrement, q.seqmax
+FROM (SELECT refobjid AS relation, refobjsubid AS number, objid AS sequence FROM pg_depend
+      WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass AND deptype = 'i' AND refobjsubid > 0
+      UNION ALL
+      SELECT f.adrelid, f.adnum, d.refobjid FROM pg_attrdef f
+      JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass
+      WHERE pg_get_expr(f.adbin, f.adrelid) ~ '^nextval\\(''[^'']*''::regclass\\)(::\\w+)?$') u
+JOIN pg_attribute a ON a.attrelid = u.relation AND a.attnum = u.number AND NOT a.attisdropped AND a.attgenerated = ''
+JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p') JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class s ON s.oid = u.sequence AND s.relkind = 'S' JOIN pg_namespace sn ON sn.oid = s.relnamespace
+JOIN pg_sequence q ON q.seqrelid = s.oid AND q.seqincrement > 0 AND NOT q.seqcycle
 ORDER BY a.attrelid, a.attnum";
 
 /// An expression in an index has no name: it is shown as an empty one, which never equals a shard key.
@@ -159,11 +176,23 @@ async fn read_all(client: &Client, version: u64) -> Result<Catalog, Error> {
         }
         catalog.relations.entry(schema).or_default().insert(name, relation);
     }
+    drawn(client, &mut catalog).await?;
     functions(client, &mut catalog).await?;
     let mut graph = uses(client, &named).await?;
     bodies(client, &mut graph, &mut catalog).await?;
     graph.close(&mut catalog);
     Ok(catalog)
+}
+
+async fn drawn(client: &Client, catalog: &mut Catalog) -> Result<(), Error> {
+    for row in client.query(DRAWN, &[]).await? {
+        let sequence: RelationName = (text(&row, 3)?, text(&row, 4)?);
+        let rule = SequenceRule { start: row.try_get(6)?, increment: row.try_get(7)?, max: row.try_get(8)? };
+        let column = DrawnColumn { column: text(&row, 2)?, sequence: sequence.clone(), always: row.try_get(5)? };
+        catalog.drawn.entry((text(&row, 0)?, text(&row, 1)?)).or_default().push(column);
+        catalog.sequences.insert(sequence, rule);
+    }
+    Ok(())
 }
 
 async fn functions(client: &Client, catalog: &mut Catalog) -> Result<(), Error> {

@@ -3,6 +3,8 @@
 //! Invariant: a [`View`] is immutable; a change of schema or topology swaps in a whole new one. Sessions look the view up per
 //! statement, so that none works on an old map for longer than one statement.
 
+mod engine;
+
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Weak};
@@ -15,7 +17,6 @@ use tokio::task::JoinSet;
 use weir_core::error::UserError;
 use weir_core::fresh::words::Words;
 use weir_core::id::{Lsn, ShardId};
-use weir_core::plan::{Plan, Template, Values};
 use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::{TableRules, Topology};
@@ -30,6 +31,7 @@ use crate::engine::Engine;
 use crate::probe::EndpointView;
 use crate::recover::Prepared;
 use crate::seats::SeatCount;
+use crate::sequences::Sequences;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 
@@ -82,6 +84,7 @@ pub struct Database {
     pub cache: Option<Arc<Cache>>,
     pub stats: DatabaseStats,
     pub seats: Arc<SeatCount>,
+    pub sequences: Sequences,
     /// It came up because somebody asked for it, and goes when nobody does.
     pub on_demand: bool,
     /// Name for the cache: a database that was dropped and made anew is another one.
@@ -214,12 +217,13 @@ pub struct Parts {
     pub cache: Option<Arc<Cache>>,
     pub stats: DatabaseStats,
     pub on_demand: bool,
+    pub sequences: Sequences,
     pub engine: Option<Arc<Engine>>,
 }
 
 impl Database {
     pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, cache, stats, on_demand, engine } = parts;
+        let Parts { topology, shards, cache, stats, on_demand, sequences, engine } = parts;
         let home = &database.shards[usize::from(database.home.0)].primary;
         let catalog_login = Login {
             host: home.host.as_str().into(),
@@ -250,6 +254,7 @@ impl Database {
             statements: if alone { statements.for_one_server() } else { statements },
             cache,
             seats: SeatCount::new(),
+            sequences,
             on_demand,
             identity: ArcSwap::from_pointee(database_name),
             suspect: AtomicBool::new(false),
@@ -350,61 +355,8 @@ impl Database {
             }
         });
         let shards = shards.collect();
-        let engine =
-            self.engine.as_ref().and_then(|engine| self.engine_pool(engine, (config, user), &wanted, &keyring));
+        let engine = self.engine.as_ref().map(|engine| self.engine_pool(engine, (config, user), &wanted, &keyring));
         UserPools { shards, engine, keyring, mode: AtomicU8::new(wanted.mode as u8) }
-    }
-
-    fn engine_pool(
-        &self,
-        engine: &Engine,
-        (config, user): (&Config, &str),
-        wanted: &PoolConfig,
-        keyring: &Keyring,
-    ) -> Option<Arc<Pool>> {
-        let (host, port) = engine.endpoint()?;
-        let login = Login {
-            host: host.into(),
-            port,
-            user: user.into(),
-            database: engine.database.as_str().into(),
-            credential: keyring.clone(),
-            tls: engine.tls().clone(),
-            deadline: config.limits.connect_time_max,
-        };
-        let limits = self.pool_limits(config, wanted);
-        let bounds = Bounds { size: engine.config.pool_size, reserve: 0, ..limits.bounds };
-        let pool = Pool::new(format!("{}/engine", self.name), login, PoolLimits { bounds, min: 0, ..limits });
-        if self.is_paused() {
-            pool.pause();
-        }
-        Some(pool)
-    }
-
-    /// Replaces the engine's server connections: they have the settings of before.
-    pub fn reconnect_engine(&self) {
-        let pools = self.all_pools();
-        pools.iter().filter_map(|(_, pools)| pools.engine.as_ref()).for_each(|pool| pool.reconnect());
-    }
-
-    /// The number that stands for the engine among the shards'.
-    pub fn engine_id(&self) -> ShardId {
-        ShardId(self.shards.len() as u16)
-    }
-
-    /// Binds a template; what that refuses goes to the engine, if it can answer.
-    pub fn plan_of(&self, template: &Template, values: &Values<'_>, topology: &Topology) -> Result<Plan, UserError> {
-        template.bind(values, topology).or_else(|refusal| self.plan_refused(template, refusal))
-    }
-
-    pub fn plan_refused(&self, template: &Template, refusal: UserError) -> Result<Plan, UserError> {
-        if self.engine.is_some() { template.on_engine(refusal) } else { Err(refusal) }
-    }
-
-    fn note_change(&self) {
-        if let Some(engine) = &self.engine {
-            engine.note_change();
-        }
     }
 
     fn pool_limits(&self, config: &Config, wanted: &PoolConfig) -> PoolLimits {

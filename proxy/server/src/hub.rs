@@ -5,6 +5,7 @@
 //! Non-goals: changing a map that exists (adding or removing shards is resharding), and rows of applications.
 
 mod schema;
+mod sequence;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

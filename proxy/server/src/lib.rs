@@ -2,10 +2,11 @@
 //!
 //! The path of a query, in files: `front` (listen → startup → session → simple/extended) → `statements` (what the text
 //! means) → weir-core `plan` → `exec` (cache or replica, relay, fan-out) → `back` (pool, connection). Beside it: `app`
-//! (wiring), `databases` and `database` (what is in force now), `seats` (who may connect), `fresh` and `clock` (writes announced and published), `recover`
+//! (wiring), `databases` and `database` (what is in force now), `seats` (who may connect), `sequences` (numbers for sharded tables), `fresh` and `clock` (writes announced and published), `recover`
 //! (distributed transactions), and the operators' side: `config`, `hub`, `catalog`, `probe`, `metrics`, `http`, `console`.
 
 pub mod admin;
+pub mod advise;
 pub mod app;
 pub mod auth;
 pub mod back;
@@ -31,5 +32,6 @@ pub mod probe;
 pub mod recover;
 pub mod reload;
 pub mod seats;
+pub mod sequences;
 pub mod statements;
 pub mod stats;

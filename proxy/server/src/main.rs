@@ -34,6 +34,8 @@ enum Command {
         #[arg(long)]
         connect: bool,
     },
+    /// Propose which tables of a database to shard, and by which keys, from the statements it gets. Changes nothing.
+    Advise(weir::advise::AdviseArgs),
     /// Start a whole throw-away tier on this machine: shards, replicas, hub, Redis, weir, storefront.
     Dev(weir::dev::DevArgs),
 }
@@ -65,6 +67,10 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Command::Advise(arguments) => runtime(1).and_then(|runtime| {
+            print!("{}", runtime.block_on(weir::advise::run(arguments))?);
+            Ok(())
+        }),
         Command::Dev(arguments) => runtime(DEV_WORKERS).and_then(|runtime| runtime.block_on(weir::dev::run(arguments))),
     };
     match result {

@@ -104,7 +104,7 @@ impl Sweeper {
             }
         }
         self.rounds = self.rounds.wrapping_add(1);
-        if complete && self.rounds % FORGET_EVERY == 0 {
+        if complete && self.rounds.is_multiple_of(FORGET_EVERY) {
             let live: Vec<&str> = found.iter().map(|prepared| &*prepared.gid).collect();
             self.forget(&live).await;
         }

@@ -6,8 +6,8 @@
 //! need not even be cut into tokens. What must not enter any: anything of one session, one user or one epoch.
 
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{Equivalent, Weighter};
 use weir_core::error::UserError;
+use weir_core::id::ShardId;
 use weir_core::plan::{self, Schema, Template};
 use weir_core::session::effect::{Effects, effects_of, keeper_used};
 use weir_core::session::pin::Pin;
@@ -64,6 +65,11 @@ pub struct Prepared {
     pub literals: Vec<Literal>,
     /// How shards are asked when their answers are merged, if that differs.
     pub merged: Option<Merged>,
+    /// The types that each shard gives its parameters (big-endian OIDs), once they were asked for: those of the user's own
+    /// types differ from shard to shard.
+    pub parameter_types: Mutex<Vec<(ShardId, Bytes)>>,
+    /// The statement with parameters for what its template's filling draws, once it was made.
+    pub filled: OnceLock<Arc<Prepared>>,
     /// A parameter is declared as a type that its shard key could be misread by.
     pub mistyped: Option<Box<UserError>>,
 }
@@ -319,6 +325,8 @@ impl Statements {
             template: understood.template,
             literals: scratch.normal.literals.clone(),
             merged,
+            parameter_types: Mutex::default(),
+            filled: OnceLock::new(),
         });
         let key = PreparedKey { version: view.version, sql: prepared.sql.clone(), types: prepared.types.clone() };
         self.prepared.insert(key, Arc::clone(&prepared));

@@ -101,6 +101,47 @@ impl<'a> Bind<'a> {
         (0..self.parameters).map(move |index| (is_binary(self.formats, index), reader.value().unwrap_or(None)))
     }
 
+    /// As [`Bind::put_for`], for a statement with `hidden` more result columns at the end, which come as text unless one
+    /// format holds for all.
+    pub fn put_wider(&self, statement: &[u8], hidden: usize, out: &mut BytesMut) {
+        let codes = self.result_formats.len() / 2;
+        if hidden == 0 || codes < 2 {
+            return self.put_for(statement, out);
+        }
+        put(out, tag::BIND, |out| {
+            put_cstr(out, self.portal);
+            put_cstr(out, statement);
+            out.extend_from_slice(&self.tail[..self.tail.len() - self.result_formats.len() - 2]);
+            out.extend_from_slice(&((codes + hidden) as u16).to_be_bytes());
+            out.extend_from_slice(self.result_formats);
+            out.extend_from_slice(&vec![0; 2 * hidden]);
+        });
+    }
+
+    /// The body of the same message with more parameters, of type bigint.
+    pub fn with_numbers(&self, numbers: &[i64]) -> BytesMut {
+        let codes = self.formats.len() / 2;
+        let binary = codes == 1 && self.formats != [0, 0];
+        let mut body = BytesMut::with_capacity(self.tail.len() + numbers.len() * 24 + 64);
+        put_cstr(&mut body, self.portal);
+        put_cstr(&mut body, self.statement);
+        let more_codes = if codes > 1 { numbers.len() } else { 0 };
+        body.extend_from_slice(&((codes + more_codes) as u16).to_be_bytes());
+        body.extend_from_slice(self.formats);
+        body.extend_from_slice(&vec![0; 2 * more_codes]);
+        body.extend_from_slice(&((self.parameters + numbers.len()) as u16).to_be_bytes());
+        let results = self.result_formats.len() + 2;
+        body.extend_from_slice(&self.values[..self.values.len() - results]);
+        for number in numbers {
+            let text = number.to_string();
+            let value = if binary { &number.to_be_bytes()[..] } else { text.as_bytes() };
+            body.extend_from_slice(&(value.len() as i32).to_be_bytes());
+            body.extend_from_slice(value);
+        }
+        body.extend_from_slice(&self.tail[self.tail.len() - results..]);
+        body
+    }
+
     /// The same message for another portal.
     #[must_use]
     pub fn on_portal(self, portal: &'a [u8]) -> Self {
@@ -227,6 +268,38 @@ mod tests {
         bind.put_for(b"weir_1", &mut out);
         let again = Bind::read(&out[5..]).expect("valid");
         assert_eq!((again.portal, again.statement, again.tail), (&b"p"[..], &b"weir_1"[..], bind.tail));
+    }
+
+    #[test]
+    fn numbers_follow_the_formats_that_are_there() {
+        let texts: &[&[u8]] = &[
+            b"p\0s\0\0\0\0\x01\0\0\0\x01a\0\0",
+            b"p\0s\0\0\x01\0\x01\0\x01\0\0\0\x01a\0\x01\0\x01",
+            b"p\0s\0\0\x02\0\x01\0\0\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\0",
+            b"p\0s\0\0\0\0\0\0\0",
+        ];
+        for (body, binary) in texts.iter().zip([false, true, false, false]) {
+            let bind = Bind::read(body).expect("valid");
+            let more = bind.with_numbers(&[7, -300]);
+            let more = Bind::read(&more).expect("valid");
+            assert_eq!((more.portal, more.result_formats), (bind.portal, bind.result_formats));
+            let values: Vec<_> = more.values().collect();
+            assert_eq!(values[..bind.parameters], bind.values().collect::<Vec<_>>());
+            let number: [&[u8]; 2] =
+                if binary { [&7_i64.to_be_bytes(), &(-300_i64).to_be_bytes()] } else { [b"7", b"-300"] };
+            assert_eq!(values[bind.parameters..], [(binary, Some(number[0])), (binary, Some(number[1]))]);
+        }
+    }
+
+    #[test]
+    fn more_columns_need_more_formats() {
+        let body = b"\0s\0\0\0\0\x01\0\0\0\x01a\0\x02\0\x01\0\0";
+        let bind = Bind::read(body).expect("valid");
+        let mut out = BytesMut::new();
+        bind.put_wider(b"t", 2, &mut out);
+        let wider = Bind::read(&out[5..]).expect("valid");
+        assert_eq!((wider.parameters, wider.result_formats), (1, &[0, 1, 0, 0, 0, 0, 0, 0][..]));
+        assert_eq!(wider.values().collect::<Vec<_>>(), [(false, Some(&b"a"[..]))]);
     }
 
     proptest! {

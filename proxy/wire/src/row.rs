@@ -1,6 +1,6 @@
 //! RowDescription and DataRow bodies.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use crate::read::{Malformed, Reader};
 
@@ -61,4 +61,41 @@ pub fn values(body: &[u8]) -> Result<Vec<Option<&[u8]>>, Malformed> {
     }
     reader.end()?;
     Ok(values)
+}
+
+/// Takes the last column off a DataRow body; its value, `None` when null or when there is no column.
+pub fn take_last(body: &mut Bytes) -> Result<Option<Bytes>, Malformed> {
+    let mut reader = Reader::new(body);
+    let count = reader.count()?;
+    let Some(kept) = count.checked_sub(1) else { return Ok(None) };
+    for _ in 0..kept {
+        reader.value()?;
+    }
+    let last = reader.value()?;
+    reader.end()?;
+    let length = last.map_or(0, <[u8]>::len);
+    let value = last.map(|_| body.slice(body.len() - length..));
+    let mut rest = BytesMut::from(&body[..body.len() - length - 4]);
+    rest[..2].copy_from_slice(&(kept as u16).to_be_bytes());
+    *body = rest.freeze();
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_column_comes_off() {
+        let row = b"\0\x02\0\0\0\x01a\0\0\0\x02bc";
+        let mut body = Bytes::from_static(row);
+        assert_eq!(take_last(&mut body), Ok(Some(Bytes::from_static(b"bc"))));
+        assert_eq!(values(&body), Ok(vec![Some(&b"a"[..])]));
+        assert_eq!(take_last(&mut body), Ok(Some(Bytes::from_static(b"a"))));
+        assert_eq!(take_last(&mut body), Ok(None));
+        let mut null = Bytes::from_static(b"\0\x01\xff\xff\xff\xff");
+        assert_eq!(take_last(&mut null), Ok(None));
+        assert_eq!(values(&null), Ok(vec![]));
+        assert!(take_last(&mut Bytes::from_static(b"\0\x02\0\0")).is_err());
+    }
 }

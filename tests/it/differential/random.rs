@@ -61,7 +61,7 @@ async fn random_statements_are_answered_as_by_one_postgres_or_refused() -> Resul
         if wrong.len() >= WRONG_MAX {
             break;
         }
-        if (at + 1) % 5000 == 0 {
+        if (at + 1) % 1000 == 0 {
             eprintln!("{} statements in {:?}\n{}", at + 1, begun.elapsed(), rig.figures());
         }
     }

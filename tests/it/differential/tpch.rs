@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tokio_postgres::Client;
@@ -15,6 +16,8 @@ use weir_harness::{Plain, Tier};
 
 use super::{Answer, Order, Right, Statement, binary, how, text, verdict};
 
+/// What takes longer is said.
+const LONG: Duration = Duration::from_secs(2);
 const SCALE: f64 = 0.002;
 /// Rows in one INSERT of a reference table.
 const ROWS_AT_ONCE: usize = 500;
@@ -52,7 +55,7 @@ kind = "reference"
 "#;
 
 /// Small scales repeat pairs of part and supplier, so that partsupp has no key.
-const SCHEMA: [&str; 8] = [
+const SCHEMA: [&str; 9] = [
     "CREATE TABLE region (r_regionkey bigint PRIMARY KEY, r_name char(25), r_comment varchar(152))",
     "CREATE TABLE nation (n_nationkey bigint PRIMARY KEY, n_name char(25), n_regionkey bigint, n_comment varchar(152))",
     "CREATE TABLE part (p_partkey bigint PRIMARY KEY, p_name varchar(55), p_mfgr char(25), p_brand char(10),
@@ -70,6 +73,8 @@ const SCHEMA: [&str; 8] = [
         l_quantity numeric(15,2), l_extendedprice numeric(15,2), l_discount numeric(15,2), l_tax numeric(15,2),
         l_returnflag char(1), l_linestatus char(1), l_shipdate date, l_commitdate date, l_receiptdate date,
         l_shipinstruct char(25), l_shipmode char(10), l_comment varchar(44), PRIMARY KEY (l_orderkey, l_linenumber))",
+    // Without it query 20 reads the whole table once for each part of a supplier.
+    "CREATE INDEX ON lineitem (l_partkey, l_suppkey)",
 ];
 
 /// The values of `:1`, `:2` … in the queries' texts.
@@ -111,7 +116,11 @@ async fn the_queries_of_tpc_h_are_answered_as_by_one_postgres_or_refused() -> Re
         let statement = query(number).with_context(|| format!("query {number}"))?;
         let expected = text(&single, &statement.sql).await?;
         ensure!(matches!(expected, Answer::Rows { .. }), "query {number} on plain Postgres: {expected:?}");
-        let got = text(&sharded, &statement.sql).await?;
+        let begun = Instant::now();
+        let got = text(&sharded, &statement.sql).await.with_context(|| format!("query {number} through weir"))?;
+        if begun.elapsed() > LONG {
+            eprintln!("query {number} took {:?}", begun.elapsed());
+        }
         let right = verdict(&statement, &expected, &got).with_context(|| format!("query {number}, text"))?;
         let (expected, got) = (binary(&single, &statement).await?, binary(&sharded, &statement).await?);
         let again = verdict(&statement, &expected, &got).with_context(|| format!("query {number}, binary"))?;

@@ -205,8 +205,8 @@ impl Text {
             let [host, database, user] = [&shard.host, &shard.database, &shard.user].map(|text| quote_literal(text));
             self.run(&format!(
                 "CREATE SERVER weir_shard{number} FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host {host}, port '{}', \
-                 dbname {database}, sslmode '{}', connect_timeout '5', application_name 'weir engine', fetch_size '2000', \
-                 async_capable 'true', use_remote_estimate 'true', fdw_startup_cost '200', fdw_tuple_cost '0.5', \
+                 dbname {database}, sslmode '{}', connect_timeout '5', application_name 'weir engine', fetch_size '5000', \
+                 async_capable 'true', use_remote_estimate 'false', fdw_startup_cost '200', fdw_tuple_cost '0.5', \
                  updatable 'false', truncatable 'false')",
                 shard.port, shard.sslmode,
             ));

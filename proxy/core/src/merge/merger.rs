@@ -59,7 +59,14 @@ impl Merger {
         check_positions(&spec, columns.len())?;
         let order = order_columns(&spec, &columns)?;
         let visible = columns.len() - spec.hidden;
-        let distinct = if spec.distinct {
+        let first_of = |column: &usize| equality(*column, &columns, "DISTINCT ON");
+        let distinct = if !spec.distinct_on.is_empty() {
+            if order.is_empty() || spec.group.is_some() {
+                return Err(internal("DISTINCT ON without an order"));
+            }
+            let compared = spec.distinct_on.iter().map(first_of).collect::<Result<Vec<_>, _>>()?;
+            Distinct::Adjacent { columns: compared, previous: None }
+        } else if spec.distinct {
             let compared =
                 (0..visible).map(|column| equality(column, &columns, "DISTINCT")).collect::<Result<Vec<_>, _>>()?;
             let adjacent = !order.is_empty() && (0..visible).all(|column| order.iter().any(|key| key.column == column));
@@ -157,7 +164,7 @@ impl Merger {
 
 /// The planner's column numbers must exist.
 fn check_positions(spec: &MergeSpec, columns: usize) -> Result<(), UserError> {
-    let order = spec.order.iter().map(|key| key.column);
+    let order = spec.order.iter().map(|key| key.column).chain(spec.distinct_on.iter().copied());
     let group = spec.group.iter().flat_map(|group| {
         let folds = group.folds.iter().flat_map(|fold| match fold.kind {
             super::FoldKind::Avg { sum, count } => [fold.column, sum, count],

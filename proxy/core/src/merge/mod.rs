@@ -52,6 +52,8 @@ pub struct MergeSpec {
     pub group: Option<GroupSpec>,
     /// SELECT DISTINCT over the visible columns.
     pub distinct: bool,
+    /// SELECT DISTINCT ON: of rows that are equal in these columns the first is returned. The order begins with them.
+    pub distinct_on: Vec<usize>,
     /// Final order. Empty: any order (rows are passed on as they come).
     pub order: Vec<OrderKey>,
     /// Rows skipped after ordering.

@@ -1,9 +1,11 @@
 //! A template's inside, and what binding values and a topology to it does.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::deal::{Deal, Dealt};
 use super::formula::Blueprint;
 use super::reason::{KeyName, NoCacheReason, RouteReason};
 use super::refuse;
@@ -30,6 +32,8 @@ pub struct Shape {
     pub demands: Vec<Demand>,
     /// May the statement run on several shards, each answering for its own rows? `Err` says why not.
     pub scatter: Result<Scatter, Arc<str>>,
+    /// May the rows of an INSERT be dealt out to several shards? `Err` says why not.
+    pub deal: Result<Arc<Deal>, Cow<'static, str>>,
     pub reads: Vec<Need>,
     pub writes: Vec<Need>,
     pub cacheable: Result<(), NoCacheReason>,
@@ -105,6 +109,7 @@ impl Shape {
             access,
             demands: Vec::new(),
             scatter: Err("it is not a query".into()),
+            deal: Err("it is no INSERT".into()),
             reads: Vec::new(),
             writes: Vec::new(),
             cacheable: Err(NoCacheReason::NotSelect),
@@ -167,6 +172,12 @@ impl Shape {
             (Target::Many(_) | Target::All, Ok(Scatter { read: Some(read) })) => Some(self.merge_spec(read, values)?),
             _ => None,
         };
+        let dealt = match (&target, &self.route, &self.deal) {
+            (Target::Many(_), Route::Keyed(Keyed { insert: true, .. }), Ok(deal)) => {
+                Some(dealt(deal, &bound, topology))
+            }
+            _ => None,
+        };
         let cacheable = match self.cacheable {
             Ok(()) if merge.is_some() => Err(NoCacheReason::Scatter),
             Ok(()) if values.mention_time() => Err(NoCacheReason::TimeWord),
@@ -176,6 +187,7 @@ impl Shape {
             target,
             access: self.access,
             merge,
+            dealt,
             reads: depend(&self.reads, &bound),
             writes: depend(&self.writes, &bound),
             cacheable,
@@ -239,8 +251,18 @@ impl Shape {
                 let shard = shards.first().copied().unwrap_or(ShardId(0));
                 return self.one(keyed, bound, shard, topology);
             }
+            if keyed.insert && self.scatter.is_ok() {
+                let (name, count) = (Arc::clone(&self.demands[0].name), shards.len());
+                let reason = RouteReason::KeysApart { name, keys: bound[0].hashes.len(), shards: count };
+                return Ok((Target::Many(shards), reason));
+            }
             if keyed.insert {
-                return Err(refuse::insert_apart(shards.len(), &keyed.table, &keyed.column));
+                let deal = self.deal.as_ref();
+                let deal = deal.map_err(|why| refuse::insert_apart(shards.len(), why, &keyed.table, &keyed.column))?;
+                let (keys, count) = (&bound[deal.demand], shards.len());
+                let name = Arc::clone(&self.demands[deal.demand].name);
+                let reason = RouteReason::KeysApart { name, keys: keys.hashes.len(), shards: count };
+                return Ok((Target::Many(shards), reason));
             }
             if let Err(why) = &self.scatter {
                 return Err(refuse::keys_apart(shards.len(), why, &keyed.table, &keyed.column));
@@ -308,12 +330,20 @@ impl Shape {
             hidden: read.hidden,
             group,
             distinct: read.distinct,
+            distinct_on: read.distinct_on.clone(),
             order: read.order.clone(),
             offset: count(&read.offset)?.unwrap_or(0),
             limit,
             ties: read.ties,
         })
     }
+}
+
+/// Each row with its owner: keys are bound in the order of rows, one for each.
+fn dealt(deal: &Arc<Deal>, bound: &AllBound, topology: &Topology) -> Arc<Dealt> {
+    let hashes = &bound[deal.demand].hashes;
+    let owners = hashes.iter().map(|hash| topology.slots.owner(Slot::of_hash(*hash))).collect();
+    Arc::new(Dealt { deal: Arc::clone(deal), owners, hashes: hashes.as_slice().into() })
 }
 
 fn depend(needs: &[Need], bound: &AllBound) -> Dependencies {

@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use super::formula::closed;
+
 use crate::sql::lex::{Token, TokenKind};
 
 /// Token ranges of one SELECT block. `None` where the clause is absent.
@@ -99,6 +101,9 @@ pub fn clauses(sql: &str, tokens: &[Token]) -> Option<Clauses> {
                 while tokens.get(start).is_some_and(|token| token.is_word(sql, "all") || token.is_word(sql, "distinct"))
                 {
                     start += 1;
+                }
+                if tokens.get(start).is_some_and(|token| token.is_word(sql, "on")) {
+                    start = closed(tokens, start + 1, whole.end)?;
                 }
                 found.items = split(tokens, start..whole.end);
             }

@@ -1,5 +1,7 @@
 //! Statement → template: every class of statement in one place, DML by its facts.
 
+mod fill;
+mod rows;
 mod wrapped;
 
 use std::sync::Arc;
@@ -40,18 +42,25 @@ pub fn compile(normal: &Normal, class: &Class, sql: &str, schema: &Schema<'_>) -
     let lexed = lex(sql, &mut original).is_ok() && lex(&normal.text, &mut tokens).is_ok();
     let source = Source { sql, original: &original, text: &normal.text, tokens: &tokens, params: normal.params };
     let mut compiler = Compiler { schema, structural: Vec::new(), params: normal.params };
-    let shape = if lexed {
-        compiler.statement(class, source, normal)
-    } else {
+    let mut filling = None;
+    let shape = if !lexed {
         home(Access::Write, RouteReason::Unparsed, true)
+    } else {
+        match compiler.filling(class, source, normal) {
+            Ok(found) => {
+                filling = found.map(Arc::new);
+                compiler.statement(class, source, normal)
+            }
+            Err(error) => Shape::refusing(error, Access::Write),
+        }
     };
-    Compiled { template: Template { class: class.clone(), inner: shape }, structural: compiler.structural }
+    Compiled { template: Template { class: class.clone(), inner: shape, filling }, structural: compiler.structural }
 }
 
 /// The plan of a statement that is not looked into: for where there is one server and nothing else that could answer.
 pub fn unread(class: &Class) -> Compiled {
     let shape = home(Access::Write, RouteReason::SingleShard, true);
-    Compiled { template: Template { class: class.clone(), inner: shape }, structural: Vec::new() }
+    Compiled { template: Template { class: class.clone(), inner: shape, filling: None }, structural: Vec::new() }
 }
 
 /// One statement as written and as normalised.
@@ -208,7 +217,7 @@ impl Compiler<'_> {
         if let (Some(normal), Ok(Scatter { read: Some(read) })) = (normal, &shape.scatter)
             && read.compared_literals
         {
-            self.structural = structural(normal, source);
+            self.structural.extend(structural(normal, source));
         }
         shape
     }
@@ -333,21 +342,33 @@ impl Compiler<'_> {
         if let Some(system) = placed.system.first() {
             return refused(refuse::system_mixed(&system.table));
         }
+        let stays = if facts.verb == Verb::Insert { self.stays(facts, placed, source) } else { Err(String::new()) };
         match facts.key_setting {
             KeySetting::Fine => {}
+            KeySetting::Computed if stays.is_ok() => {}
             KeySetting::Changes => return refused(refuse::key_changes(table, column)),
             KeySetting::Missing => return refused(refuse::key_missing(table, column)),
             KeySetting::Computed => return refused(refuse::key_computed(table, column)),
         }
+        if let Some((table, column)) = facts.differing_defaults.first() {
+            return refused(refuse::sequence_default(table, column));
+        }
         let mut shape = Shape::fixed(Target::All, access, RouteReason::Scatter);
-        let mut core = None;
+        let (mut core, mut inserted) = (None, None);
         for instance in &placed.sharded {
             let Some(demand) = self.demand(instance, &mut shape.demands) else { continue };
+            if instance.usage == Use::Insert {
+                inserted = Some(demand);
+            }
             if instance.spread == Spread::Core {
                 core.get_or_insert(demand);
             }
         }
-        shape.scatter = self.scatter(facts, placed, source).map_err(Into::into);
+        shape.scatter = match stays {
+            Ok(()) => Ok(Scatter { read: None }),
+            Err(_) => self.scatter(facts, placed, source).map_err(Into::into),
+        };
+        shape.deal = self.deal(facts, placed, source, inserted).map(Arc::new).map_err(Into::into);
         shape.route = Route::Keyed(Keyed {
             table: table.clone(),
             column: column.clone(),

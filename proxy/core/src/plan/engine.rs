@@ -121,10 +121,8 @@ pub fn reads_by_words(text: &str, tokens: &[Token], schema: &Schema<'_>) -> bool
         let called = next.is_some_and(|next| next.kind == TokenKind::LeftParen);
         let is_function = called && schema.catalog.builtin_functions.contains_key(&*name);
         let function = FunctionName { schema: None, name: name.into(), arguments: None };
-        match schema.catalog.user_functions.contains_key(&*function.name) || is_function {
-            true => harmless(&function, schema),
-            false => true,
-        }
+        let is_function = is_function || schema.catalog.user_functions.contains_key(&*function.name);
+        !is_function || harmless(&function, schema)
     };
     tokens.iter().enumerate().all(one) && words_are_plain(text, tokens)
 }

@@ -147,6 +147,10 @@ pub fn merge(spec: &MergeSpec) -> String {
     if spec.distinct {
         parts.push("distinct".to_owned());
     }
+    if !spec.distinct_on.is_empty() {
+        let columns: Vec<String> = spec.distinct_on.iter().map(ToString::to_string).collect();
+        parts.push(format!("first of each [{}]", columns.join(" ")));
+    }
     if !spec.order.is_empty() {
         let keys: Vec<String> = spec
             .order

@@ -52,8 +52,8 @@ pub fn call(sql: &str, tokens: &[Token], within: &Range<usize>, name: &str) -> O
     Some(start..end)
 }
 
-/// One past the parenthesis that closes the one at `open`.
-fn closed(tokens: &[Token], open: usize, end: usize) -> Option<usize> {
+/// One past the parenthesis that closes the one at `open`; `None` if there is none.
+pub fn closed(tokens: &[Token], open: usize, end: usize) -> Option<usize> {
     let mut depth = 0_usize;
     for (at, token) in tokens.iter().enumerate().take(end).skip(open) {
         match token.kind {

@@ -62,6 +62,14 @@ pub fn steady(name: &str) -> bool {
     STEADY.contains(&name)
 }
 
+/// Volatile, but all they do is to give each row a value of its own, wherever it is.
+const BY_ROW: &[&str] = &["clock_timestamp", "gen_random_uuid", "random", "timeofday", "uuidv4", "uuidv7"];
+
+/// A volatile built-in that may be called for each row on the row's own server.
+pub fn harmless_by_row(function: &FunctionName, catalog: &Catalog) -> bool {
+    harm(function, catalog) == Harm::Volatile && BY_ROW.contains(&&*function.name)
+}
+
 /// The worst of some calls.
 pub fn worst(functions: &[FunctionName], catalog: &Catalog) -> Harm {
     functions.iter().map(|function| harm(function, catalog)).max().unwrap_or(Harm::Immutable)

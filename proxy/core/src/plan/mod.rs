@@ -9,8 +9,10 @@
 mod bind;
 mod clauses;
 mod compile;
+mod deal;
 mod engine;
 mod explain;
+mod fill;
 mod formula;
 mod functions;
 mod hidden;
@@ -34,7 +36,9 @@ use crate::topology::Topology;
 
 pub use crate::sql::facts::Schema;
 pub use compile::{Compiled, compile, unread};
+pub use deal::{Deal, Dealt, Returned};
 pub use explain::explain;
+pub use fill::{Drawing, Filling, Sequence};
 pub use reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 pub use rewrite::{Edit, Piece, Rewrite};
 pub use values::{Datum, Values};
@@ -44,6 +48,7 @@ pub use values::{Datum, Values};
 pub struct Template {
     pub(crate) class: Class,
     pub(crate) inner: bind::Shape,
+    pub(crate) filling: Option<Arc<Filling>>,
 }
 
 /// A template bound to values and one topology.
@@ -53,6 +58,8 @@ pub struct Plan {
     pub access: Access,
     /// Present exactly for reads on several shards; then the shards are sent [`Template::rewrite`]'s text.
     pub merge: Option<MergeSpec>,
+    /// Present exactly for an INSERT whose rows belong to several shards; then each is sent its own.
+    pub dealt: Option<Arc<Dealt>>,
     pub reads: Dependencies,
     pub writes: Dependencies,
     pub cacheable: Result<(), NoCacheReason>,
@@ -147,6 +154,7 @@ impl Template {
             target: Target::Engine,
             access: Access::Read,
             merge: None,
+            dealt: None,
             reads: Dependencies::new(),
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::Engine),
@@ -162,6 +170,11 @@ impl Template {
     /// The edits that make the text each shard is sent, where the plan is to be merged.
     pub fn rewrite(&self) -> Option<&Rewrite> {
         self.inner.scatter.as_ref().ok().and_then(|scatter| scatter.read.as_ref()).map(|read| &read.rewrite)
+    }
+
+    /// Values that weir has to write into the statement first; what is planned then is the filled statement.
+    pub fn filling(&self) -> Option<&Arc<Filling>> {
+        self.filling.as_ref()
     }
 
     pub fn class(&self) -> &Class {

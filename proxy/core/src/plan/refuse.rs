@@ -33,11 +33,19 @@ pub fn keys_apart(shards: usize, why: &str, table: &TableName, column: &str) -> 
     )
 }
 
-pub fn insert_apart(shards: usize, table: &TableName, column: &str) -> UserError {
+pub fn insert_apart(shards: usize, why: &str, table: &TableName, column: &str) -> UserError {
     refuse(
         "this INSERT has rows for several shards",
-        format!("Its values of {table}.{column} live on {shards} shards."),
+        format!("Its values of {table}.{column} live on {shards} shards, and {why}."),
         format!("Send one INSERT per value of {column}."),
+    )
+}
+
+pub fn returning_order() -> UserError {
+    refuse(
+        "the rows that this INSERT returns cannot be put in order",
+        "It has rows for several shards, not all of them were inserted, and several have one shard key.".to_owned(),
+        "Send one INSERT per shard key, or leave RETURNING out.".to_owned(),
     )
 }
 
@@ -70,6 +78,56 @@ pub fn key_missing(table: &TableName, column: &str) -> UserError {
         "this INSERT has no value for the shard key",
         format!("{table} is spread by {column}, and the statement gives it none."),
         format!("List {column} among the inserted columns."),
+    )
+}
+
+pub fn sequence_default(table: &TableName, column: &str) -> UserError {
+    refuse(
+        "the default of this column counts on each shard for itself",
+        format!(
+            "{table}.{column} takes its default from a sequence, and weir cannot give this statement numbers of its own."
+        ),
+        format!("Use INSERT … VALUES, or give {column} a value."),
+    )
+}
+
+pub fn sequence_use(function: &str, sequence: &str) -> UserError {
+    refuse(
+        "a sequence of sharded or reference tables cannot be used in this way",
+        format!("The numbers of {sequence} come from weir's hub, and {function}() stands where weir cannot answer it."),
+        format!("Ask SELECT {function}('{sequence}') in a statement of its own and pass the result as a parameter."),
+    )
+}
+
+pub fn sequence_unclear(function: &str) -> UserError {
+    refuse(
+        "weir cannot tell which sequence is meant",
+        format!("{function}() is not given a name as a literal, and some sequences get their numbers from weir's hub."),
+        format!("Write {function}('name')."),
+    )
+}
+
+pub fn sequence_mixed(sequence: &str) -> UserError {
+    refuse(
+        "a statement cannot draw from a sequence and ask what was drawn",
+        format!("The numbers of {sequence} come from weir's hub, which gives them before the statement runs."),
+        "Use two statements.".to_owned(),
+    )
+}
+
+pub fn sequence_user_value(table: &TableName) -> UserError {
+    refuse(
+        "OVERRIDING USER VALUE is not supported on several shards",
+        format!("The identity columns of {table} get their numbers from weir's hub."),
+        "Leave the identity column out of the statement.".to_owned(),
+    )
+}
+
+pub fn sequence_restart(sequence: &str) -> UserError {
+    refuse(
+        "a sequence of sharded or reference tables cannot be started anew",
+        format!("The numbers of {sequence} come from weir's hub, in blocks that other sessions hold already."),
+        format!("Raise it with SELECT setval('{sequence}', n); to lower it, drop and make the table anew."),
     )
 }
 

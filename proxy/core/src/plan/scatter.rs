@@ -28,6 +28,8 @@ pub struct ReadScatter {
     pub computed: Vec<(usize, Blueprint)>,
     pub having: Option<Blueprint>,
     pub distinct: bool,
+    /// DISTINCT ON: the columns of which only the first row of equal ones is shown; a prefix of the order.
+    pub distinct_on: Vec<usize>,
     pub order: Vec<OrderKey>,
     pub limit: Option<Term>,
     pub offset: Option<Term>,
@@ -94,14 +96,18 @@ pub fn read_scatter(shape: &SelectShape, text: Text<'_>) -> Result<ReadScatter, 
     });
     let everything: Vec<&Expression> =
         everything.chain(&shape.group).chain(shape.order.iter().map(|order| &order.expression)).collect();
-    if everything.iter().any(|expression| expression.has_window) {
+    if everything.iter().any(|expression| expression.has_window && !expression.windows_stay) {
         return Err("a window function looks at rows of all shards".into());
     }
+    let windows = everything.iter().any(|expression| expression.has_window);
     let aggregated = everything.iter().any(|expression| expression.has_aggregate);
     let mut builder = Builder::new(shape, text);
     let grouped = aggregated || !shape.group.is_empty() || shape.having;
     let folded = grouped && !builder.groups_stay()?;
-    if folded { builder.folded() } else { builder.plain(grouped) }
+    if folded && (windows || shape.distinct_on > 0) {
+        return Err("a window function or DISTINCT ON needs whole groups, and they span shards".into());
+    }
+    if folded { builder.folded() } else { builder.plain() }
 }
 
 /// The tokens and the parser must agree on what the clauses are.
@@ -269,7 +275,7 @@ impl<'s> Builder<'s> {
     }
 
     /// Rows, or groups that live on one shard each: the shards sort and limit, the merge does it again.
-    fn plain(mut self, grouped: bool) -> Result<ReadScatter, String> {
+    fn plain(mut self) -> Result<ReadScatter, String> {
         let shape = self.shape;
         let mut order = Vec::new();
         if let Some(clause) = &self.text.clauses.order {
@@ -286,10 +292,14 @@ impl<'s> Builder<'s> {
         if !self.complete && !order.is_empty() {
             return Err("weir does not know the columns of * in it".into());
         }
-        let _ = grouped;
+        let distinct_on: Vec<usize> = order.iter().take(shape.distinct_on).map(|key| key.column).collect();
+        let repeated = |at: usize| distinct_on[..at].contains(&distinct_on[at]);
+        if distinct_on.len() < shape.distinct_on || (0..distinct_on.len()).any(repeated) {
+            return Err("weir cannot tell by which of its ORDER BY its DISTINCT ON goes".into());
+        }
         let mut edits = self.plain_limit();
         self.hidden_edit(&mut edits);
-        Ok(self.finish(edits, None, order))
+        Ok(ReadScatter { distinct_on, ..self.finish(edits, None, order) })
     }
 
     /// LIMIT l OFFSET o: every shard may own any of the first l + o rows.
@@ -536,6 +546,7 @@ impl<'s> Builder<'s> {
             computed: self.computed,
             having: self.having,
             distinct: self.shape.distinct,
+            distinct_on: Vec::new(),
             order,
             limit: term(&self.shape.limit),
             offset: term(&self.shape.offset),

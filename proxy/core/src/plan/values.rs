@@ -179,7 +179,7 @@ fn scalar(found: Found<'_>, negated: bool, key_type: KeyType) -> Result<Option<K
     }
 }
 
-fn text_key(text: Cow<'_, [u8]>, key_type: KeyType) -> Result<Key<'_>, UserError> {
+pub fn text_key(text: Cow<'_, [u8]>, key_type: KeyType) -> Result<Key<'_>, UserError> {
     match key_type {
         KeyType::Int => parse_integer(&text).map(Key::Int).ok_or_else(|| invalid(&text, key_type)),
         KeyType::Text => Ok(Key::Text(text)),

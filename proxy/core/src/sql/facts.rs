@@ -202,6 +202,8 @@ pub struct Facts {
 pub struct SelectShape {
     pub items: Vec<SelectItem>,
     pub distinct: bool,
+    /// How many expressions DISTINCT ON has; 0: there is none.
+    pub distinct_on: usize,
     pub group: Vec<Expression>,
     pub having: bool,
     /// What HAVING says, if it can be reproduced.
@@ -266,6 +268,8 @@ pub struct Expression {
     pub formula: Option<Formula>,
     pub has_aggregate: bool,
     pub has_window: bool,
+    /// Every window in it is partitioned by the shard key, so that no partition spans shards.
+    pub windows_stay: bool,
     pub has_subquery: bool,
     /// May text of this expression be compared by bytes?
     pub byte_order: bool,
@@ -345,7 +349,8 @@ pub enum Limit {
     Computed,
 }
 
-/// Type family of a column, for comparing keys; `None` for every type that cannot be one.
+/// Type family of a column, for comparing keys; `None` for every type that cannot be one, char(n) among them: its hash
+/// ignores trailing blanks.
 pub fn family(type_oid: u32) -> Option<KeyType> {
     match type_oid {
         20 | 21 | 23 => Some(KeyType::Int),

@@ -14,10 +14,12 @@ mod env;
 mod feed;
 mod formula;
 mod from;
+mod many;
 mod scope;
 mod shape;
 mod terms;
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
@@ -26,8 +28,9 @@ use sqlparser::ast::{
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 
-use super::facts::{Facts, FunctionName, Instance, Schema, Spread, Verb};
-use super::lex::{Token, TokenKind};
+use super::facts::{Facts, FunctionName, Instance, KeySetting, Schema, Spread, Use, Verb};
+use super::lex::{Token, TokenKind, lex};
+use super::rows::Rows;
 use crate::topology::Placement;
 use analyse::Analyser;
 pub use analyse::Unparsed;
@@ -66,6 +69,33 @@ const CHAINING: &[&str] = &[
 /// Learns what is certain of one SELECT, INSERT, UPDATE or DELETE (or WITH …). `text` must have been cut into `tokens`;
 /// `params` is the highest `$n` the client wrote, higher ones are lifted literals.
 pub fn facts(text: &str, tokens: &[Token], params: u16, schema: &Schema<'_>) -> Result<Facts, Unparsed> {
+    let rows = Rows::find(text, tokens);
+    // The parser does not know OVERRIDING, which changes nothing of what is learnt here.
+    if let Some(overriding) = rows.as_ref().and_then(|rows| rows.overriding.clone()) {
+        let mut plain = text.to_owned();
+        plain.replace_range(tokens[overriding.start].start as usize..tokens[overriding.end - 1].end as usize, "");
+        let mut plain_tokens = Vec::new();
+        lex(&plain, &mut plain_tokens).map_err(|_| Unparsed("weir cannot cut it into words"))?;
+        return facts(&plain, &plain_tokens, params, schema);
+    }
+    if let Some(rows) = &rows
+        && let Some(short) = many::shortened(text, tokens, rows)
+    {
+        let mut short_tokens = Vec::new();
+        lex(&short, &mut short_tokens).map_err(|_| Unparsed("weir cannot cut it into words"))?;
+        return parsed(&short, &short_tokens, params, schema, Some((text, tokens, rows)));
+    }
+    parsed(text, tokens, params, schema, None)
+}
+
+/// `whole`: the statement that this one is the first row of.
+fn parsed(
+    text: &str,
+    tokens: &[Token],
+    params: u16,
+    schema: &Schema<'_>,
+    whole: Option<(&str, &[Token], &Rows)>,
+) -> Result<Facts, Unparsed> {
     guard(text, tokens)?;
     let dialect = PostgreSqlDialect {};
     let parsed = match feed::parser_tokens(text, tokens) {
@@ -90,7 +120,10 @@ pub fn facts(text: &str, tokens: &[Token], params: u16, schema: &Schema<'_>) -> 
     let mut functions = survey.functions;
     functions.sort();
     functions.dedup();
-    let instances = instances(&analyser);
+    let mut instances = instances(&analyser);
+    if let Some((text, tokens, rows)) = whole {
+        all_keys(&mut analyser, &mut instances, (text, tokens, rows));
+    }
     let limited_subquery = analyser.limited.iter().any(|range| {
         instances[range.clone()]
             .iter()
@@ -105,7 +138,7 @@ pub fn facts(text: &str, tokens: &[Token], params: u16, schema: &Schema<'_>) -> 
         limited_subquery,
         server_bound: survey.sampled || mentions_system_columns(text, tokens),
         unspreadable: analyser.unspreadable,
-        ambiguous_params: ambiguous(&analyser, tokens),
+        ambiguous_params: ambiguous(&analyser, whole.map_or(tokens, |(_, tokens, _)| tokens)),
         key_setting: analyser.key_setting.clone(),
         differing_defaults: std::mem::take(&mut analyser.differing_defaults),
         updates_conflicts: analyser.updates_conflicts,
@@ -132,13 +165,40 @@ fn instances(analyser: &Analyser<'_>) -> Vec<Instance> {
     analyser.instances.iter().enumerate().map(one).collect()
 }
 
+/// The keys of all rows, where only the first was parsed.
+fn all_keys(analyser: &mut Analyser<'_>, instances: &mut [Instance], (text, tokens, rows): (&str, &[Token], &Rows)) {
+    let Some(insert) = instances.iter_mut().find(|instance| instance.usage == Use::Insert) else { return };
+    let (Some(keys), Some(position)) = (&mut insert.keys, analyser.key_position) else { return };
+    let Placement::Sharded { key_type, .. } = analyser.schema.placement(&insert.table) else { return };
+    let constants: Option<Vec<_>> = (1..rows.rows.len())
+        .map(|row| many::constant(text, tokens, rows.values_of(row, tokens).into_iter().nth(position)?))
+        .collect();
+    match constants.and_then(|constants| analyser.key_set(constants, *key_type)) {
+        Some(others) => keys.terms.extend(others.terms),
+        None => {
+            insert.keys = None;
+            analyser.key_setting = KeySetting::Computed;
+        }
+    }
+}
+
 /// Parameters that are a key and something else too: the server may have given them another type than the key's.
 fn ambiguous(analyser: &Analyser<'_>, tokens: &[Token]) -> Vec<u16> {
-    let written = |number: u16| tokens.iter().filter(|token| token.kind == TokenKind::Param(number)).count();
+    if analyser.key_uses.keys().all(|number| *number > analyser.params) {
+        return Vec::new();
+    }
+    let mut written: HashMap<u16, usize> = HashMap::new();
+    for token in tokens {
+        if let TokenKind::Param(number) = token.kind {
+            *written.entry(number).or_default() += 1;
+        }
+    }
     let mut found: Vec<u16> = analyser
         .key_uses
         .iter()
-        .filter(|(number, uses)| **number <= analyser.params && written(**number) > **uses)
+        .filter(|(number, uses)| {
+            **number <= analyser.params && written.get(*number).is_some_and(|written| written > *uses)
+        })
         .map(|(number, _)| *number)
         .collect();
     found.sort_unstable();

@@ -63,6 +63,24 @@ pub struct Relation {
     pub triggers: Vec<RelationName>,
 }
 
+/// A column that takes its default from a sequence, and from nothing else: serial, identity, or `DEFAULT nextval('…')`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DrawnColumn {
+    pub column: Box<str>,
+    pub sequence: RelationName,
+    /// GENERATED ALWAYS AS IDENTITY: a value can only be given with OVERRIDING SYSTEM VALUE.
+    pub always: bool,
+}
+
+/// How a sequence counts (pg_sequence).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SequenceRule {
+    pub start: i64,
+    /// Above 0: weir leaves sequences that count down, or start anew at their end, to the servers.
+    pub increment: i64,
+    pub max: i64,
+}
+
 /// How far a function's answer can be relied on (pg_proc.provolatile).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Volatility {
@@ -102,6 +120,10 @@ pub struct Keepers {
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Catalog {
+    /// Columns that draw from a sequence with a [`SequenceRule`], by table, in attribute order.
+    pub drawn: BTreeMap<RelationName, Vec<DrawnColumn>>,
+    /// The sequences of those columns.
+    pub sequences: BTreeMap<RelationName, SequenceRule>,
     /// By schema, then name.
     pub relations: BTreeMap<Box<str>, BTreeMap<Box<str>, Relation>>,
     /// Functions of schema pg_catalog.
@@ -128,6 +150,8 @@ impl Catalog {
     /// Does it say the same, whatever its version?
     pub fn same_as(&self, other: &Catalog) -> bool {
         self.relations == other.relations
+            && self.drawn == other.drawn
+            && self.sequences == other.sequences
             && self.builtin_functions == other.builtin_functions
             && self.user_functions == other.user_functions
             && self.aggregates == other.aggregates

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use tokio_postgres::{Error, Row};
+use weir_core::sql::facts::family;
 use weir_core::topology::catalog::{Catalog, Relation, RelationKind};
 use weir_core::topology::{KeyType, Placement, TableRules};
 
@@ -122,16 +123,6 @@ fn sharded(relation: &Relation, key: &str, declared: KeyType, push: &mut impl Fn
             let columns = columns.iter().map(ToString::to_string).collect();
             push(RuleReason::UniqueWithoutKey { key: key.to_owned(), columns });
         }
-    }
-}
-
-/// int2, int4, int8 · text, varchar · uuid. char(n) is not among them: its hash ignores trailing blanks.
-fn family(type_oid: u32) -> Option<KeyType> {
-    match type_oid {
-        20 | 21 | 23 => Some(KeyType::Int),
-        25 | 1043 => Some(KeyType::Text),
-        2950 => Some(KeyType::Uuid),
-        _ => None,
     }
 }
 

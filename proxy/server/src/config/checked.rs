@@ -33,6 +33,8 @@ const ADMIN_DATABASES: [&str; 2] = ["weir", "pgbouncer"];
 /// Reached from this machine alone until somebody says otherwise.
 const LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 6432));
 const HTTP_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9187));
+/// What to do where nobody could log in.
+const WHO: &str = "say users_file = \"users.toml\", with [user.<name>] in it, or add [auth_query]";
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
@@ -47,8 +49,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
     let (databases, wildcard, upstream) = databases(&source, &file, flags)?;
     let auth_query = access::auth_query(&source, file.auth_query.as_ref(), &databases, upstream.is_some())?;
     if users.is_empty() && auth_query.is_none() {
-        let hint = "say users_file = \"users.toml\", with [user.<name>] in it, or add [auth_query]";
-        return Err(source.whole("nobody could log in").hint(hint));
+        return Err(source.whole("nobody could log in").hint(WHO));
     }
     let dsn_tls = upstream.as_ref().map(|upstream| upstream.tls);
     let server_tls = access::server_tls(&source, file.server_tls.as_ref(), dsn_tls)?;

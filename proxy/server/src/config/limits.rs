@@ -157,6 +157,7 @@ pub(super) fn limits(source: &Source, raw: &raw::Limits) -> Checked<LimitsConfig
         merge_bytes_max: bytes(source, raw.merge_bytes_max.as_ref(), "merge_bytes_max", 64 * MIB)?,
         merge_groups_max: count(source, raw.merge_groups_max.as_ref(), "merge_groups_max", 1..=100_000_000, 100_000)?,
         prepared_per_server_max: count(source, prepared, "prepared_per_server_max", 1..=100_000, 500)?,
+        sequence_block: count(source, raw.sequence_block.as_ref(), "sequence_block", 1..=1_000_000, 1000)?,
         drain_time_max: time(source, raw.drain_time_max.as_ref(), "drain_time_max", 30 * second)?,
     })
 }

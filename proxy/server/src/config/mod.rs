@@ -189,6 +189,8 @@ pub struct LimitsConfig {
     pub merge_groups_max: usize,
     /// Prepared statements kept on one server connection.
     pub prepared_per_server_max: usize,
+    /// Numbers of one sequence taken from the hub at a time.
+    pub sequence_block: usize,
     /// How long SIGTERM waits for running transactions.
     pub drain_time_max: Duration,
 }

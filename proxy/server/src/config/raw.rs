@@ -150,6 +150,7 @@ pub(super) struct Limits {
     pub merge_bytes_max: Option<Spanned<Size>>,
     pub merge_groups_max: Option<Spanned<i64>>,
     pub prepared_per_server_max: Option<Spanned<i64>>,
+    pub sequence_block: Option<Spanned<i64>>,
     pub drain_time_max: Option<Spanned<Time>>,
 }
 

@@ -384,6 +384,7 @@ fn config(app: &App) -> Vec<ConfigRow> {
         row("limits.query_time_max", time(limits.query_time_max)),
         row("limits.transaction_time_max", time(limits.transaction_time_max)),
         row("limits.merge_bytes_max", limits.merge_bytes_max.to_string()),
+        row("limits.sequence_block", limits.sequence_block.to_string()),
         fixed("engine.enabled", config.engine.enabled.to_string()),
         fixed("engine.database", config.engine.database.clone()),
         fixed("engine.temp_bytes_max", config.engine.temp_bytes_max.to_string()),

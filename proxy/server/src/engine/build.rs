@@ -1,5 +1,7 @@
 //! One build: the servers are compared, the database made if it is missing, and its contents replaced if they differ.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hashbrown::HashMap;
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::error::SqlState;
@@ -74,7 +76,8 @@ pub async fn build(engine: &Engine, view: &View) -> Result<(Ready, bool), Proble
     let home_id = usize::from(view.topology.home.0);
     let home = open(&engine.shards[home_id]).await?;
     let kind = kind(&home, &engine.shards[home_id].database).await?.ok_or_else(gone)?;
-    for login in engine.shards.iter().filter(|login| !std::ptr::eq(*login, &engine.shards[home_id])) {
+    let others = engine.shards.iter().enumerate().filter(|(number, _)| *number != home_id);
+    for (_, login) in others {
         let other = open(login).await?;
         same_kind(&kind, &self::kind(&other, &login.database).await?.ok_or_else(gone)?, &login.host)?;
     }
@@ -224,13 +227,11 @@ fn shard_server(login: &Login) -> Result<ShardServer, Problem> {
 /// Runs the text unless the database is what it would make. Gives its token.
 async fn install(hub: &Client, text: &str, epoch: i64) -> Result<(String, bool), Problem> {
     let digest = Sha256::new().chain_update(MAKER).chain_update(text).finalize();
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = STANDARD.encode(digest);
     hub.batch_execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{LOCK_WAIT}'; SELECT pg_advisory_xact_lock({LOCK})")).await?;
     let known: bool = hub.query_one("SELECT to_regclass('weir_engine.state') IS NOT NULL", &[]).await?.try_get(0)?;
-    let state = match known {
-        true => hub.query_opt("SELECT token, digest, epoch FROM weir_engine.state", &[]).await?,
-        false => None,
-    };
+    let state =
+        if known { hub.query_opt("SELECT token, digest, epoch FROM weir_engine.state", &[]).await? } else { None };
     if let Some(state) = state {
         let (token, found, theirs): (String, String, i64) = (state.try_get(0)?, state.try_get(1)?, state.try_get(2)?);
         if theirs > epoch {

@@ -17,12 +17,16 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use tokio::sync::{Notify, watch};
 use weir_core::engine::Skipped;
-use weir_core::id::Epoch;
+use weir_core::error::UserError;
+use weir_core::id::{Epoch, ShardId};
+use weir_core::plan::{Plan, Template, Values};
+use weir_core::topology::Topology;
 
 use crate::back::connect::Login;
 use crate::back::tls::ServerTls;
-use crate::config::{Config, DatabaseConfig, EngineConfig, HubConfig};
+use crate::config::{Config, DatabaseConfig, Endpoint, EngineConfig, HubConfig};
 use crate::database::Database;
+use crate::statements::Prepared;
 
 /// Longest wait of a statement for the engine to be brought into step.
 const WAIT: Duration = Duration::from_secs(5);
@@ -35,7 +39,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How often it is compared with the home shard, for grants and roles that changed behind weir.
 const LOOK: Duration = Duration::from_secs(30);
 /// Between two builds that nobody waits for: at least so long, and this many times what the last one took.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_SHARE: u32 = 4;
 
 /// One database's engine.
@@ -43,6 +47,8 @@ pub struct Engine {
     pub config: EngineConfig,
     /// Its own database on the hub's server.
     pub database: String,
+    /// Where clients' connections find it.
+    pub endpoint: Endpoint,
     hub: HubConfig,
     /// How weir logs in to each shard's primary.
     shards: Vec<Login>,
@@ -96,7 +102,12 @@ impl Engine {
         if !config.engine.enabled || database.shards.len() < 2 {
             return None;
         }
+        let Some(endpoint) = endpoint(&hub) else {
+            tracing::warn!("no fallback engine: the hub's dsn names no host, and clients' connections need one");
+            return None;
+        };
         Some(Arc::new(Engine {
+            endpoint,
             config: config.engine.clone(),
             database: config.engine.database_of(&database.name),
             hub,
@@ -105,13 +116,6 @@ impl Engine {
             needed: Notify::new(),
             changed: Notify::new(),
         }))
-    }
-
-    /// Host and port of the hub; `None`: it is reached by a socket file, which clients' connections do not use.
-    pub fn endpoint(&self) -> Option<(String, u16)> {
-        let dsn: tokio_postgres::Config = self.hub.dsn.expose().parse().ok()?;
-        let tokio_postgres::config::Host::Tcp(host) = dsn.get_hosts().first()? else { return None };
-        Some((host.clone(), dsn.get_ports().first().copied().unwrap_or(5432)))
     }
 
     pub fn tls(&self) -> &ServerTls {
@@ -162,8 +166,39 @@ impl Engine {
     }
 }
 
+impl Database {
+    /// The number that stands for the engine among the shards'.
+    pub fn engine_id(&self) -> ShardId {
+        ShardId(self.shards.len() as u16)
+    }
+
+    /// Binds a template; what that refuses goes to the engine, if it can answer.
+    pub fn plan_of(&self, template: &Template, values: &Values<'_>, topology: &Topology) -> Result<Plan, UserError> {
+        template.bind(values, topology).or_else(|refusal| self.plan_refused(template, refusal))
+    }
+
+    /// A key parameter of another type would be misread; the engine reads it as Postgres does.
+    pub fn check_types(&self, prepared: &Prepared) -> Result<(), UserError> {
+        let Some(refusal) = &prepared.mistyped else { return Ok(()) };
+        self.plan_refused(&prepared.template, UserError::clone(refusal)).map(|_| ())
+    }
+
+    pub fn plan_refused(&self, template: &Template, refusal: UserError) -> Result<Plan, UserError> {
+        if self.engine.is_some() { template.on_engine(refusal) } else { Err(refusal) }
+    }
+}
+
+/// `None`: the hub is reached by a socket file.
+fn endpoint(hub: &HubConfig) -> Option<Endpoint> {
+    let dsn: tokio_postgres::Config = hub.dsn.expose().parse().ok()?;
+    let tokio_postgres::config::Host::Tcp(host) = dsn.get_hosts().first()? else { return None };
+    Some(Endpoint { host: host.clone(), port: dsn.get_ports().first().copied().unwrap_or(5432) })
+}
+
 /// Keeps the engine in step, for ever; dropping the future ends it.
 pub async fn run(engine: Arc<Engine>, db: Arc<Database>) {
+    // Whoever has just started a tier often makes its schema next.
+    let _ = tokio::time::timeout(PAUSE, engine.needed.notified()).await;
     loop {
         let start = Instant::now();
         let view = db.view_arc();

@@ -4,6 +4,8 @@
 //! something else on another server is skipped with a reason.
 //! Source: pg_class, pg_type, pg_proc, pg_rewrite, pg_authid and the pg_get_*def functions of Postgres 13 to 18.
 
+use std::fmt::Write as _;
+
 use tokio_postgres::{Client, Error, Row};
 use weir_core::engine::{Home, Object, Role, Skipped};
 use weir_core::topology::catalog::Catalog;
@@ -297,7 +299,8 @@ ORDER BY c.oid"
         let readers: Vec<String> = row.try_get(8)?;
         home.grants.extend(readers.iter().map(|reader| format!("GRANT SELECT ON {shown} TO {reader}")));
         if let Some(owner) = row.try_get::<_, Option<String>>(7)? {
-            sql.push_str(&format!("; ALTER VIEW {shown} OWNER TO {owner}"));
+            // Writing to a String cannot fail.
+            let _ = write!(sql, "; ALTER VIEW {shown} OWNER TO {owner}");
         }
         views.push(View {
             oid: row.try_get(0)?,

@@ -5,6 +5,9 @@ use weir_core::engine::{Column, Table};
 
 use super::read::{Declared, is_spread};
 
+/// money, whose text depends on lc_monetary; regproc, regoper, regclass, regtype and so on, whose text is a name of the catalogue.
+const OF_ONE_SERVER: &[u32] = &[790, 24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191];
+
 /// Everything with rows but views; what belongs to an extension describes one server.
 pub async fn read(
     client: &Client,
@@ -48,6 +51,8 @@ WHERE c.relkind IN ('r', 'p', 'm', 'f', 'S') AND c.relpersistence <> 't' AND {ow
                 Some("it is a partition of another table")
             } else if kind == "m" && is_spread(&schema, &name, declared) {
                 Some("it is a materialized view of sharded tables, which holds one shard's rows only")
+            } else if row.try_get::<_, Vec<u32>>(12)?.iter().any(|oid| OF_ONE_SERVER.contains(oid)) {
+                Some("a column's type is read by names or settings of one server (money, regclass and its like)")
             } else {
                 None
             };

@@ -49,6 +49,22 @@ struct Asked<'a> {
     description: bool,
 }
 
+/// How the engine asks the shards. Together is quicker, but postgres_fdw (15.18 and before) fails with 08006, "another command
+/// is already in progress", where a scan of several shards ends early and another one of the same server follows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Scans {
+    Together,
+    OneByOne,
+}
+
+/// What became of a statement on the engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Run {
+    Done,
+    /// Nothing was sent to the client: it is worth asking with [`Scans::OneByOne`].
+    Again,
+}
+
 impl Session {
     pub async fn engine_text(&mut self, sql: &str, plan: &Plan) -> Result<(), Failure> {
         self.engine_read(Asked { question: Question::Text(sql), sql, description: true }, plan).await
@@ -89,14 +105,21 @@ impl Session {
         let db = Arc::clone(&self.db);
         let Some(engine) = &db.engine else { return Err(cannot(plan, "there is none").into()) };
         self.engine_fits(plan)?;
-        let (index, ready) = self.open_engine(engine, asked.sql, plan).await?;
         self.stats.sent_to(plan, self.view().topology.home);
-        let done = self.run_on_engine(index, &asked, plan, (engine, &ready)).await;
-        if let Err(Failure::End(_)) = done {
-            return done;
+        for scans in [Scans::Together, Scans::OneByOne] {
+            let (index, ready) = self.open_engine(engine, asked.sql, (plan, scans)).await?;
+            let done = self.run_on_engine(index, &asked, (plan, scans), (engine, &ready)).await;
+            if let Err(Failure::End(_)) = done {
+                return done.map(drop);
+            }
+            // What failed may be prepared there or not.
+            let unsure = !matches!(done, Ok(Run::Done)) && matches!(asked.question, Question::Portal { .. });
+            self.close_engine(unsure).await;
+            if done? == Run::Done {
+                break;
+            }
         }
-        self.close_engine().await;
-        done
+        Ok(())
     }
 
     /// May this session's transaction ask it?
@@ -133,19 +156,24 @@ impl Session {
     }
 
     /// A Backend in a transaction of its own, with the engine as it was found ready.
-    async fn open_engine(&mut self, engine: &Engine, sql: &str, plan: &Plan) -> Result<(usize, Arc<Ready>), Failure> {
+    async fn open_engine(
+        &mut self,
+        engine: &Engine,
+        sql: &str,
+        (plan, scans): (&Plan, Scans),
+    ) -> Result<(usize, Arc<Ready>), Failure> {
         for _ in 0..ATTEMPTS {
             let ready = self.step_in(engine, plan).await?;
             if let Some(skipped) = skipped_in(sql, &ready) {
                 return Err(cannot(plan, &skipped).into());
             }
             let index = self.hold(self.db.engine_id()).await?;
-            let begun = self.begin_on_engine(index, engine, &ready).await;
+            let begun = self.begin_on_engine(index, (engine, scans), &ready).await;
             match begun {
                 Ok(Ok(())) => return Ok((index, ready)),
                 Ok(Err(refusal)) => {
                     tracing::debug!("the fallback engine is not in step: {}", String::from_utf8_lossy(&refusal));
-                    self.close_engine().await;
+                    self.close_engine(false).await;
                     engine.note_stale();
                 }
                 Err(_) => {
@@ -161,7 +189,7 @@ impl Session {
     async fn begin_on_engine(
         &mut self,
         index: usize,
-        engine: &Engine,
+        (engine, scans): (&Engine, Scans),
         ready: &Ready,
     ) -> std::io::Result<Result<(), Bytes>> {
         let wanted = self.vars.current().clone();
@@ -173,8 +201,9 @@ impl Session {
         // Its own bound of time holds however long the client would let it run.
         let check = format!(
             "SELECT pg_catalog.set_config('statement_timeout', CASE WHEN t.ms > 0 AND t.ms < {max} THEN t.ms ELSE {max} END::text, true), \
-             1 / CASE WHEN (SELECT s.token FROM weir_engine.state s) = '{}' THEN 1 ELSE 0 END \
+             pg_catalog.set_config('enable_async_append', '{}', true), 1 / CASE WHEN (SELECT s.token FROM weir_engine.state s) = '{}' THEN 1 ELSE 0 END \
              FROM (SELECT pg_catalog.round(extract(epoch FROM pg_catalog.current_setting('statement_timeout')::interval) * 1000)::bigint AS ms) t",
+            if scans == Scans::Together { "on" } else { "off" },
             ready.token,
             max = engine.config.time_max.as_millis(),
         );
@@ -195,18 +224,20 @@ impl Session {
         &mut self,
         index: usize,
         asked: &Asked<'_>,
-        plan: &Plan,
+        (plan, scans): (&Plan, Scans),
         (engine, ready): (&Engine, &Ready),
-    ) -> Result<(), Failure> {
+    ) -> Result<Run, Failure> {
         let start = Instant::now();
         let mut replies = Replies::default();
         put_question(&mut self.held[index].lease, asked.question, &mut replies)?;
         let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: HELD_BYTES_MAX };
         let mut trail = Trail::default();
         let flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;
-        let Capture::Hold { reply, .. } = capture else { return Ok(()) };
+        let Capture::Hold { reply, .. } = capture else { return Ok(Run::Done) };
         if trail.failed {
-            self.forget_on_engine(asked.question);
+            if scans == Scans::Together && flow != Flow::Overflow && trail.sqlstate.as_ref() == Some(b"08006") {
+                return Ok(Run::Again);
+            }
             if let Some(error) = limit_hit(&trail, plan, engine, start) {
                 return Err(error.into());
             }
@@ -230,17 +261,7 @@ impl Session {
             }
             return Err(Failure::Reported);
         }
-        Ok(())
-    }
-
-    /// What failed may not be prepared there.
-    fn forget_on_engine(&mut self, question: Question<'_>) {
-        let engine = self.db.engine_id();
-        if let Question::Portal { prepared, .. } = question
-            && let Some(held) = self.held.iter_mut().find(|held| held.shard == engine)
-        {
-            held.lease.forget_prepared(prepared.id);
-        }
+        Ok(Run::Done)
     }
 
     /// Passes the first frames on, with the shards' numbers for types.
@@ -283,8 +304,8 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the engine's transaction and gives its Backend back.
-    async fn close_engine(&mut self) {
+    /// Ends the engine's transaction and gives its Backend back. `unsure`: which statements are prepared there is not known.
+    async fn close_engine(&mut self, unsure: bool) {
         let engine = self.db.engine_id();
         let Some(index) = self.held.iter().position(|held| held.shard == engine) else { return };
         let Session { client, held, .. } = self;
@@ -293,6 +314,13 @@ impl Session {
             lease.put_query("ROLLBACK");
             if !matches!(answer(lease, client).await, Ok(Ok(()))) {
                 lease.doubt("lost after the fallback engine was asked");
+            }
+        }
+        if unsure && !lease.is_doubted() {
+            lease.put_query("DEALLOCATE ALL");
+            match answer(lease, client).await {
+                Ok(Ok(())) => lease.forget_all_prepared(),
+                _ => lease.doubt("its prepared statements are not known"),
             }
         }
         self.held.remove(index);

@@ -4,19 +4,23 @@
 //! is the reply, and every Backend has been read to its ReadyForQuery before the session goes on. Rows are held only as
 //! far as the merge needs, within its limits.
 
+mod question;
+pub mod rows;
+
 use std::task::Poll;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
 use weir_core::plan::{Combine, Plan, Wrap};
-use weir_core::session::replies::{Owed, Replies, Verdict};
+use weir_core::session::replies::{Replies, Verdict};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{Status, command_rows, command_tag, tag};
 use weir_wire::frame;
-use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_sync};
 use weir_wire::row;
 
+pub use self::question::put_question;
+use self::rows::Whole;
 use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
 use crate::front::session::{End, Failure, Session};
 use crate::statements::{Prepared, Understood};
@@ -42,6 +46,13 @@ pub enum Question<'a> {
     },
     /// Describe a portal that is there.
     Described(&'a [u8]),
+    /// A text made for this one execution; `hidden`: columns that it has beyond those the client knows.
+    Once {
+        sql: &'a str,
+        types: &'a [u8],
+        bind: &'a Bytes,
+        hidden: usize,
+    },
 }
 
 /// How much of the reply the client asked for.
@@ -80,6 +91,9 @@ impl Session {
         });
         let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
         let form = Form { description: true, columns: understood.template.merged_columns() };
+        if let (Some(dealt), Wrap::None) = (&plan.dealt, &plan.wrap) {
+            return self.deal_rows(shards, Whole { sql, plan, dealt, portal: None, description: true }).await;
+        }
         self.spread(shards, question, &understood.shape, plan, form).await
     }
 
@@ -245,6 +259,11 @@ impl Session {
             txn.changed_schema = true;
             txn.renews = true;
         }
+        self.conclude_write(own, result).await
+    }
+
+    /// Ends a write over shards, and with it the transaction that was made for it alone (`own`).
+    async fn conclude_write(&mut self, own: bool, result: Result<Bytes, Failure>) -> Result<(), Failure> {
         match result {
             Ok(command) => {
                 if own {
@@ -429,67 +448,6 @@ impl Session {
             txn.failed = true;
         }
     }
-}
-
-pub fn put_question(
-    lease: &mut crate::back::pool::Lease,
-    question: Question<'_>,
-    replies: &mut Replies,
-) -> Result<(), Failure> {
-    match question {
-        Question::Text(sql) => {
-            lease.put_query(sql);
-            replies.push(Owed::Query { hidden: false });
-            return Ok(());
-        }
-        Question::Portal { prepared, bind, merged } => {
-            put_bind(lease, (prepared, merged), bind, b"", replies)?;
-            Target { object: Object::Portal, name: b"" }.put(frontend::tag::DESCRIBE, &mut lease.out);
-            replies.push(Owed::Describe);
-            Execute { portal: b"", rows_max: 0 }.put(&mut lease.out);
-            replies.push(Owed::Execute);
-        }
-        Question::Opened { prepared, bind, portal } => {
-            put_bind(lease, (prepared, true), bind, portal, replies)?;
-            Target { object: Object::Portal, name: portal }.put(frontend::tag::DESCRIBE, &mut lease.out);
-            replies.push(Owed::Describe);
-        }
-        Question::Described(portal) => {
-            Target { object: Object::Portal, name: portal }.put(frontend::tag::DESCRIBE, &mut lease.out);
-            replies.push(Owed::Describe);
-        }
-    }
-    put_sync(&mut lease.out);
-    replies.push(Owed::Sync { hidden: false });
-    Ok(())
-}
-
-/// Binds a statement (its `merged` form), prepared first if the Backend does not know it, to a portal.
-fn put_bind(
-    lease: &mut crate::back::pool::Lease,
-    (prepared, merged): (&Prepared, bool),
-    bind: &Bytes,
-    portal: &[u8],
-    replies: &mut Replies,
-) -> Result<(), Failure> {
-    let (id, sql) = match &prepared.merged {
-        Some(form) if merged => (form.id, &form.sql),
-        _ => (prepared.id, &prepared.sql),
-    };
-    let name = Prepared::backend_name(id);
-    if !lease.is_prepared(id) {
-        if let Some(oldest) = lease.note_prepared(id) {
-            let name = Prepared::backend_name(oldest);
-            Target { object: Object::Statement, name: name.as_bytes() }.put(frontend::tag::CLOSE, &mut lease.out);
-            replies.push(Owed::Close { hidden: true, op: u32::MAX });
-        }
-        Parse { name: name.as_bytes(), sql, types: &prepared.types }.put(&mut lease.out);
-        replies.push(Owed::Parse { hidden: true, op: u32::MAX });
-    }
-    let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
-    bind.on_portal(portal).put_for(name.as_bytes(), &mut lease.out);
-    replies.push(Owed::BindComplete { hidden: true });
-    Ok(())
 }
 
 /// A command tag with another row count.

@@ -394,6 +394,7 @@ impl Session {
             return Err(Failure::Reported);
         }
         self.names.forget_statements();
+        self.drawn = None;
         self.vars.on_discard_all();
         for (other, held) in self.held.iter_mut().enumerate() {
             if other == index {

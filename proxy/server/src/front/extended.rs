@@ -9,17 +9,17 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use weir_core::error::UserError;
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Datum, Plan, Values, Wrap};
+use weir_core::plan::{Access, Values, Wrap};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{CLOSE_COMPLETE, PARSE_COMPLETE};
 use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_flush, put_sync};
 
 use super::batch::{Batch, Ending, Op};
-use super::names::{Portal, Undo};
+use super::names::{Portal, Undo, bind};
 use super::session::{End, Failure, Held, Session};
 use super::simple::Place;
-use crate::database::{Database, View};
+use crate::database::View;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
@@ -109,7 +109,7 @@ impl Session {
             batch.ops.clear();
             return self.give_up_batch(failure, ending);
         }
-        let mut survey = self.survey(batch);
+        let mut survey = self.survey(batch).await;
         let result = if survey.stepwise {
             // Boxed, as other rare ways are: their room would be part of every session's task.
             Box::pin(self.stepwise(&mut survey, ending)).await
@@ -154,13 +154,19 @@ impl Session {
         Ok(())
     }
 
-    fn survey(&mut self, batch: &mut Batch) -> Survey {
+    async fn survey(&mut self, batch: &mut Batch) -> Survey {
         let mut survey = std::mem::take(&mut self.spare_survey);
         survey.steps.reserve(batch.ops.len());
         let ending = batch.ending;
         let view = self.view();
+        let draws = view.shards > 1 && !view.catalog.drawn.is_empty();
         for op in batch.ops.drain(..) {
-            match self.resolve(op, &view, &mut survey) {
+            let op = match op {
+                // Boxed: rare, and its room would be part of every session's task.
+                Op::Bind { .. } if draws => Box::pin(self.filled_bind(op, &view)).await,
+                op => Ok(op),
+            };
+            match op.and_then(|op| self.resolve(op, &view, &mut survey)) {
                 Ok(step) => survey.steps.push(step),
                 Err(error) => {
                     survey.steps.push(Step::Refuse(error));
@@ -213,9 +219,7 @@ impl Session {
             Op::Parse { name, sql, types } => {
                 let prepared = self.db.statements.prepare(&sql, &types, view, &mut self.scratch);
                 // A key declared as a type that is laid out differently would be misread in binary form.
-                if let Some(refusal) = &prepared.mistyped {
-                    self.db.plan_refused(&prepared.template, UserError::clone(refusal))?;
-                }
+                self.db.check_types(&prepared)?;
                 self.refuse_known_text(&prepared)?;
                 let op = survey.undo.len() as u32;
                 survey.undo.push(self.names.define(&name, Arc::clone(&prepared))?);
@@ -223,8 +227,12 @@ impl Session {
                 Step::Parse { name, prepared, op }
             }
             Op::Bind { portal, statement, body } => {
-                let prepared = self.current(&statement, view)?;
+                let prepared = match self.filled.take() {
+                    Some(filled) => filled,
+                    None => self.current(&statement, view)?,
+                };
                 let plan = bind(&self.db, &prepared, &body, view)?;
+                self.note_draws(&prepared.shape, &plan);
                 self.survey_class(&prepared.shape.class, survey);
                 match self.place(&view.topology, &plan, || spread_of(&body)) {
                     Place::One(shard) => {
@@ -268,7 +276,7 @@ impl Session {
     }
 
     /// What a name stands for, learnt anew if the schema has changed since.
-    fn current(&mut self, name: &Bytes, view: &View) -> Result<Arc<Prepared>, UserError> {
+    pub fn current(&mut self, name: &Bytes, view: &View) -> Result<Arc<Prepared>, UserError> {
         let known = self.names.statement(name)?;
         if known.prepared.view_version == view.version || self.server_checks(known) {
             return Ok(Arc::clone(&known.prepared));
@@ -497,25 +505,6 @@ impl Session {
         let question = Question::Portal { prepared: &bound.prepared, bind: &bound.bind, merged: false };
         self.read_elsewhere(shard, question, &bound.plan, &bound.prepared.shape, asked).await
     }
-}
-
-/// What a Bind message makes of its statement.
-fn bind(db: &Database, prepared: &Prepared, body: &Bytes, view: &View) -> Result<Plan, UserError> {
-    let bind = Bind::read(body).map_err(|_| super::session::malformed())?;
-    let params: SmallVec<[Datum<'_>; 8]> = bind
-        .values()
-        .map(|(binary, value)| match value {
-            None => Datum::Null,
-            Some(bytes) if binary => Datum::Binary(bytes),
-            Some(bytes) => Datum::Text(bytes),
-        })
-        .collect();
-    let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-    if let Some(refusal) = &prepared.mistyped {
-        return db.plan_refused(&prepared.template, UserError::clone(refusal));
-    }
-    let values = Values { params: &params, sql, literals: &prepared.literals };
-    db.plan_of(&prepared.template, &values, &view.topology)
 }
 
 type Lease = crate::back::pool::Lease;

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
-use weir_core::plan::Plan;
+use weir_core::plan::{Datum, Plan, Values};
+use weir_wire::frontend::Bind;
 
+use crate::database::{Database, View};
 use crate::statements::Prepared;
 
 /// Statements one client may keep; each costs an entry here, not on a server.
@@ -209,4 +212,23 @@ fn too_many(kept: usize) -> UserError {
             STATEMENT_BYTES_MAX >> 20
         ))
         .hint("Close statements that are no longer needed, or limit the driver's statement cache.")
+}
+
+/// What a Bind message makes of its statement.
+pub fn bind(db: &Database, prepared: &Prepared, body: &Bytes, view: &View) -> Result<Plan, UserError> {
+    let bind = Bind::read(body).map_err(|_| super::session::malformed())?;
+    let params: SmallVec<[Datum<'_>; 8]> = bind
+        .values()
+        .map(|(binary, value)| match value {
+            None => Datum::Null,
+            Some(bytes) if binary => Datum::Binary(bytes),
+            Some(bytes) => Datum::Text(bytes),
+        })
+        .collect();
+    let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+    if let Some(refusal) = &prepared.mistyped {
+        return db.plan_refused(&prepared.template, UserError::clone(refusal));
+    }
+    let values = Values { params: &params, sql, literals: &prepared.literals };
+    db.plan_of(&prepared.template, &values, &view.topology)
 }

@@ -21,6 +21,7 @@ use weir_wire::backend::{Status, put_command_complete, put_ready};
 use super::batch::{Batch, Collector, Ending, Request};
 use super::cancel::Registration;
 use super::client::Client;
+use super::draw::Drawn;
 use super::extended::Survey;
 use super::names::{Names, Undo};
 pub use super::transaction::{Joined, Transaction};
@@ -116,6 +117,10 @@ pub struct Session {
     pub copied_in: bool,
     /// The server process on which it has last written, and so may have drawn from a sequence.
     pub drew_on: Option<i32>,
+    /// What weir has drawn from sequences for this session.
+    pub drawn: Option<Box<Drawn>>,
+    /// The statement that the next Bind of the survey is for, where weir has filled it.
+    pub filled: Option<Arc<crate::statements::Prepared>>,
     pub stats: Arc<crate::stats::SessionStats>,
 }
 
@@ -153,6 +158,8 @@ impl Session {
             skipping: false,
             copied_in: false,
             drew_on: None,
+            drawn: None,
+            filled: None,
             stats,
         }
     }

@@ -133,12 +133,18 @@ impl Session {
         if may_control && Box::pin(self.control(sql, class)).await? {
             return Ok(());
         }
+        if let Some(filling) = understood.template.filling()
+            && let Some((text, filled)) = Box::pin(self.filled_text(sql, filling)).await?
+        {
+            return Box::pin(self.statement(&text, &filled)).await;
+        }
         let view = self.view();
         let literals = std::mem::take(&mut self.scratch.normal.literals);
         let values = Values { params: &[], sql, literals: &literals };
         let bound = self.db.plan_of(&understood.template, &values, &view.topology);
         self.scratch.normal.literals = literals;
         let plan = bound?;
+        self.note_draws(&understood.shape, &plan);
         match self.place(&view.topology, &plan, || super::extended::spread_of(sql.as_bytes())) {
             Place::One(shard) if matches!(plan.wrap, Wrap::Explain(_)) => {
                 self.stats.sent_to(&plan, shard);
@@ -292,7 +298,8 @@ impl Session {
             let known = self.db.statements.understand(text, &view, &mut self.scratch);
             let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
             let plan = self.db.plan_of(&known.template, &values, &view.topology);
-            shards.push(plan.ok().map(|plan| self.place(&view.topology, &plan, || 0)));
+            let plan = plan.ok().filter(|_| known.template.filling().is_none());
+            shards.push(plan.map(|plan| self.place(&view.topology, &plan, || 0)));
             if statement_mode && known.shape.class.controls_transaction() {
                 return Err(super::mode::no_transactions().into());
             }

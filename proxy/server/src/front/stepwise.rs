@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Values, Wrap};
+use weir_core::plan::{Access, Plan, Values, Wrap};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, NO_PARAMETERS, PARSE_COMPLETE, tag};
@@ -22,6 +22,7 @@ use super::extended::{Step, Survey, ensure, spread_of};
 use super::names::{Portal, Undo};
 use super::session::{Failure, Session};
 use super::simple::Place;
+use crate::exec::fan::rows::Whole;
 use crate::exec::fan::{Form, Question};
 use crate::exec::open::Reader;
 use crate::exec::relay::{Capture, Trail, columns_of};
@@ -172,6 +173,16 @@ impl Session {
     /// eyes (`wanted`), with weir's own columns left out.
     pub async fn describe_statement(&mut self, prepared: &Prepared, wanted: bool) -> Result<BytesMut, Failure> {
         let shard = self.held.first().map_or(self.view().topology.home, |held| held.shard);
+        self.describe_on(shard, prepared, wanted).await
+    }
+
+    /// The same on one certain shard.
+    pub async fn describe_on(
+        &mut self,
+        shard: ShardId,
+        prepared: &Prepared,
+        wanted: bool,
+    ) -> Result<BytesMut, Failure> {
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
@@ -188,7 +199,12 @@ impl Session {
     }
 
     /// Runs what is owed and returns the visible frames; a server error goes to the client instead.
-    async fn captured(&mut self, index: usize, replies: &mut Replies, undo: &mut [Undo]) -> Result<BytesMut, Failure> {
+    pub async fn captured(
+        &mut self,
+        index: usize,
+        replies: &mut Replies,
+        undo: &mut [Undo],
+    ) -> Result<BytesMut, Failure> {
         let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: usize::MAX };
         let mut trail = Trail::default();
         self.relay_on(index, replies, &mut capture, &mut trail).await?;
@@ -319,7 +335,15 @@ impl Session {
         let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
         let form = Form { description: false, columns: prepared.template.merged_columns() };
         let reply = self.client.out.len();
-        let done = self.spread(shards, question, &prepared.shape, &portal.plan, form).await;
+        let done = match (&portal.plan.dealt, &portal.plan.wrap) {
+            (Some(dealt), Wrap::None) => {
+                let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+                let portal_of = Some((&**prepared, &portal.bind));
+                let whole = Whole { sql, plan: &portal.plan, dealt, portal: portal_of, description: false };
+                self.deal_rows(shards, whole).await
+            }
+            _ => self.spread(shards, question, &prepared.shape, &portal.plan, form).await,
+        };
         if let Some(plan) = self.second_try(done, reply, &prepared.template)? {
             return self.engine_portal(portal, &plan, rows_max).await;
         }
@@ -390,7 +414,11 @@ impl Session {
                 Place::Several(_) | Place::Engine => false,
             }
         });
-        if !fits || known.shape.class.is_control() || text.trim_end_matches(';').contains(';') {
+        if !fits
+            || known.template.filling().is_some()
+            || known.shape.class.is_control()
+            || text.trim_end_matches(';').contains(';')
+        {
             return Err(split_pipeline().into());
         }
         let mut request = BytesMut::new();
@@ -412,6 +440,12 @@ struct Call<'a> {
     rows_max: i32,
     /// Its Bind has not been answered yet.
     bind_due: bool,
+}
+
+/// May a statement for several shards return rows? A write only with RETURNING.
+pub fn returns_rows(plan: &Plan, sql: &str) -> bool {
+    const WORD: &[u8] = b"returning";
+    plan.merge.is_some() || sql.as_bytes().windows(WORD.len()).any(|word| word.eq_ignore_ascii_case(WORD))
 }
 
 /// They return rows, and only the server knows which.

@@ -268,8 +268,13 @@ impl Author {
         Block { sql, columns, sortable, unique, order: None }
     }
 
+    /// GROUPING SETS and its like over one relation: where two keys are joined as equal, Postgres before 18 drops one from ORDER BY
+    /// although a grouping set makes one of them null.
     fn sets_block(&mut self, depth: u32) -> Block {
         let (from, scope) = self.from(depth);
+        if scope.len() > 1 {
+            return self.aggregate_block(depth);
+        }
         let filter = self.filter(&scope, 1);
         let keys = self.keys(&scope, 3);
         let [(first, first_type), (second, second_type), ..] = keys.as_slice() else {

@@ -38,6 +38,7 @@ impl Compiler<'_> {
             }
             _ => self.unparsed(inner, "this kind of statement is not analysed"),
         };
+        shape.deal = Err(why.into());
         shape.cacheable = Err(NoCacheReason::NotSelect);
         if let Ok(Scatter { read: Some(read) }) = &mut shape.scatter {
             read.rewrite = read.rewrite.shifted(range.start);
@@ -151,6 +152,15 @@ impl Compiler<'_> {
         }
         if options.encoding.as_deref().is_some_and(|name| !is_utf8(name)) {
             return Err(refuse::copy_encoding(table));
+        }
+        let name = (table.schema.clone(), table.name.clone());
+        let left_out = |column: &str| match &options.columns {
+            Some(listed) => options.default.is_some() || listed.iter().all(|listed| **listed != *column),
+            None => options.default.is_some(),
+        };
+        let drawn = self.schema.catalog.drawn.get(&name).into_iter().flatten();
+        if let Some(drawn) = drawn.into_iter().find(|drawn| left_out(&drawn.column)) {
+            return Err(refuse::sequence_default(table, &drawn.column));
         }
         let position = match &options.columns {
             Some(columns) => columns.iter().position(|listed| **listed == *column),

@@ -53,6 +53,8 @@ pub struct Analyser<'a> {
     /// How often each parameter was met as a key.
     pub key_uses: HashMap<u16, usize>,
     pub key_setting: KeySetting,
+    /// Where among the values of an INSERT its key stands.
+    pub key_position: Option<usize>,
     pub differing_defaults: Vec<(TableName, Box<str>)>,
     pub updates_conflicts: bool,
     /// Instances mentioned inside sub-queries that return only some of their rows.
@@ -76,6 +78,7 @@ impl<'a> Analyser<'a> {
             node_ids: HashMap::new(),
             key_uses: HashMap::new(),
             key_setting: KeySetting::Fine,
+            key_position: None,
             differing_defaults: Vec::new(),
             updates_conflicts: false,
             limited: Vec::new(),

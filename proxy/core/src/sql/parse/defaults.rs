@@ -6,7 +6,7 @@ use super::analyse::Analyser;
 use super::scope::name_parts;
 use crate::sql::facts::TableName;
 use crate::topology::Placement;
-use crate::topology::catalog::DefaultKind;
+use crate::topology::catalog::{Column, DefaultKind};
 
 impl Analyser<'_> {
     /// Notes the differing defaults an INSERT takes. `outputs`: how many columns its source has, where that is known.
@@ -57,13 +57,23 @@ impl Analyser<'_> {
         }
     }
 
-    /// Columns of a reference table whose defaults may differ, with their positions; `None` for other tables.
+    /// Columns whose defaults may differ, with their positions: of a reference table all, of a sharded table those that draw from a
+    /// sequence, which would count on each shard for itself. `None` for other tables.
     fn differing(&self, table: &TableName) -> Option<Vec<(usize, Box<str>)>> {
-        if *self.schema.placement(table) != Placement::Reference {
-            return None;
-        }
+        let name = (table.schema.clone(), table.name.clone());
+        let drawn = self.schema.catalog.drawn.get(&name);
+        let is_drawn = |column: &Column| drawn.is_some_and(|drawn| drawn.iter().any(|one| one.column == column.name));
+        let sharded = match self.schema.placement(table) {
+            Placement::Reference => false,
+            Placement::Sharded { .. } => true,
+            Placement::Global => return None,
+        };
         let columns = self.schema.relation(table)?.columns.iter().enumerate();
-        let differing = columns.filter(|(_, column)| column.default == DefaultKind::Differs);
+        let differing = columns.filter(
+            |(_, column)| {
+                if sharded { is_drawn(column) } else { column.default == DefaultKind::Differs }
+            },
+        );
         Some(differing.map(|(position, column)| (position, column.name.clone())).collect())
     }
 }

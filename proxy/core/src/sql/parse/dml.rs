@@ -56,6 +56,7 @@ impl Analyser<'_> {
             Some((name, _)) => key_position(insert, name, &columns),
             None => None,
         };
+        self.key_position = position;
         // WITH in front of INSERT belongs to the source query, so its names are visible in there only.
         let mut outputs = None;
         if let Some(source) = &insert.source {

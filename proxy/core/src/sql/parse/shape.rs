@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use sqlparser::ast::{
     Distinct, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr,
     LimitClause, OrderByExpr, OrderByKind, OrderBySort, Query, Select, SelectItem as AstItem,
-    SelectItemQualifiedWildcardKind as Qualifier, Visit, Visitor, WildcardAdditionalOptions,
+    SelectItemQualifiedWildcardKind as Qualifier, Visit, Visitor, WildcardAdditionalOptions, WindowType,
 };
 
 use super::analyse::{Analyser, resolve};
@@ -280,6 +280,10 @@ pub fn shape(
     Some(SelectShape {
         items: select.projection.iter().map(|item| reader.item(item)).collect(),
         distinct: matches!(select.distinct, Some(Distinct::Distinct)),
+        distinct_on: match &select.distinct {
+            Some(Distinct::On(on)) => on.len(),
+            _ => 0,
+        },
         group: group.iter().map(|expr| reader.expression(expr)).collect(),
         having: select.having.is_some(),
         having_formula: select.having.as_ref().and_then(|having| reader.formula(having)),
@@ -298,8 +302,10 @@ fn never_merged(select: &Select, query: &Query) -> Option<&'static str> {
     if query.fetch.as_ref().is_some_and(|fetch| fetch.percent || fetch.with_ties && query.order_by.is_none()) {
         return Some("FETCH FIRST … PERCENT, or WITH TIES without an order");
     }
-    if matches!(select.distinct, Some(Distinct::On(_))) {
-        return Some("DISTINCT ON");
+    if let Some(Distinct::On(on)) = &select.distinct
+        && !leads_order(on, query)
+    {
+        return Some("DISTINCT ON without an ORDER BY that begins with the same expressions");
     }
     if !select.named_window.is_empty() {
         return Some("a window function");
@@ -321,6 +327,18 @@ fn never_merged(select: &Select, query: &Query) -> Option<&'static str> {
         Some(OrderByKind::Expressions(order)) if order.iter().any(by_operator) => Some("ORDER BY … USING"),
         Some(OrderByKind::Expressions(_)) | None => None,
     }
+}
+
+/// Is it certain that DISTINCT ON is by the first items of ORDER BY, as many as it has? Postgres asks for that of its distinct
+/// expressions, and two may be one.
+fn leads_order(on: &[Expr], query: &Query) -> bool {
+    let Some(OrderByKind::Expressions(order)) = query.order_by.as_ref().map(|order| &order.kind) else { return false };
+    let Some(first) = order.get(..on.len()) else { return false };
+    on.len() == 1
+        || on.iter().enumerate().all(|(at, one)| {
+            !on[..at].iter().any(|other| bare(other) == bare(one))
+                && first.iter().any(|item| bare(&item.expr) == bare(one))
+        })
 }
 
 fn by_operator(item: &OrderByExpr) -> bool {
@@ -427,10 +445,18 @@ impl Reader<'_, '_, '_> {
             formula,
             has_aggregate: inside.aggregate,
             has_window: inside.window,
+            windows_stay: inside.window && !inside.subquery && self.windows_stay(expr),
             has_subquery: inside.subquery,
             byte_order,
             foreign_collation: explicit == Some(false),
         }
+    }
+
+    /// Has every window a key among what it is partitioned by?
+    fn windows_stay(&self, expr: &Expr) -> bool {
+        let mut windows = Windows { reader: self, stay: true };
+        let _ = expr.visit(&mut windows);
+        windows.stay
     }
 
     fn formula(&self, expr: &Expr) -> Option<Formula> {
@@ -469,6 +495,25 @@ impl Reader<'_, '_, '_> {
             ordered: !list.clauses.is_empty() || !function.within_group.is_empty() || list.args.len() != 1,
             filtered: function.filter.is_some(),
         })
+    }
+}
+
+struct Windows<'r, 'b, 'a, 's> {
+    reader: &'r Reader<'b, 'a, 's>,
+    stay: bool,
+}
+
+impl Visitor for Windows<'_, '_, '_, '_> {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        let Expr::Function(function) = expr else { return ControlFlow::Continue(()) };
+        if is_window(function, self.reader.analyser.schema.catalog) {
+            let key = |expr: &Expr| self.reader.column_of(expr).is_some_and(|column| column.is_key);
+            self.stay &= matches!(&function.over, Some(WindowType::WindowSpec(window))
+                if window.window_name.is_none() && window.partition_by.iter().any(key));
+        }
+        ControlFlow::Continue(())
     }
 }
 

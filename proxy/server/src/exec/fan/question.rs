@@ -1,0 +1,87 @@
+//! Writing a question to one Backend, with all that it owes for it.
+
+use bytes::Bytes;
+use weir_core::session::replies::{Owed, Replies};
+use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_sync};
+
+use super::Question;
+use crate::exec::failures::unexpected;
+use crate::front::session::Failure;
+use crate::statements::Prepared;
+
+pub fn put_question(
+    lease: &mut crate::back::pool::Lease,
+    question: Question<'_>,
+    replies: &mut Replies,
+) -> Result<(), Failure> {
+    match question {
+        Question::Text(sql) => {
+            lease.put_query(sql);
+            replies.push(Owed::Query { hidden: false });
+        }
+        Question::Portal { prepared, bind, merged } => {
+            put_bind(lease, (prepared, merged), bind, b"", replies)?;
+            put_run(lease, replies);
+        }
+        Question::Opened { prepared, bind, portal } => {
+            put_bind(lease, (prepared, true), bind, portal, replies)?;
+            replies.push(Owed::BindComplete { hidden: true });
+            put_describe(lease, portal, replies);
+        }
+        Question::Described(portal) => put_describe(lease, portal, replies),
+        Question::Once { sql, types, bind, hidden } => {
+            lease.unnamed = None;
+            Parse { name: b"", sql: sql.as_bytes(), types }.put(&mut lease.out);
+            replies.push(Owed::Parse { hidden: true, op: u32::MAX });
+            let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
+            bind.on_portal(b"").put_wider(b"", hidden, &mut lease.out);
+            put_run(lease, replies);
+        }
+    }
+    Ok(())
+}
+
+/// Binds a statement (its `merged` form), prepared first if the Backend does not know it, to a portal.
+fn put_bind(
+    lease: &mut crate::back::pool::Lease,
+    (prepared, merged): (&Prepared, bool),
+    bind: &Bytes,
+    portal: &[u8],
+    replies: &mut Replies,
+) -> Result<(), Failure> {
+    let (id, sql) = match &prepared.merged {
+        Some(form) if merged => (form.id, &form.sql),
+        _ => (prepared.id, &prepared.sql),
+    };
+    let name = Prepared::backend_name(id);
+    if !lease.is_prepared(id) {
+        if let Some(oldest) = lease.note_prepared(id) {
+            let name = Prepared::backend_name(oldest);
+            Target { object: Object::Statement, name: name.as_bytes() }.put(frontend::tag::CLOSE, &mut lease.out);
+            replies.push(Owed::Close { hidden: true, op: u32::MAX });
+        }
+        Parse { name: name.as_bytes(), sql, types: &prepared.types }.put(&mut lease.out);
+        replies.push(Owed::Parse { hidden: true, op: u32::MAX });
+    }
+    let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
+    bind.on_portal(portal).put_for(name.as_bytes(), &mut lease.out);
+    Ok(())
+}
+
+/// Describes a portal that is there.
+fn put_describe(lease: &mut crate::back::pool::Lease, portal: &[u8], replies: &mut Replies) {
+    Target { object: Object::Portal, name: portal }.put(frontend::tag::DESCRIBE, &mut lease.out);
+    put_sync(&mut lease.out);
+    replies.push(Owed::Describe);
+    replies.push(Owed::Sync { hidden: false });
+}
+
+/// Runs the unnamed portal that has just been bound.
+fn put_run(lease: &mut crate::back::pool::Lease, replies: &mut Replies) {
+    Target { object: Object::Portal, name: b"" }.put(frontend::tag::DESCRIBE, &mut lease.out);
+    Execute { portal: b"", rows_max: 0 }.put(&mut lease.out);
+    put_sync(&mut lease.out);
+    for owed in [Owed::BindComplete { hidden: true }, Owed::Describe, Owed::Execute, Owed::Sync { hidden: false }] {
+        replies.push(owed);
+    }
+}
