@@ -86,7 +86,9 @@ fn main() -> ExitCode {
 fn compare_shards(config: &Path) -> ExitCode {
     let compared = Config::load(config).map_err(anyhow::Error::from).and_then(|config| {
         let differences = runtime(1)?.block_on(weir::app::differences(&config))?;
-        differences.iter().for_each(|line| println!("{line}"));
+        for line in &differences {
+            println!("{line}");
+        }
         Ok(differences.is_empty())
     });
     match compared {

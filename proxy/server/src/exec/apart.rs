@@ -3,6 +3,8 @@
 //! Invariant: when a shard fails, the client reads where the statement is done and where it is not, what was left behind, and how to go
 //! on; a shard that was not reached is untouched.
 
+use std::fmt::Write as _;
+
 use bytes::{BufMut, Bytes};
 use weir_core::error::{Blame, UserError};
 use weir_core::fresh::{Dependencies, Dependency};
@@ -91,7 +93,7 @@ impl Session {
             names(&shards[done + 1..])
         );
         if !left.is_empty() {
-            detail += &format!(" INVALID indexes on {}: {}.", name(&shards[done]), left.join(", "));
+            let _ = write!(detail, " INVALID indexes on {}: {}.", name(&shards[done]), left.join(", "));
         }
         let drop = if left.is_empty() { "" } else { "drop the INVALID index there, and " };
         let hint = format!(

@@ -91,7 +91,7 @@ impl Session {
         });
         let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
         let form = Form { description: true, columns: understood.template.merged_columns() };
-        if let Some(dealt) = &plan.dealt {
+        if let (Some(dealt), Wrap::None) = (&plan.dealt, &plan.wrap) {
             return self.deal_rows(shards, Whole { sql, plan, dealt, portal: None, description: true }).await;
         }
         self.spread(shards, question, &understood.shape, plan, form).await

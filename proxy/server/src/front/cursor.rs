@@ -15,6 +15,7 @@ use weir_wire::frontend::Bind;
 
 use super::names::Portal;
 use super::session::{Failure, Session};
+use super::stepwise::returns_rows;
 use crate::exec::fan::{Form, Question};
 use crate::exec::open::Reader;
 use crate::statements::Shape;
@@ -141,8 +142,8 @@ impl Session {
 
     /// May a row limit matter to it? Not where it returns no rows.
     pub fn reads_in_parts(&self, portal: &Portal) -> bool {
-        let sql = String::from_utf8_lossy(&portal.prepared.sql).to_ascii_lowercase();
-        portal.plan.wrap == Wrap::None && (portal.plan.merge.is_some() || sql.contains("returning"))
+        let sql = std::str::from_utf8(&portal.prepared.sql).unwrap_or_default();
+        portal.plan.wrap == Wrap::None && returns_rows(&portal.plan, sql)
     }
 }
 

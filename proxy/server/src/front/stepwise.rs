@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Values, Wrap};
+use weir_core::plan::{Access, Plan, Values, Wrap};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, NO_PARAMETERS, PARSE_COMPLETE, tag};
@@ -17,7 +17,6 @@ use weir_wire::row;
 
 use super::batch::Ending;
 use super::control::aborted;
-use super::cursor::partial_fetch;
 use super::cursor::{asks_binary, binary_cursor};
 use super::extended::{Step, Survey, ensure, spread_of};
 use super::names::{Portal, Undo};
@@ -333,20 +332,18 @@ impl Session {
             return Ok(());
         }
         let prepared = &portal.prepared;
-        let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-        // A limit means nothing to what returns no rows; some drivers always send one.
-        if rows_max != 0 && portal.plan.merge.is_none() && returns_rows(sql) {
-            return Err(partial_fetch().into());
-        }
-        if let Some(dealt) = &portal.plan.dealt {
-            let bound = Some((&**prepared, &portal.bind));
-            let whole = Whole { sql, plan: &portal.plan, dealt, portal: bound, description: false };
-            return self.deal_rows(shards, whole).await;
-        }
         let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
         let form = Form { description: false, columns: prepared.template.merged_columns() };
         let reply = self.client.out.len();
-        let done = self.spread(shards, question, &prepared.shape, &portal.plan, form).await;
+        let done = match (&portal.plan.dealt, &portal.plan.wrap) {
+            (Some(dealt), Wrap::None) => {
+                let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+                let portal_of = Some((&**prepared, &portal.bind));
+                let whole = Whole { sql, plan: &portal.plan, dealt, portal: portal_of, description: false };
+                self.deal_rows(shards, whole).await
+            }
+            _ => self.spread(shards, question, &prepared.shape, &portal.plan, form).await,
+        };
         if let Some(plan) = self.second_try(done, reply, &prepared.template)? {
             return self.engine_portal(portal, &plan, rows_max).await;
         }
@@ -445,10 +442,10 @@ struct Call<'a> {
     bind_due: bool,
 }
 
-/// May a write for several shards return rows?
-fn returns_rows(sql: &str) -> bool {
+/// May a statement for several shards return rows? A write only with RETURNING.
+pub fn returns_rows(plan: &Plan, sql: &str) -> bool {
     const WORD: &[u8] = b"returning";
-    sql.as_bytes().windows(WORD.len()).any(|word| word.eq_ignore_ascii_case(WORD))
+    plan.merge.is_some() || sql.as_bytes().windows(WORD.len()).any(|word| word.eq_ignore_ascii_case(WORD))
 }
 
 /// They return rows, and only the server knows which.

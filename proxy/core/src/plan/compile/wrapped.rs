@@ -153,6 +153,15 @@ impl Compiler<'_> {
         if options.encoding.as_deref().is_some_and(|name| !is_utf8(name)) {
             return Err(refuse::copy_encoding(table));
         }
+        let name = (table.schema.clone(), table.name.clone());
+        let left_out = |column: &str| match &options.columns {
+            Some(listed) => options.default.is_some() || listed.iter().all(|listed| **listed != *column),
+            None => options.default.is_some(),
+        };
+        let drawn = self.schema.catalog.drawn.get(&name).into_iter().flatten();
+        if let Some(drawn) = drawn.into_iter().find(|drawn| left_out(&drawn.column)) {
+            return Err(refuse::sequence_default(table, &drawn.column));
+        }
         let position = match &options.columns {
             Some(columns) => columns.iter().position(|listed| **listed == *column),
             None => {
