@@ -35,9 +35,10 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("engine", &["id", "topology", "sql"]),
     // An expression over aggregates keeps the operations the parser has names for.
     ("merge", &["error", "id", "topology", "sql"]),
+    ("copy", &["error", "id", "topology", "sql"]),
     // A plan says how its parts are merged, so the merge specification lies below it and the merger never sees a plan.
-    ("plan", &["error", "id", "topology", "sql", "fresh", "merge"]),
-    ("advise", &["error", "id", "topology", "sql", "fresh", "merge", "plan"]),
+    ("plan", &["error", "id", "topology", "sql", "fresh", "merge", "copy"]),
+    ("advise", &["error", "id", "topology", "sql", "fresh", "merge", "copy", "plan"]),
     ("session", &["error", "id", "topology", "sql"]),
     ("pool", &["error", "id"]),
     ("cache", &["error", "id", "topology", "sql", "fresh"]),

@@ -185,7 +185,7 @@ async fn what_cannot_be_right_is_refused_with_a_reason() -> Result<()> {
         "INSERT INTO users (name) VALUES ('no key')",
         "UPDATE users SET user_id = 5 WHERE user_id = 4",
         "SELECT name FROM users UNION SELECT name FROM products",
-        "COPY users FROM STDIN",
+        "COPY users FROM '/nowhere'",
         "INSERT INTO users (user_id, name) SELECT total_cents, status FROM orders",
         "UPDATE products SET price_cents = random()",
     ] {

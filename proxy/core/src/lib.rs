@@ -10,6 +10,7 @@
 pub mod admin;
 pub mod advise;
 pub mod cache;
+pub mod copy;
 pub mod engine;
 pub mod error;
 pub mod fresh;

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::words::Words;
+use weir_core::topology::TableRules;
 
 use crate::auth::directory::Directory;
 use crate::auth::query::AuthQuery;
@@ -317,6 +318,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
     db.refresh_catalog().await;
     report_rules(&db).await;
     if logins.len() > 1 {
+        db.spawn(catalog::drift::watch(Arc::clone(&db), logins.clone()));
         db.spawn(crate::recover::run(Arc::clone(&db), logins));
     }
     db.spawn(reread_catalog(Arc::clone(&db)));
@@ -383,6 +385,27 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
         namespace: format!("weir:{:016x}", rand::random::<u64>()),
     };
     Ok(Some(Arc::new(Cache::new(settings)?)))
+}
+
+/// Where the schemas of each database's shards differ, in lines to be read.
+pub async fn differences(config: &Config) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for database in config.databases.iter().filter(|database| database.shards.len() > 1) {
+        let logins: Vec<Login> =
+            database.shards.iter().map(|shard| control_login(config, database, &shard.primary)).collect();
+        let mut rules = TableRules::default();
+        for table in &database.tables {
+            rules.insert(&table.schema, &table.name, table.placement.clone());
+        }
+        for drift in catalog::drift::read(&logins, &rules).await? {
+            let object = &drift.object;
+            lines.push(format!("{}: {} {} of {}", database.name, object.kind, object.name, object.table));
+            for (shard, definition) in database.shards.iter().zip(&drift.definitions) {
+                lines.push(format!("  {}: {}", shard.name, definition.as_deref().unwrap_or("missing")));
+            }
+        }
+    }
+    Ok(lines)
 }
 
 /// Says in the log where the declared tables do not fit the servers' schema.

@@ -6,6 +6,7 @@
 //! Source: pg_class, pg_attribute, pg_attrdef, pg_index, pg_constraint, pg_rewrite, pg_policy, pg_inherits, pg_depend, pg_proc,
 //! pg_collation, pg_database of Postgres 13 to 18.
 
+pub mod drift;
 mod rules;
 
 use std::collections::BTreeMap;
@@ -52,7 +53,8 @@ SELECT a.attrelid, a.attname::text, coalesce(nullif(t.typbasetype, 0), t.oid), a
                     WHEN o.collprovider = 'c' THEN o.collcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8')
                     ELSE o.collprovider = 'b' END),
        CASE WHEN a.attidentity <> '' THEN 'differs'
-            WHEN a.attgenerated <> '' OR coalesce(f.adbin, t.typdefaultbin) IS NULL THEN 'none'
+            WHEN a.attgenerated <> '' THEN 'generated'
+            WHEN coalesce(f.adbin, t.typdefaultbin) IS NULL THEN 'none'
             WHEN coalesce(f.adbin, t.typdefaultbin)::text ~ '\\m(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO)\\M' OR EXISTS (
                  SELECT FROM regexp_matches(coalesce(f.adbin, t.typdefaultbin)::text, ':(?:op)?funcid (\\d+)', 'g') AS m
                  LEFT JOIN pg_proc p ON p.oid = m[1]::oid WHERE p.provolatile IS DISTINCT FROM 'i') THEN 'differs'
@@ -291,6 +293,7 @@ async fn columns(
                 not_null: row.try_get(3)?,
                 default: match row.try_get(5)? {
                     "none" => DefaultKind::None,
+                    "generated" => DefaultKind::Generated,
                     "constant" => DefaultKind::Constant,
                     _ => DefaultKind::Differs,
                 },

@@ -97,6 +97,8 @@ pub struct Database {
     pub notifiers: Arc<crate::notifiers::Notifiers>,
     /// What waited for its decision when recovery last looked.
     pub prepared: Mutex<Vec<Prepared>>,
+    /// Where the shards' schemas differ, as they were last compared.
+    pub drift: Mutex<Vec<weir_core::topology::drift::Drift>>,
     turn: AtomicUsize,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
@@ -263,6 +265,7 @@ impl Database {
             turn: AtomicUsize::new(0),
             catalog_login,
             prepared: Mutex::default(),
+            drift: Mutex::default(),
             catalog_reading: tokio::sync::Mutex::new(()),
             asks_sequences: AtomicBool::new(false),
             engine,

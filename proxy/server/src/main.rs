@@ -1,6 +1,6 @@
 //! The `weir` command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -30,6 +30,9 @@ enum Command {
     Check {
         #[arg(value_name = "FILE", default_value = USUAL_FILE)]
         config: PathBuf,
+        /// Also ask the shards, and compare their schemas; exit 2 if they differ
+        #[arg(long)]
+        connect: bool,
     },
     /// Propose which tables of a database to shard, and by which keys, from the statements it gets. Changes nothing.
     Advise(weir::advise::AdviseArgs),
@@ -45,10 +48,10 @@ const USUAL_FILE: &str = "weir.toml";
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Check { config } => match weir::config::check(&config) {
+        Command::Check { config, connect } => match weir::config::check(&config) {
             Ok(summary) => {
                 println!("{summary}");
-                return ExitCode::SUCCESS;
+                return if connect { compare_shards(&config) } else { ExitCode::SUCCESS };
             }
             Err(error) => {
                 eprintln!("{error}");
@@ -75,6 +78,26 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("weir: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// `weir check --connect`: prints where the shards differ.
+fn compare_shards(config: &Path) -> ExitCode {
+    let compared = Config::load(config).map_err(anyhow::Error::from).and_then(|config| {
+        let differences = runtime(1)?.block_on(weir::app::differences(&config))?;
+        differences.iter().for_each(|line| println!("{line}"));
+        Ok(differences.is_empty())
+    });
+    match compared {
+        Ok(true) => {
+            println!("the shards' schemas are the same");
+            ExitCode::SUCCESS
+        }
+        Ok(false) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(2)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Messages a server sends: views for the few that weir looks into, writers for those it sends to clients itself.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use crate::frame::{put, put_cstr};
 use crate::read::{Malformed, Reader};
@@ -37,6 +37,7 @@ pub const PARSE_COMPLETE: &[u8] = &[tag::PARSE_COMPLETE, 0, 0, 0, 4];
 pub const BIND_COMPLETE: &[u8] = &[tag::BIND_COMPLETE, 0, 0, 0, 4];
 pub const CLOSE_COMPLETE: &[u8] = &[tag::CLOSE_COMPLETE, 0, 0, 0, 4];
 pub const NO_DATA: &[u8] = &[tag::NO_DATA, 0, 0, 0, 4];
+pub const PORTAL_SUSPENDED: &[u8] = &[tag::PORTAL_SUSPENDED, 0, 0, 0, 4];
 pub const EMPTY_QUERY: &[u8] = &[tag::EMPTY_QUERY, 0, 0, 0, 4];
 /// ParameterDescription of a statement without parameters.
 pub const NO_PARAMETERS: &[u8] = &[tag::PARAMETER_DESCRIPTION, 0, 0, 0, 6, 0, 0];
@@ -163,6 +164,38 @@ pub fn report_field(body: &[u8], code: u8) -> Option<&[u8]> {
             }
         }
     }
+}
+
+/// An ErrorResponse or NoticeResponse body with another text in a field that it has.
+pub fn with_report_field(body: &[u8], code: u8, text: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(body.len() + text.len());
+    let mut reader = Reader::new(body);
+    while let Ok(found) = reader.u8() {
+        let Some(old) = (found != 0).then(|| reader.cstr().ok()).flatten() else { break };
+        out.extend_from_slice(&[found]);
+        put_cstr(&mut out, if found == code { text } else { old });
+    }
+    out.extend_from_slice(&[0]);
+    out.freeze()
+}
+
+/// An ErrorResponse or NoticeResponse body with texts added to fields: behind what is there, or as new fields.
+pub fn with_added_fields(body: &[u8], added: &[(u8, &str)]) -> Bytes {
+    let mut changed = Bytes::copy_from_slice(body);
+    for (code, text) in added {
+        let old = report_field(&changed, *code).map(|old| String::from_utf8_lossy(old).into_owned());
+        changed = match old {
+            Some(old) => with_report_field(&changed, *code, format!("{old}\n{text}").as_bytes()),
+            None => {
+                let mut out = BytesMut::from(changed.strip_suffix(&[0]).unwrap_or(&changed));
+                out.extend_from_slice(&[*code]);
+                put_cstr(&mut out, text.as_bytes());
+                out.extend_from_slice(&[0]);
+                out.freeze()
+            }
+        };
+    }
+    changed
 }
 
 /// The text of a CommandComplete body, without its NUL.

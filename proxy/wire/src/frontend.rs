@@ -142,10 +142,10 @@ impl<'a> Bind<'a> {
         body
     }
 
-    /// The same message for the unnamed portal.
+    /// The same message for another portal.
     #[must_use]
-    pub fn on_unnamed_portal(self) -> Self {
-        Bind { portal: b"", ..self }
+    pub fn on_portal(self, portal: &'a [u8]) -> Self {
+        Bind { portal, ..self }
     }
 
     /// The same message with another statement name.

@@ -34,6 +34,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Clients => sockets(snapshot, false),
         Show::Config => config(&snapshot.config),
         Show::Databases => databases(&snapshot.databases),
+        Show::Drift => drift(&snapshot.drift),
         Show::Help => help(),
         Show::Lists => pairs(["'list", "items"], &snapshot.lists),
         Show::Pins => pins(&snapshot.pins),
@@ -274,6 +275,21 @@ fn prepared_transactions(rows: &[PreparedRow]) -> Table {
         vec![Cell::from(&row.database), (&row.shard).into(), (&row.gid).into(), (&row.owner).into(), row.age_ms.into()]
     };
     table(&["'database", "'shard", "'gid", "'owner", "age_ms"], rows.iter().map(cells).collect())
+}
+
+fn drift(rows: &[DriftRow]) -> Table {
+    let cells = |row: &DriftRow| {
+        let definition = row.definition.as_ref().map_or(Cell::Null, Cell::from);
+        vec![
+            Cell::from(&row.database),
+            (&row.table).into(),
+            (&row.kind).into(),
+            (&row.name).into(),
+            (&row.shard).into(),
+            definition,
+        ]
+    };
+    table(&["'database", "'table", "'kind", "'name", "'shard", "'definition"], rows.iter().map(cells).collect())
 }
 
 fn engine(rows: &[EngineRow]) -> Table {

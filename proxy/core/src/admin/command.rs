@@ -60,6 +60,7 @@ pub enum Show {
     Clients,
     Config,
     Databases,
+    Drift,
     Engine,
     Help,
     Lists,
@@ -80,11 +81,12 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 21] = [
+    pub const ALL: [Show; 22] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
         Show::Databases,
+        Show::Drift,
         Show::Engine,
         Show::Help,
         Show::Lists,
@@ -120,6 +122,7 @@ impl Show {
             Show::Clients => ("CLIENTS", "client connections"),
             Show::Config => ("CONFIG", "settings in force; secrets are never shown"),
             Show::Databases => ("DATABASES", "servers of each database"),
+            Show::Drift => ("DRIFT", "where the shards' schemas differ"),
             Show::Engine => ("ENGINE", "the fallback engine on the hub, and what it does not have"),
             Show::Help => ("HELP", "this list"),
             Show::Lists => ("LISTS", "how many of everything"),

@@ -17,6 +17,7 @@ pub struct Snapshot {
     pub pins: Vec<PinRow>,
     pub prepared: Vec<PreparedRow>,
     pub engine: Vec<EngineRow>,
+    pub drift: Vec<DriftRow>,
     /// Name and value: hits, misses, bytes, entries …
     pub cache: Vec<(String, i64)>,
     /// Name and count, for SHOW LISTS.
@@ -216,6 +217,18 @@ pub struct PreparedRow {
     pub owner: String,
     /// When it was last looked at.
     pub age_ms: u64,
+}
+
+/// An object whose definition differs between shards, on one of them.
+#[derive(Clone, Debug, Default)]
+pub struct DriftRow {
+    pub database: String,
+    pub table: String,
+    pub kind: String,
+    pub name: String,
+    pub shard: String,
+    /// `None`: it is missing there.
+    pub definition: Option<String>,
 }
 
 #[derive(Clone, Debug, Default)]

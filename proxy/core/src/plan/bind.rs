@@ -11,7 +11,7 @@ use super::reason::{KeyName, NoCacheReason, RouteReason};
 use super::refuse;
 use super::scatter::ReadScatter;
 use super::values::Values;
-use super::{Access, DescribeTarget, Plan, Target};
+use super::{Access, DescribeTarget, Plan, Target, Wrap};
 use crate::error::UserError;
 use crate::fresh::{Dependencies, Dependency, KeyHash, TableHash};
 use crate::id::{ShardId, Slot};
@@ -37,6 +37,7 @@ pub struct Shape {
     pub reads: Vec<Need>,
     pub writes: Vec<Need>,
     pub cacheable: Result<(), NoCacheReason>,
+    pub wrap: Wrap,
     /// Key parameters whose type is not certain in binary form.
     pub ambiguous: Vec<u16>,
     /// The fallback engine would give the right answer.
@@ -112,6 +113,7 @@ impl Shape {
             reads: Vec::new(),
             writes: Vec::new(),
             cacheable: Err(NoCacheReason::NotSelect),
+            wrap: Wrap::None,
             ambiguous: Vec::new(),
             engine: false,
         }
@@ -189,6 +191,7 @@ impl Shape {
             reads: depend(&self.reads, &bound),
             writes: depend(&self.writes, &bound),
             cacheable,
+            wrap: self.wrap.clone(),
             reason,
         })
     }

@@ -15,7 +15,7 @@ use super::reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 use super::refuse;
 use super::scatter::{Text, read_scatter};
 use super::values::is_time_word;
-use super::{Access, Target, Template};
+use super::{Access, Target, Template, Wrap};
 use crate::fresh::{Dependency, TableHash};
 use crate::sql::class::{Class, Ddl};
 use crate::sql::facts::{Facts, Instance, KeySet, KeySetting, Literal, Schema, Spread, TableName, Term, Use, Verb};
@@ -110,9 +110,24 @@ impl Compiler<'_> {
             Class::Table | Class::Merge | Class::SelectInto | Class::Prepare { .. } | Class::Other => {
                 self.unparsed(source, "this kind of statement is not analysed")
             }
-            Class::Explain { analyze, inner } => self.explain(*analyze, *inner, source),
-            Class::Declare { .. } => self.declare(source),
-            Class::Copy(copy) => self.copy(copy.direction, copy.endpoint, copy.relation.as_ref(), source),
+            Class::Explain { analyze, inner } => {
+                let shape = self.explain(*analyze, *inner, source);
+                self.shaped_by_literals(&shape, normal);
+                shape
+            }
+            Class::Declare { .. } => {
+                let shape = self.declare(source);
+                self.shaped_by_literals(&shape, normal);
+                shape
+            }
+            Class::Copy(copy) => {
+                let options = literals_of_options(normal, source);
+                let shape = self.copy(copy, source);
+                if shape.wrap != Wrap::None {
+                    self.structural = options;
+                }
+                shape
+            }
             Class::Ddl(ddl) => self.ddl(ddl, source),
             Class::Truncate | Class::Lock => match self.mentioned(source) {
                 Some(_) => self.everywhere(RouteReason::EveryShard),
@@ -128,6 +143,13 @@ impl Compiler<'_> {
                 home(Access::Write, RouteReason::SessionStatement, false)
             }
             _ => home(session, RouteReason::SessionStatement, false),
+        }
+    }
+
+    /// A query inside another statement: which of its literals shaped the merge is not told apart.
+    fn shaped_by_literals(&mut self, shape: &Shape, normal: &Normal) {
+        if matches!(&shape.scatter, Ok(Scatter { read: Some(read) }) if read.compared_literals) {
+            self.structural = (0..normal.literals.len() as u16).collect();
         }
     }
 
@@ -502,6 +524,16 @@ fn cacheable(facts: &Facts, harm: Harm, source: Source<'_>, shape: &Shape) -> Re
         string && is_time_word(token.text(source.text).as_bytes())
     };
     if source.tokens.iter().any(time_word) { Err(NoCacheReason::TimeWord) } else { Ok(()) }
+}
+
+/// Literals of a COPY behind its query, if it has one: they say how rows are written.
+fn literals_of_options(normal: &Normal, source: Source<'_>) -> Vec<u16> {
+    let query = source.original.get(1).is_some_and(|token| token.kind == TokenKind::LeftParen);
+    let end = source.original.iter().find(|token| query && token.kind == TokenKind::RightParen && token.depth <= 1);
+    let behind = |(index, literal): (usize, &crate::sql::normal::Literal)| {
+        end.is_none_or(|end| literal.start > end.start).then_some(index as u16)
+    };
+    normal.literals.iter().enumerate().filter_map(behind).collect()
 }
 
 /// Literals in the select list: whether an ORDER BY or GROUP BY expression is one of its items depends on their values.

@@ -1,8 +1,71 @@
 //! A plan in words, for ROUTE and EXPLAIN.
 
-use super::{Access, Plan, Target};
+use super::{Access, ExplainFormat, Plan, Target};
 use crate::merge::{FoldKind, MergeSpec};
+use crate::sql::lex::Token;
+use crate::sql::word;
 use crate::topology::Topology;
+
+impl ExplainFormat {
+    /// The format that the tokens in front of the explained statement ask for; `None`: another one.
+    pub fn of(sql: &str, options: &[Token]) -> Option<Self> {
+        let Some(at) = options.iter().position(|token| token.is_word(sql, "format")) else {
+            return Some(ExplainFormat::Text);
+        };
+        let token = *options.get(at + 1)?;
+        let name =
+            word::name(sql, token).or_else(|| word::string_value(sql, token).map(|value| value.to_lowercase()))?;
+        match &*name {
+            "text" => Some(ExplainFormat::Text),
+            "json" => Some(ExplainFormat::Json),
+            _ => None,
+        }
+    }
+
+    /// The rows of the answer: what weir does, then what each shard says (`(its name, its rows)`).
+    pub fn join(self, plan: &Plan, topology: &Topology, shards: &[(&str, Vec<String>)]) -> Vec<String> {
+        let facts = explain(plan, topology);
+        match self {
+            ExplainFormat::Text => {
+                let mut rows = vec!["Weir".to_owned()];
+                rows.extend(facts.iter().map(|(name, value)| format!("  {name}: {value}")));
+                for (name, lines) in shards {
+                    rows.push(format!("Shard {name}"));
+                    rows.extend(lines.iter().map(|line| format!("  {line}")));
+                }
+                rows
+            }
+            ExplainFormat::Json => {
+                let facts: Vec<String> =
+                    facts.iter().map(|(name, value)| format!("      {}: {}", json(name), json(value))).collect();
+                let shard = |(name, rows): &(&str, Vec<String>)| {
+                    format!("      {{\"Shard\": {}, \"Explain\": {}}}", json(name), rows.join("\n"))
+                };
+                let shards: Vec<String> = shards.iter().map(shard).collect();
+                vec![format!(
+                    "[\n  {{\n    \"Weir\": {{\n{}\n    }},\n    \"Shards\": [\n{}\n    ]\n  }}\n]",
+                    facts.join(",\n"),
+                    shards.join(",\n")
+                )]
+            }
+        }
+    }
+}
+
+/// A JSON string.
+fn json(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for letter in text.chars() {
+        match letter {
+            '"' | '\\' => quoted.extend(['\\', letter]),
+            letter if letter.is_control() => quoted.extend(format!("\\u{:04x}", u32::from(letter)).chars()),
+            letter => quoted.push(letter),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
 
 /// Name and value of everything an operator may want to know of a plan, in reading order.
 pub fn explain(plan: &Plan, topology: &Topology) -> Vec<(String, String)> {

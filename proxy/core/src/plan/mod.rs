@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::copy::{Layout, Options};
 use crate::error::{Blame, UserError, sqlstate};
 use crate::fresh::Dependencies;
 use crate::id::ShardId;
@@ -62,7 +63,30 @@ pub struct Plan {
     pub reads: Dependencies,
     pub writes: Dependencies,
     pub cacheable: Result<(), NoCacheReason>,
+    pub wrap: Wrap,
     pub reason: RouteReason,
+}
+
+/// What stands around the query or table of a statement, and changes how several shards answer it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Wrap {
+    #[default]
+    None,
+    /// COPY … FROM STDIN: every row to the shard of its key.
+    CopyIn(Arc<Layout>),
+    /// COPY … TO STDOUT: the rows of one shard after those of the other.
+    CopyOut(Arc<Options>),
+    /// EXPLAIN: the plan, then each shard's own.
+    Explain(ExplainFormat),
+    /// DECLARE … CURSOR: a cursor on each shard, and FETCH merges.
+    Cursor,
+}
+
+/// How EXPLAIN over shards is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExplainFormat {
+    Text,
+    Json,
 }
 
 /// Where a statement runs.
@@ -101,7 +125,7 @@ pub enum Combine {
 impl Plan {
     pub fn combine(&self) -> Combine {
         match self.reason {
-            RouteReason::Scatter | RouteReason::KeysApart { .. } => Combine::Sum,
+            RouteReason::Scatter | RouteReason::KeysApart { .. } | RouteReason::RowsApart => Combine::Sum,
             _ => Combine::Alike,
         }
     }
@@ -134,6 +158,7 @@ impl Template {
             reads: Dependencies::new(),
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::Engine),
+            wrap: Wrap::None,
             reason: RouteReason::Engine { refusal: Box::new(refusal) },
         })
     }

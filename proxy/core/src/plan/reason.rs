@@ -31,6 +31,8 @@ pub enum RouteReason {
     KeysApart { name: Arc<KeyName>, keys: usize, shards: usize },
     /// No key: every shard is asked.
     Scatter,
+    /// COPY into a sharded table: each row goes to the shard of its key.
+    RowsApart,
     /// Only reference tables are read.
     ReferenceRead,
     /// A reference table is written on every shard.
@@ -65,6 +67,7 @@ impl RouteReason {
             RouteReason::NoKey { .. } => "no_key",
             RouteReason::KeysApart { .. } => "keys_apart",
             RouteReason::Scatter => "scatter",
+            RouteReason::RowsApart => "rows_apart",
             RouteReason::ReferenceRead => "reference_read",
             RouteReason::ReferenceWrite => "reference_write",
             RouteReason::GlobalTable => "global_table",
@@ -118,6 +121,7 @@ impl fmt::Display for RouteReason {
             }
             RouteReason::SingleShard => f.write_str("there is only one shard"),
             RouteReason::Scatter => f.write_str("no shard key in the statement: every shard takes part"),
+            RouteReason::RowsApart => f.write_str("each row goes to the shard of its key"),
             RouteReason::ReferenceRead => f.write_str("only reference tables are read: any shard has them"),
             RouteReason::ReferenceWrite => f.write_str("a reference table is written on every shard"),
             RouteReason::GlobalTable => {

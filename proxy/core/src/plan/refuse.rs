@@ -269,7 +269,7 @@ pub fn number_missing() -> UserError {
 
 pub fn explain_spread() -> UserError {
     refuse(
-        "EXPLAIN of a statement that runs on several shards is not supported",
+        "EXPLAIN of a write of every shard is not supported",
         "Each shard has a plan of its own.".to_owned(),
         "Ask ROUTE '<statement>' in the admin database \"weir\", or EXPLAIN the statement with a shard key.".to_owned(),
     )
@@ -283,17 +283,33 @@ pub fn cursor_spread() -> UserError {
     )
 }
 
-pub fn copy_sharded(table: &str) -> UserError {
+pub fn copy_of_server(table: &TableName) -> UserError {
     refuse(
-        "COPY of a sharded table is not supported",
-        format!("The rows of {table} live on several shards."),
-        "Use INSERT to load and SELECT to read, or COPY on each shard directly.".to_owned(),
+        "COPY of a sharded table from or to a server's file is not supported",
+        format!("The rows of {table} live on several shards, and each would read or write a file of its own."),
+        "Use COPY FROM STDIN or TO STDOUT (\\copy in psql).".to_owned(),
+    )
+}
+
+pub fn copy_encoding(table: &TableName) -> UserError {
+    refuse(
+        "COPY into a sharded table reads UTF-8 only",
+        format!("weir has to read the shard key of every row of {table}."),
+        "Set client_encoding to UTF8, and leave ENCODING out.".to_owned(),
+    )
+}
+
+pub fn copy_unknown(table: &TableName) -> UserError {
+    refuse(
+        "COPY into a table that weir does not know yet",
+        format!("The columns of {table} are not known."),
+        "Repeat it in half a minute, when the catalogue has been read again, or list the columns.".to_owned(),
     )
 }
 
 pub fn copy_spread() -> UserError {
     refuse(
-        "COPY of a query that runs on several shards is not supported",
+        "COPY of a query that changes rows on several shards is not supported",
         "Its rows would have to be merged.".to_owned(),
         "Run the query by itself, or restrict it to one shard key.".to_owned(),
     )

@@ -35,6 +35,18 @@ impl Rewrite {
         Rewrite { edits }
     }
 
+    /// The same edits of a longer statement, in which the one it was made for stands `by` tokens behind the start.
+    #[must_use]
+    pub fn shifted(&self, by: usize) -> Self {
+        let moved = |range: &Range<usize>| range.start + by..range.end + by;
+        let piece = |piece: &Piece| match piece {
+            Piece::Text(text) => Piece::Text(text.clone()),
+            Piece::Tokens(range) => Piece::Tokens(moved(range)),
+        };
+        let edit = |edit: &Edit| Edit { range: moved(&edit.range), pieces: edit.pieces.iter().map(piece).collect() };
+        Rewrite { edits: self.edits.iter().map(edit).collect() }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.edits.is_empty()
     }

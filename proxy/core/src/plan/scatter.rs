@@ -39,6 +39,21 @@ pub struct ReadScatter {
     pub compared_literals: bool,
 }
 
+impl ReadScatter {
+    /// Are the shards' rows, asked with the text as it is, the rows of the answer in some order?
+    pub fn concatenates(&self) -> bool {
+        self.rewrite.is_empty()
+            && self.hidden == 0
+            && self.group.is_none()
+            && self.computed.is_empty()
+            && !self.ties
+            && !self.distinct
+            && self.order.is_empty()
+            && self.limit.is_none()
+            && self.offset.is_none()
+    }
+}
+
 /// The text a merge is planned for.
 #[derive(Clone, Copy)]
 pub struct Text<'t> {

@@ -11,6 +11,7 @@ use crate::sql::facts::{KeySet, Literal as WrittenLiteral, Term};
 use crate::sql::lex::{Token, TokenKind};
 use crate::sql::normal::{Literal, LiteralKind};
 use crate::sql::word;
+use crate::topology::key::{binary_integer, parse_integer, parse_uuid};
 use crate::topology::{Key, KeyType};
 
 /// One parameter as Bind carries it.
@@ -194,46 +195,6 @@ fn binary_key(bytes: &[u8], key_type: KeyType) -> Result<Key<'_>, UserError> {
         KeyType::Text => Ok(Key::Text(Cow::Borrowed(bytes))),
         KeyType::Uuid => bytes.try_into().map(Key::Uuid).map_err(|_| unreadable("a binary value that is no uuid")),
     }
-}
-
-fn binary_integer(bytes: &[u8]) -> Option<i64> {
-    if let Ok(bytes) = <[u8; 8]>::try_from(bytes) {
-        return Some(i64::from_be_bytes(bytes));
-    }
-    if let Ok(bytes) = <[u8; 4]>::try_from(bytes) {
-        return Some(i64::from(i32::from_be_bytes(bytes)));
-    }
-    <[u8; 2]>::try_from(bytes).ok().map(|bytes| i64::from(i16::from_be_bytes(bytes)))
-}
-
-/// As int8in reads it (src/backend/utils/adt/numutils.c): blanks around, a sign, decimal digits.
-fn parse_integer(text: &[u8]) -> Option<i64> {
-    let blank = |byte: &u8| matches!(byte, b' ' | b'\t'..=b'\r');
-    let start = text.iter().position(|byte| !blank(byte))?;
-    let end = text.iter().rposition(|byte| !blank(byte))? + 1;
-    std::str::from_utf8(&text[start..end]).ok()?.parse().ok()
-}
-
-/// As uuid_in reads it (src/backend/utils/adt/uuid.c): hex digits of any case, an optional hyphen after every four of
-/// them, optional braces around the whole.
-fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
-    let text = match text {
-        [b'{', inner @ .., b'}'] => inner,
-        [b'{', ..] | [.., b'}'] => return None,
-        _ => text,
-    };
-    let mut bytes = [0; 16];
-    let mut at = 0;
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        let high = char::from(*text.get(at)?).to_digit(16)?;
-        let low = char::from(*text.get(at + 1)?).to_digit(16)?;
-        *byte = (high << 4 | low) as u8;
-        at += 2;
-        if index % 2 == 1 && index < 15 && text.get(at) == Some(&b'-') {
-            at += 1;
-        }
-    }
-    (at == text.len()).then_some(bytes)
 }
 
 /// Elements of a one-dimensional array in text form (src/backend/utils/adt/arrayfuncs.c, array_in).

@@ -10,6 +10,7 @@ pub mod class;
 mod cursor;
 pub mod databases;
 pub mod facts;
+pub mod fetch;
 pub mod lex;
 pub mod normal;
 pub mod parse;

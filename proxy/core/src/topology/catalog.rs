@@ -39,6 +39,8 @@ pub enum DefaultKind {
     None,
     /// The same whenever and wherever it is computed.
     Constant,
+    /// The server computes it from other columns; nobody else may.
+    Generated,
     /// It may differ between servers or moments: now(), a sequence, an identity column, a random value.
     Differs,
 }

@@ -4,6 +4,7 @@
 //! connections, anything that differs between two proxies that read the same hub.
 
 pub mod catalog;
+pub mod drift;
 pub mod hash;
 pub mod key;
 pub mod ring;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weir_core::admin::{
-    AdminSource, ConfigRow, DatabaseRow, EndpointRow, EngineRow, PinRow, PoolRow, PreparedRow, ShardRow, Show,
-    Snapshot, SocketRow, StatRow, UserRow, slot_ranges,
+    AdminSource, ConfigRow, DatabaseRow, DriftRow, EndpointRow, EngineRow, PinRow, PoolRow, PreparedRow, ShardRow,
+    Show, Snapshot, SocketRow, StatRow, UserRow, slot_ranges,
 };
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
+use weir_core::topology::drift::Drift;
 
 use crate::app::App;
 use crate::database::{Database, Shard};
@@ -40,6 +41,7 @@ impl AdminSource for Source<'_> {
                 }
                 Show::Replicas => snapshot.endpoints.extend(endpoints(db)),
                 Show::Pins => snapshot.pins.extend(pins(db)),
+                Show::Drift => snapshot.drift.extend(drift(db)),
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),
                 Show::Cache => snapshot.cache.extend(cache(db)),
@@ -279,6 +281,23 @@ fn pins(db: &Database) -> Vec<PinRow> {
         total: total(pin.as_str()),
     });
     rows.collect()
+}
+
+fn drift(db: &Database) -> Vec<DriftRow> {
+    let shards = Arc::clone(&db.view().topology.shards);
+    let rows = |drift: &Drift| {
+        let shards = shards.iter().map(ToString::to_string);
+        let row = |(shard, definition): (String, &Option<String>)| DriftRow {
+            database: db.name.to_string(),
+            table: drift.object.table.clone(),
+            kind: drift.object.kind.clone(),
+            name: drift.object.name.clone(),
+            shard,
+            definition: definition.clone(),
+        };
+        shards.zip(&drift.definitions).map(row).collect::<Vec<_>>()
+    };
+    db.drift.lock().iter().flat_map(rows).collect()
 }
 
 fn prepared(db: &Database) -> Vec<PreparedRow> {

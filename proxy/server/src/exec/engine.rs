@@ -25,9 +25,9 @@ use super::failures::no_common_snapshot;
 use super::fan::{Question, put_question};
 use super::relay::{Capture, Flow, Trail};
 use crate::engine::{Engine, Problem, Ready};
+use crate::front::cursor::partial_fetch;
 use crate::front::names::Portal;
 use crate::front::session::{Failure, Session};
-use crate::front::stepwise::partial_fetch;
 
 /// Held back until it is certain that the engine's first words are no complaint about its limits.
 const HELD_BYTES_MAX: usize = 64 * 1024;

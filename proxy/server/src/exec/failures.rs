@@ -10,6 +10,12 @@ pub fn no_common_snapshot() -> UserError {
         .hint("Use READ COMMITTED, or restrict the statement to one shard key.")
 }
 
+pub fn not_utf8() -> UserError {
+    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "COPY into a sharded table reads UTF-8 only")
+        .detail("client_encoding is another one, and weir has to read the shard key of every row.")
+        .hint("SET client_encoding TO 'UTF8'.")
+}
+
 /// A commit over several shards that took so long that its proxy was taken for dead.
 pub fn overtaken_by_recovery() -> UserError {
     UserError::new(Blame::Server, sqlstate::SERIALIZATION_FAILURE, "the distributed transaction was rolled back")

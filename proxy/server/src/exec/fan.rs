@@ -10,15 +10,13 @@ pub mod rows;
 use std::task::Poll;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use weir_core::error::{Blame, UserError};
 use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
-use weir_core::plan::{Combine, Plan};
-use weir_core::session::replies::{Owed, Replies, Verdict};
+use weir_core::plan::{Combine, Plan, Wrap};
+use weir_core::session::replies::{Replies, Verdict};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{Status, command_rows, command_tag, tag};
 use weir_wire::frame;
-use weir_wire::frontend::{self, put_copy_fail, put_sync};
 use weir_wire::row;
 
 pub use self::question::put_question;
@@ -28,7 +26,7 @@ use crate::front::session::{End, Failure, Session};
 use crate::statements::{Prepared, Understood};
 
 /// The client is sent what has gathered whenever it is more than this.
-const OUT_BYTES: usize = 64 * 1024;
+pub const OUT_BYTES: usize = 64 * 1024;
 
 /// What every shard is asked.
 #[derive(Clone, Copy)]
@@ -47,6 +45,14 @@ pub enum Question<'a> {
         bind: &'a Bytes,
         hidden: usize,
     },
+    /// Only bind it, under this name, and describe the portal.
+    Opened {
+        prepared: &'a Prepared,
+        bind: &'a Bytes,
+        portal: &'a [u8],
+    },
+    /// Describe a portal that is there.
+    Described(&'a [u8]),
 }
 
 /// How much of the reply the client asked for.
@@ -59,14 +65,15 @@ pub struct Form {
 }
 
 /// One shard's reply, as far as it has been read.
-struct Source {
-    index: usize,
-    replies: Replies,
+pub struct Source {
+    pub index: usize,
+    pub replies: Replies,
     /// ReadyForQuery has come.
-    done: bool,
+    pub done: bool,
     /// ErrorResponse body, if it failed.
-    failed: Option<Bytes>,
-    command: Option<Bytes>,
+    pub failed: Option<Bytes>,
+    /// The tag of its CommandComplete.
+    pub command: Option<Bytes>,
 }
 
 impl Session {
@@ -84,12 +91,27 @@ impl Session {
         });
         let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
         let form = Form { description: true, columns: understood.template.merged_columns() };
-        match (&plan.merge, &plan.dealt) {
-            (Some(spec), _) => self.merged_read(shards, question, spec.clone(), form).await,
-            (None, Some(dealt)) => {
-                self.deal_rows(shards, Whole { sql, plan, dealt, portal: None, description: true }).await
-            }
-            (None, None) => self.spread_write(shards, question, &understood.shape, plan, form).await,
+        if let Some(dealt) = &plan.dealt {
+            return self.deal_rows(shards, Whole { sql, plan, dealt, portal: None, description: true }).await;
+        }
+        self.spread(shards, question, &understood.shape, plan, form).await
+    }
+
+    /// A statement that all shards are asked alike.
+    pub async fn spread(
+        &mut self,
+        shards: &[ShardId],
+        question: Question<'_>,
+        shape: &crate::statements::Shape,
+        plan: &Plan,
+        form: Form,
+    ) -> Result<(), Failure> {
+        match (&plan.wrap, &plan.merge) {
+            (Wrap::CopyOut(options), _) => self.copy_out(shards, question, options).await,
+            (Wrap::Explain(format), _) => self.explain_shards(shards, question, (*format, plan), form).await,
+            (Wrap::Cursor, Some(spec)) => self.declare_cursor(shards, question, shape, spec, form).await,
+            (_, Some(spec)) => self.merged_read(shards, question, spec.clone(), form).await,
+            (_, None) => self.spread_write(shards, question, shape, plan, form).await,
         }
     }
 
@@ -226,7 +248,10 @@ impl Session {
         // One stream of COPY data feeds all shards, so they must all be listening.
         let first = if matches!(shape.class, Class::Copy(_)) { shards.len() } else { 1 };
         let (first, rest) = shards.split_at(first);
-        let result = self.write_all([first, rest], question, plan, form).await;
+        let result = match &plan.wrap {
+            Wrap::CopyIn(layout) => self.copy_in(shards, question, plan, layout).await,
+            _ => self.write_all([first, rest], question, plan, form).await,
+        };
         if result.is_ok()
             && shape.class.changes_schema()
             && let Some(txn) = &mut self.txn
@@ -301,7 +326,7 @@ impl Session {
     }
 
     /// Reads one source to its end; its rows reach the client if they are `shown`.
-    async fn pass(
+    pub async fn pass(
         &mut self,
         sources: &mut [Source],
         number: usize,
@@ -337,139 +362,8 @@ impl Session {
         }
     }
 
-    /// Waits until every source but the first asks for COPY data, too. False: one of them failed instead.
-    async fn all_listen(&mut self, sources: &mut [Source]) -> Result<bool, Failure> {
-        for source in &mut sources[1..] {
-            while !source.replies.copying_in() {
-                if source.done || source.failed.is_some() {
-                    return Ok(false);
-                }
-                self.next_frame(source).await?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Ends a COPY that not every shard accepts, before the client has sent anything.
-    async fn call_off_copy(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
-        for source in sources.iter_mut().filter(|source| source.replies.copying_in()) {
-            put_copy_fail(&mut self.held[source.index].lease.out, "another shard refused");
-            self.end_copy(source).await?;
-        }
-        // The shard that refused says why; the others only say that they were called off.
-        let refusal = sources.iter().find_map(|source| source.failed.clone());
-        for source in sources.iter_mut() {
-            while !source.done {
-                self.next_frame(source).await?;
-            }
-            source.failed.clone_from(&refusal);
-        }
-        Ok(())
-    }
-
-    /// Sends what is in `out`, which ends a COPY, and asks for the ReadyForQuery that is due now.
-    async fn end_copy(&mut self, source: &mut Source) -> Result<(), Failure> {
-        let lease = &mut self.held[source.index].lease;
-        source.replies.copy_ended();
-        // In the extended protocol the server has ignored the Sync that was sent along with Execute.
-        if !source.replies.owes_ready() {
-            put_sync(&mut lease.out);
-            source.replies.push(Owed::Sync { hidden: false });
-        }
-        lease.send().await.map_err(|error| lost_shard(&error))
-    }
-
-    /// Hands the client's COPY data to all sources alike.
-    async fn copy_to_all(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
-        self.client.send().await.map_err(|_| End::ClientGone)?;
-        loop {
-            let header = frame::header(&self.client.inbuf, self.app.config().limits.message_bytes_max)
-                .map_err(|_| unexpected("a malformed copy message"))?;
-            let Some((kind, total)) = header.filter(|(_, total)| self.client.inbuf.len() >= *total) else {
-                match self.client.receive().await {
-                    Ok(0) | Err(_) => return Err(End::ClientGone.into()),
-                    Ok(_) => continue,
-                }
-            };
-            let message = self.client.inbuf.split_to(total);
-            match kind {
-                frontend::tag::SYNC | frontend::tag::FLUSH => continue,
-                frontend::tag::COPY_DATA | frontend::tag::COPY_DONE | frontend::tag::COPY_FAIL => {}
-                _ => return Err(unexpected("a message that is no part of COPY")),
-            }
-            for source in sources.iter_mut() {
-                let lease = &mut self.held[source.index].lease;
-                lease.out.extend_from_slice(&message);
-                if kind == frontend::tag::COPY_DATA {
-                    lease.send().await.map_err(|error| lost_shard(&error))?;
-                } else {
-                    self.end_copy(source).await?;
-                }
-            }
-            self.copied_in = true;
-            if kind != frontend::tag::COPY_DATA {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Statements that cannot run in a transaction (CREATE INDEX CONCURRENTLY, VACUUM): one shard after the other.
-    async fn shard_by_shard(
-        &mut self,
-        shards: &[ShardId],
-        question: Question<'_>,
-        shape: &crate::statements::Shape,
-        form: Form,
-    ) -> Result<(), Failure> {
-        if self.txn.is_some() {
-            return Err(UserError::new(
-                Blame::Client,
-                "25001",
-                format!("{} cannot run inside a transaction block", shape.class.name()),
-            )
-            .into());
-        }
-        let mut command = Bytes::new();
-        let mut finished = Vec::new();
-        for &shard in shards {
-            let mut sources = self.ask(&[shard], question).await?;
-            let index = sources[0].index;
-            self.note_write_of(
-                index,
-                &weir_core::fresh::Dependencies::from_slice(&[weir_core::fresh::Dependency::Anything]),
-                true,
-            )?;
-            self.pass(&mut sources, 0, finished.is_empty(), form.description && finished.is_empty()).await?;
-            self.announced.publish();
-            if let Some(body) = sources[0].failed.take() {
-                let names = &self.view().topology.shards;
-                let done: Vec<&str> = finished.iter().map(|shard: &ShardId| &*names[usize::from(shard.0)]).collect();
-                if !done.is_empty() {
-                    self.warn(
-                        "01000",
-                        &format!(
-                            "done on shards {} before {} failed; repeat it there",
-                            done.join(", "),
-                            names[usize::from(shard.0)]
-                        ),
-                    );
-                }
-                return Err(self.report(&body));
-            }
-            command = sources[0].command.take().unwrap_or(command);
-            finished.push(shard);
-        }
-        self.db.renew_statements();
-        self.db.schema_changed().await;
-        frame::put(&mut self.client.out, tag::COMMAND_COMPLETE, |out| {
-            out.extend_from_slice(&command);
-            out.put_u8(0);
-        });
-        Ok(())
-    }
-
     /// Sends the question to shards, in ascending order so that sessions cannot wait for each other's Backends in a circle.
-    async fn ask(&mut self, shards: &[ShardId], question: Question<'_>) -> Result<Vec<Source>, Failure> {
+    pub async fn ask(&mut self, shards: &[ShardId], question: Question<'_>) -> Result<Vec<Source>, Failure> {
         let mut sources = Vec::with_capacity(shards.len());
         for &shard in shards {
             self.hold(shard).await?;
@@ -491,7 +385,7 @@ impl Session {
     }
 
     /// The next frame that is part of the reply. ReadyForQuery marks the source as done.
-    async fn next_frame(&mut self, source: &mut Source) -> Result<(u8, Bytes), Failure> {
+    pub async fn next_frame(&mut self, source: &mut Source) -> Result<(u8, Bytes), Failure> {
         loop {
             let lease = &mut self.held[source.index].lease;
             let (kind, body) = match lease.receive().await {
@@ -533,7 +427,7 @@ impl Session {
         }
     }
 
-    async fn drain(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
+    pub async fn drain(&mut self, sources: &mut [Source]) -> Result<(), Failure> {
         for source in sources.iter_mut() {
             while !source.done {
                 self.next_frame(source).await?;
@@ -548,7 +442,7 @@ impl Session {
     }
 
     /// A failed part fails the transaction; nothing else changes it here.
-    fn follow_all(&mut self, sources: &[Source]) {
+    pub fn follow_all(&mut self, sources: &[Source]) {
         let failed = sources.iter().any(|source| self.held[source.index].lease.status == Status::Failed);
         if failed && let Some(txn) = &mut self.txn {
             txn.failed = true;
@@ -557,7 +451,7 @@ impl Session {
 }
 
 /// A command tag with another row count.
-fn with_rows(command: &[u8], rows: u64) -> Bytes {
+pub fn with_rows(command: &[u8], rows: u64) -> Bytes {
     let text = String::from_utf8_lossy(command);
     let word = text.rsplit_once(' ').map_or(&*text, |(word, _)| word);
     Bytes::from(format!("{word} {rows}"))

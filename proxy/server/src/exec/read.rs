@@ -150,8 +150,7 @@ impl Session {
                     (0..columns).map(|column| i16::from(is_binary(bind.result_formats, column))).collect();
                 Some(parts(std::str::from_utf8(&prepared.sql).ok()?, &params, &formats))
             }
-            // Such texts only write.
-            Question::Once { .. } => None,
+            Question::Once { .. } | Question::Opened { .. } | Question::Described(_) => None,
         }
     }
 

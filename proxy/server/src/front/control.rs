@@ -69,7 +69,11 @@ impl Session {
                     "Use COMMIT.",
                 ));
             }
-            Class::Fetch { .. } | Class::Move { .. } | Class::CloseCursor(_) => self.on_cursor(sql).await?,
+            Class::Fetch { .. } | Class::Move { .. } | Class::CloseCursor(_) => {
+                if !self.use_cursor(sql, class, true).await? {
+                    self.on_cursor(sql).await?;
+                }
+            }
             _ => return Ok(false),
         }
         Ok(true)

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use weir_core::error::UserError;
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Values};
+use weir_core::plan::{Access, Values, Wrap};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{CLOSE_COMPLETE, PARSE_COMPLETE};
@@ -236,7 +236,8 @@ impl Session {
                 self.survey_class(&prepared.shape.class, survey);
                 match self.place(&view.topology, &plan, || spread_of(&body)) {
                     Place::One(shard) => {
-                        survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
+                        let explains = matches!(plan.wrap, Wrap::Explain(_));
+                        survey.stepwise |= explains || survey.shard.is_some_and(|already| already != shard);
                         survey.shard.get_or_insert(shard);
                     }
                     Place::Several(_) | Place::Engine => survey.stepwise = true,

@@ -6,6 +6,7 @@ pub mod batch;
 pub mod cancel;
 pub mod client;
 pub mod control;
+pub mod cursor;
 mod described;
 pub mod draw;
 pub mod extended;

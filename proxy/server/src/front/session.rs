@@ -29,6 +29,7 @@ use crate::app::App;
 use crate::back::pool::Lease;
 use crate::database::{Database, UserPools, View};
 use crate::exec::failures::{lost, state_not_taken_over};
+use crate::exec::open::OpenRead;
 use crate::exec::relay::{Broken, Capture, Flow, Trail, relay};
 use crate::fresh::Announced;
 use crate::statements::Scratch;
@@ -98,6 +99,12 @@ pub struct Session {
     pub vars: Vars,
     pub txn: Option<Transaction>,
     pub held: SmallVec<[Held; 2]>,
+    /// Portals and cursors over several shards that are read in parts.
+    pub open_reads: Vec<OpenRead>,
+    /// Portals over several shards that have been read to their end at once.
+    pub read_portals: Vec<bytes::Bytes>,
+    /// Makes the names of such portals on the shards.
+    pub opened: u64,
     pub announced: Announced,
     pub scratch: Scratch,
     /// The last batch's survey, emptied, for the next one.
@@ -141,6 +148,9 @@ impl Session {
             vars,
             txn: None,
             held: SmallVec::new(),
+            open_reads: Vec::new(),
+            read_portals: Vec::new(),
+            opened: 0,
             announced: Announced::default(),
             scratch: Scratch::default(),
             spare_survey: Survey::default(),
@@ -402,6 +412,8 @@ impl Session {
             return;
         }
         self.names.forget_portals();
+        self.open_reads.clear();
+        self.read_portals.clear();
         if self.vars.is_uncertain() {
             (0..self.held.len()).for_each(|index| self.pin(index, Pin::SetInsideUncertainTransaction));
         }

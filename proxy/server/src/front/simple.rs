@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Plan, Target, Values};
+use weir_core::plan::{Access, Plan, Target, Values, Wrap};
 use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
@@ -146,6 +146,10 @@ impl Session {
         let plan = bound?;
         self.note_draws(&understood.shape, &plan);
         match self.place(&view.topology, &plan, || super::extended::spread_of(sql.as_bytes())) {
+            Place::One(shard) if matches!(plan.wrap, Wrap::Explain(_)) => {
+                self.stats.sent_to(&plan, shard);
+                Box::pin(self.spread_text(&[shard], sql, understood, &plan)).await
+            }
             Place::One(shard) => self.single(shard, sql, understood, &plan).await,
             Place::Several(shards) => {
                 for shard in &shards {

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Plan, Values};
+use weir_core::plan::{Access, Values, Wrap};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, NO_PARAMETERS, PARSE_COMPLETE, tag};
@@ -17,12 +17,15 @@ use weir_wire::row;
 
 use super::batch::Ending;
 use super::control::aborted;
+use super::cursor::partial_fetch;
+use super::cursor::{asks_binary, binary_cursor};
 use super::extended::{Step, Survey, ensure, spread_of};
 use super::names::{Portal, Undo};
 use super::session::{Failure, Session};
 use super::simple::Place;
 use crate::exec::fan::rows::Whole;
 use crate::exec::fan::{Form, Question};
+use crate::exec::open::Reader;
 use crate::exec::relay::{Capture, Trail, columns_of};
 use crate::statements::Prepared;
 
@@ -40,7 +43,11 @@ impl Session {
         let controls = survey.steps.iter().any(
             |step| matches!(step, Step::Execute { portal, .. } if portal.prepared.shape.class.controls_transaction()),
         );
-        let own = self.txn.is_none() && executes > 1 && writes.count() > 0 && !controls;
+        let in_parts = survey
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::Execute { portal, rows_max: 1.., .. } if portal.plan.merge.is_some()));
+        let own = self.txn.is_none() && (executes > 1 && writes.count() > 0 || in_parts) && !controls;
         if own {
             self.begin_implicit();
         }
@@ -78,9 +85,10 @@ impl Session {
                     self.execute(call).await
                 }
                 (Ok(()), Step::Bind { portal, bound, .. }) if executed_next => {
+                    let closed = self.close_read(&Reader::Portal(portal.clone())).await;
                     self.names.bind(portal, bound.clone());
                     bind_due = true;
-                    Ok(())
+                    closed.map(|_| ())
                 }
                 (Ok(()), step) => self.step(step).await,
             };
@@ -130,12 +138,17 @@ impl Session {
                 self.client.out.extend_from_slice(PARSE_COMPLETE);
             }
             Step::Bind { portal, bound, .. } => {
+                self.close_read(&Reader::Portal(portal.clone())).await?;
                 self.names.bind(portal, bound.clone());
                 self.client.out.extend_from_slice(BIND_COMPLETE);
             }
             Step::DescribeStatement { prepared, .. } if self.answers_itself(&prepared.shape.class) => {
                 self.client.out.extend_from_slice(NO_PARAMETERS);
                 self.client.out.extend_from_slice(NO_DATA);
+            }
+            Step::DescribeStatement { prepared, .. } if self.is_own_fetch(&prepared.shape.class) => {
+                self.client.out.extend_from_slice(NO_PARAMETERS);
+                self.put_cursor_description(&prepared.shape.class);
             }
             Step::DescribeStatement { name, prepared } => {
                 let description = self.describe_statement(prepared, true).await?;
@@ -148,6 +161,7 @@ impl Session {
             }
             Step::CloseStatement { .. } => self.client.out.extend_from_slice(CLOSE_COMPLETE),
             Step::ClosePortal { name, .. } => {
+                self.close_read(&Reader::Portal(name.clone())).await?;
                 self.names.close_portal(name);
                 self.client.out.extend_from_slice(CLOSE_COMPLETE);
             }
@@ -219,6 +233,9 @@ impl Session {
             self.client.out.extend_from_slice(NO_DATA);
             return Ok(());
         }
+        if self.put_cursor_description(&portal.prepared.shape.class) {
+            return Ok(());
+        }
         let both = self.describe_statement(&portal.prepared, true).await?;
         let Ok(Some(first)) = frame::peek(&both, usize::MAX >> 1) else { return Ok(()) };
         let Ok(Some(second)) = frame::peek(&both[first.raw.len()..], usize::MAX >> 1) else { return Ok(()) };
@@ -244,6 +261,17 @@ impl Session {
             if failed {
                 return Err(aborted().into());
             }
+            if self.is_own_fetch(&prepared.shape.class) && asks_binary(&portal.bind) {
+                return Err(binary_cursor().into());
+            }
+            let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+            let bind_due = call.bind_due && self.is_own_cursor(&prepared.shape.class);
+            if bind_due {
+                self.client.out.extend_from_slice(BIND_COMPLETE);
+            }
+            if self.use_cursor(sql, &prepared.shape.class, false).await? {
+                return Ok(());
+            }
             let prepares = matches!(prepared.shape.class, Class::Execute { .. });
             let shard = if prepares { self.pinned_or_home() } else { self.cursor_shard()? };
             let index = self.hold(shard).await?;
@@ -255,8 +283,10 @@ impl Session {
             Some(shard) => Some(Place::One(shard)),
             None => Some(self.place(&self.view().topology, &portal.plan, || spread_of(&portal.bind))),
         };
+        let explains = matches!(portal.plan.wrap, Wrap::Explain(_));
         if let Some(Place::One(shard)) = place
             && !failed
+            && !explains
         {
             return self.execute_on(shard, call).await;
         }
@@ -267,44 +297,63 @@ impl Session {
         if self.control(&sql, &prepared.shape.class).await? {
             return Ok(());
         }
-        match place {
-            // A limit means nothing to what returns no rows; some drivers always send one.
-            Some(Place::Several(_)) if call.rows_max != 0 && returns_rows(&portal.plan, &sql) => {
-                Err(partial_fetch().into())
-            }
-            Some(Place::Several(shards)) => {
-                for shard in &shards {
-                    self.stats.sent_to(&portal.plan, *shard);
-                }
-                let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
-                let form = Form { description: false, columns: prepared.template.merged_columns() };
-                let reply = self.client.out.len();
-                let done = match (&portal.plan.merge, &portal.plan.dealt) {
-                    (Some(spec), _) => self.merged_read(&shards, question, spec.clone(), form).await,
-                    (None, Some(dealt)) => {
-                        let portal_of = Some((&**prepared, &portal.bind));
-                        let whole =
-                            Whole { sql: &sql, plan: &portal.plan, dealt, portal: portal_of, description: false };
-                        self.deal_rows(&shards, whole).await
-                    }
-                    (None, None) => self.spread_write(&shards, question, &prepared.shape, &portal.plan, form).await,
-                };
-                match self.second_try(done, reply, &prepared.template)? {
-                    Some(plan) => self.engine_portal(portal, &plan, call.rows_max).await,
-                    None => Ok(()),
-                }
-            }
-            Some(Place::Engine) => self.engine_portal(portal, &portal.plan, call.rows_max).await,
-            Some(Place::One(shard)) => self.execute_on(shard, Call { bind_due: false, ..call }).await,
-            // A control statement that the session leaves to the server.
-            None => {
-                let shard = match self.place(&self.view().topology, &portal.plan, || 0) {
-                    Place::One(shard) => shard,
-                    Place::Several(_) | Place::Engine => self.view().topology.home,
-                };
-                self.execute_on(shard, Call { bind_due: false, ..call }).await
-            }
+        let several = match &place {
+            Some(Place::One(shard)) if explains => Some(vec![*shard]),
+            Some(Place::Several(shards)) => Some(shards.clone()),
+            _ => None,
+        };
+        if let Some(shards) = several {
+            return self.execute_several(call, &shards).await;
         }
+        if place == Some(Place::Engine) {
+            return self.engine_portal(portal, &portal.plan, call.rows_max).await;
+        }
+        let shard = match place {
+            Some(Place::One(shard)) => shard,
+            // A control statement that the session leaves to the server.
+            _ => match self.place(&self.view().topology, &portal.plan, || 0) {
+                Place::One(shard) => shard,
+                Place::Several(_) | Place::Engine => self.view().topology.home,
+            },
+        };
+        self.execute_on(shard, Call { bind_due: false, ..call }).await
+    }
+
+    async fn execute_several(&mut self, call: Call<'_>, shards: &[ShardId]) -> Result<(), Failure> {
+        let Call { name, portal, rows_max, .. } = call;
+        for shard in shards {
+            self.stats.sent_to(&portal.plan, *shard);
+        }
+        if self.has_open(&Reader::Portal(name.clone())) || rows_max > 0 && self.reads_in_parts(portal) {
+            return self.execute_part(name, portal, rows_max, shards).await;
+        }
+        let reads = portal.plan.merge.is_some() && portal.plan.wrap == Wrap::None;
+        if reads && self.read_portals.contains(name) {
+            self.put_tag("SELECT 0");
+            return Ok(());
+        }
+        let prepared = &portal.prepared;
+        let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+        // A limit means nothing to what returns no rows; some drivers always send one.
+        if rows_max != 0 && portal.plan.merge.is_none() && returns_rows(sql) {
+            return Err(partial_fetch().into());
+        }
+        if let Some(dealt) = &portal.plan.dealt {
+            let bound = Some((&**prepared, &portal.bind));
+            let whole = Whole { sql, plan: &portal.plan, dealt, portal: bound, description: false };
+            return self.deal_rows(shards, whole).await;
+        }
+        let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
+        let form = Form { description: false, columns: prepared.template.merged_columns() };
+        let reply = self.client.out.len();
+        let done = self.spread(shards, question, &prepared.shape, &portal.plan, form).await;
+        if let Some(plan) = self.second_try(done, reply, &prepared.template)? {
+            return self.engine_portal(portal, &plan, rows_max).await;
+        }
+        if reads {
+            self.read_portals.push(name.clone());
+        }
+        Ok(())
     }
 
     async fn execute_on(&mut self, shard: ShardId, call: Call<'_>) -> Result<(), Failure> {
@@ -396,10 +445,10 @@ struct Call<'a> {
     bind_due: bool,
 }
 
-/// May a statement for several shards return rows? A write only with RETURNING.
-fn returns_rows(plan: &Plan, sql: &str) -> bool {
+/// May a write for several shards return rows?
+fn returns_rows(sql: &str) -> bool {
     const WORD: &[u8] = b"returning";
-    plan.merge.is_some() || sql.as_bytes().windows(WORD.len()).any(|word| word.eq_ignore_ascii_case(WORD))
+    sql.as_bytes().windows(WORD.len()).any(|word| word.eq_ignore_ascii_case(WORD))
 }
 
 /// They return rows, and only the server knows which.
@@ -423,14 +472,4 @@ pub fn split_pipeline() -> UserError {
     UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "a pipeline cannot go on on another shard")
         .detail("Statements of this pipeline, flushed but not yet synced, run on one shard; the next one belongs on another.")
         .hint("Send Sync between them.")
-}
-
-pub fn partial_fetch() -> UserError {
-    UserError::new(
-        Blame::Client,
-        sqlstate::FEATURE_NOT_SUPPORTED,
-        "a portal over several shards cannot be fetched in parts",
-    )
-    .detail("Execute asked for a limited number of rows of a statement that reads several shards.")
-    .hint("Turn the driver's fetch size off for this statement, or add LIMIT.")
 }

@@ -1,45 +1,56 @@
 //! Statements around a query or a table: EXPLAIN, DECLARE and COPY.
 
-use super::super::bind::{Route, Shape};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::super::bind::{Route, Scatter, Shape};
 use super::super::reason::{NoCacheReason, PrimaryReason, RouteReason};
-use super::super::{Access, Target, hidden, refuse};
+use super::super::{Access, ExplainFormat, Target, Wrap, hidden, refuse};
 use super::{Compiler, Source};
+use crate::copy::{Layout, Options, is_utf8};
 use crate::error::UserError;
-use crate::sql::class::{Class, CopyDirection, CopyEndpoint, CopyRelation, classify};
-use crate::sql::facts::{Instance, Spread, Use};
+use crate::sql::class::{Class, Copy, CopyDirection, CopyEndpoint, classify};
+use crate::sql::facts::{Instance, Spread, TableName, Use};
 use crate::sql::lex::{Token, TokenKind, lex};
 use crate::sql::word;
-use crate::topology::Placement;
+use crate::topology::catalog::{Column, DefaultKind};
+use crate::topology::{KeyType, Placement};
 
 impl Compiler<'_> {
-    /// The statement inside EXPLAIN, DECLARE or COPY, without the right to be merged.
-    fn inner(&mut self, source: Source<'_>, tokens: &[Token], why: &'static str) -> Shape {
-        let (Some(first), Some(last)) = (tokens.first(), tokens.last()) else { return self.unparsed(source, why) };
-        let text = &source.text[first.start as usize..last.end as usize];
-        let mut own = Vec::new();
-        if lex(text, &mut own).is_err() {
+    /// The statement inside EXPLAIN, DECLARE or COPY, planned as if it stood alone; `range` is where it stands among the tokens.
+    fn query(&mut self, source: Source<'_>, range: Range<usize>, why: &'static str) -> Shape {
+        let part = |text: &str, tokens: &[Token], own: &mut Vec<Token>| {
+            let tokens = tokens.get(range.clone())?;
+            let span = tokens.first()?.start as usize..tokens.last()?.end as usize;
+            lex(&text[span.clone()], own).is_ok().then_some(span)
+        };
+        let (mut own, mut original) = (Vec::new(), Vec::new());
+        let (Some(text), Some(sql)) =
+            (part(source.text, source.tokens, &mut own), part(source.sql, source.original, &mut original))
+        else {
             return self.unparsed(source, why);
-        }
-        let inner = Source { sql: text, original: &own, text, tokens: &own, params: source.params };
+        };
+        let (text, sql) = (&source.text[text], &source.sql[sql]);
+        let inner = Source { sql, original: &original, text, tokens: &own, params: source.params };
         let mut shape = match classify(text, &own) {
             Class::Select | Class::Values | Class::Insert | Class::Update | Class::Delete | Class::With { .. } => {
                 self.data(inner, None)
             }
             _ => self.unparsed(inner, "this kind of statement is not analysed"),
         };
-        shape.scatter = Err(why.into());
         shape.deal = Err(why.into());
         shape.cacheable = Err(NoCacheReason::NotSelect);
-        shape.engine = false;
+        if let Ok(Scatter { read: Some(read) }) = &mut shape.scatter {
+            read.rewrite = read.rewrite.shifted(range.start);
+        }
         shape
     }
 
     pub(super) fn explain(&mut self, analyze: bool, inner: usize, source: Source<'_>) -> Shape {
-        let mut shape = self.inner(
-            source,
-            source.tokens.get(inner..).unwrap_or_default(),
-            "each shard would have a plan of its own; ask ROUTE '<statement>' in the admin database \"weir\" instead",
-        );
+        let mut shape = self.query(source, inner..source.tokens.len(), "its EXPLAIN is not understood");
+        let written = shape.access == Access::Write;
+        // The engine's plan is told only of what the engine would run.
+        shape.engine &= shape.scatter.is_err();
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::explain_spread(), shape.access);
         }
@@ -47,54 +58,65 @@ impl Compiler<'_> {
             shape.writes.clear();
             shape.access = Access::PrimaryRead(PrimaryReason::SessionStatement);
         }
+        if matches!(shape.route, Route::Keyed(_)) {
+            match ExplainFormat::of(source.sql, source.original.get(..inner).unwrap_or_default()) {
+                Some(_) if analyze && written => {
+                    shape.scatter = Err("EXPLAIN ANALYZE would change rows on several shards".into());
+                }
+                Some(format) => shape.wrap = Wrap::Explain(format),
+                None => shape.scatter = Err("EXPLAIN over shards knows the formats TEXT and JSON".into()),
+            }
+        }
         shape
     }
 
     /// `DECLARE name … CURSOR … FOR query`
     pub(super) fn declare(&mut self, source: Source<'_>) -> Shape {
-        let query =
-            source.tokens.iter().position(|token| token.is_word(source.text, "for")).map_or(0, |index| index + 1);
-        let shape = self.inner(source, &source.tokens[query..], "a cursor reads one shard");
+        let found = source.tokens.iter().position(|token| token.is_word(source.text, "for"));
+        let query = found.map_or(0, |index| index + 1);
+        let mut shape = self.query(source, query..source.tokens.len(), "its cursor is not understood");
+        shape.engine = false;
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::cursor_spread(), shape.access);
+        }
+        let options = &source.tokens[..query];
+        let asked = |word: &str, unless: &str| {
+            let found = options.iter().position(|token| token.is_word(source.text, word));
+            found.is_some_and(|at| at == 0 || !options[at - 1].is_word(source.text, unless))
+        };
+        let special = asked("binary", "") || asked("scroll", "no") || asked("hold", "without");
+        match &shape.scatter {
+            Ok(Scatter { read: Some(_) }) if !special => shape.wrap = Wrap::Cursor,
+            Ok(_) => shape.scatter = Err("a BINARY, SCROLL or WITH HOLD cursor reads one shard".into()),
+            Err(_) => {}
         }
         shape
     }
 
-    pub(super) fn copy(
-        &mut self,
-        direction: CopyDirection,
-        endpoint: CopyEndpoint,
-        relation: Option<&CopyRelation>,
-        source: Source<'_>,
-    ) -> Shape {
-        let Some(relation) = relation else {
-            let end = source.tokens.iter().position(|token| token.kind == TokenKind::RightParen && token.depth <= 1);
-            if source.tokens.get(1).is_none_or(|token| token.kind != TokenKind::LeftParen) {
-                return self.unparsed(source, "its COPY is not understood");
-            }
-            let shape = self.inner(source, &source.tokens[2..end.unwrap_or(2)], "COPY of a query reads one shard");
-            if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
-                return Shape::refusing(refuse::copy_spread(), shape.access);
-            }
-            return shape;
-        };
+    pub(super) fn copy(&mut self, copy: &Copy, source: Source<'_>) -> Shape {
+        let Some(relation) = &copy.relation else { return self.copy_query(copy, source) };
         let table = self.schema.resolve(relation.schema.as_deref(), &relation.name);
         let instance = |usage| Instance { table: table.clone(), usage, keys: None, spread: Spread::Free, top: true };
-        let loads = direction == CopyDirection::From;
+        let loads = copy.direction == CopyDirection::From;
         let usage = if loads { Use::Insert } else { Use::Read };
-        let server_side = matches!(endpoint, CopyEndpoint::File | CopyEndpoint::Program);
+        let server_side = matches!(copy.endpoint, CopyEndpoint::File | CopyEndpoint::Program);
         let access = if loads || server_side { Access::Write } else { self.read_access(&[&instance(usage)], false) };
         if !self.single()
             && let Some(error) = self.copy_refusal(&instance(usage), source)
         {
             return Shape::refusing(error, access);
         }
-        let (target, reason) = match self.schema.placement(&table) {
-            _ if self.single() => (Target::Home, RouteReason::SingleShard),
-            Placement::Sharded { .. } => return Shape::refusing(refuse::copy_sharded(&relation.name), access),
-            Placement::Reference if loads && endpoint == CopyEndpoint::Stdin => {
-                (Target::All, RouteReason::ReferenceWrite)
+        let (target, reason, wrap) = match self.schema.placement(&table) {
+            _ if self.single() => (Target::Home, RouteReason::SingleShard, Wrap::None),
+            Placement::Sharded { .. } if server_side => {
+                return Shape::refusing(refuse::copy_of_server(&table), access);
+            }
+            Placement::Sharded { key, key_type } => match self.copy_spread(loads, (&table, key, *key_type), source) {
+                Ok((reason, wrap)) => (Target::All, reason, wrap),
+                Err(error) => return Shape::refusing(error, access),
+            },
+            Placement::Reference if loads && copy.endpoint == CopyEndpoint::Stdin => {
+                (Target::All, RouteReason::ReferenceWrite, Wrap::None)
             }
             Placement::Reference if loads => {
                 return Shape::refusing(
@@ -102,11 +124,67 @@ impl Compiler<'_> {
                     access,
                 );
             }
-            Placement::Reference if access == Access::Read => (Target::Any, RouteReason::ReferenceRead),
-            Placement::Reference | Placement::Global => (Target::Home, RouteReason::GlobalTable),
+            Placement::Reference if access == Access::Read => (Target::Any, RouteReason::ReferenceRead, Wrap::None),
+            Placement::Reference | Placement::Global => (Target::Home, RouteReason::GlobalTable, Wrap::None),
         };
         let mut shape = Shape::fixed(target, access, reason);
+        shape.wrap = wrap;
         self.needs(&[instance(usage)], &mut shape);
+        shape
+    }
+
+    /// COPY of a sharded table: `key` is the table, its key column and that column's type.
+    fn copy_spread(
+        &self,
+        loads: bool,
+        key: (&TableName, &str, KeyType),
+        source: Source<'_>,
+    ) -> Result<(RouteReason, Wrap), UserError> {
+        let (table, column, key_type) = key;
+        let unread = |word: String| refuse::unparsed(&format!("its COPY has \"{word}\""), &table.name);
+        let options = Options::read(source.sql, source.original).map_err(unread)?;
+        if !loads {
+            return Ok((RouteReason::Scatter, Wrap::CopyOut(Arc::new(options))));
+        }
+        let filter = options.filter.and_then(|start| source.original.get(start..)).unwrap_or_default();
+        if let Some(named) = hidden::named(source.sql, filter, self.schema) {
+            return Err(refuse::unparsed("its WHERE is not analysed", &named));
+        }
+        if options.encoding.as_deref().is_some_and(|name| !is_utf8(name)) {
+            return Err(refuse::copy_encoding(table));
+        }
+        let position = match &options.columns {
+            Some(columns) => columns.iter().position(|listed| **listed == *column),
+            None => {
+                let relation = self.schema.relation(table).ok_or_else(|| refuse::copy_unknown(table))?;
+                let copied = |one: &&Column| one.default != DefaultKind::Generated;
+                relation.columns.iter().filter(copied).position(|one| *one.name == *column)
+            }
+        };
+        let position = position.ok_or_else(|| refuse::key_missing(table, column))?;
+        let layout = Layout { table: table.name.clone(), column: column.into(), key_type, position, options };
+        Ok((RouteReason::RowsApart, Wrap::CopyIn(Arc::new(layout))))
+    }
+
+    /// `COPY (query) TO …`: over several shards only rows that may come in any order, each from one shard.
+    fn copy_query(&mut self, copy: &Copy, source: Source<'_>) -> Shape {
+        let end = source.tokens.iter().position(|token| token.kind == TokenKind::RightParen && token.depth <= 1);
+        if source.tokens.get(1).is_none_or(|token| token.kind != TokenKind::LeftParen) {
+            return self.unparsed(source, "its COPY is not understood");
+        }
+        let mut shape = self.query(source, 2..end.unwrap_or(2), "its COPY is not understood");
+        shape.engine = false;
+        let spread = match std::mem::replace(&mut shape.scatter, Err("COPY of such a query reads one shard".into())) {
+            Ok(Scatter { read: Some(read) }) if copy.endpoint == CopyEndpoint::Stdout => read.concatenates(),
+            _ => false,
+        };
+        if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
+            return Shape::refusing(refuse::copy_spread(), shape.access);
+        }
+        if spread && let Ok(options) = Options::read(source.sql, source.original) {
+            shape.scatter = Ok(Scatter { read: None });
+            shape.wrap = Wrap::CopyOut(Arc::new(options));
+        }
         shape
     }
 

@@ -1,5 +1,6 @@
 //! Writing a question to one Backend, with all that it owes for it.
 
+use bytes::Bytes;
 use weir_core::session::replies::{Owed, Replies};
 use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_sync};
 
@@ -17,45 +18,69 @@ pub fn put_question(
         Question::Text(sql) => {
             lease.put_query(sql);
             replies.push(Owed::Query { hidden: false });
+            return Ok(());
         }
         Question::Portal { prepared, bind, merged } => {
-            let (id, sql) = match &prepared.merged {
-                Some(form) if merged => (form.id, &form.sql),
-                _ => (prepared.id, &prepared.sql),
-            };
-            let name = Prepared::backend_name(id);
-            if !lease.is_prepared(id) {
-                if let Some(oldest) = lease.note_prepared(id) {
-                    let name = Prepared::backend_name(oldest);
-                    Target { object: Object::Statement, name: name.as_bytes() }
-                        .put(frontend::tag::CLOSE, &mut lease.out);
-                    replies.push(Owed::Close { hidden: true, op: u32::MAX });
-                }
-                Parse { name: name.as_bytes(), sql, types: &prepared.types }.put(&mut lease.out);
-                replies.push(Owed::Parse { hidden: true, op: u32::MAX });
-            }
-            let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
-            bind.on_unnamed_portal().put_for(name.as_bytes(), &mut lease.out);
-            put_run(lease, replies);
+            put_bind(lease, (prepared, merged), bind, b"", replies)?;
+            put_describe(lease, b"", replies);
+            put_execute(lease, replies);
         }
         Question::Once { sql, types, bind, hidden } => {
             lease.unnamed = None;
             Parse { name: b"", sql: sql.as_bytes(), types }.put(&mut lease.out);
             replies.push(Owed::Parse { hidden: true, op: u32::MAX });
             let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
-            bind.on_unnamed_portal().put_wider(b"", hidden, &mut lease.out);
-            put_run(lease, replies);
+            bind.on_portal(b"").put_wider(b"", hidden, &mut lease.out);
+            replies.push(Owed::BindComplete { hidden: true });
+            put_describe(lease, b"", replies);
+            put_execute(lease, replies);
         }
+        Question::Opened { prepared, bind, portal } => {
+            put_bind(lease, (prepared, true), bind, portal, replies)?;
+            put_describe(lease, portal, replies);
+        }
+        Question::Described(portal) => put_describe(lease, portal, replies),
     }
+    put_sync(&mut lease.out);
+    replies.push(Owed::Sync { hidden: false });
     Ok(())
 }
 
-/// Runs the unnamed portal that has just been bound.
-fn put_run(lease: &mut crate::back::pool::Lease, replies: &mut Replies) {
-    Target { object: Object::Portal, name: b"" }.put(frontend::tag::DESCRIBE, &mut lease.out);
-    Execute { portal: b"", rows_max: 0 }.put(&mut lease.out);
-    put_sync(&mut lease.out);
-    for owed in [Owed::BindComplete { hidden: true }, Owed::Describe, Owed::Execute, Owed::Sync { hidden: false }] {
-        replies.push(owed);
+/// Binds a statement (its `merged` form), prepared first if the Backend does not know it, to a portal.
+fn put_bind(
+    lease: &mut crate::back::pool::Lease,
+    (prepared, merged): (&Prepared, bool),
+    bind: &Bytes,
+    portal: &[u8],
+    replies: &mut Replies,
+) -> Result<(), Failure> {
+    let (id, sql) = match &prepared.merged {
+        Some(form) if merged => (form.id, &form.sql),
+        _ => (prepared.id, &prepared.sql),
+    };
+    let name = Prepared::backend_name(id);
+    if !lease.is_prepared(id) {
+        if let Some(oldest) = lease.note_prepared(id) {
+            let name = Prepared::backend_name(oldest);
+            Target { object: Object::Statement, name: name.as_bytes() }.put(frontend::tag::CLOSE, &mut lease.out);
+            replies.push(Owed::Close { hidden: true, op: u32::MAX });
+        }
+        Parse { name: name.as_bytes(), sql, types: &prepared.types }.put(&mut lease.out);
+        replies.push(Owed::Parse { hidden: true, op: u32::MAX });
     }
+    let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
+    bind.on_portal(portal).put_for(name.as_bytes(), &mut lease.out);
+    replies.push(Owed::BindComplete { hidden: true });
+    Ok(())
+}
+
+fn put_describe(lease: &mut crate::back::pool::Lease, portal: &[u8], replies: &mut Replies) {
+    Target { object: Object::Portal, name: portal }.put(frontend::tag::DESCRIBE, &mut lease.out);
+    replies.push(Owed::Describe);
+}
+
+/// Runs the unnamed portal to its end.
+fn put_execute(lease: &mut crate::back::pool::Lease, replies: &mut Replies) {
+    Execute { portal: b"", rows_max: 0 }.put(&mut lease.out);
+    replies.push(Owed::Execute);
 }

@@ -1,0 +1,174 @@
+//! Cursors and half-read portals over several shards, as the client names them.
+//!
+//! Invariant: a name means what one server would take it for: a portal bound anew or closed has no rows left, and what is open
+//! ends with the transaction. Non-goal: how rows are fetched ([`crate::exec::open`]).
+
+use bytes::Bytes;
+use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::id::ShardId;
+use weir_core::merge::MergeSpec;
+use weir_core::plan::Wrap;
+use weir_core::sql::class::{Class, Target};
+use weir_core::sql::fetch::forward;
+use weir_wire::backend::PORTAL_SUSPENDED;
+use weir_wire::frontend::Bind;
+
+use super::names::Portal;
+use super::session::{Failure, Session};
+use crate::exec::fan::{Form, Question};
+use crate::exec::open::Reader;
+use crate::statements::Shape;
+
+impl Session {
+    /// DECLARE … CURSOR of a query whose rows several shards have.
+    pub async fn declare_cursor(
+        &mut self,
+        shards: &[ShardId],
+        question: Question<'_>,
+        shape: &Shape,
+        spec: &MergeSpec,
+        form: Form,
+    ) -> Result<(), Failure> {
+        let Class::Declare { name, .. } = &shape.class else { return Ok(()) };
+        if self.txn.as_ref().is_none_or(|txn| txn.implicit) {
+            let message = "DECLARE CURSOR can only be used in transaction blocks";
+            return Err(UserError::new(Blame::Client, "25P01", message).into());
+        }
+        let mut sources = self.ask(shards, question).await?;
+        self.drain(&mut sources).await?;
+        self.follow_all(&sources);
+        if let Some(body) = sources.iter_mut().find_map(|source| source.failed.take()) {
+            return Err(self.report(&body));
+        }
+        let portal = Bytes::from(name.clone().into_bytes());
+        let described = portal.clone();
+        let reader = Reader::Cursor(name.clone());
+        self.open_read(shards, (reader, portal), Question::Described(&described), spec.clone(), form).await?;
+        self.put_tag("DECLARE CURSOR");
+        Ok(())
+    }
+
+    /// The cursor over several shards that a statement is about.
+    fn own_cursor(&self, class: &Class) -> Option<Reader> {
+        let (Class::Fetch { name } | Class::Move { name } | Class::CloseCursor(Target::Name(name))) = class else {
+            return None;
+        };
+        let reader = Reader::Cursor(name.clone());
+        self.has_open(&reader).then_some(reader)
+    }
+
+    pub fn is_own_cursor(&self, class: &Class) -> bool {
+        self.own_cursor(class).is_some()
+    }
+
+    pub fn is_own_fetch(&self, class: &Class) -> bool {
+        matches!(class, Class::Fetch { .. }) && self.is_own_cursor(class)
+    }
+
+    /// FETCH, MOVE or CLOSE of a cursor over several shards; false if it is none. `described`: rows come with their description.
+    pub async fn use_cursor(&mut self, sql: &str, class: &Class, described: bool) -> Result<bool, Failure> {
+        if matches!(class, Class::CloseCursor(Target::All)) {
+            return self.close_cursors(sql).await;
+        }
+        let Some(reader) = self.own_cursor(class) else { return Ok(false) };
+        if matches!(class, Class::CloseCursor(_)) {
+            self.close_read(&reader).await?;
+            self.put_tag("CLOSE CURSOR");
+            return Ok(true);
+        }
+        crate::statements::relex(sql, &mut self.scratch);
+        let count = forward(sql, &self.scratch.tokens).map_err(|_| backward())?;
+        let shown = matches!(class, Class::Fetch { .. });
+        if shown && described {
+            self.put_cursor_description(class);
+        }
+        let rows = self.fetch_rows(&reader, count, shown).await?;
+        self.put_tag(&format!("{} {rows}", if shown { "FETCH" } else { "MOVE" }));
+        Ok(true)
+    }
+
+    async fn close_cursors(&mut self, sql: &str) -> Result<bool, Failure> {
+        let is_cursor = |reader: &Reader| matches!(reader, Reader::Cursor(_));
+        if !self.open_reads.iter().any(|read| is_cursor(&read.reader)) {
+            return Ok(false);
+        }
+        self.open_reads.retain(|read| !is_cursor(&read.reader));
+        let begun: Vec<usize> = (0..self.held.len()).filter(|index| self.held[*index].begun).collect();
+        self.tell_all(&begun, sql).await?;
+        self.put_tag("CLOSE CURSOR ALL");
+        Ok(true)
+    }
+
+    /// RowDescription of what FETCH from a cursor over several shards returns; false if it is none.
+    pub fn put_cursor_description(&mut self, class: &Class) -> bool {
+        let Some(reader) = self.own_cursor(class).filter(|_| matches!(class, Class::Fetch { .. })) else {
+            return false;
+        };
+        let Some(read) = self.open_reads.iter().find(|read| read.reader == reader) else { return false };
+        self.client.out.extend_from_slice(&read.description);
+        true
+    }
+
+    /// Execute with a row limit of a portal whose rows several shards have, or the next Execute of one that was read in part.
+    pub async fn execute_part(
+        &mut self,
+        name: &Bytes,
+        portal: &Portal,
+        rows_max: i32,
+        shards: &[ShardId],
+    ) -> Result<(), Failure> {
+        let (Some(spec), Wrap::None) = (&portal.plan.merge, &portal.plan.wrap) else {
+            return Err(partial_fetch().into());
+        };
+        let reader = Reader::Portal(name.clone());
+        if !self.has_open(&reader) {
+            self.opened += 1;
+            let own = Bytes::from(format!("weir_portal_{}", self.opened));
+            let prepared = &portal.prepared;
+            let question = Question::Opened { prepared, bind: &portal.bind, portal: &own };
+            let form = Form { description: false, columns: prepared.template.merged_columns() };
+            self.open_read(shards, (reader.clone(), own.clone()), question, spec.clone(), form).await?;
+        }
+        let count = u64::try_from(rows_max).ok().filter(|count| *count > 0);
+        let rows = self.fetch_rows(&reader, count, true).await?;
+        if Some(rows) == count {
+            self.client.out.extend_from_slice(PORTAL_SUSPENDED);
+        } else {
+            self.put_tag(&format!("SELECT {rows}"));
+        }
+        Ok(())
+    }
+
+    /// May a row limit matter to it? Not where it returns no rows.
+    pub fn reads_in_parts(&self, portal: &Portal) -> bool {
+        let sql = String::from_utf8_lossy(&portal.prepared.sql).to_ascii_lowercase();
+        portal.plan.wrap == Wrap::None && (portal.plan.merge.is_some() || sql.contains("returning"))
+    }
+}
+
+/// Does a Bind ask for any column in binary?
+pub fn asks_binary(bind: &Bytes) -> bool {
+    Bind::read(bind).is_ok_and(|bind| bind.result_formats.iter().any(|byte| *byte != 0))
+}
+
+fn backward() -> UserError {
+    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "a cursor over several shards goes forward only")
+        .detail("Its rows are merged as they are fetched, and not kept.")
+        .hint("Use FETCH [FORWARD] n, NEXT or ALL, or restrict the cursor to one shard key.")
+}
+
+pub fn binary_cursor() -> UserError {
+    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "rows of a cursor over several shards come as text")
+        .detail("Bind asks for them in binary.")
+        .hint("Ask for text, or use a portal with a row limit instead of DECLARE.")
+}
+
+pub fn partial_fetch() -> UserError {
+    UserError::new(
+        Blame::Client,
+        sqlstate::FEATURE_NOT_SUPPORTED,
+        "these rows of several shards cannot be fetched in parts",
+    )
+    .detail("Execute asked for a limited number of rows of a write, or of a read that the fallback engine answers.")
+    .hint("Turn the driver's fetch size off for this statement, or add LIMIT.")
+}
