@@ -10,11 +10,11 @@ const ANSWERED: &[&str] = &[
     "SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders",
     "SELECT a.order_id FROM orders a JOIN orders b ON a.total_cents = b.total_cents",
     "SELECT user_id FROM users UNION SELECT user_id FROM orders",
-    "SELECT DISTINCT ON (status) status FROM orders ORDER BY status",
+    "SELECT DISTINCT ON (status) status FROM orders",
     "WITH x AS (SELECT user_id FROM orders LIMIT 3) SELECT now(), current_user, to_char(now(), 'YYYY') FROM x",
     "SELECT status, random() FROM orders ORDER BY lower(status) COLLATE \"de_DE\"",
     "TABLE orders",
-    "SELECT DISTINCT ON (status) status FROM orders ORDER BY status FETCH FIRST 3 ROWS ONLY",
+    "SELECT user_id FROM orders ORDER BY total_cents LIMIT 3 + 1",
 ];
 
 /// What changes something, is one server's, or is not known to be harmless.
@@ -34,7 +34,7 @@ const REFUSED: &[&str] = &[
     "WITH x AS (DELETE FROM orders RETURNING *) SELECT rank() OVER (ORDER BY total_cents) FROM x",
     "TABLE orders FOR SHARE",
     "UPDATE orders SET user_id = 3 WHERE user_id = 2",
-    "INSERT INTO orders SELECT * FROM orders",
+    "INSERT INTO orders SELECT * FROM orders LIMIT 3",
     "EXPLAIN SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders",
     "DECLARE c CURSOR FOR SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders",
     "COPY (SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders) TO STDOUT",
