@@ -40,7 +40,7 @@ const HARD: &[&str] = &[
     "SELECT user_id FROM users EXCEPT SELECT user_id FROM orders WHERE status = 'paid' ORDER BY 1",
     "SELECT country, status, count(*), sum(total) FROM users JOIN orders USING (user_id) \
      GROUP BY GROUPING SETS ((country), (status), ()) ORDER BY 1, 2, 3",
-    "SELECT DISTINCT ON (status) status, total, order_id FROM orders ORDER BY status, total DESC, order_id",
+    "SELECT DISTINCT ON (status) status, rank() OVER (ORDER BY total, order_id) FROM orders ORDER BY status, total, order_id",
     "SELECT u.user_id, p.product_id FROM users u FULL JOIN products p ON p.product_id = u.user_id ORDER BY 1, 2",
     "SELECT c.country, t.order_id FROM (SELECT DISTINCT country FROM users) c, LATERAL (SELECT o.order_id FROM orders o \
      JOIN users u USING (user_id) WHERE u.country = c.country ORDER BY o.total DESC, o.order_id LIMIT 2) t ORDER BY 1, 2",

@@ -128,7 +128,7 @@ async fn statements_that_are_never_repeated_do_not_pile_up() -> Result<()> {
     let tier = Tier::builder().shards(1).config_extra(extra).start().await?;
     let mut client = Raw::login(&tier.dsn("shop"), &[]).await?;
     let mut sizes = Vec::new();
-    for from in (0..2 * STATEMENTS).step_by(100) {
+    for from in (0..3 * STATEMENTS).step_by(100) {
         put_statements(&mut client, from, from + 100, true);
         let (tags, _) = client.until_ready().await?;
         ensure!(tags == format!("{}Z", "12DC3".repeat(100)), "{tags}");
@@ -136,9 +136,9 @@ async fn statements_that_are_never_repeated_do_not_pile_up() -> Result<()> {
             sizes.push(resident_bytes(&tier)?);
         }
     }
-    // Caches fill in the first half; the second must find its room there.
-    let grown = sizes[1].saturating_sub(sizes[0]);
-    assert!(grown < 12_000_000, "grew by {grown} bytes: {sizes:?}");
+    // The caches are full after some 30,000; whatever comes then must find its room there.
+    let grown = sizes[2].saturating_sub(sizes[1]);
+    assert!(grown < 8_000_000, "grew by {grown} bytes: {sizes:?}");
     // The server keeps no more than it may, either.
     let (_, values) = client.query("SELECT count(*) FROM pg_prepared_statements").await?;
     let kept: usize = values.first().context("a count")?.parse()?;

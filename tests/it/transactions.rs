@@ -93,6 +93,47 @@ async fn savepoints_hold_on_every_shard() -> Result<()> {
     Ok(())
 }
 
+/// A text that opens a block means the same as its statements one by one, on every shard the block reaches later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_may_begin_in_a_text_with_more_in_it() -> Result<()> {
+    let tier = tier().await?;
+    let client = tier.connect().await?;
+    client.batch_execute("BEGIN; SET LOCAL statement_timeout = '7s'; SELECT name FROM users WHERE user_id = 1").await?;
+    for key in 1..=10 {
+        let sql = format!("SELECT current_setting('statement_timeout') FROM users WHERE user_id = {key}");
+        assert_eq!(column(&client, &sql).await?, ["7s"], "key {key}");
+    }
+    client.batch_execute("COMMIT").await?;
+    assert_eq!(column(&client, "SHOW statement_timeout").await?, ["0"]);
+
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT name FROM users WHERE user_id = 1").await?;
+    let refused = client.simple_query("SELECT count(*) FROM users").await.expect_err("no common snapshot");
+    assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("0A000"));
+    client.batch_execute("ROLLBACK").await?;
+
+    let moves = |by: i64| {
+        let each =
+            |(key, by): (i64, i64)| format!("UPDATE users SET name = (name::int + {by})::text WHERE user_id = {key}; ");
+        [(1, -by), (2, by), (3, -by), (4, by)].map(each).concat()
+    };
+    client.batch_execute(&format!("BEGIN; {} COMMIT", moves(1))).await?;
+    assert_eq!(
+        column(&client, "SELECT name FROM users WHERE user_id IN (1, 2) ORDER BY user_id").await?,
+        ["99", "101"]
+    );
+    client.batch_execute(&format!("BEGIN; {} ROLLBACK", moves(5))).await?;
+    assert!(client.batch_execute(&format!("BEGIN; {} SELECT 1/0; COMMIT", moves(5))).await.is_err());
+    let refused = client.simple_query("SELECT 1").await.expect_err("what follows an error is not run, COMMIT neither");
+    assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("25P02"));
+    client.batch_execute("ROLLBACK").await?;
+    assert_eq!(
+        column(&client, "SELECT name FROM users WHERE user_id IN (1, 2) ORDER BY user_id").await?,
+        ["99", "101"]
+    );
+    assert_eq!(total(&client).await?, 1000);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn empty_and_read_only_transactions_cost_nothing_and_say_the_right_things() -> Result<()> {
     let tier = tier().await?;

@@ -80,7 +80,7 @@ pub struct Demand {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Scatter {
     /// Reads are merged; writes only run everywhere.
-    pub read: Option<ReadScatter>,
+    pub read: Option<Box<ReadScatter>>,
 }
 
 /// A dependency, or one per key of a demand.

@@ -449,7 +449,7 @@ impl Compiler<'_> {
         let shape = facts.select.as_ref().ok_or("it is not a single SELECT")?;
         let clauses = clauses(source.sql, source.original).ok_or("weir cannot tell its clauses apart")?;
         let text = Text { sql: source.sql, tokens: source.original, clauses: &clauses };
-        Ok(Scatter { read: Some(read_scatter(shape, text)?) })
+        Ok(Scatter { read: Some(Box::new(read_scatter(shape, text)?)) })
     }
 
     /// ON CONFLICT DO UPDATE may change a row of another key, where a unique index does not hold the key.

@@ -307,6 +307,12 @@ impl Session {
         }
         let home = Some(Place::One(view.topology.home));
         let together = if view.topology.is_single() { Some(ShardId(0)) } else { common_shard(&shards, &understood) };
+        if !view.topology.is_single()
+            && let Some(ends) = brackets(&understood)
+            && !(ends && together.is_some())
+        {
+            return self.one_by_one(texts, &understood, false).await;
+        }
         if let Some(shard) = together {
             return self.together(shard, sql, &understood).await;
         }
@@ -317,7 +323,8 @@ impl Session {
                 .hint("Send BEGIN and COMMIT as queries of their own.")
                 .into());
         }
-        self.one_by_one(texts, &understood).await
+        let own = self.txn.is_none();
+        self.one_by_one(texts, &understood, own).await
     }
 
     /// All of it on one server, as Postgres would run it.
@@ -356,8 +363,8 @@ impl Session {
         Ok(())
     }
 
-    async fn one_by_one(&mut self, texts: &[&str], understood: &[Understood]) -> Result<(), Failure> {
-        let own = self.txn.is_none();
+    /// `own`: in a transaction that weir makes for it.
+    async fn one_by_one(&mut self, texts: &[&str], understood: &[Understood], own: bool) -> Result<(), Failure> {
         if own {
             self.begin_implicit();
         }
@@ -382,6 +389,17 @@ pub enum Place {
     One(ShardId),
     Several(Vec<ShardId>),
     Engine,
+}
+
+/// Does the text open a transaction block with its first statement and control it no more, but for its end? Then it means the same
+/// as its statements sent one by one. Some(true): the block ends with the text, and nothing of it is left to remember.
+fn brackets(understood: &[Understood]) -> Option<bool> {
+    let classes: Vec<&Class> = understood.iter().map(|known| &known.shape.class).collect();
+    let (Class::Begin(_), [inner @ .., last]) = (classes.first()?, classes.get(1..)?) else { return None };
+    let ends = matches!(last, Class::Commit { chain: false } | Class::Rollback { chain: false });
+    let blocks = |class: &&Class| matches!(class, Class::Begin(_) | Class::Commit { .. } | Class::Rollback { .. });
+    let plain = !inner.iter().any(blocks) && (ends || !blocks(last));
+    plain.then_some(ends)
 }
 
 /// The one shard all statements belong to; statements that control the transaction or the session go anywhere.
