@@ -38,6 +38,16 @@ async fn the_console_shows_what_runs() -> Result<()> {
         .find(|row| row[1].parse::<u32>().unwrap_or(0) <= 1778 && 1778 <= row[2].parse::<u32>().unwrap_or(0))
         .context("slot")?;
     assert!(route.iter().any(|row| row[0] == "shards" && row[1] == owner[5]), "{route:?} {owner:?}");
+    // And so says the command line.
+    let explain = |sql: &str| {
+        let mut command = std::process::Command::new(weir_harness::weir_binary()?);
+        let said = command.args(["explain", "--weir", &tier.admin_dsn(), "--database", "shop", sql]).output()?;
+        Ok::<_, anyhow::Error>(String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned())
+    };
+    let said = explain("SELECT name FROM users WHERE user_id = 42")?;
+    assert!(route.iter().all(|row| said.contains(&format!("{:<12}{}", row[0], row[1]))), "{said} {route:?}");
+    let refused = explain("UPDATE users SET user_id = 2 WHERE user_id = 1")?;
+    assert!(refused.contains("key"), "{refused}");
     // The extended protocol works too.
     assert_eq!(console.query("SHOW SHARDS", &[]).await?.len(), 2);
     let unknown = console.simple_query("SHOW NONSENSE").await.expect_err("unknown");

@@ -147,6 +147,17 @@ async fn empty_and_read_only_transactions_cost_nothing_and_say_the_right_things(
     assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("0A000"));
     client.batch_execute("ROLLBACK").await?;
     assert_eq!(total(&client).await?, 1000);
+    // It stays on the shard of its first row, by any protocol; what sees no rows may go elsewhere.
+    client.batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE").await?;
+    assert_eq!(column(&client, "SELECT name FROM users WHERE user_id = 1").await?, ["100"]);
+    column(&client, "SELECT relname FROM pg_class LIMIT 1").await?;
+    client.batch_execute("SAVEPOINT before").await?;
+    let refused =
+        client.query("SELECT name FROM users WHERE user_id = $1", &[&2_i64]).await.expect_err("another shard");
+    assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("0A000"));
+    client.batch_execute("ROLLBACK TO before").await?;
+    assert_eq!(client.query("SELECT name FROM users WHERE user_id = $1", &[&1_i64]).await?.len(), 1);
+    client.batch_execute("COMMIT").await?;
     Ok(())
 }
 

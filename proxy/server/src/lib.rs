@@ -21,6 +21,7 @@ pub mod databases;
 pub mod dev;
 pub mod engine;
 pub mod exec;
+pub mod explain;
 pub mod fresh;
 pub mod front;
 pub mod http;

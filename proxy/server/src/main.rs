@@ -34,6 +34,8 @@ enum Command {
         #[arg(long)]
         connect: bool,
     },
+    /// Say where a running weir would send a statement, and why, without running it.
+    Explain(weir::explain::ExplainArgs),
     /// Propose which tables of a database to shard, and by which keys, from the statements it gets. Changes nothing.
     Advise(weir::advise::AdviseArgs),
     /// Start a whole throw-away tier on this machine: shards, replicas, hub, Redis, weir, storefront.
@@ -67,6 +69,10 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Command::Explain(arguments) => runtime(1).and_then(|runtime| {
+            print!("{}", runtime.block_on(weir::explain::run(arguments))?);
+            Ok(())
+        }),
         Command::Advise(arguments) => runtime(1).and_then(|runtime| {
             print!("{}", runtime.block_on(weir::advise::run(arguments))?);
             Ok(())

@@ -58,6 +58,19 @@ pub enum RouteReason {
 }
 
 impl RouteReason {
+    /// Does the statement look at rows of an application's tables, so that it matters which snapshot it sees?
+    pub fn sees_rows(&self) -> bool {
+        !matches!(
+            self,
+            RouteReason::SystemCatalog
+                | RouteReason::NoTable
+                | RouteReason::ServerFunction
+                | RouteReason::EveryShard
+                | RouteReason::Temporary
+                | RouteReason::SessionStatement
+        )
+    }
+
     /// A stable name for metrics.
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -234,7 +234,11 @@ impl Session {
                 let plan = bind(&self.db, &prepared, &body, view)?;
                 self.note_draws(&prepared.shape, &plan);
                 self.survey_class(&prepared.shape.class, survey);
-                match self.place(&view.topology, &plan, || spread_of(&body)) {
+                let place = self.place(&view.topology, &plan, || spread_of(&body));
+                if !view.topology.is_single() {
+                    self.keep_snapshot(&plan, &place)?;
+                }
+                match place {
                     Place::One(shard) => {
                         let explains = matches!(plan.wrap, Wrap::Explain(_));
                         survey.stepwise |= explains || survey.shard.is_some_and(|already| already != shard);

@@ -23,6 +23,7 @@ use weir_wire::backend::{EMPTY_QUERY, Status};
 
 use super::session::{End, Failure, Session};
 use super::stepwise::split_pipeline;
+use crate::exec::failures::no_common_snapshot;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
@@ -145,7 +146,11 @@ impl Session {
         self.scratch.normal.literals = literals;
         let plan = bound?;
         self.note_draws(&understood.shape, &plan);
-        match self.place(&view.topology, &plan, || super::extended::spread_of(sql.as_bytes())) {
+        let place = self.place(&view.topology, &plan, || super::extended::spread_of(sql.as_bytes()));
+        if !view.topology.is_single() {
+            self.keep_snapshot(&plan, &place)?;
+        }
+        match place {
             Place::One(shard) if matches!(plan.wrap, Wrap::Explain(_)) => {
                 self.stats.sent_to(&plan, shard);
                 Box::pin(self.spread_text(&[shard], sql, understood, &plan)).await
@@ -166,14 +171,19 @@ impl Session {
         }
     }
 
+    /// The shard whose snapshot the transaction sees, where it has but one.
+    fn snapshot_on(&self) -> Option<ShardId> {
+        self.txn.as_ref()?.snapshot_on
+    }
+
     /// Which shards a plan means for this session now.
     /// `spread` chooses among shards that are all alike: the same one for the same question, so that caches stay warm.
     pub fn place(&self, topology: &Topology, plan: &Plan, spread: impl FnOnce() -> u64) -> Place {
         match &plan.target {
             Target::One(shard) => Place::One(*shard),
             Target::Home => Place::One(topology.home),
-            Target::Any => Place::One(match self.held.first() {
-                Some(held) => held.shard,
+            Target::Any => Place::One(match self.snapshot_on().or(self.held.first().map(|held| held.shard)) {
+                Some(shard) => shard,
                 None => ShardId((spread() % topology.shard_count() as u64) as u16),
             }),
             Target::Many(shards) if shards.len() == 1 => Place::One(shards[0]),
@@ -181,6 +191,17 @@ impl Session {
             Target::Engine => Place::Engine,
             Target::All if topology.is_single() => Place::One(ShardId(0)),
             Target::All => Place::Several((0..topology.shard_count() as u16).map(ShardId).collect()),
+        }
+    }
+
+    /// A transaction with one snapshot for all of it stays on the shard that took it: another would show other moments.
+    pub fn keep_snapshot(&mut self, plan: &Plan, place: &Place) -> Result<(), UserError> {
+        let Some(txn) = self.txn.as_mut().filter(|txn| txn.one_snapshot && plan.reason.sees_rows()) else {
+            return Ok(());
+        };
+        match place {
+            Place::One(shard) if *txn.snapshot_on.get_or_insert(*shard) == *shard => Ok(()),
+            _ => Err(no_common_snapshot()),
         }
     }
 
@@ -299,7 +320,11 @@ impl Session {
             let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
             let plan = self.db.plan_of(&known.template, &values, &view.topology);
             let plan = plan.ok().filter(|_| known.template.filling().is_none());
-            shards.push(plan.map(|plan| self.place(&view.topology, &plan, || 0)));
+            let place = plan.as_ref().map(|plan| self.place(&view.topology, plan, || 0));
+            if let (Some(plan), Some(place), false) = (&plan, &place, view.topology.is_single()) {
+                self.keep_snapshot(plan, place)?;
+            }
+            shards.push(place);
             if statement_mode && known.shape.class.controls_transaction() {
                 return Err(super::mode::no_transactions().into());
             }

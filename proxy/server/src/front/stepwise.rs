@@ -282,6 +282,9 @@ impl Session {
             Some(shard) => Some(Place::One(shard)),
             None => Some(self.place(&self.view().topology, &portal.plan, || spread_of(&portal.bind))),
         };
+        if let Some(place) = place.as_ref().filter(|_| !self.view().topology.is_single()) {
+            self.keep_snapshot(&portal.plan, place)?;
+        }
         let explains = matches!(portal.plan.wrap, Wrap::Explain(_));
         if let Some(Place::One(shard)) = place
             && !failed

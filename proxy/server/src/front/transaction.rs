@@ -3,6 +3,8 @@
 //! Invariant: a Backend that joins late is told everything the client has said of the transaction, in order. Non-goals: how
 //! it begins and ends on servers ([`super::session`], [`crate::exec::commit`]).
 
+use weir_core::id::ShardId;
+
 /// A transaction block as the client sees it. Servers learn of it when a statement needs them (lazy BEGIN).
 #[derive(Debug, Clone)]
 pub struct Transaction {
@@ -14,6 +16,8 @@ pub struct Transaction {
     pub implicit: bool,
     /// One snapshot for the whole transaction: it cannot span shards.
     pub one_snapshot: bool,
+    /// The shard that took it, once a statement has read or written rows.
+    pub snapshot_on: Option<ShardId>,
     /// It changed the schema.
     pub changed_schema: bool,
     /// In a way that all sessions must know of: something in it may leave state behind.
@@ -39,6 +43,7 @@ impl Transaction {
             failed: false,
             implicit: false,
             one_snapshot,
+            snapshot_on: None,
             changed_schema: false,
             made_keeper: false,
             renews: false,
