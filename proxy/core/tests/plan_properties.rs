@@ -297,3 +297,24 @@ fn edits_keep_comments_and_literals_of_the_execution() {
     assert_eq!(compiled.template.hidden_columns(), 2);
     assert_eq!(compiled.template.merged_columns(), Some(3));
 }
+
+/// A varchar(n) may store a key without its last blanks, and then on another slot than its text has.
+#[test]
+fn keys_that_a_varchar_would_cut_are_refused_when_inserted() {
+    const VARCHAR: u32 = 1043;
+    let mut fixture = Fixture::storefront(4);
+    let answers = |fixture: &Fixture, sql: &str| {
+        let (compiled, normal) = fixture.compile(sql);
+        let values = Values { params: &[], sql, literals: &normal.literals };
+        compiled.template.bind(&values, &fixture.topology).is_ok()
+    };
+    let blank = "INSERT INTO user_emails (email, user_id) VALUES ('a@b ', 1)";
+    assert!(answers(&fixture, blank), "text keeps its blanks");
+    let public = fixture.catalog.relations.get_mut("public").expect("there");
+    let columns = &mut public.get_mut("user_emails").expect("there").columns;
+    columns.iter_mut().find(|column| &*column.name == "email").expect("its key").type_oid = VARCHAR;
+    assert!(!answers(&fixture, blank));
+    assert!(!answers(&fixture, "INSERT INTO user_emails (email, user_id) VALUES ('a', 2), ('b ', 1)"));
+    assert!(answers(&fixture, "INSERT INTO user_emails (email, user_id) VALUES ('a@b', 1)"));
+    assert!(answers(&fixture, "SELECT user_id FROM user_emails WHERE email = 'a@b '"));
+}

@@ -30,6 +30,8 @@ pub struct Layout {
     pub table: Box<str>,
     pub column: Box<str>,
     pub key_type: KeyType,
+    /// The column is a varchar, which may store less than it is given.
+    pub varchar: bool,
     /// Position of the key among the columns of a row, from 0.
     pub position: usize,
     pub options: Options,
@@ -40,6 +42,7 @@ pub struct Layout {
 enum Misfit {
     NullKey,
     UnreadableKey,
+    BlankKey,
     MissingKey,
     DefaultKey,
     /// `\.` beside other data, or in CSV, where versions of Postgres differ.
@@ -81,6 +84,13 @@ impl Misfit {
                 format!("weir places rows of {table} by {column}, of type {}.", layout.key_type.name()),
             )
             .hint(format!("Write {column} in its plain form.")),
+            Misfit::BlankKey => refused(
+                "the shard key of a copied row cannot end in blanks",
+                format!(
+                    "{table} is spread by {column}, a varchar, and Postgres cuts blanks off a value that is too long."
+                ),
+            )
+            .hint(format!("Copy {column} without them, or make it a text.")),
             Misfit::MissingKey => bad("missing data for the shard key column"),
             Misfit::DefaultKey => {
                 refused("the shard key of a copied row cannot be a default", format!("{table} is spread by {column}."))

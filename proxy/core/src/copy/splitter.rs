@@ -166,7 +166,12 @@ impl Splitter {
     /// Whose a row with this key is.
     fn text_part(&self, field: Option<&[u8]>) -> Result<usize, Misfit> {
         let value = text::value(field.ok_or(Misfit::MissingKey)?, &self.layout)?;
-        Key::parse(value, self.layout.key_type).map(|key| self.part(&key)).ok_or(Misfit::UnreadableKey)
+        self.part_of(Key::parse(value, self.layout.key_type))
+    }
+
+    fn part_of(&self, key: Option<Key<'_>>) -> Result<usize, Misfit> {
+        let key = key.ok_or(Misfit::UnreadableKey)?;
+        if self.layout.varchar && key.ends_blank() { Err(Misfit::BlankKey) } else { Ok(self.part(&key)) }
     }
 
     fn take_binary(&mut self, rest: &[u8], sink: &mut Sink<'_>) -> Result<usize, Bad> {
@@ -192,9 +197,9 @@ impl Splitter {
                 let part = match key {
                     None => Err(Misfit::MissingKey),
                     Some(binary::Key::Null) => Err(Misfit::NullKey),
-                    Some(binary::Key::Bytes(range)) => Key::from_binary(&rest[range], self.layout.key_type)
-                        .map(|key| self.part(&key))
-                        .ok_or(Misfit::UnreadableKey),
+                    Some(binary::Key::Bytes(range)) => {
+                        self.part_of(Key::from_binary(&rest[range], self.layout.key_type))
+                    }
                 };
                 let part = part.map_err(|misfit| Bad { misfit, len, lines: Counted::ONE })?;
                 self.lines.add(part, Counted::ONE);

@@ -24,7 +24,7 @@ fn options(sql: &str) -> Options {
 
 fn layout(with: &str, position: usize, key_type: KeyType) -> Arc<Layout> {
     let options = options(&format!("COPY t FROM STDIN {with}"));
-    Arc::new(Layout { table: "t".into(), column: "k".into(), key_type, position, options })
+    Arc::new(Layout { table: "t".into(), column: "k".into(), key_type, varchar: false, position, options })
 }
 
 fn part_of(key: &Key<'_>) -> usize {
@@ -151,6 +151,15 @@ fn a_row_that_cannot_be_placed_ends_it() {
         let judged = given.last().is_some_and(|(part, _)| *part == 0);
         assert!(judged || error.message.contains("found in data"), "{input:?}: part 0 has seen it");
     }
+}
+
+#[test]
+fn a_key_that_a_varchar_would_cut_is_refused() {
+    let text = layout("", 0, KeyType::Text);
+    let varchar = Arc::new(Layout { varchar: true, ..(*text).clone() });
+    assert!(split(&text, b"a\nb \n", &[]).1.is_none());
+    let error = split(&varchar, b"a\nb \n", &[]).1.expect("refused");
+    assert!(error.message.contains("end in blanks"), "{error}");
 }
 
 fn binary(rows: &[(i64, Option<&[u8]>)], trailer: bool) -> Vec<u8> {

@@ -17,7 +17,7 @@ use crate::fresh::{Dependencies, Dependency, KeyHash, TableHash};
 use crate::id::{ShardId, Slot};
 use crate::merge::MergeSpec;
 use crate::sql::facts::{KeySet, TableName, Term, family};
-use crate::topology::{KeyType, Topology};
+use crate::topology::{Key, KeyType, Topology};
 
 /// More keys of one table than this count as a keyless access of it: freshness words are few.
 const DEPENDENCY_KEYS_MAX: usize = 16;
@@ -62,6 +62,8 @@ pub struct Keyed {
     pub home_table: Option<TableName>,
     /// Rows are inserted: every one needs a key.
     pub insert: bool,
+    /// The key column is a varchar.
+    pub varchar: bool,
     /// Every sharded table is restricted to keys.
     pub everywhere: bool,
     /// The demand that restricts the tables the result is spread by, if any.
@@ -223,6 +225,11 @@ impl Shape {
             && keys.len() < demand.keys.terms.len()
         {
             return Err(refuse::null_key(table, column));
+        }
+        if let Route::Keyed(Keyed { insert: true, varchar: true, table, column, .. }) = &self.route
+            && keys.iter().any(Key::ends_blank)
+        {
+            return Err(refuse::blank_key(table, column));
         }
         let mut bound = Bound { hashes: SmallVec::new(), shards: SmallVec::new(), unknown: false };
         for key in &keys {

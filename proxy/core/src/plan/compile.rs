@@ -374,6 +374,7 @@ impl Compiler<'_> {
             column: column.clone(),
             home_table: placed.global.first().map(|instance| instance.table.clone()),
             insert: placed.sharded.iter().any(|instance| instance.usage == Use::Insert),
+            varchar: self.schema.is_varchar(table, column),
             everywhere: placed.sharded.iter().all(|instance| instance.keys.is_some()),
             core,
         });

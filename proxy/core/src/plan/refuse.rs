@@ -147,6 +147,16 @@ pub fn null_key(table: &TableName, column: &str) -> UserError {
     )
 }
 
+pub fn blank_key(table: &TableName, column: &str) -> UserError {
+    refuse(
+        "the shard key of an inserted row cannot end in blanks",
+        format!(
+            "{table} is spread by {column}, a varchar, and Postgres cuts blanks off a value that is too long for it."
+        ),
+        format!("Give {column} without them, or make it a text."),
+    )
+}
+
 pub fn reference_mixed(table: &TableName, other: &TableName) -> UserError {
     refuse(
         "a reference table can only be written from its own statement and other reference tables",

@@ -57,6 +57,13 @@ impl<'a> Schema<'a> {
         self.catalog.relation(&table.schema, &table.name)
     }
 
+    /// Is the column a varchar, which may store less than it is given?
+    pub fn is_varchar(&self, table: &TableName, column: &str) -> bool {
+        const VARCHAR: u32 = 1043;
+        let mut columns = self.relation(table).into_iter().flat_map(|relation| &relation.columns);
+        columns.any(|one| &*one.name == column && one.type_oid == VARCHAR)
+    }
+
     pub fn placement(&self, table: &TableName) -> &'a Placement {
         self.rules.placement(&table.schema, &table.name)
     }

@@ -23,6 +23,11 @@ pub enum Key<'a> {
 }
 
 impl Key<'_> {
+    /// Would a column of type varchar(n) perhaps store another value? Postgres cuts blanks off what is too long.
+    pub fn ends_blank(&self) -> bool {
+        matches!(self, Key::Text(text) if text.ends_with(b" "))
+    }
+
     /// Postgres's extended hash with seed 0: `hashint8extended`, `hashtextextended`, `uuid_hash_extended`.
     pub fn hash(&self) -> u64 {
         match self {

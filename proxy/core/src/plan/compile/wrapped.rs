@@ -171,7 +171,8 @@ impl Compiler<'_> {
             }
         };
         let position = position.ok_or_else(|| refuse::key_missing(table, column))?;
-        let layout = Layout { table: table.name.clone(), column: column.into(), key_type, position, options };
+        let varchar = self.schema.is_varchar(table, column);
+        let layout = Layout { table: table.name.clone(), column: column.into(), key_type, varchar, position, options };
         Ok((RouteReason::RowsApart, Wrap::CopyIn(Arc::new(layout))))
     }
 
