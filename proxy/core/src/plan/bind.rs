@@ -171,7 +171,9 @@ impl Shape {
             Route::Refuse(error) => return Err((**error).clone()),
         };
         let merge = match (&target, &self.scatter) {
-            (Target::Many(_) | Target::All, Ok(Scatter { read: Some(read) })) => Some(self.merge_spec(read, values)?),
+            (Target::Many(_) | Target::All, Ok(Scatter { read: Some(read) })) => {
+                Some(Box::new(self.merge_spec(read, values)?))
+            }
             _ => None,
         };
         let dealt = match (&target, &self.route, &self.deal) {

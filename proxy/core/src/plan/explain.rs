@@ -88,7 +88,7 @@ pub fn explain(plan: &Plan, topology: &Topology) -> Vec<(String, String)> {
         },
     );
     row("reason", plan.reason.sentence(topology));
-    row("merge", plan.merge.as_ref().map_or_else(|| "none".to_owned(), merge));
+    row("merge", plan.merge.as_deref().map_or_else(|| "none".to_owned(), merge));
     row(
         "cache",
         match plan.cacheable {

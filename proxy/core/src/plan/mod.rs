@@ -57,7 +57,7 @@ pub struct Plan {
     pub target: Target,
     pub access: Access,
     /// Present exactly for reads on several shards; then the shards are sent [`Template::rewrite`]'s text.
-    pub merge: Option<MergeSpec>,
+    pub merge: Option<Box<MergeSpec>>,
     /// Present exactly for an INSERT whose rows belong to several shards; then each is sent its own.
     pub dealt: Option<Arc<Dealt>>,
     pub reads: Dependencies,

@@ -110,7 +110,7 @@ impl Session {
             (Wrap::CopyOut(options), _) => self.copy_out(shards, question, options).await,
             (Wrap::Explain(format), _) => self.explain_shards(shards, question, (*format, plan), form).await,
             (Wrap::Cursor, Some(spec)) => self.declare_cursor(shards, question, shape, spec, form).await,
-            (_, Some(spec)) => self.merged_read(shards, question, spec.clone(), form).await,
+            (_, Some(spec)) => self.merged_read(shards, question, (**spec).clone(), form).await,
             (_, None) => self.spread_write(shards, question, shape, plan, form).await,
         }
     }

@@ -128,7 +128,7 @@ impl Session {
             let prepared = &portal.prepared;
             let question = Question::Opened { prepared, bind: &portal.bind, portal: &own };
             let form = Form { description: false, columns: prepared.template.merged_columns() };
-            self.open_read(shards, (reader.clone(), own.clone()), question, spec.clone(), form).await?;
+            self.open_read(shards, (reader.clone(), own.clone()), question, (**spec).clone(), form).await?;
         }
         let count = u64::try_from(rows_max).ok().filter(|count| *count > 0);
         let rows = self.fetch_rows(&reader, count, true).await?;

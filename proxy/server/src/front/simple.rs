@@ -212,7 +212,8 @@ impl Session {
             && self.db.answers_elsewhere()
         {
             let question = Question::Text(sql);
-            if self.read_elsewhere(shard, question, plan, &understood.shape, &Asked::simple()).await? {
+            // Boxed, like what follows a plan for several shards: its room would be part of every session's task.
+            if Box::pin(self.read_elsewhere(shard, question, plan, &understood.shape, &Asked::simple())).await? {
                 return Ok(());
             }
         }
