@@ -27,6 +27,7 @@ pub use dice::Dice;
 use tokio_postgres::Client;
 use weir_harness::{Plain, Tier};
 
+use super::near::Near;
 use super::{Answer, Order, Parameter, Right, Statement, binary, first_difference, how, show, text};
 
 const SEEDS: &str = include_str!("random/seeds.txt");
@@ -108,13 +109,14 @@ impl Rig {
     /// Runs the statement of a seed everywhere.
     async fn run(&mut self, seed: u64) -> Result<()> {
         let (statement, decided) = statement(seed);
+        let near = Near::of(&self.single, &statement).await?;
         let Some(expected) = self.expected(&statement).await? else {
             self.left_out += 1;
             return Ok(());
         };
         for at in 0..self.tiers.len() {
             let tier = &mut self.tiers[at];
-            match tier.check(&statement, &decided, &expected).await {
+            match tier.check(&statement, &decided, (&expected, &near)).await {
                 Ok(Verdict { right, reason }) => {
                     let how = if matches!(expected.0, Answer::Failed { .. }) && right == Right::Equal {
                         "failed alike".to_owned()
@@ -185,12 +187,13 @@ impl Rig {
     }
 
     async fn still_wrong(&mut self, at: usize, statement: &Statement) -> Result<bool> {
+        let near = Near::of(&self.single, statement).await?;
         let Some(expected) = self.expected(statement).await? else { return Ok(false) };
         if matches!(expected.0, Answer::Failed { .. }) {
             return Ok(false);
         }
         let tier = &mut self.tiers[at];
-        let wrong = tier.check(statement, &Decided::By(Vec::new()), &expected).await.is_err();
+        let wrong = tier.check(statement, &Decided::By(Vec::new()), (&expected, &near)).await.is_err();
         if wrong {
             tier.client = tier.tier.connect().await?;
         }
@@ -219,12 +222,17 @@ struct Verdict {
 }
 
 impl Sharded {
-    async fn check(&self, statement: &Statement, decided: &Decided, expected: &(Answer, Answer)) -> Result<Verdict> {
+    async fn check(
+        &self,
+        statement: &Statement,
+        decided: &Decided,
+        (expected, near): (&(Answer, Answer), &Near),
+    ) -> Result<Verdict> {
         let literal = statement.with_literals();
         let got = text(&self.client, &literal).await.context("text")?;
-        let first = judge(decided, &expected.0, &got).with_context(|| format!("text: {literal}"))?;
+        let first = judge(decided, &expected.0, &got, (near, false)).with_context(|| format!("text: {literal}"))?;
         let got = binary(&self.client, statement).await.context("binary")?;
-        let second = judge(decided, &expected.1, &got).context("binary")?;
+        let second = judge(decided, &expected.1, &got, (near, true)).context("binary")?;
         Ok(if first.right == Right::Refused { first } else { second })
     }
 }
@@ -234,12 +242,13 @@ fn statement(seed: u64) -> (Statement, Decided) {
     let written = Author::new(seed).statement();
     let parameters = written.parameters.into_iter().map(|text| Parameter(Some(text))).collect();
     let family = "random".to_owned();
-    let statement = Statement { family, must_be_answered: false, order: Order::Any, sql: written.sql, parameters };
+    let (order, near) = (Order::Any, written.near);
+    let statement = Statement { family, must_be_answered: false, order, near, sql: written.sql, parameters };
     (statement, written.order)
 }
 
 /// Equal, or refused with a reason; anything else is an error.
-fn judge(decided: &Decided, expected: &Answer, got: &Answer) -> Result<Verdict> {
+fn judge(decided: &Decided, expected: &Answer, got: &Answer, (near, binary): (&Near, bool)) -> Result<Verdict> {
     let differs = || format!("plain Postgres: {}\nweir:           {}", show(expected), show(got));
     let equal = Verdict { right: Right::Equal, reason: None };
     match (expected, got) {
@@ -259,11 +268,13 @@ fn judge(decided: &Decided, expected: &Answer, got: &Answer) -> Result<Verdict> 
                 rows.iter().map(|row| sorted.iter().map(|at| row[*at].clone()).collect()).collect()
             };
             let (left, right) = (by(rows), by(other_rows));
-            ensure!(left == right, "another order\n{}", first_difference(&left, &right));
+            let ordered = near.by(sorted).in_order(&left, &right, binary);
+            ensure!(ordered, "another order\n{}", first_difference(&left, &right));
             let (mut left, mut right) = (rows.clone(), other_rows.clone());
+            let same = near.in_any_order(&left, &right, binary);
             left.sort();
             right.sort();
-            ensure!(left == right, "{}", first_difference(&left, &right));
+            ensure!(same, "{}", first_difference(&left, &right));
             Ok(equal)
         }
         _ => bail!("{}", differs()),

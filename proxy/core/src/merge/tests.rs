@@ -21,11 +21,11 @@ const BOOL: u32 = 16;
 type Cells = Vec<Option<Vec<u8>>>;
 
 fn text_columns(oids: &[u32]) -> Vec<ResultColumn> {
-    oids.iter().map(|&type_oid| ResultColumn { type_oid, type_modifier: -1, binary: false }).collect()
+    oids.iter().map(|&type_oid| ResultColumn { type_oid, type_modifier: -1, binary: false, rounded: false }).collect()
 }
 
 fn binary_columns(oids: &[u32]) -> Vec<ResultColumn> {
-    oids.iter().map(|&type_oid| ResultColumn { type_oid, type_modifier: -1, binary: true }).collect()
+    oids.iter().map(|&type_oid| ResultColumn { type_oid, type_modifier: -1, binary: true, rounded: false }).collect()
 }
 
 fn body(cells: &Cells) -> Vec<u8> {
@@ -326,7 +326,7 @@ proptest! {
     #[test]
     fn any_bytes_are_a_row_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..40), binary in any::<bool>()) {
         for oid in [16, 17, 18, 19, 20, 21, 23, 25, 26, 700, 701, 1042, 1043, 1082, 1083, 1114, 1184, 1700, 2950] {
-            let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary }];
+            let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary, rounded: false }];
             let spec = MergeSpec { order: vec![ascending(0)], ..MergeSpec::default() };
             let mut merger = Merger::new(spec, columns, 1, ROOMY).expect("orderable");
             let _ = merger.push(0, &bytes);
@@ -529,7 +529,7 @@ fn every_type_sorts_in_both_formats_and_directions() {
                 }
                 // One value per source, dealt backwards.
                 let sources: Vec<Vec<Cells>> = values.iter().rev().map(|value| vec![value.clone()]).collect();
-                let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary }];
+                let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary, rounded: false }];
                 let spec = MergeSpec { order: vec![OrderKey { descending, ..ascending(0) }], ..MergeSpec::default() };
                 assert_eq!(
                     merge(spec, columns.clone(), &sources).expect("merge"),
@@ -580,7 +580,7 @@ fn fold_one(kind: FoldKind, oid: u32, binary: bool, parts: &[Option<Vec<u8>>]) -
         group: Some(GroupSpec { keys: vec![], folds: vec![Fold { column: 0, kind }], ..GroupSpec::default() }),
         ..MergeSpec::default()
     };
-    let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary }];
+    let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary, rounded: false }];
     let sources: Vec<Vec<Cells>> = parts.iter().map(|part| vec![vec![part.clone()]]).collect();
     let mut rows = merge(spec, columns, &sources)?;
     assert_eq!(rows.len(), 1);
@@ -603,6 +603,11 @@ fn folds_answer_as_postgres_does() {
         (Sum, INT8, &["9223372036854775807", "1", "-1"], "9223372036854775807"),
         (Sum, NUMERIC, &["1.5", "null", "2.250"], "3.750"),
         (Sum, NUMERIC, &["Infinity", "-Infinity"], "NaN"),
+        (Sum, FLOAT8, &["0.1", "null", "0.2"], "0.30000000000000004"),
+        (Sum, FLOAT8, &["-0", "-0"], "-0"),
+        (Sum, FLOAT8, &["Infinity", "-Infinity"], "NaN"),
+        (Sum, FLOAT8, &["null", "null"], "null"),
+        (Sum, 700, &["16777216", "1"], "1.6777216e+07"),
         (Min { byte_order: false }, NUMERIC, &["2", "null", "-1.50"], "-1.50"),
         (Max { byte_order: false }, NUMERIC, &["2", "NaN", "Infinity"], "NaN"),
         (Max { byte_order: false }, NUMERIC, &["2.0", "2.00"], "2.0"),
@@ -623,6 +628,7 @@ fn folds_answer_as_postgres_does() {
     for (kind, oid, parts, message) in [
         (Count, INT8, &["9223372036854775807", "1"][..], "bigint out of range"),
         (Sum, INT8, &["-9223372036854775808", "-1"], "bigint out of range"),
+        (Sum, FLOAT8, &["1.7e308", "1.7e308"], "value out of range: overflow"),
     ] {
         let error = fold_text(kind, oid, parts).expect_err("overflow");
         assert_eq!((error.sqlstate, &*error.message), ("22003", message));
@@ -653,6 +659,9 @@ fn averages_are_recomposed() {
     let integers = [NUMERIC, INT8, INT8];
     assert_eq!(of(&integers, &[["7", "7", "1"], ["1", "3", "3"]]), "2.5000000000000000");
     assert_eq!(of(&integers, &[["null", "null", "0"], ["null", "null", "0"]]), "null");
+    let floats = [FLOAT8, FLOAT8, INT8];
+    assert_eq!(of(&floats, &[["7", "7", "1"], ["1", "3", "3"]]), "2.5");
+    assert_eq!(of(&floats, &[["null", "null", "0"], ["1", "1", "3"]]), "0.3333333333333333");
     assert_eq!(of(&[NUMERIC, NUMERIC, INT8], &[["1", "1.00", "1"], ["1", "1.0", "2"]]), "0.66666666666666666667");
 }
 
@@ -716,7 +725,17 @@ fn what_cannot_be_exact_is_refused_before_the_first_row() {
         assert_eq!(refusal(group(kind), &[oid]), Some("0A000"), "{kind:?} {oid}");
     }
     assert_eq!(refusal(average(), &[FLOAT8, 700, INT8]), Some("0A000"));
-    assert_eq!(refusal(average(), &[FLOAT8, FLOAT8, INT8]), Some("0A000"), "the order of addition shows");
+    assert_eq!(refusal(average(), &[FLOAT8, FLOAT8, INT8]), None);
+    let rounded = |spec: MergeSpec, binary: bool| {
+        let columns = vec![ResultColumn { type_oid: FLOAT8, type_modifier: -1, binary, rounded: true }];
+        Merger::new(spec, columns, 2, ROOMY).err().map(|error| error.sqlstate)
+    };
+    let ordered = || MergeSpec { order: vec![ascending(0)], ..MergeSpec::default() };
+    for spec in [ordered(), group(FoldKind::Sum), MergeSpec { distinct: true, ..MergeSpec::default() }] {
+        assert_eq!(rounded(spec.clone(), false), Some("0A000"), "too few digits: {spec:?}");
+        assert_eq!(rounded(spec, true), None);
+    }
+    assert_eq!(rounded(MergeSpec::default(), false), None);
     assert_eq!(refusal(MergeSpec { distinct: true, ..MergeSpec::default() }, &[INT8, 114]), Some("0A000"));
     assert_eq!(refusal(MergeSpec { distinct: true, hidden: 1, ..MergeSpec::default() }, &[INT8, 114]), None);
     assert_eq!(refusal(MergeSpec::default(), &[114]), None, "any type passes through");

@@ -10,6 +10,7 @@ pub mod rows;
 use std::task::Poll;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use weir_core::error::UserError;
 use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
 use weir_core::plan::{Combine, Plan, Wrap};
@@ -54,6 +55,8 @@ pub enum Question<'a> {
     /// Describe a portal that is there.
     Described(&'a [u8]),
 }
+
+const FLOATS: [u32; 2] = [700, 701];
 
 /// How much of the reply the client asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -160,19 +163,7 @@ impl Session {
         if form.columns.is_some_and(|columns| columns != fields.len()) {
             return Err(stale_catalogue().into());
         }
-        let columns = fields
-            .iter()
-            .map(|field| ResultColumn {
-                type_oid: field.type_oid,
-                type_modifier: field.type_modifier,
-                binary: field.binary,
-            })
-            .collect();
-        let limits = MergeLimits {
-            buffered_bytes_max: self.app.config().limits.merge_bytes_max,
-            groups_max: self.app.config().limits.merge_groups_max,
-        };
-        let mut merger = Merger::new(spec, columns, sources.len(), limits)?;
+        let mut merger = self.merger(spec, &fields, sources.len())?;
         if form.description {
             let mut stripped = BytesMut::new();
             strip_row_description(&description, hidden, &mut stripped);
@@ -196,6 +187,36 @@ impl Session {
             }
         }
         Ok(merger.rows())
+    }
+
+    /// For shards' rows of these columns.
+    pub fn merger(&self, spec: MergeSpec, fields: &[row::Field<'_>], sources: usize) -> Result<Merger, UserError> {
+        let is_float = |field: &row::Field<'_>| FLOATS.contains(&field.type_oid) && !field.binary;
+        let rounded = fields.iter().any(is_float) && self.rounds_floats();
+        let column = |field: &row::Field<'_>| ResultColumn {
+            type_oid: field.type_oid,
+            type_modifier: field.type_modifier,
+            binary: field.binary,
+            rounded,
+        };
+        let limits = MergeLimits {
+            buffered_bytes_max: self.app.config().limits.merge_bytes_max,
+            groups_max: self.app.config().limits.merge_groups_max,
+        };
+        Merger::new(spec, fields.iter().map(column).collect(), sources, limits)
+    }
+
+    /// May the shards send this session floats as text with fewer digits than tell one from another?
+    fn rounds_floats(&self) -> bool {
+        const SETTING: &str = "extra_float_digits";
+        let says = |sql: &str| sql.to_ascii_lowercase().contains(SETTING);
+        if self.txn.as_ref().is_some_and(|txn| txn.prelude.iter().any(|joined| says(&joined.sql))) {
+            return true;
+        }
+        match self.vars.current().get(SETTING) {
+            Some(value) => value.trim_matches('\'').trim().parse::<i32>().map_or(true, |digits| digits < 1),
+            None => self.view().catalog.floats_rounded,
+        }
     }
 
     /// Gives the merger the next row of one source, or its end.

@@ -7,7 +7,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
-use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
+use weir_core::merge::{MergeSpec, Merger, Wants, strip_row_description};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::fetch::Count;
 use weir_wire::backend::tag;
@@ -76,20 +76,11 @@ impl Session {
         if form.columns.is_some_and(|columns| columns != fields.len()) {
             return Err(stale_catalogue().into());
         }
-        let column = |field: &row::Field<'_>| ResultColumn {
-            type_oid: field.type_oid,
-            type_modifier: field.type_modifier,
-            binary: field.binary,
-        };
-        let limits = MergeLimits {
-            buffered_bytes_max: self.app.config().limits.merge_bytes_max,
-            groups_max: self.app.config().limits.merge_groups_max,
-        };
         let mut stripped = BytesMut::new();
         strip_row_description(&description, spec.hidden, &mut stripped);
         let mut framed = BytesMut::new();
         frame::put(&mut framed, tag::ROW_DESCRIPTION, |out| out.unsplit(stripped));
-        let merger = Merger::new(spec, fields.iter().map(column).collect(), shards.len(), limits)?;
+        let merger = self.merger(spec, &fields, shards.len())?;
         self.open_reads.retain(|read| read.reader != reader);
         self.open_reads.push(OpenRead {
             reader,
