@@ -24,6 +24,7 @@ use super::commit::answer;
 use super::failures::no_common_snapshot;
 use super::fan::{Question, put_question};
 use super::relay::{Capture, Flow, Trail};
+use super::ungrouped::Complaint;
 use crate::engine::{Engine, Problem, Ready};
 use crate::front::cursor::partial_fetch;
 use crate::front::names::Portal;
@@ -33,16 +34,33 @@ use crate::front::session::{Failure, Session};
 const HELD_BYTES_MAX: usize = 64 * 1024;
 /// Attempts to get a Backend that is alive and in step.
 const ATTEMPTS: u32 = 3;
+/// Columns that are put into GROUP BY, one try for each.
+const EDITS_MAX: usize = 32;
+const NO_PRIMARY_KEYS: &str = "tables have no primary keys there, by which a column outside GROUP BY could be known";
 const INTERVAL: u32 = 1186;
 /// They make one row of several that are equal.
 const GROUPING: &[&str] = &["distinct", "except", "group", "intersect", "union"];
 
 /// What the client asked, besides the statement itself.
-struct Asked<'a> {
-    question: Question<'a>,
-    sql: &'a str,
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    pub question: Question<'a>,
+    pub sql: &'a str,
     /// Send the RowDescription.
     description: bool,
+    /// The text is not the client's any more.
+    edited: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// The same with another text.
+    fn with(self, sql: &'a str) -> Self {
+        let question = match self.question {
+            Question::Portal { prepared, bind, .. } => Question::Once { sql, types: &prepared.types, bind, hidden: 0 },
+            _ => Question::Text(sql),
+        };
+        Asked { question, sql, edited: true, ..self }
+    }
 }
 
 /// How the engine asks the shards. Together is quicker, but postgres_fdw (15.18 and before) fails with 08006, "another command
@@ -54,16 +72,19 @@ enum Scans {
 }
 
 /// What became of a statement on the engine.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(PartialEq, Eq, Debug)]
 enum Run {
     Done,
     /// Nothing was sent to the client: it is worth asking with [`Scans::OneByOne`].
     Again,
+    /// Nothing was sent: it may be asked with this column in GROUP BY.
+    Ungrouped(Complaint),
 }
 
 impl Session {
     pub async fn engine_text(&mut self, sql: &str, plan: &Plan) -> Result<(), Failure> {
-        self.engine_read(Asked { question: Question::Text(sql), sql, description: true }, plan).await
+        let question = Question::Text(sql);
+        self.engine_read(Asked { question, sql, description: true, edited: false }, plan).await
     }
 
     pub async fn engine_portal(&mut self, portal: &Portal, plan: &Plan, rows_max: i32) -> Result<(), Failure> {
@@ -78,7 +99,7 @@ impl Session {
         }
         let question = Question::Portal { prepared, bind: &portal.bind, merged: false };
         let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-        self.engine_read(Asked { question, sql, description: false }, plan).await
+        self.engine_read(Asked { question, sql, description: false, edited: false }, plan).await
     }
 
     /// What becomes of a statement that could not be merged after all, with no byte of a reply sent. `None`: it is done.
@@ -102,7 +123,9 @@ impl Session {
         let Some(engine) = &db.engine else { return Err(cannot(plan, "there is none").into()) };
         self.engine_fits(plan)?;
         self.stats.sent_to(plan, self.view().topology.home);
-        for scans in [Scans::Together, Scans::OneByOne] {
+        let (mut scans, mut edited) = (Scans::Together, None::<String>);
+        for edits in 0..=EDITS_MAX {
+            let asked = edited.as_deref().map_or(asked, |sql| asked.with(sql));
             let (index, ready) = self.open_engine(engine, asked.sql, (plan, scans)).await?;
             let done = self.run_on_engine(index, &asked, (plan, scans), (engine, &ready)).await;
             if let Err(Failure::End(_)) = done {
@@ -111,11 +134,19 @@ impl Session {
             // What failed may be prepared there or not.
             let unsure = !matches!(done, Ok(Run::Done)) && matches!(asked.question, Question::Portal { .. });
             self.close_engine(unsure).await;
-            if done? == Run::Done {
-                break;
+            match done? {
+                Run::Done => return Ok(()),
+                Run::Again => scans = Scans::OneByOne,
+                Run::Ungrouped(complaint) => {
+                    if !asked.edited && !self.home_takes(&asked, plan).await? {
+                        return Err(Failure::Reported);
+                    }
+                    let mended = complaint.mended(asked.sql).filter(|_| edits < EDITS_MAX);
+                    edited = Some(mended.ok_or_else(|| cannot(plan, NO_PRIMARY_KEYS))?);
+                }
             }
         }
-        Ok(())
+        Err(cannot(plan, NO_PRIMARY_KEYS).into())
     }
 
     /// May this session's transaction ask it?
@@ -234,6 +265,12 @@ impl Session {
             if scans == Scans::Together && flow != Flow::Overflow && trail.sqlstate.as_ref() == Some(b"08006") {
                 return Ok(Run::Again);
             }
+            match trail.sqlstate.as_ref() {
+                Some(b"42803") => return Ok(Run::Ungrouped(Complaint::read(&reply))),
+                // What the text of the client's would not have said.
+                Some([b'4', b'2', ..]) if asked.edited => return Err(cannot(plan, NO_PRIMARY_KEYS).into()),
+                _ => {}
+            }
             if let Some(error) = limit_hit(&trail, plan, engine, start) {
                 return Err(error.into());
             }
@@ -332,7 +369,7 @@ fn wanted_for(plan: &Plan) -> String {
 }
 
 /// The planner's refusal, and why the engine cannot help.
-fn cannot(plan: &Plan, why: &str) -> UserError {
+pub fn cannot(plan: &Plan, why: &str) -> UserError {
     let detail = format!("{} The fallback engine cannot answer it either: {why}.", wanted_for(plan));
     match &plan.reason {
         RouteReason::Engine { refusal } => UserError::clone(refusal).detail(detail),
@@ -381,9 +418,6 @@ fn limit_hit(trail: &Trail, plan: &Plan, engine: &Engine, start: Instant) -> Opt
         )),
         b"57014" if start.elapsed() >= engine.config.time_max => {
             Some(too_much(format!("It ran longer than {:?}.", engine.config.time_max), "time_max"))
-        }
-        b"42803" => {
-            Some(cannot(plan, "tables have no primary keys there, by which a column outside GROUP BY could be known"))
         }
         _ => None,
     }
