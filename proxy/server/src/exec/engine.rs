@@ -22,15 +22,15 @@ use weir_wire::{frame, row};
 
 use super::commit::answer;
 use super::failures::no_common_snapshot;
-use super::fan::{Question, put_question};
+use super::fan::{OUT_BYTES, Question, put_question};
 use super::relay::{Capture, Flow, Trail};
 use super::ungrouped::Complaint;
 use crate::engine::{Engine, Problem, Ready};
 use crate::front::cursor::partial_fetch;
 use crate::front::names::Portal;
-use crate::front::session::{Failure, Session};
+use crate::front::session::{End, Failure, Session};
 
-/// Held back until it is certain that the engine's first words are no complaint about its limits.
+/// Held back at a time, so that the engine's complaints can be told in weir's words; its first ones before anything is sent.
 const HELD_BYTES_MAX: usize = 64 * 1024;
 /// Attempts to get a Backend that is alive and in step.
 const ATTEMPTS: u32 = 3;
@@ -257,10 +257,8 @@ impl Session {
         let start = Instant::now();
         let mut replies = Replies::default();
         put_question(&mut self.held[index].lease, asked.question, &mut replies)?;
-        let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: HELD_BYTES_MAX };
         let mut trail = Trail::default();
-        let flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;
-        let Capture::Hold { reply, .. } = capture else { return Ok(Run::Done) };
+        let (flow, reply) = self.next_chunk(index, &mut replies, &mut trail).await?;
         if trail.failed {
             if scans == Scans::Together && flow != Flow::Overflow && trail.sqlstate.as_ref() == Some(b"08006") {
                 return Ok(Run::Again);
@@ -275,17 +273,17 @@ impl Session {
                 return Err(error.into());
             }
         }
-        match self.put_reply(&reply, asked, plan, ready) {
-            Ok(()) if flow == Flow::Overflow => {
-                self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
-            }
-            Ok(()) => {}
-            Err(refusal) => {
-                if flow == Flow::Overflow {
-                    self.held[index].lease.doubt("its rows were not wanted");
-                }
-                return Err(refusal.into());
-            }
+        let mut allowed = engine.config.rows_max;
+        let passed = match take_rows(&mut allowed, &reply, plan, engine) {
+            Ok(()) => self.put_reply(&reply, asked, plan, ready),
+            Err(too_many) => Err(too_many),
+        };
+        if let (Err(_), Flow::Overflow) = (&passed, &flow) {
+            self.held[index].lease.doubt("its rows were not wanted");
+        }
+        passed?;
+        if flow == Flow::Overflow {
+            self.pass_rest(index, (&mut replies, &mut trail, &mut allowed), plan, (engine, start)).await?;
         }
         self.db.stats.server_error(&trail);
         if trail.failed {
@@ -295,6 +293,55 @@ impl Session {
             return Err(Failure::Reported);
         }
         Ok(Run::Done)
+    }
+
+    /// What the engine says next, as far as it is held back: all of it, unless the flow says that there is more.
+    async fn next_chunk(
+        &mut self,
+        index: usize,
+        replies: &mut Replies,
+        trail: &mut Trail,
+    ) -> Result<(Flow, BytesMut), Failure> {
+        let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: HELD_BYTES_MAX };
+        let flow = self.relay_on(index, replies, &mut capture, trail).await?;
+        Ok(match capture {
+            Capture::Hold { reply, .. } => (flow, reply),
+            Capture::Off => (flow, BytesMut::new()),
+        })
+    }
+
+    /// The rows behind the first ones. A limit of the engine's is told in weir's words whenever it is hit.
+    async fn pass_rest(
+        &mut self,
+        index: usize,
+        (replies, trail, allowed): (&mut Replies, &mut Trail, &mut u64),
+        plan: &Plan,
+        (engine, start): (&Engine, Instant),
+    ) -> Result<(), Failure> {
+        loop {
+            let (flow, mut reply) = self.next_chunk(index, replies, trail).await?;
+            let counted = take_rows(allowed, &reply, plan, engine);
+            let hit = if trail.failed { limit_hit(trail, plan, engine, start) } else { None };
+            if hit.is_some() {
+                without_error(&mut reply);
+            }
+            if let Err(too_many) = counted {
+                if flow == Flow::Overflow {
+                    self.held[index].lease.doubt("its rows were not wanted");
+                }
+                return Err(too_many.into());
+            }
+            self.client.out.unsplit(reply);
+            if let Some(error) = hit {
+                return Err(error.into());
+            }
+            if flow != Flow::Overflow {
+                return Ok(());
+            }
+            if self.client.out.len() > OUT_BYTES {
+                self.client.send().await.map_err(|_| End::ClientGone)?;
+            }
+        }
     }
 
     /// Passes the first frames on, with the shards' numbers for types.
@@ -393,6 +440,32 @@ fn skipped_in(sql: &str, ready: &Ready) -> Option<String> {
     })
 }
 
+/// Takes the rows among `frames` off what may still be returned.
+fn take_rows(allowed: &mut u64, frames: &[u8], plan: &Plan, engine: &Engine) -> Result<(), UserError> {
+    let mut rest = frames;
+    while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
+        rest = &rest[next.raw.len()..];
+        if matches!(next.tag, tag::DATA_ROW | tag::COPY_DATA) {
+            let max = engine.config.rows_max;
+            let what = || too_much(plan, format!("It returns more than {max} rows."), "rows_max");
+            *allowed = allowed.checked_sub(1).ok_or_else(what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the error away that the frames end with.
+fn without_error(frames: &mut BytesMut) {
+    let mut at = 0;
+    while let Ok(Some(next)) = frame::peek(&frames[at..], usize::MAX >> 1) {
+        if next.tag == tag::ERROR {
+            frames.truncate(at);
+            return;
+        }
+        at += next.raw.len();
+    }
+}
+
 /// Has the statement such a word? A text that is not understood has.
 fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
     let mut tokens = Vec::new();
@@ -400,24 +473,22 @@ fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
         || tokens.into_iter().filter_map(|token| word::name(sql, token)).any(|name| wanted(&name))
 }
 
-/// An error that means one of the engine's own limits, in weir's words.
-fn limit_hit(trail: &Trail, plan: &Plan, engine: &Engine, start: Instant) -> Option<UserError> {
-    let too_much = |what: String, key: &str| {
-        UserError::new(
-            Blame::Client,
-            sqlstate::TOO_COMPLEX,
-            "the statement needs more than the fallback engine may use",
-        )
+fn too_much(plan: &Plan, what: String, key: &str) -> UserError {
+    UserError::new(Blame::Client, sqlstate::TOO_COMPLEX, "the statement needs more than the fallback engine may use")
         .detail(format!("{} {what}", wanted_for(plan)))
         .hint(format!("Restrict it by the shard key, or raise engine.{key}."))
-    };
+}
+
+/// An error that means one of the engine's own limits, in weir's words.
+fn limit_hit(trail: &Trail, plan: &Plan, engine: &Engine, start: Instant) -> Option<UserError> {
     match &trail.sqlstate? {
         b"53400" => Some(too_much(
+            plan,
             format!("Its temporary files would have grown beyond {} bytes.", engine.config.temp_bytes_max),
             "temp_bytes_max",
         )),
         b"57014" if start.elapsed() >= engine.config.time_max => {
-            Some(too_much(format!("It ran longer than {:?}.", engine.config.time_max), "time_max"))
+            Some(too_much(plan, format!("It ran longer than {:?}.", engine.config.time_max), "time_max"))
         }
         _ => None,
     }
