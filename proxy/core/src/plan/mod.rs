@@ -20,6 +20,7 @@ mod reason;
 mod refuse;
 mod rewrite;
 mod scatter;
+mod ungrouped;
 mod values;
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub use explain::explain;
 pub use fill::{Drawing, Filling, Sequence};
 pub use reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 pub use rewrite::{Edit, Piece, Rewrite};
+pub use ungrouped::grouped_too;
 pub use values::{Datum, Values};
 
 /// The cached plan of one statement shape, with no shard number in it.

@@ -10,6 +10,7 @@ pub mod rows;
 use std::task::Poll;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use weir_core::error::UserError;
 use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
 use weir_core::plan::{Combine, Plan, Wrap};
@@ -54,6 +55,8 @@ pub enum Question<'a> {
     /// Describe a portal that is there.
     Described(&'a [u8]),
 }
+
+const FLOATS: [u32; 2] = [700, 701];
 
 /// How much of the reply the client asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -192,12 +195,15 @@ impl Session {
         if form.columns.is_some_and(|columns| columns != fields.len()) {
             return Err(stale_catalogue().into());
         }
+        let is_float = |field: &row::Field<'_>| FLOATS.contains(&field.type_oid) && !field.binary;
+        let rounded = fields.iter().any(is_float) && self.rounds_floats();
         let columns = fields
             .iter()
             .map(|field| ResultColumn {
                 type_oid: field.type_oid,
                 type_modifier: field.type_modifier,
                 binary: field.binary,
+                rounded,
             })
             .collect();
         let config = self.app.config();
@@ -208,6 +214,19 @@ impl Session {
         let mut framed = BytesMut::new();
         frame::put(&mut framed, tag::ROW_DESCRIPTION, |out| strip_row_description(&description, spec.hidden, out));
         Ok((Merger::new(spec, columns, sources, limits)?, framed))
+    }
+
+    /// May the shards send this session floats as text with fewer digits than tell one from another?
+    fn rounds_floats(&self) -> bool {
+        const SETTING: &str = "extra_float_digits";
+        let says = |sql: &str| sql.to_ascii_lowercase().contains(SETTING);
+        if self.txn.as_ref().is_some_and(|txn| txn.prelude.iter().any(|joined| says(&joined.sql))) {
+            return true;
+        }
+        match self.vars.current().get(SETTING) {
+            Some(value) => value.trim_matches('\'').trim().parse::<i32>().map_or(true, |digits| digits < 1),
+            None => self.view().catalog.floats_rounded,
+        }
     }
 
     /// Gives the merger the next row of one source, or its end.

@@ -11,3 +11,4 @@ pub mod fan;
 pub mod open;
 pub mod read;
 pub mod relay;
+mod ungrouped;
