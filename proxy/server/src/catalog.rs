@@ -27,7 +27,8 @@ SELECT pg_encoding_to_char(d.encoding) = 'UTF8' OR d.datcollate IN ('C', 'POSIX'
        CASE coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')
             WHEN 'c' THEN d.datcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8')
             WHEN 'b' THEN true
-            ELSE false END
+            ELSE false END,
+       EXISTS (SELECT FROM pg_cast c WHERE c.castcontext <> 'e' AND c.oid >= 16384)
 FROM pg_database d WHERE d.datname = current_database()";
 
 /// The catalogue's own tables change under DDL without being written, so they are never plain.
@@ -168,7 +169,8 @@ async fn read_all(client: &Client, version: u64) -> Result<Catalog, Error> {
     let mut relations = named_relations(client).await?;
     columns(client, database_byte_order, &mut relations).await?;
     unique_indexes(client, &mut relations).await?;
-    let mut catalog = Catalog { database_byte_order, version, ..Catalog::default() };
+    let own_casts = database.try_get(2)?;
+    let mut catalog = Catalog { database_byte_order, own_casts, version, ..Catalog::default() };
     let mut named = BTreeMap::new();
     for (oid, Named { schema, name, relation }) in relations {
         if relation.kind != RelationKind::Sequence {

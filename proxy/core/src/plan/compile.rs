@@ -7,6 +7,7 @@ mod wrapped;
 use std::sync::Arc;
 
 use super::bind::{Demand, Keyed, Need, Route, Scatter, Shape};
+use super::carry::{CarriedKey, Carry};
 use super::clauses::clauses;
 use super::engine;
 use super::functions::{Harm, worst};
@@ -104,7 +105,14 @@ impl Compiler<'_> {
     fn statement(&mut self, class: &Class, source: Source<'_>, normal: &Normal) -> Shape {
         let session = Access::PrimaryRead(PrimaryReason::SessionStatement);
         match class {
-            Class::Select | Class::Values | Class::Insert | Class::Update | Class::Delete | Class::With { .. } => {
+            Class::Insert => {
+                let mut shape = self.data(source, Some(normal));
+                if !self.single() {
+                    shape.carry = Carry::find(source.text, source.tokens, self.schema).map(Arc::new);
+                }
+                shape
+            }
+            Class::Select | Class::Values | Class::Update | Class::Delete | Class::With { .. } => {
                 self.data(source, Some(normal))
             }
             Class::Table | Class::Merge | Class::SelectInto | Class::Prepare { .. } | Class::Other => {
@@ -369,6 +377,9 @@ impl Compiler<'_> {
             Err(_) => self.scatter(facts, placed, source).map_err(Into::into),
         };
         shape.deal = self.deal(facts, placed, source, inserted).map(Arc::new).map_err(Into::into);
+        if inserted.is_some() {
+            shape.carried_key = CarriedKey::of(table, self.schema).map(Arc::new);
+        }
         shape.route = Route::Keyed(Keyed {
             table: table.clone(),
             column: column.clone(),

@@ -49,6 +49,30 @@ pub fn returning_order() -> UserError {
     )
 }
 
+pub fn carried_columns(table: &TableName) -> UserError {
+    refuse(
+        "the rows of this statement cannot be carried to another shard",
+        format!("Its query has more columns than {table} has values for."),
+        "Repeat it in half a minute, when the catalogue has been read again.".to_owned(),
+    )
+}
+
+pub fn carried_type(table: &TableName, column: &str, type_oid: u32) -> UserError {
+    refuse(
+        "the rows of this statement cannot be carried to another shard",
+        format!("The value for {table}.{column} has the type of OID {type_oid}, which may change on its way."),
+        format!("Cast it to the type of {column} in the query."),
+    )
+}
+
+pub fn carried_key(table: &TableName, column: &str, type_oid: u32) -> UserError {
+    refuse(
+        "the shard key of this INSERT cannot be known in advance",
+        format!("The value for {table}.{column} has the type of OID {type_oid}, and Postgres may store another one."),
+        format!("Cast it to the type of {column} in the query."),
+    )
+}
+
 pub fn mixed_home(table: &TableName, other: &TableName) -> UserError {
     refuse(
         "a table with one home cannot be used together with rows of another shard",

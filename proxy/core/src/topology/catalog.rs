@@ -138,6 +138,8 @@ pub struct Catalog {
     pub keepers: Keepers,
     /// Does the database's default collation order by bytes (C, POSIX, C.UTF-8)?
     pub database_byte_order: bool,
+    /// Has somebody made casts of types that Postgres uses by itself (pg_cast.castcontext)?
+    pub own_casts: bool,
     /// Grows with every re-read, so that cached templates of an older one are dropped.
     pub version: u64,
 }
@@ -158,6 +160,7 @@ impl Catalog {
             && self.windows == other.windows
             && self.keepers == other.keepers
             && self.database_byte_order == other.database_byte_order
+            && self.own_casts == other.own_casts
     }
 
     /// The worst of the built-ins of that name that accept so many arguments; of all of them where the number is not

@@ -21,6 +21,7 @@ use weir_wire::row;
 
 pub use self::question::put_question;
 use self::rows::Whole;
+use super::carry::Carried;
 use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
 use crate::front::session::{End, Failure, Session};
 use crate::statements::{Prepared, Understood};
@@ -93,6 +94,10 @@ impl Session {
         let form = Form { description: true, columns: understood.template.merged_columns() };
         if let (Some(dealt), Wrap::None) = (&plan.dealt, &plan.wrap) {
             return self.deal_rows(shards, Whole { sql, plan, dealt, portal: None, description: true }).await;
+        }
+        if let Wrap::Carry(carry) = &plan.wrap {
+            let carried = Carried { sql, plan, carry, portal: None, description: true };
+            return self.carry_rows(carried).await;
         }
         self.spread(shards, question, &understood.shape, plan, form).await
     }
@@ -263,7 +268,7 @@ impl Session {
     }
 
     /// Ends a write over shards, and with it the transaction that was made for it alone (`own`).
-    async fn conclude_write(&mut self, own: bool, result: Result<Bytes, Failure>) -> Result<(), Failure> {
+    pub async fn conclude_write(&mut self, own: bool, result: Result<Bytes, Failure>) -> Result<(), Failure> {
         match result {
             Ok(command) => {
                 if own {

@@ -22,6 +22,7 @@ use super::extended::{Step, Survey, ensure, spread_of};
 use super::names::{Portal, Undo};
 use super::session::{Failure, Session};
 use super::simple::Place;
+use crate::exec::carry::Carried;
 use crate::exec::fan::rows::Whole;
 use crate::exec::fan::{Form, Question};
 use crate::exec::open::Reader;
@@ -344,6 +345,11 @@ impl Session {
                 let portal_of = Some((&**prepared, &portal.bind));
                 let whole = Whole { sql, plan: &portal.plan, dealt, portal: portal_of, description: false };
                 self.deal_rows(shards, whole).await
+            }
+            (_, Wrap::Carry(carry)) => {
+                let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+                let portal = Some((&**prepared, &portal.bind));
+                self.carry_rows(Carried { sql, plan: &call.portal.plan, carry, portal, description: false }).await
             }
             _ => self.spread(shards, question, &prepared.shape, &portal.plan, form).await,
         };
