@@ -6,6 +6,7 @@ use anyhow::Result;
 use weir_harness::{Tier, connect};
 
 use crate::placement::{column, create_schema};
+use crate::raw::Raw;
 
 async fn tier() -> Result<Tier> {
     let tier = Tier::builder().shards(2).config_extra("admin_users = [\"shop\"]").start().await?;
@@ -59,6 +60,25 @@ async fn a_transaction_over_shards_commits_or_fails_as_one() -> Result<()> {
         let open = column(&shard.primary.admin("shop").await?, "SELECT count(*) FROM pg_prepared_xacts").await?;
         assert_eq!(open, ["0"]);
     }
+    Ok(())
+}
+
+/// Constraints that are checked at the end refuse on every shard; the client has one COMMIT and one answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_refusals_of_a_commit_are_one_error() -> Result<()> {
+    let tier = Tier::builder().shards(3).tables(&["parts(user_id bigint)"]).start().await?;
+    let client = tier.connect().await?;
+    client
+        .batch_execute("CREATE TABLE parts (user_id bigint, n int, UNIQUE (user_id, n) DEFERRABLE INITIALLY DEFERRED)")
+        .await?;
+    let twice: Vec<String> = (1..=20).flat_map(|key| [format!("({key}, 1)"), format!("({key}, 1)")]).collect();
+    let mut raw = Raw::login(&tier.dsn("shop"), &[]).await?;
+    raw.query("BEGIN").await?;
+    assert_eq!(raw.query(&format!("INSERT INTO parts VALUES {}", twice.join(", "))).await?.0, "CZ");
+    let (tags, told) = raw.query("COMMIT").await?;
+    assert_eq!(tags, "EZ", "{told:?}");
+    assert!(told[0].starts_with("23505"), "{told:?}");
+    assert_eq!(column(&client, "SELECT count(*) FROM parts").await?, ["0"]);
     Ok(())
 }
 

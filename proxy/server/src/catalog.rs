@@ -39,7 +39,8 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text,
            AND NOT EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
        EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
            OR EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid
-                      AND (f.confdeltype IN ('c', 'n', 'd') OR f.confupdtype IN ('c', 'n', 'd')))
+                      AND (f.confdeltype IN ('c', 'n', 'd') OR f.confupdtype IN ('c', 'n', 'd'))),
+       EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'";
 
@@ -272,6 +273,7 @@ async fn named_relations(client: &Client) -> Result<BTreeMap<u32, Named>, Error>
             kind,
             columns: Vec::new(),
             writes_spread: row.try_get(5)?,
+            referenced: row.try_get(6)?,
             unique_columns: Vec::new(),
             reads: Vec::new(),
             triggers: Vec::new(),

@@ -74,6 +74,24 @@ impl Builder {
         self
     }
 
+    /// Declares tables of database `shop`: sharded ones as `"users(user_id bigint)"`, with key and type, reference tables by
+    /// their name.
+    #[must_use]
+    pub fn tables(self, tables: &[&str]) -> Self {
+        let section = |table: &&str| {
+            let declared = match table.split_once('(') {
+                None => format!("name = {table:?}\nkind = \"reference\"\n"),
+                Some((name, key)) => {
+                    let (key, key_type) = key.trim_end_matches(')').split_once(' ').unwrap_or((key, ""));
+                    format!("name = {name:?}\nkind = \"sharded\"\nkey = {key:?}\ntype = {key_type:?}\n")
+                }
+            };
+            format!("[[database.shop.table]]\n{declared}")
+        };
+        let sections: String = tables.iter().map(section).collect();
+        self.config_extra(&sections)
+    }
+
     /// Starts the servers and weir. Returns when weir says that it is ready.
     pub async fn start(self) -> Result<Tier> {
         let weir = binary("WEIR_BIN", "weir")?;

@@ -21,38 +21,16 @@ const LONG: Duration = Duration::from_secs(2);
 const SCALE: f64 = 0.002;
 /// Rows in one INSERT of a reference table.
 const ROWS_AT_ONCE: usize = 500;
-const DECLARED: &str = r#"
-[[database.shop.table]]
-name = "orders"
-kind = "sharded"
-key = "o_orderkey"
-type = "bigint"
-[[database.shop.table]]
-name = "lineitem"
-kind = "sharded"
-key = "l_orderkey"
-type = "bigint"
-[[database.shop.table]]
-name = "customer"
-kind = "sharded"
-key = "c_custkey"
-type = "bigint"
-[[database.shop.table]]
-name = "part"
-kind = "reference"
-[[database.shop.table]]
-name = "partsupp"
-kind = "reference"
-[[database.shop.table]]
-name = "supplier"
-kind = "reference"
-[[database.shop.table]]
-name = "nation"
-kind = "reference"
-[[database.shop.table]]
-name = "region"
-kind = "reference"
-"#;
+const DECLARED: &[&str] = &[
+    "orders(o_orderkey bigint)",
+    "lineitem(l_orderkey bigint)",
+    "customer(c_custkey bigint)",
+    "part",
+    "partsupp",
+    "supplier",
+    "nation",
+    "region",
+];
 
 /// Small scales repeat pairs of part and supplier, so that partsupp has no key.
 const SCHEMA: [&str; 9] = [
@@ -106,7 +84,7 @@ const PARAMETERS: [&[&str]; 22] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn the_queries_of_tpc_h_are_answered_as_by_one_postgres_or_refused() -> Result<()> {
     let scale = std::env::var("WEIR_TPCH_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(SCALE);
-    let (plain, tier) = (Plain::start().await?, Tier::builder().shards(2).config_extra(DECLARED).start().await?);
+    let (plain, tier) = (Plain::start().await?, Tier::builder().shards(2).tables(DECLARED).start().await?);
     let (single, sharded) = (weir_harness::connect(&plain.dsn()).await?, tier.connect().await?);
     let console = weir_harness::connect(&tier.admin_dsn()).await?;
     load(&single, scale).await.context("loading plain Postgres")?;

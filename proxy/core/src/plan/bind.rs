@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::carry::{Carry, CarriedKey};
+use super::carry::{CarriedKey, Carry};
 use super::deal::{Deal, Dealt};
 use super::formula::Blueprint;
 use super::reason::{KeyName, NoCacheReason, RouteReason};

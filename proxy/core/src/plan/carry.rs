@@ -1,4 +1,5 @@
-//! Rows that weir reads first and then writes as values: INSERT … SELECT where the rows do not stay on the shards they are read from.
+//! Rows that weir reads first and then writes as values: INSERT … SELECT where the rows do not stay on the shards they are read from,
+//! and UPDATE of the shard key, which deletes rows (that is the reading) and inserts what they become.
 //!
 //! The query is a statement of its own, with a plan of its own. The INSERT becomes one of VALUES (its *form*, planned with a row of
 //! NULLs), and each row of the query a row of literals in it, so that whatever holds for an INSERT of many rows holds here: keys,
@@ -15,23 +16,40 @@ use std::sync::Arc;
 use super::Plan;
 use super::bind::Shape;
 use super::refuse;
+use super::rewrite::slice;
 use super::values::text_key;
 use crate::error::UserError;
 use crate::sql::facts::{Schema, TableName, family};
 use crate::sql::lex::{Token, lex};
-use crate::sql::rows::{FromQuery, Rows, split};
-use crate::sql::word::{self, quote_literal};
+use crate::sql::rows::{FromQuery, Rows, Update, split};
+use crate::sql::word::{self, quote_literal, quote_name};
+use crate::topology::catalog::{DefaultKind, RelationKind};
 use crate::topology::{Key, KeyType, Placement, Topology};
 
-/// What a template knows of an INSERT whose rows can be carried.
+/// What a template knows of a statement whose rows can be carried.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Carry {
-    insert: FromQuery,
-    pub table: TableName,
+    kind: Kind,
+    table: TableName,
     /// The columns that values are for, in order; a query may have fewer if none are listed.
     columns: Vec<Target>,
     /// Types of the user's own may be converted in ways weir does not know.
     own_casts: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Kind {
+    Insert(FromQuery),
+    Update {
+        update: Update,
+        /// What each column becomes; `None`: it stays.
+        values: Vec<Option<Range<usize>>>,
+        key: Box<str>,
+        /// The table has unique indexes.
+        unique: bool,
+        /// It sets columns that weir does not know: unless Postgres does not know them either, it must not be carried.
+        stale: bool,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,7 +77,8 @@ pub struct Form {
     columns: Option<Vec<String>>,
 }
 
-const TEXT: u32 = 25;
+/// What `::text` gives.
+pub const TEXT: u32 = 25;
 const VARCHAR: u32 = 1043;
 const NAME: u32 = 19;
 const NUMERIC: u32 = 1700;
@@ -157,28 +176,108 @@ impl Carry {
                 })
                 .collect(),
         };
-        Some(Carry { insert, table, columns: columns?, own_casts: schema.catalog.own_casts })
+        let own_casts = schema.catalog.own_casts;
+        Some(Carry { kind: Kind::Insert(insert), table, columns: columns?, own_casts })
     }
 
-    /// The query alone. `sql` and `tokens` are the statement's, or one's that differs from it in lifted literals only.
-    pub fn query<'s>(&self, sql: &'s str, tokens: &[Token]) -> &'s str {
-        super::rewrite::slice(sql, tokens, &self.insert.query)
+    /// Of an UPDATE that sets the shard key of its table. `Err`: why its rows cannot be deleted and inserted instead.
+    pub(super) fn of_update(
+        sql: &str,
+        tokens: &[Token],
+        table: &TableName,
+        schema: &Schema<'_>,
+    ) -> Result<Carry, &'static str> {
+        let update = Update::find(sql, tokens).ok_or("it is no plain UPDATE … SET column = value")?;
+        let (Some(relation), Placement::Sharded { key, .. }) = (schema.relation(table), schema.placement(table)) else {
+            return Err("its table is not known yet");
+        };
+        if relation.kind != RelationKind::PlainTable {
+            return Err("its table has row security, rules, parents or parts");
+        }
+        if relation.writes_spread {
+            return Err("its table has triggers, or foreign keys that act on other tables");
+        }
+        if relation.referenced {
+            return Err("foreign keys refer to its table");
+        }
+        let mut columns = Vec::new();
+        let mut values = Vec::new();
+        for column in relation.columns.iter().filter(|column| column.default != DefaultKind::Generated) {
+            columns.push(Target { name: column.name.clone(), type_oid: column.type_oid });
+            let set = update.set.iter().find(|(name, _)| **name == *column.name);
+            values.push(set.map(|(_, value)| value.clone()));
+        }
+        let known = |name: &str| relation.columns.iter().any(|column| *column.name == *name);
+        let stale = !update.set.iter().all(|(name, _)| known(name));
+        let unique = !relation.unique_columns.is_empty();
+        let kind = Kind::Update { update, values, key: key.clone(), unique, stale };
+        Ok(Carry { kind, table: table.clone(), columns, own_casts: schema.catalog.own_casts })
     }
 
-    pub fn returns(&self) -> bool {
-        self.insert.returning
+    /// The statement that reads the rows. `sql` and `tokens` are those of the statement this was made of, or of one that differs
+    /// from it in lifted literals only.
+    pub fn query(&self, sql: &str, tokens: &[Token]) -> String {
+        match &self.kind {
+            Kind::Insert(insert) => slice(sql, tokens, &insert.query).to_owned(),
+            Kind::Update { update, values, key, .. } => {
+                let mut text = format!(
+                    "DELETE FROM {} {} RETURNING ",
+                    slice(sql, tokens, &update.table),
+                    slice(sql, tokens, &update.condition)
+                );
+                for (target, value) in self.columns.iter().zip(values) {
+                    match value {
+                        Some(value) => text.push_str(slice(sql, tokens, value)),
+                        None => text.push_str(&quote_name(&target.name)),
+                    }
+                    text.push_str(", ");
+                }
+                text.push_str(&format!("({})::text", quote_name(key)));
+                text
+            }
+        }
     }
 
-    /// The statement with something else in the place of its query.
-    pub fn with(&self, sql: &str, tokens: &[Token], instead: &str) -> String {
-        let Range { start, end } = self.insert.query;
-        let head = &sql[tokens[0].start as usize..tokens[start].start as usize];
-        let tail = &sql[tokens[end - 1].end as usize..tokens[self.insert.end - 1].end as usize];
-        format!("{head}{instead}{tail}")
+    /// The last columns of [`Carry::query`] that are not written: the key that a row had.
+    pub fn hidden(&self) -> usize {
+        usize::from(matches!(self.kind, Kind::Update { .. }))
+    }
+
+    /// What the command tag says instead of INSERT.
+    pub fn word(&self) -> Option<&'static str> {
+        matches!(self.kind, Kind::Update { .. }).then_some("UPDATE")
+    }
+
+    /// May rows of the statement stand in each other's way?
+    pub fn may_meet(&self) -> bool {
+        matches!(self.kind, Kind::Update { unique: true, .. })
+    }
+
+    /// The INSERT of these rows: VALUES or a query.
+    pub fn with(&self, sql: &str, tokens: &[Token], rows: &str) -> String {
+        match &self.kind {
+            Kind::Insert(insert) => {
+                let Range { start, end } = insert.query;
+                let head = &sql[tokens[0].start as usize..tokens[start].start as usize];
+                let tail = &sql[tokens[end - 1].end as usize..tokens[insert.end - 1].end as usize];
+                format!("{head}{rows}{tail}")
+            }
+            Kind::Update { update, .. } => {
+                let table = slice(sql, tokens, &update.name);
+                let alias = update.alias.map_or(String::new(), |at| format!(" AS {}", tokens[at].text(sql)));
+                let columns: Vec<String> = self.columns.iter().map(|target| quote_name(&target.name)).collect();
+                let returning = slice(sql, tokens, &update.returning);
+                let columns = columns.join(", ");
+                format!("INSERT INTO {table}{alias} ({columns}) OVERRIDING SYSTEM VALUE {rows} {returning}")
+            }
+        }
     }
 
     /// How the values of columns of these types are written; 0A000 if that is not certain.
     pub fn written(&self, types: &[u32]) -> Result<Vec<Written>, UserError> {
+        if matches!(self.kind, Kind::Update { stale: true, .. }) {
+            return Err(refuse::carried_columns(&self.table));
+        }
         let one = |(index, &from): (usize, &u32)| {
             let Some(target) = self.columns.get(index) else { return Err(refuse::carried_columns(&self.table)) };
             written(from, target.type_oid, self.own_casts)
@@ -273,9 +372,16 @@ impl CarriedKey {
         if same || converted { Ok(()) } else { Err(refuse::carried_key(&self.table, &self.column, from)) }
     }
 
-    /// The key that this text stands for.
-    pub fn read<'v>(&self, value: &'v [u8]) -> Result<Key<'v>, UserError> {
-        text_key(Cow::Borrowed(value), self.key_type)
+    /// A row takes the key that another row of the same statement gives up.
+    pub fn meets(&self) -> UserError {
+        refuse::keys_meet(&self.table, &self.column)
+    }
+
+    /// The key that this text stands for, read with that type.
+    pub fn read<'v>(&self, value: &'v [u8], from: u32) -> Result<Key<'v>, UserError> {
+        let rounded =
+            |error| if from == NUMERIC { refuse::carried_key(&self.table, &self.column, from) } else { error };
+        text_key(Cow::Borrowed(value), self.key_type).map_err(rounded)
     }
 }
 

@@ -36,7 +36,7 @@ use crate::sql::class::Class;
 use crate::topology::Topology;
 
 pub use crate::sql::facts::Schema;
-pub use carry::{Carry, CarriedKey, Form, Written, put_value};
+pub use carry::{CarriedKey, Carry, Form, TEXT, Written, put_value};
 pub use compile::{Compiled, compile, unread};
 pub use deal::{Deal, Dealt, Returned};
 pub use explain::explain;

@@ -52,7 +52,7 @@ pub fn returning_order() -> UserError {
 pub fn carried_columns(table: &TableName) -> UserError {
     refuse(
         "the rows of this statement cannot be carried to another shard",
-        format!("Its query has more columns than {table} has values for."),
+        format!("Some of its columns are not known to be columns of {table}."),
         "Repeat it in half a minute, when the catalogue has been read again.".to_owned(),
     )
 }
@@ -89,11 +89,23 @@ pub fn system_mixed(table: &TableName) -> UserError {
     )
 }
 
-pub fn key_changes(table: &TableName, column: &str) -> UserError {
+pub fn key_changes(table: &TableName, column: &str, why: Option<&str>) -> UserError {
+    let why = why.map_or(String::new(), |why| format!(", but {why}"));
     refuse(
         "the shard key of a row cannot be changed",
-        format!("The statement sets {table}.{column}, and the row may then belong to another shard."),
+        format!("The statement sets {table}.{column}, and the row may then belong to another shard{why}."),
         "Delete the row and insert it with its new key.".to_owned(),
+    )
+}
+
+pub fn keys_meet(table: &TableName, column: &str) -> UserError {
+    refuse(
+        "the shard keys of several rows cannot be exchanged",
+        format!(
+            "The statement gives a row of {table} the value of {column} that another one of its rows had; whether Postgres would \
+             find them equal on the way depends on their order."
+        ),
+        "Change the rows one by one.".to_owned(),
     )
 }
 

@@ -148,6 +148,66 @@ impl FromQuery {
     }
 }
 
+/// `UPDATE name [[AS] alias] SET column = value, … [WHERE …] [RETURNING …]`: one table and plain columns.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Update {
+    /// The table's name with its alias, as written.
+    pub table: Range<usize>,
+    pub name: Range<usize>,
+    pub alias: Option<usize>,
+    /// Columns with their values.
+    pub set: Vec<(String, Range<usize>)>,
+    /// WHERE and what follows, or nothing.
+    pub condition: Range<usize>,
+    /// RETURNING and what follows, or nothing.
+    pub returning: Range<usize>,
+}
+
+impl Update {
+    /// `None`: it is no such UPDATE.
+    pub fn find(sql: &str, tokens: &[Token]) -> Option<Update> {
+        let end = tokens.iter().position(|token| token.kind == TokenKind::Semicolon).unwrap_or(tokens.len());
+        let mut reader = Reader { sql, tokens: &tokens[..end], at: 0 };
+        if !reader.word("update") || reader.word("only") {
+            return None;
+        }
+        let start = reader.at;
+        reader.identifier().then_some(())?;
+        while reader.next_is(TokenKind::Dot) {
+            reader.at += 1;
+            reader.identifier().then_some(())?;
+        }
+        let name = start..reader.at;
+        let mut alias = None;
+        if !reader.word("set") {
+            reader.word("as");
+            alias = Some(reader.at);
+            (reader.identifier() && reader.word("set")).then_some(())?;
+        }
+        let table = start..reader.at - 1;
+        let top = |word: &str, from: usize| {
+            (from..end).find(|at| tokens[*at].depth == 0 && tokens[*at].is_word(sql, word)).unwrap_or(end)
+        };
+        let from = reader.at;
+        let returning = top("returning", from);
+        let condition = top("where", from).min(returning);
+        let plain = top("from", from) >= condition
+            && !tokens[condition..returning].iter().any(|token| token.is_word(sql, "current"));
+        let mut set = Vec::new();
+        for item in split(tokens, from..condition) {
+            let [column, equals, ..] = &tokens[item.clone()] else { return None };
+            let value = item.start + 2..item.end;
+            let is_default = value.len() == 1 && tokens[value.start].is_word(sql, "default");
+            if equals.text(sql) != "=" || value.is_empty() || is_default {
+                return None;
+            }
+            set.push((super::word::name(sql, *column)?, value));
+        }
+        let found = Update { table, name, alias, set, condition: condition..returning, returning: returning..end };
+        Some(found).filter(|_| plain)
+    }
+}
+
 /// Words that a query begins with, behind any number of parentheses.
 const QUERY: &[&str] = &["select", "table", "with"];
 

@@ -54,6 +54,8 @@ pub struct Relation {
     pub columns: Vec<Column>,
     /// Writing it may write other tables: user triggers, or foreign keys of others that CASCADE or SET.
     pub writes_spread: bool,
+    /// Foreign keys refer to it.
+    pub referenced: bool,
     /// Has a primary key or unique index whose columns do not include the given shard key: filled by name, for checks.
     pub unique_columns: Vec<Vec<Box<str>>>,
     /// Other relations whose rows its rows are made of or depend on, through any number of views, rules, policies,

@@ -1,16 +1,20 @@
-//! Rows that are read first and then written where they belong: INSERT … SELECT over shards.
+//! Rows that are read first and then written where they belong: INSERT … SELECT over shards, and UPDATE of shard keys, whose rows
+//! are read by deleting them.
 //!
 //! Invariant: the whole statement is parsed by a server first, so that what Postgres has to say of it is said by Postgres; the query
 //! is read to its end before anything is written, so that it sees nothing of what the statement writes; and reading and writing are
 //! one transaction. Rows are held within the merge's limit. Each shard is sent one INSERT, as Postgres would have run one.
 //! Non-goals: planning, and how the form of the INSERT is made ([`weir_core::plan::Carry`]).
 
+use std::collections::HashSet;
+
 use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Carry, Drawing, Filling, Form, Plan, RouteReason, Target, Template, Values, Written};
-use weir_core::plan::{CarriedKey, put_value};
-use weir_wire::backend::tag;
+use weir_core::plan::{CarriedKey, TEXT, put_value};
+use weir_core::topology::Key;
+use weir_wire::backend::{command_rows, tag};
 use weir_wire::frame;
 use weir_wire::row;
 
@@ -30,13 +34,26 @@ const SETTINGS: &str = "SELECT pg_catalog.current_setting('client_encoding') = '
 /// A statement whose rows are carried, as the client sent it.
 #[derive(Clone, Copy)]
 pub struct Carried<'a> {
-    pub sql: &'a str,
+    /// As a text or as a portal.
+    pub question: Question<'a>,
     pub plan: &'a Plan,
     pub carry: &'a Carry,
-    /// A statement of the extended protocol with its Bind message.
-    pub portal: Option<(&'a Prepared, &'a Bytes)>,
     /// Send the RowDescription.
     pub description: bool,
+}
+
+impl<'a> Carried<'a> {
+    fn sql(&self) -> &'a str {
+        self.question.sql()
+    }
+
+    /// A statement of the extended protocol with its Bind message.
+    fn portal(&self) -> Option<(&'a Prepared, &'a Bytes)> {
+        match self.question {
+            Question::Portal { prepared, bind, .. } => Some((prepared, bind)),
+            _ => None,
+        }
+    }
 }
 
 /// Rows as they were read.
@@ -60,8 +77,8 @@ impl Session {
     /// Runs it. Outside a transaction it makes its own, so that it commits everywhere or nowhere.
     pub async fn carry_rows(&mut self, carried: Carried<'_>) -> Result<(), Failure> {
         let home = self.view().topology.home;
-        match carried.portal {
-            None => self.check_whole(home, carried.sql).await?,
+        match carried.portal() {
+            None => self.check_whole(home, carried.sql()).await?,
             Some((prepared, _)) => {
                 self.parameter_types(home, prepared).await?;
             }
@@ -81,16 +98,22 @@ impl Session {
         if fits != Some(b"t") {
             return Err(settings_unfit().into());
         }
-        let load = match carried.portal {
+        let mut load = match carried.portal() {
             None => self.read_text(carried).await?,
             Some(portal) => self.read_portal(carried, portal).await?,
         };
-        self.write_load(carried, load).await
+        // The key that a row had is not written.
+        load.types.truncate(load.types.len().saturating_sub(carried.carry.hidden()));
+        let command = self.write_load(carried, load).await?;
+        Ok(match carried.carry.word() {
+            Some(word) => format!("{word} {}", command_rows(&command).unwrap_or(0)).into(),
+            None => command,
+        })
     }
 
     fn query_of(&mut self, carried: Carried<'_>) -> String {
-        relex(carried.sql, &mut self.scratch);
-        carried.carry.query(carried.sql, &self.scratch.tokens).to_owned()
+        relex(carried.sql(), &mut self.scratch);
+        carried.carry.query(carried.sql(), &self.scratch.tokens)
     }
 
     async fn read_text(&mut self, carried: Carried<'_>) -> Result<Load, Failure> {
@@ -127,12 +150,7 @@ impl Session {
     }
 
     /// The plan for the engine, where a merge turned out not to be possible before it had given a row.
-    fn engine_instead(
-        &self,
-        done: &Result<(), Failure>,
-        kept: Option<&BytesMut>,
-        template: &Template,
-    ) -> Option<Plan> {
+    fn engine_instead(&self, done: &Result<(), Failure>, kept: Option<&BytesMut>, template: &Template) -> Option<Plan> {
         match done {
             Err(Failure::Refused(refusal)) if kept.is_some_and(|kept| kept.is_empty()) => {
                 self.db.plan_refused(template, refusal.clone()).ok()
@@ -237,11 +255,11 @@ impl Session {
     }
 
     async fn write_load(&mut self, carried: Carried<'_>, load: Load) -> Result<Bytes, Failure> {
-        relex(carried.sql, &mut self.scratch);
+        relex(carried.sql(), &mut self.scratch);
         let width = load.types.len();
         if load.rows.is_empty() {
             let nothing = format!("SELECT {} WHERE false", vec!["NULL"; width].join(", "));
-            let text = carried.carry.with(carried.sql, &self.scratch.tokens, &nothing);
+            let text = carried.carry.with(carried.sql(), &self.scratch.tokens, &nothing);
             let home = self.view().topology.home;
             return self.write_alike(&[home], carried, &Plan::of_weir(), &text).await;
         }
@@ -249,7 +267,7 @@ impl Session {
             return Err(refusal_of(carried.plan).into());
         }
         let row = format!("VALUES ({})", vec!["NULL"; width].join(", "));
-        let text = carried.carry.with(carried.sql, &self.scratch.tokens, &row);
+        let text = carried.carry.with(carried.sql(), &self.scratch.tokens, &row);
         let writing = self.writing(carried, text, &load).await?;
         match writing.plan.target.clone() {
             Target::Many(shards) => self.write_apart(&shards, carried, &writing, &load).await,
@@ -292,7 +310,11 @@ impl Session {
         let keys = match understood.template.carried_key() {
             Some(key) => {
                 let position = form.position(&key.column, carried.carry).ok_or_else(|| refusal_of(carried.plan))?;
-                keys(key, position, load, (&numbers, per_row))?
+                let keys = keys(key, position, load, (&numbers, per_row))?;
+                if carried.carry.may_meet() {
+                    none_meets(key, &keys, load)?;
+                }
+                keys
             }
             None => Vec::new(),
         };
@@ -340,13 +362,13 @@ impl Session {
         load: &Load,
     ) -> Result<Bytes, Failure> {
         let Some(dealt) = &writing.plan.dealt else { return Err(refusal_of(carried.plan).into()) };
-        let Carried { sql, portal, description, .. } = carried;
-        let whole = Whole { sql, plan: &writing.plan, dealt, portal, description };
+        let Carried { question, description, .. } = carried;
+        let whole = Whole { question, plan: &writing.plan, dealt, description };
         let tracked = dealt.deal.tracked();
         let mut gathered = Gathered::default();
         for &shard in shards {
             let text = self.text_of(writing, load, |row| dealt.owners[row] == shard, &tracked)?;
-            let types = match portal {
+            let types = match carried.portal() {
                 Some((prepared, _)) => self.parameter_types(shard, prepared).await?,
                 None => Bytes::new(),
             };
@@ -366,11 +388,11 @@ impl Session {
     ) -> Result<Bytes, Failure> {
         let mut command = Bytes::new();
         for (at, &shard) in shards.iter().enumerate() {
-            let types = match carried.portal {
+            let types = match carried.portal() {
                 Some((prepared, _)) => self.parameter_types(shard, prepared).await?,
                 None => Bytes::new(),
             };
-            let question = match carried.portal {
+            let question = match carried.portal() {
                 None => Question::Text(text),
                 Some((_, bind)) => Question::Once { sql: text, types: &types, bind, hidden: 0 },
             };
@@ -399,17 +421,33 @@ fn keys<'l>(
     position: usize,
     load: &'l Load,
     (numbers, per_row): (&[i64], usize),
-) -> Result<Vec<Option<weir_core::topology::Key<'l>>>, Failure> {
+) -> Result<Vec<Option<Key<'l>>>, Failure> {
     if let Some(drawn) = position.checked_sub(load.types.len()) {
         let own = (0..load.rows.len()).map(|row| numbers.get(row * per_row + drawn).copied());
-        return Ok(own.map(|number| number.map(weir_core::topology::Key::Int)).collect());
+        return Ok(own.map(|number| number.map(Key::Int)).collect());
     }
-    key.check(load.types[position])?;
+    let from = load.types[position];
+    key.check(from)?;
     let one = |body: &'l Bytes| {
         let values = row::values(body).map_err(|_| unexpected("a malformed DataRow"))?;
-        Ok(values.get(position).copied().flatten().map(|value| key.read(value)).transpose()?)
+        Ok(values.get(position).copied().flatten().map(|value| key.read(value, from)).transpose()?)
     };
     load.rows.iter().map(one).collect()
+}
+
+/// Postgres looks at unique values row by row. Where a row takes the key that another one of the statement gives up, whether that
+/// fails depends on their order.
+fn none_meets(key: &CarriedKey, keys: &[Option<Key<'_>>], load: &Load) -> Result<(), Failure> {
+    let mut before = Vec::with_capacity(keys.len());
+    for body in &load.rows {
+        let values = row::values(body).map_err(|_| unexpected("a malformed DataRow"))?;
+        before.push(values.last().copied().flatten().map(|value| key.read(value, TEXT)).transpose()?);
+    }
+    let given_up: HashSet<&Key<'_>> = before.iter().flatten().collect();
+    let meets = |(now, before): (&Option<Key<'_>>, &Option<Key<'_>>)| {
+        now != before && now.as_ref().is_some_and(|now| given_up.contains(now))
+    };
+    if keys.iter().zip(&before).any(meets) { Err(key.meets().into()) } else { Ok(()) }
 }
 
 /// Why the statement was not planned as it is.
@@ -424,11 +462,11 @@ fn refusal_of(plan: &Plan) -> UserError {
 }
 
 fn too_many_carried(bytes_max: usize) -> UserError {
-    UserError::new(Blame::Client, sqlstate::TOO_COMPLEX, "the rows that this INSERT reads are too many to be carried")
+    UserError::new(Blame::Client, sqlstate::TOO_COMPLEX, "the rows of this statement are too many to be carried")
         .detail(format!(
             "They do not stay on the shards they are read from, and take more than {bytes_max} bytes (merge_bytes_max)."
         ))
-        .hint("Insert them in parts, for example by ranges of a key, or raise limits.merge_bytes_max.")
+        .hint("Write them in parts, for example by ranges of a key, or raise limits.merge_bytes_max.")
 }
 
 fn settings_unfit() -> UserError {

@@ -25,13 +25,8 @@ pub type Answer = Result<(), Bytes>;
 impl Session {
     /// Sends one statement to several held Backends at once. The first server error is passed to the client.
     pub async fn tell_all(&mut self, indexes: &[usize], sql: &str) -> Result<(), Failure> {
-        let mut first_error = None;
-        for (_, answer) in self.ask_all(indexes, sql).await? {
-            if let Err(body) = answer {
-                first_error.get_or_insert(body);
-            }
-        }
-        match first_error {
+        let refused = self.ask_all(indexes, sql).await?.into_iter().find_map(|(_, answer)| answer.err());
+        match refused {
             None => Ok(()),
             Some(body) => {
                 if let Some(txn) = &mut self.txn {
@@ -128,12 +123,7 @@ impl Session {
 
     async fn commit_one(&mut self, readers: &[usize], writers: &[usize]) -> Result<(), Failure> {
         for part in [readers, writers] {
-            let mut refused = None;
-            for (_, answer) in self.ask_all(part, "COMMIT").await? {
-                if let Err(body) = answer {
-                    refused.get_or_insert(body);
-                }
-            }
+            let refused = self.ask_all(part, "COMMIT").await?.into_iter().find_map(|(_, answer)| answer.err());
             if let Some(body) = refused {
                 self.roll_back_open().await?;
                 return Err(self.report(&body));
@@ -154,12 +144,14 @@ impl Session {
         for (index, answer) in self.ask_all(others, &format!("PREPARE TRANSACTION '{gid}'")).await? {
             match answer {
                 Ok(()) => prepared.push(index),
-                Err(body) => refused = Some(self.report(&body)),
+                Err(body) => {
+                    refused.get_or_insert(body);
+                }
             }
         }
         let decided = match refused {
             None => self.decide(anchor, &gid).await,
-            Some(failure) => Err(failure),
+            Some(body) => Err(self.report(&body)),
         };
         if let Err(failure) = decided {
             if matches!(failure, Failure::End(_)) {
