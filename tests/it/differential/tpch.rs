@@ -28,7 +28,8 @@ async fn the_queries_of_tpc_h_are_answered_as_by_one_postgres_or_refused() -> Re
     for number in 1..=22 {
         let sql = tpch::query(number).with_context(|| format!("query {number}"))?;
         let family = "TPC-H".to_owned();
-        let statement = Statement { family, must_be_answered: false, order: Order::Any, near: false, sql, parameters: Vec::new() };
+        let statement =
+            Statement { family, must_be_answered: false, order: Order::Any, near: false, sql, parameters: Vec::new() };
         let expected = text(&single, &statement.sql).await?;
         ensure!(matches!(expected, Answer::Rows { .. }), "query {number} on plain Postgres: {expected:?}");
         let begun = Instant::now();

@@ -7,6 +7,7 @@
 //! Non-goals: sending anything, and merging itself (see [`crate::merge`]).
 
 mod bind;
+mod carry;
 mod clauses;
 mod compile;
 mod deal;
@@ -36,6 +37,7 @@ use crate::sql::class::Class;
 use crate::topology::Topology;
 
 pub use crate::sql::facts::Schema;
+pub use carry::{CarriedKey, Carry, Form, TEXT, Written, put_value};
 pub use compile::{Compiled, compile, unread};
 pub use deal::{Deal, Dealt, Returned};
 pub use explain::explain;
@@ -82,6 +84,8 @@ pub enum Wrap {
     Explain(ExplainFormat),
     /// DECLARE … CURSOR: a cursor on each shard, and FETCH merges.
     Cursor,
+    /// The rows of its query are read first, then written as values.
+    Carry(Arc<Carry>),
 }
 
 /// How EXPLAIN over shards is written.
@@ -125,6 +129,21 @@ pub enum Combine {
 }
 
 impl Plan {
+    /// Of a statement of weir's own, which changes nothing.
+    pub fn of_weir() -> Self {
+        Plan {
+            target: Target::Home,
+            access: Access::PrimaryRead(PrimaryReason::SessionStatement),
+            merge: None,
+            dealt: None,
+            reads: Dependencies::new(),
+            writes: Dependencies::new(),
+            cacheable: Err(NoCacheReason::NotSelect),
+            wrap: Wrap::None,
+            reason: RouteReason::SessionStatement,
+        }
+    }
+
     pub fn combine(&self) -> Combine {
         match self.reason {
             RouteReason::Scatter | RouteReason::KeysApart { .. } | RouteReason::RowsApart => Combine::Sum,

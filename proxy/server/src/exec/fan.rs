@@ -10,7 +10,6 @@ pub mod rows;
 use std::task::Poll;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use weir_core::error::UserError;
 use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
 use weir_core::plan::{Combine, Plan, Wrap};
@@ -22,6 +21,7 @@ use weir_wire::row;
 
 pub use self::question::put_question;
 use self::rows::Whole;
+use super::carry::Carried;
 use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
 use crate::front::session::{End, Failure, Session};
 use crate::statements::{Prepared, Understood};
@@ -109,6 +109,10 @@ impl Session {
         if let (Some(dealt), Wrap::None) = (&plan.dealt, &plan.wrap) {
             let whole = Whole { question, plan, dealt, description: form.description };
             return self.deal_rows(shards, whole).await;
+        }
+        if let Wrap::Carry(carry) = &plan.wrap {
+            let carried = Carried { question, plan, carry, description: form.description };
+            return Box::pin(self.carry_rows(carried)).await;
         }
         match (&plan.wrap, &plan.merge) {
             (Wrap::CopyOut(options), _) => self.copy_out(shards, question, options).await,
@@ -294,7 +298,7 @@ impl Session {
     }
 
     /// Ends a write over shards, and with it the transaction that was made for it alone (`own`).
-    async fn conclude_write(&mut self, own: bool, result: Result<Bytes, Failure>) -> Result<(), Failure> {
+    pub async fn conclude_write(&mut self, own: bool, result: Result<Bytes, Failure>) -> Result<(), Failure> {
         match result {
             Ok(command) => {
                 if own {
