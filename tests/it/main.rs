@@ -35,3 +35,4 @@ mod shop;
 mod start;
 mod tls;
 mod transactions;
+mod unique;

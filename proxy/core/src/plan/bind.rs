@@ -11,7 +11,7 @@ use super::reason::{KeyName, NoCacheReason, RouteReason};
 use super::refuse;
 use super::scatter::ReadScatter;
 use super::values::Values;
-use super::{Access, DescribeTarget, Plan, Target, Wrap};
+use super::{Access, DescribeTarget, Noting, Plan, Target, Wrap};
 use crate::error::UserError;
 use crate::fresh::{Dependencies, Dependency, KeyHash, TableHash};
 use crate::id::{ShardId, Slot};
@@ -38,6 +38,7 @@ pub struct Shape {
     pub writes: Vec<Need>,
     pub cacheable: Result<(), NoCacheReason>,
     pub wrap: Wrap,
+    pub noting: Noting,
     /// Key parameters whose type is not certain in binary form.
     pub ambiguous: Vec<u16>,
     /// The fallback engine would give the right answer.
@@ -116,6 +117,7 @@ impl Shape {
             writes: Vec::new(),
             cacheable: Err(NoCacheReason::NotSelect),
             wrap: Wrap::None,
+            noting: Noting::None,
             ambiguous: Vec::new(),
             engine: false,
         }
@@ -196,6 +198,7 @@ impl Shape {
             writes: depend(&self.writes, &bound),
             cacheable,
             wrap: self.wrap.clone(),
+            noting: self.noting,
             reason,
         })
     }

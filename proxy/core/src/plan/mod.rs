@@ -35,7 +35,7 @@ use crate::sql::class::Class;
 use crate::topology::Topology;
 
 pub use crate::sql::facts::Schema;
-pub use compile::{Compiled, compile, unread};
+pub use compile::{Compiled, Noting, compile, unread};
 pub use deal::{Deal, Dealt, Returned};
 pub use explain::explain;
 pub use fill::{Drawing, Filling, Sequence};
@@ -64,6 +64,8 @@ pub struct Plan {
     pub writes: Dependencies,
     pub cacheable: Result<(), NoCacheReason>,
     pub wrap: Wrap,
+    /// What it does to columns that are unique over all shards.
+    pub noting: Noting,
     pub reason: RouteReason,
 }
 
@@ -123,6 +125,11 @@ pub enum Combine {
 }
 
 impl Plan {
+    /// Does it run in a transaction of weir's own, where there is none, so that what the shards note of it can be settled?
+    pub fn settles(&self) -> bool {
+        matches!(self.noting, Noting::Settled { .. }) && matches!(self.wrap, Wrap::None | Wrap::CopyIn(_))
+    }
+
     pub fn combine(&self) -> Combine {
         match self.reason {
             RouteReason::Scatter | RouteReason::KeysApart { .. } | RouteReason::RowsApart => Combine::Sum,
@@ -159,6 +166,7 @@ impl Template {
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::Engine),
             wrap: Wrap::None,
+            noting: Noting::None,
             reason: RouteReason::Engine { refusal: Box::new(refusal) },
         })
     }

@@ -1,5 +1,5 @@
 //! Running statements: [`relay`] on one Backend without looking into rows, [`fan`] on several with a merge, [`read`]
-//! from the cache or a replica, [`commit`] for what several shards must decide together, [`copy`] for streams of rows to and from several.
+//! from the cache or a replica, [`commit`] for what several shards must decide together, [`unique`] for columns that are unique over all of them, [`copy`] for streams of rows to and from several.
 
 pub mod apart;
 pub mod commit;
@@ -11,3 +11,4 @@ pub mod fan;
 pub mod open;
 pub mod read;
 pub mod relay;
+pub mod unique;

@@ -59,6 +59,7 @@ struct Gathered {
 impl Session {
     /// Runs it everywhere it belongs. Outside a transaction it makes its own, so that it commits everywhere or nowhere.
     pub async fn deal_rows(&mut self, shards: &[ShardId], whole: Whole<'_>) -> Result<(), Failure> {
+        let _turn = self.unique_turn(whole.plan).await?;
         let mut types = Vec::new();
         match whole.portal {
             None => self.check_whole(shards[0], whole.sql).await?,
@@ -76,7 +77,7 @@ impl Session {
         }
         let result = self.deal_out(shards, whole, &types, &tokens).await;
         self.scratch.tokens = tokens;
-        self.conclude_write(own, result).await
+        self.conclude_write(own, whole.plan, result).await
     }
 
     /// Has one server parse the whole text; its error is the client's.
