@@ -88,7 +88,7 @@ impl Session {
             self.begin_implicit();
         }
         let result = self.read_and_write(carried).await;
-        self.conclude_write(own, result).await
+        self.conclude_write(own, carried.plan, result).await
     }
 
     async fn read_and_write(&mut self, carried: Carried<'_>) -> Result<Bytes, Failure> {

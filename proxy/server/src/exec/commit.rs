@@ -10,6 +10,7 @@
 use bytes::Bytes;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::Epoch;
+use weir_core::plan::Noting;
 use weir_core::session::replies::Replies;
 use weir_wire::backend::{Status, report_field, tag};
 use weir_wire::frame;
@@ -95,6 +96,14 @@ impl Session {
         if txn.failed {
             return self.roll_back_all().await;
         }
+        if self.held.iter().any(|held| held.noting != Noting::None)
+            && let Err(failure) = Box::pin(self.settle_unique()).await
+        {
+            if !matches!(failure, Failure::End(_)) {
+                self.roll_back_all().await?;
+            }
+            return Err(failure);
+        }
         let begun: Vec<usize> = (0..self.held.len()).filter(|index| self.held[*index].begun).collect();
         if self.db.tracks_freshness() {
             for &index in &begun {
@@ -116,6 +125,7 @@ impl Session {
         }
         if txn.made_keeper {
             self.db.refresh_catalog().await;
+            crate::unique::catch_up(&self.db).await;
         } else if txn.changed_schema {
             self.db.schema_changed().await;
         }
@@ -222,6 +232,7 @@ impl Session {
             held.begun = false;
             held.wrote = false;
             held.changed = false;
+            held.noting = Noting::None;
             held.dirty.clear();
         }
     }

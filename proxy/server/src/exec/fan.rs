@@ -276,6 +276,7 @@ impl Session {
         if !shape.class.is_transactional() {
             return self.shard_by_shard(shards, question, shape, form).await;
         }
+        let _turn = self.unique_turn(plan).await?;
         let own = self.txn.is_none();
         if own {
             self.begin_implicit();
@@ -294,11 +295,22 @@ impl Session {
             txn.changed_schema = true;
             txn.renews = true;
         }
-        self.conclude_write(own, result).await
+        self.conclude_write(own, plan, result).await
     }
 
     /// Ends a write over shards, and with it the transaction that was made for it alone (`own`).
-    pub async fn conclude_write(&mut self, own: bool, result: Result<Bytes, Failure>) -> Result<(), Failure> {
+    pub async fn conclude_write(
+        &mut self,
+        own: bool,
+        plan: &Plan,
+        mut result: Result<Bytes, Failure>,
+    ) -> Result<(), Failure> {
+        if result.is_ok()
+            && plan.settles()
+            && let Err(failure) = Box::pin(self.settle_unique()).await
+        {
+            result = Err(failure);
+        }
         match result {
             Ok(command) => {
                 if own {

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use weir_core::error::{Blame, Severity, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
-use weir_core::plan::Plan;
+use weir_core::plan::{Noting, Plan};
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars};
@@ -84,6 +84,8 @@ pub struct Held {
     pub changed: bool,
     /// What it has written in this transaction.
     pub dirty: Dependencies,
+    /// What it may have noted of globally unique columns in this transaction, and is not yet settled.
+    pub noting: Noting,
     /// Settings it had when the transaction began; a rollback takes it back there.
     pub vars_before: VarSet,
 }
@@ -309,6 +311,7 @@ impl Session {
             wrote: false,
             changed: false,
             dirty: Dependencies::new(),
+            noting: Noting::None,
             vars_before,
         });
         Ok(self.held.len() - 1)
@@ -435,6 +438,7 @@ impl Session {
             held.begun = false;
             held.wrote = false;
             held.changed = false;
+            held.noting = Noting::None;
             held.dirty.clear();
         }
         self.held.retain(|held| held.pinned.is_some() && held.lease.status == Status::Idle);
@@ -456,6 +460,11 @@ impl Session {
 
     /// Notes a write: announced at once if it may commit with this very request, else when the transaction commits.
     pub fn note_write(&mut self, index: usize, plan: &Plan, commits_now: bool) -> Result<(), UserError> {
+        let held = &mut self.held[index];
+        if self.txn.is_some() && !matches!(held.noting, Noting::Settled { skips: true }) && plan.noting != Noting::None
+        {
+            held.noting = plan.noting;
+        }
         self.note_write_of(index, &plan.writes, commits_now)
     }
 
