@@ -11,31 +11,13 @@ use weir_wire::frontend::{Execute, Parse, put_sync, tag};
 use crate::placement::column;
 use crate::raw::Raw;
 
-const TABLES: &str = r#"
-[[database.shop.table]]
-name = "users"
-kind = "sharded"
-key = "user_id"
-type = "bigint"
-[[database.shop.table]]
-name = "cart_items"
-kind = "sharded"
-key = "user_id"
-type = "bigint"
-[[database.shop.table]]
-name = "user_emails"
-kind = "sharded"
-key = "email"
-type = "text"
-[[database.shop.table]]
-name = "devices"
-kind = "sharded"
-key = "device_id"
-type = "uuid"
-[[database.shop.table]]
-name = "products"
-kind = "reference"
-"#;
+const TABLES: &[&str] = &[
+    "users(user_id bigint)",
+    "cart_items(user_id bigint)",
+    "user_emails(email text)",
+    "devices(device_id uuid)",
+    "products",
+];
 
 const SCHEMA: &str = "
 CREATE TABLE users (user_id bigint PRIMARY KEY, email text UNIQUE, name text NOT NULL DEFAULT 'nobody');
@@ -67,8 +49,8 @@ pub struct Pair {
 pub type Told = std::result::Result<Vec<String>, (String, String)>;
 
 impl Pair {
-    pub async fn start(shards: u32, tables: &str, schema: &str) -> Result<Pair> {
-        let (tier, plain) = (Tier::builder().shards(shards).config_extra(tables).start().await?, Plain::start().await?);
+    pub async fn start(shards: u32, tables: &[&str], schema: &str) -> Result<Pair> {
+        let (tier, plain) = (Tier::builder().shards(shards).tables(tables).start().await?, Plain::start().await?);
         let (single, sharded) = (weir_harness::connect(&plain.dsn()).await?, tier.connect().await?);
         for statement in schema.split(';') {
             single.batch_execute(statement).await?;
@@ -361,7 +343,7 @@ async fn changes(pair: &Pair) -> Result<()> {
 /// A type of one's own has another number on each server; a part of a statement says nothing of the parameters it left out.
 #[tokio::test(flavor = "multi_thread")]
 async fn parameters_of_types_with_other_numbers_on_each_shard() -> Result<()> {
-    let tier = Tier::builder().shards(2).config_extra(TABLES).start().await?;
+    let tier = Tier::builder().shards(2).tables(TABLES).start().await?;
     tier.shards[1].primary.admin("shop").await?.batch_execute("CREATE TABLE only_here (a int)").await?;
     let client = tier.connect().await?;
     client.batch_execute("CREATE TYPE mood AS ENUM ('sad', 'glad')").await?;
@@ -405,7 +387,7 @@ pub fn put_bind(out: &mut BytesMut, values: &[&str]) {
 /// Rows of several shards, while the proxy is killed again and again: all of a statement's rows are there, or none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_proxy_leaves_whole_statements_only() -> Result<()> {
-    let tier = Tier::builder().shards(2).config_extra(TABLES).start().await?;
+    let tier = Tier::builder().shards(2).tables(TABLES).start().await?;
     tier.connect().await?.batch_execute("CREATE TABLE users (user_id bigint PRIMARY KEY, name text)").await?;
     let mut acknowledged = 0;
     for round in 0..3_i64 {

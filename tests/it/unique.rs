@@ -1,6 +1,8 @@
 //! Columns that are unique over all shards (`global_unique`): no value twice, whichever way it is written, and the lookup tables
 //! always in step with the rows.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,20 +14,7 @@ use weir_harness::{Tier, connect};
 use crate::placement::column;
 use crate::rows::{Pair, same_prepared, text};
 
-const TABLES: &str = r#"
-admin_users = ["shop"]
-[[database.shop.table]]
-name = "users"
-kind = "sharded"
-key = "user_id"
-type = "bigint"
-global_unique = ["email"]
-[[database.shop.table]]
-name = "notes"
-kind = "sharded"
-key = "user_id"
-type = "bigint"
-"#;
+const TABLES: &[&str] = &["users(user_id bigint) unique email", "notes(user_id bigint)"];
 
 const SCHEMA: &str = "
 CREATE TABLE users (user_id bigint PRIMARY KEY, email text UNIQUE, name text);
@@ -220,7 +209,7 @@ async fn copies(pair: &Pair) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_who_want_a_value_one_gets_it() -> Result<()> {
     // Far fewer server connections than clients: whoever holds one on one shard must not wait for ever for one on another.
-    let tier = Tier::builder().shards(3).config_extra(TABLES).config_extra("[pool]\nsize = 3").start().await?;
+    let tier = Tier::builder().shards(3).tables(TABLES).config_extra("[pool]\nsize = 3").start().await?;
     let client = tier.connect().await?;
     create(&client).await?;
     state(&tier, "valid").await?;
@@ -275,7 +264,7 @@ async fn code(client: &Client, sql: &str) -> Option<String> {
 /// Two transactions that wait for each other's values on different shards: neither server sees it, and one of them ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_circle_over_shards_ends() -> Result<()> {
-    let tier = Tier::builder().shards(2).config_extra(TABLES).start().await?;
+    let tier = Tier::builder().shards(2).tables(TABLES).start().await?;
     let (one, other) = (tier.connect().await?, tier.connect().await?);
     create(&one).await?;
     state(&tier, "valid").await?;
@@ -297,20 +286,23 @@ async fn a_circle_over_shards_ends() -> Result<()> {
 /// weir is killed (-9) again and again while values change hands; afterwards rows and lookup tables say the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_weir_leaves_rows_and_values_in_step() -> Result<()> {
-    let tier = Tier::builder().shards(3).config_extra(TABLES).start().await?;
+    let tier = Tier::builder().shards(3).tables(TABLES).start().await?;
     let client = tier.connect().await?;
     create(&client).await?;
     state(&tier, "valid").await?;
     for kill in 0..6_u64 {
-        let workers: Vec<_> = (0..6).map(|worker| tokio::spawn(churn(tier.dsn("shop"), worker))).collect();
-        // However far they have come: any moment is a good one to be killed at.
-        tokio::time::sleep(Duration::from_millis(150 + 37 * kill)).await;
-        tier.kill_weir();
-        let mut turns = 0;
-        for worker in workers {
-            turns += worker.await?;
+        let turns = Arc::new(AtomicU64::new(0));
+        let churn = |worker| tokio::spawn(churn(tier.dsn("shop"), worker, Arc::clone(&turns)));
+        let workers: Vec<_> = (0..6).map(churn).collect();
+        let start = Instant::now();
+        while turns.load(SeqCst) < 40 + 11 * kill {
+            ensure!(start.elapsed() < Duration::from_secs(60), "nothing is done");
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert!(turns > 0, "nothing had been done");
+        tier.kill_weir();
+        for worker in workers {
+            worker.await?;
+        }
         tier.restart_weir().await?;
         // Recovery ends what was in doubt.
         let start = Instant::now();
@@ -322,9 +314,9 @@ async fn a_killed_weir_leaves_rows_and_values_in_step() -> Result<()> {
     Ok(())
 }
 
-/// Inserts, changes and deletes until the connection is gone; how often.
-async fn churn(dsn: String, worker: i64) -> i64 {
-    let Ok(client) = connect(&dsn).await else { return 0 };
+/// Inserts, changes and deletes until the connection is gone.
+async fn churn(dsn: String, worker: i64, turns: Arc<AtomicU64>) {
+    let Ok(client) = connect(&dsn).await else { return };
     for turn in 0.. {
         let id = worker * 100 + turn % 40;
         let email = format!("v{}", (turn * 7 + worker * 3) % 60);
@@ -335,16 +327,16 @@ async fn churn(dsn: String, worker: i64) -> i64 {
         };
         let told = client.batch_execute(&sql).await;
         if client.is_closed() || told.is_err_and(|error| error.as_db_error().is_none()) {
-            return turn;
+            return;
         }
+        turns.fetch_add(1, SeqCst);
     }
-    0
 }
 
 /// What weir does not see is refused by the shard itself, and what it keeps is nobody else's.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_round_weir_is_refused() -> Result<()> {
-    let tier = Tier::builder().shards(2).config_extra(TABLES).start().await?;
+    let tier = Tier::builder().shards(2).tables(TABLES).start().await?;
     let client = tier.connect().await?;
     create(&client).await?;
     state(&tier, "valid").await?;
@@ -373,7 +365,7 @@ async fn what_goes_round_weir_is_refused() -> Result<()> {
 /// Code that weir cannot see through: in a block it is settled when that ends, else the shard refuses it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_is_settled_at_the_end_of_its_block() -> Result<()> {
-    let tier = Tier::builder().shards(2).config_extra(TABLES).start().await?;
+    let tier = Tier::builder().shards(2).tables(TABLES).start().await?;
     let client = tier.connect().await?;
     create(&client).await?;
     state(&tier, "valid").await?;
@@ -432,8 +424,7 @@ async fn a_conflict_elsewhere_is_not_skipped() -> Result<()> {
 /// any more leaves nothing behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn values_from_before_are_looked_up() -> Result<()> {
-    let undeclared = TABLES.replace("global_unique = [\"email\"]", "");
-    let tier = Tier::builder().shards(3).config_extra(&undeclared).start().await?;
+    let tier = Tier::builder().shards(3).tables(&["users(user_id bigint)"]).start().await?;
     let client = tier.connect().await?;
     client.batch_execute("CREATE TABLE users (user_id bigint PRIMARY KEY, email varchar(40), name text)").await?;
     let rows: Vec<String> = (0..2500).map(|id| format!("({id}, 'e{id}', 'n')")).collect();

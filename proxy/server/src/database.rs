@@ -51,6 +51,7 @@ const CATALOG_PAUSE: Duration = Duration::from_millis(50);
 const CATALOG_SHARE: u32 = 4;
 
 /// Everything planning looks at.
+#[derive(Clone)]
 pub struct View {
     /// Changes whenever a template could.
     pub version: u64,
@@ -143,10 +144,10 @@ impl UserPools {
     /// Other limits from now on; sessions keep the mode they began with.
     fn set(&self, pool: &PoolConfig, limits: PoolLimits) {
         self.mode.store(pool.mode as u8, Relaxed);
-        let engine = self.shards.len();
-        self.iter()
-            .filter(|(shard, ..)| usize::from(shard.0) < engine)
-            .for_each(|(_, _, pool)| pool.set_limits(limits));
+        // The engine's pool has limits of its own.
+        for pools in &self.shards {
+            std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
+        }
     }
 
     fn connections(&self) -> usize {
@@ -208,11 +209,8 @@ impl View {
         View {
             // Templates are found by version, so another path needs another version.
             version: self.version ^ (foldhash::quality::FixedState::with_seed(7).hash_one(&search_path) | 1 << 63),
-            topology: self.topology.clone(),
-            rules: Arc::clone(&self.rules),
-            catalog: Arc::clone(&self.catalog),
             search_path,
-            shards: self.shards,
+            ..self.clone()
         }
     }
 }
@@ -467,10 +465,9 @@ impl Database {
         self.view.rcu(|view| View {
             version: if topology.tables == view.rules { view.version } else { view.version + 1 },
             rules: Arc::clone(&topology.tables),
-            catalog: Arc::clone(&view.catalog),
-            search_path: view.search_path.clone(),
             shards: topology.shard_count(),
             topology: topology.clone(),
+            ..View::clone(view)
         });
         self.note_change();
     }
@@ -490,14 +487,7 @@ impl Database {
     /// DDL has changed what statements may mean, maybe without a trace in the catalogue (a type dropped and made anew): all are
     /// prepared anew from now on.
     pub fn renew_statements(&self) {
-        self.view.rcu(|view| View {
-            version: view.version + 1,
-            topology: view.topology.clone(),
-            rules: Arc::clone(&view.rules),
-            catalog: Arc::clone(&view.catalog),
-            search_path: view.search_path.clone(),
-            shards: view.shards,
-        });
+        self.view.rcu(|view| View { version: view.version + 1, ..View::clone(view) });
         self.note_change();
     }
 
@@ -535,11 +525,8 @@ impl Database {
         let catalog = Arc::new(crate::catalog::read(&client, version).await?);
         self.view.rcu(|view| View {
             version: if catalog.same_as(&view.catalog) { view.version } else { view.version + 1 },
-            topology: view.topology.clone(),
-            rules: Arc::clone(&view.rules),
             catalog: Arc::clone(&catalog),
-            search_path: view.search_path.clone(),
-            shards: view.shards,
+            ..View::clone(view)
         });
         self.note_change();
         Ok(())

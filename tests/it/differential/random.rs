@@ -97,7 +97,7 @@ impl Rig {
         single.batch_execute(SERVER_TIME).await?;
         let mut tiers = Vec::new();
         for shards in SHARDS {
-            let tier = Tier::builder().shards(shards).config_extra(rows::DECLARED).start().await?;
+            let tier = Tier::builder().shards(shards).tables(rows::DECLARED).start().await?;
             let (client, console) = (tier.connect().await?, weir_harness::connect(&tier.admin_dsn()).await?);
             rows::load(&client).await.with_context(|| format!("loading {shards} shards"))?;
             tiers.push(Sharded { tier, shards, client, console, counts: BTreeMap::new() });

@@ -91,9 +91,6 @@ impl Session {
         });
         let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
         let form = Form { description: true, columns: understood.template.merged_columns() };
-        if let (Some(dealt), Wrap::None) = (&plan.dealt, &plan.wrap) {
-            return self.deal_rows(shards, Whole { sql, plan, dealt, portal: None, description: true }).await;
-        }
         self.spread(shards, question, &understood.shape, plan, form).await
     }
 
@@ -106,6 +103,10 @@ impl Session {
         plan: &Plan,
         form: Form,
     ) -> Result<(), Failure> {
+        if let (Some(dealt), Wrap::None) = (&plan.dealt, &plan.wrap) {
+            let whole = Whole { question, plan, dealt, description: form.description };
+            return self.deal_rows(shards, whole).await;
+        }
         match (&plan.wrap, &plan.merge) {
             (Wrap::CopyOut(options), _) => self.copy_out(shards, question, options).await,
             (Wrap::Explain(format), _) => self.explain_shards(shards, question, (*format, plan), form).await,
@@ -141,7 +142,6 @@ impl Session {
     }
 
     async fn merge(&mut self, sources: &mut [Source], spec: MergeSpec, form: Form) -> Result<u64, Failure> {
-        let hidden = spec.hidden;
         let mut description = None;
         for source in sources.iter_mut() {
             while !source.done && source.failed.is_none() {
@@ -155,28 +155,9 @@ impl Session {
         if sources.iter().any(|source| source.failed.is_some()) {
             return Ok(0);
         }
-        let Some(description) = description else { return Err(unexpected("no RowDescription")) };
-        let fields = row::fields(&description).map_err(|_| unexpected("a malformed RowDescription"))?;
-        if form.columns.is_some_and(|columns| columns != fields.len()) {
-            return Err(stale_catalogue().into());
-        }
-        let columns = fields
-            .iter()
-            .map(|field| ResultColumn {
-                type_oid: field.type_oid,
-                type_modifier: field.type_modifier,
-                binary: field.binary,
-            })
-            .collect();
-        let limits = MergeLimits {
-            buffered_bytes_max: self.app.config().limits.merge_bytes_max,
-            groups_max: self.app.config().limits.merge_groups_max,
-        };
-        let mut merger = Merger::new(spec, columns, sources.len(), limits)?;
+        let (mut merger, description) = self.merger(description, spec, sources.len(), form)?;
         if form.description {
-            let mut stripped = BytesMut::new();
-            strip_row_description(&description, hidden, &mut stripped);
-            frame::put(&mut self.client.out, tag::ROW_DESCRIPTION, |out| out.unsplit(stripped));
+            self.client.out.unsplit(description);
         }
         while !merger.done() {
             let ready = match merger.wants() {
@@ -196,6 +177,37 @@ impl Session {
             }
         }
         Ok(merger.rows())
+    }
+
+    /// A merger for the rows that a shard has described, and the RowDescription frame that the client gets.
+    pub fn merger(
+        &self,
+        description: Option<Bytes>,
+        spec: MergeSpec,
+        sources: usize,
+        form: Form,
+    ) -> Result<(Merger, BytesMut), Failure> {
+        let Some(description) = description else { return Err(unexpected("no RowDescription")) };
+        let fields = row::fields(&description).map_err(|_| unexpected("a malformed RowDescription"))?;
+        if form.columns.is_some_and(|columns| columns != fields.len()) {
+            return Err(stale_catalogue().into());
+        }
+        let columns = fields
+            .iter()
+            .map(|field| ResultColumn {
+                type_oid: field.type_oid,
+                type_modifier: field.type_modifier,
+                binary: field.binary,
+            })
+            .collect();
+        let config = self.app.config();
+        let limits = MergeLimits {
+            buffered_bytes_max: config.limits.merge_bytes_max,
+            groups_max: config.limits.merge_groups_max,
+        };
+        let mut framed = BytesMut::new();
+        frame::put(&mut framed, tag::ROW_DESCRIPTION, |out| strip_row_description(&description, spec.hidden, out));
+        Ok((Merger::new(spec, columns, sources, limits)?, framed))
     }
 
     /// Gives the merger the next row of one source, or its end.

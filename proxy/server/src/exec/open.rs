@@ -7,15 +7,14 @@
 use bytes::{Buf, Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
-use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
+use weir_core::merge::{MergeSpec, Merger, Wants};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::fetch::Count;
 use weir_wire::backend::tag;
 use weir_wire::frame;
 use weir_wire::frontend::{Execute, Object, Target, put_sync};
-use weir_wire::row;
 
-use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
+use super::failures::{lost_shard, no_common_snapshot};
 use super::fan::{Form, OUT_BYTES, Question, Source};
 use crate::front::session::{End, Failure, Session};
 
@@ -71,25 +70,7 @@ impl Session {
         if let Some(body) = sources.iter_mut().find_map(|source| source.failed.take()) {
             return Err(self.report(&body));
         }
-        let Some(description) = description else { return Err(unexpected("no RowDescription")) };
-        let fields = row::fields(&description).map_err(|_| unexpected("a malformed RowDescription"))?;
-        if form.columns.is_some_and(|columns| columns != fields.len()) {
-            return Err(stale_catalogue().into());
-        }
-        let column = |field: &row::Field<'_>| ResultColumn {
-            type_oid: field.type_oid,
-            type_modifier: field.type_modifier,
-            binary: field.binary,
-        };
-        let limits = MergeLimits {
-            buffered_bytes_max: self.app.config().limits.merge_bytes_max,
-            groups_max: self.app.config().limits.merge_groups_max,
-        };
-        let mut stripped = BytesMut::new();
-        strip_row_description(&description, spec.hidden, &mut stripped);
-        let mut framed = BytesMut::new();
-        frame::put(&mut framed, tag::ROW_DESCRIPTION, |out| out.unsplit(stripped));
-        let merger = Merger::new(spec, fields.iter().map(column).collect(), shards.len(), limits)?;
+        let (merger, description) = self.merger(description, spec, shards.len(), form)?;
         self.open_reads.retain(|read| read.reader != reader);
         self.open_reads.push(OpenRead {
             reader,
@@ -97,7 +78,7 @@ impl Session {
             shards: shards.to_vec(),
             merger,
             ended: vec![false; shards.len()],
-            description: framed,
+            description,
             ready: BytesMut::new(),
         });
         Ok(())

@@ -235,9 +235,7 @@ impl Session {
                 self.note_draws(&prepared.shape, &plan);
                 self.survey_class(&prepared.shape.class, survey);
                 let place = self.place(&view.topology, &plan, || spread_of(&body));
-                if !view.topology.is_single() {
-                    self.keep_snapshot(&plan, &place)?;
-                }
+                self.keep_snapshot(&plan, &place)?;
                 match place {
                     Place::One(shard) => {
                         let explains = matches!(plan.wrap, Wrap::Explain(_));

@@ -192,7 +192,20 @@ impl Session {
             self.client.put_error(error);
         }
         if !matches!(end, End::ClientGone) {
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(5), self.client.send()).await;
+            // What the session held of the servers is not kept waiting for a client that must go.
+            self.give_up_held();
+            Box::pin(self.client.part()).await;
+        }
+    }
+
+    /// What pinned a Backend dies with its session: such a Backend is closed, never lent again.
+    fn give_up_held(&mut self) {
+        self.give_up_announced();
+        for mut held in self.held.drain(..) {
+            if let Some(pin) = held.pinned {
+                held.lease.doubt("pinned by a session that has ended");
+                self.db.stats.unpinned(pin);
+            }
         }
     }
 
@@ -536,15 +549,8 @@ fn apply_vars(lease: &mut Lease, wanted: &VarSet, replies: &mut Replies) {
 }
 
 impl Drop for Session {
-    /// What pinned a Backend dies with its session: such a Backend is closed, never lent again.
     fn drop(&mut self) {
-        self.give_up_announced();
-        for held in &mut self.held {
-            if let Some(pin) = held.pinned.take() {
-                held.lease.doubt("pinned by a session that has ended");
-                self.db.stats.unpinned(pin);
-            }
-        }
+        self.give_up_held();
     }
 }
 

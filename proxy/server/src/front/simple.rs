@@ -147,9 +147,7 @@ impl Session {
         let plan = bound?;
         self.note_draws(&understood.shape, &plan);
         let place = self.place(&view.topology, &plan, || super::extended::spread_of(sql.as_bytes()));
-        if !view.topology.is_single() {
-            self.keep_snapshot(&plan, &place)?;
-        }
+        self.keep_snapshot(&plan, &place)?;
         match place {
             Place::One(shard) if matches!(plan.wrap, Wrap::Explain(_)) => {
                 self.stats.sent_to(&plan, shard);
@@ -334,7 +332,7 @@ impl Session {
             let plan = plan.ok().filter(|_| known.template.filling().is_none());
             let place = plan.as_ref().map(|plan| self.place(&view.topology, plan, || 0));
             settles |= plan.as_ref().is_some_and(Plan::settles);
-            if let (Some(plan), Some(place), false) = (&plan, &place, view.topology.is_single()) {
+            if let (Some(plan), Some(place)) = (&plan, &place) {
                 self.keep_snapshot(plan, place)?;
             }
             shards.push(place);

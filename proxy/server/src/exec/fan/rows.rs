@@ -29,13 +29,22 @@ const ROW_OVERHEAD_BYTES: usize = 64;
 /// An INSERT as the client sent it.
 #[derive(Clone, Copy)]
 pub struct Whole<'a> {
-    pub sql: &'a str,
+    /// As a text or as a portal.
+    pub question: Question<'a>,
     pub plan: &'a Plan,
     pub dealt: &'a Dealt,
-    /// A statement of the extended protocol with its Bind message.
-    pub portal: Option<(&'a Prepared, &'a Bytes)>,
     /// Send the RowDescription.
     pub description: bool,
+}
+
+impl<'a> Whole<'a> {
+    fn sql(&self) -> &'a str {
+        match self.question {
+            Question::Portal { prepared, .. } => std::str::from_utf8(&prepared.sql).unwrap_or_default(),
+            Question::Text(sql) | Question::Once { sql, .. } => sql,
+            Question::Opened { .. } | Question::Described(_) => "",
+        }
+    }
 }
 
 /// How one part is asked.
@@ -61,15 +70,14 @@ impl Session {
     pub async fn deal_rows(&mut self, shards: &[ShardId], whole: Whole<'_>) -> Result<(), Failure> {
         let _turn = self.unique_turn(whole.plan).await?;
         let mut types = Vec::new();
-        match whole.portal {
-            None => self.check_whole(shards[0], whole.sql).await?,
-            Some((prepared, _)) => {
-                for &shard in shards {
-                    types.push(self.parameter_types(shard, prepared).await?);
-                }
+        if let Question::Portal { prepared, .. } = whole.question {
+            for &shard in shards {
+                types.push(self.parameter_types(shard, prepared).await?);
             }
+        } else {
+            self.check_whole(shards[0], whole.sql()).await?;
         }
-        relex(whole.sql, &mut self.scratch);
+        relex(whole.sql(), &mut self.scratch);
         let tokens = std::mem::take(&mut self.scratch.tokens);
         let own = self.txn.is_none();
         if own {
@@ -117,13 +125,13 @@ impl Session {
         types: &[Bytes],
         tokens: &[Token],
     ) -> Result<Bytes, Failure> {
-        let Whole { sql, dealt, .. } = whole;
+        let Whole { dealt, .. } = whole;
         let tracked = dealt.deal.tracked();
         let mut gathered = Gathered::default();
         for (at, &shard) in shards.iter().enumerate() {
             let owned = |row: usize| dealt.owners.get(row) == Some(&shard);
             let types = types.get(at).map_or(&b""[..], |types| types);
-            let part = Part { text: dealt.deal.rows.keep(sql, tokens, owned, &tracked), types };
+            let part = Part { text: dealt.deal.rows.keep(whole.sql(), tokens, owned, &tracked), types };
             self.deal_to(shard, whole, &part, &mut gathered).await?;
         }
         self.put_returned(whole, &gathered).await?;
@@ -138,9 +146,11 @@ impl Session {
         gathered: &mut Gathered,
     ) -> Result<(), Failure> {
         let tracks = !whole.dealt.deal.tracked().is_empty();
-        let question = match whole.portal {
-            None => Question::Text(&part.text),
-            Some((_, bind)) => Question::Once { sql: &part.text, types: part.types, bind, hidden: usize::from(tracks) },
+        let question = match whole.question {
+            Question::Portal { bind, .. } => {
+                Question::Once { sql: &part.text, types: part.types, bind, hidden: usize::from(tracks) }
+            }
+            _ => Question::Text(&part.text),
         };
         let mut sources = self.ask(&[shard], question).await?;
         self.note_write(sources[0].index, whole.plan, false)?;
