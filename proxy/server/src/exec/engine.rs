@@ -28,7 +28,6 @@ use crate::engine::{Engine, Problem, Ready};
 use crate::front::cursor::partial_fetch;
 use crate::front::names::Portal;
 use crate::front::session::{Failure, Session};
-use crate::statements::Prepared;
 
 /// Held back until it is certain that the engine's first words are no complaint about its limits.
 const HELD_BYTES_MAX: usize = 64 * 1024;
@@ -86,11 +85,9 @@ impl Session {
         self.engine_read(Asked { question, sql, description: false }, plan).await
     }
 
-    /// A query of the extended protocol whose rows are weir's.
-    pub async fn engine_question(&mut self, prepared: &Prepared, bind: &Bytes, plan: &Plan) -> Result<(), Failure> {
-        let question = Question::Portal { prepared, bind, merged: false };
-        let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-        self.engine_read(Asked { question, sql, description: true }, plan).await
+    /// A query whose rows are weir's.
+    pub async fn engine_rows(&mut self, question: Question<'_>, plan: &Plan) -> Result<(), Failure> {
+        self.engine_read(Asked { question, sql: question.sql(), description: true }, plan).await
     }
 
     /// What becomes of a statement that could not be merged after all, with no byte of a reply sent. `None`: it is done.
