@@ -36,3 +36,4 @@ mod shop;
 mod start;
 mod tls;
 mod transactions;
+mod unique;

@@ -1,6 +1,7 @@
 //! The tier under test: servers, configuration, weir.
 
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -27,6 +28,7 @@ pub struct Tier {
 pub struct Builder {
     servers: TierSpec,
     config_extra: String,
+    weir: Option<PathBuf>,
 }
 
 impl Deref for Tier {
@@ -92,9 +94,19 @@ impl Builder {
         self.config_extra(&sections)
     }
 
+    /// The weir to start, if it is not the one of this build.
+    #[must_use]
+    pub fn weir(mut self, binary: Option<PathBuf>) -> Self {
+        self.weir = binary;
+        self
+    }
+
     /// Starts the servers and weir. Returns when weir says that it is ready.
     pub async fn start(self) -> Result<Tier> {
-        let weir = binary("WEIR_BIN", "weir")?;
+        let weir = match &self.weir {
+            Some(weir) => weir.clone(),
+            None => binary("WEIR_BIN", "weir")?,
+        };
         let run = Run::temporary("test")?;
         let servers = weir_local::Tier::start(&run, &self.servers, Arc::new(|_| {})).await?;
         for attempt in 1.. {
@@ -116,6 +128,7 @@ impl Tier {
         Builder {
             servers: TierSpec { shards: 2, replicas: 0, redis: false, log_statements: false },
             config_extra: String::new(),
+            weir: None,
         }
     }
 

@@ -12,7 +12,7 @@ use super::reason::{KeyName, NoCacheReason, RouteReason};
 use super::refuse;
 use super::scatter::ReadScatter;
 use super::values::Values;
-use super::{Access, DescribeTarget, Plan, Target, Wrap};
+use super::{Access, DescribeTarget, Noting, Plan, Target, Wrap};
 use crate::error::{Blame, UserError, sqlstate};
 use crate::fresh::{Dependencies, Dependency, KeyHash, TableHash};
 use crate::id::{ShardId, Slot};
@@ -39,6 +39,7 @@ pub struct Shape {
     pub writes: Vec<Need>,
     pub cacheable: Result<(), NoCacheReason>,
     pub wrap: Wrap,
+    pub noting: Noting,
     /// Key parameters whose type is not certain in binary form.
     pub ambiguous: Vec<u16>,
     /// The fallback engine would give the right answer.
@@ -131,6 +132,7 @@ impl Shape {
             writes: Vec::new(),
             cacheable: Err(NoCacheReason::NotSelect),
             wrap: Wrap::None,
+            noting: Noting::None,
             ambiguous: Vec::new(),
             engine: false,
             carry: None,
@@ -213,6 +215,7 @@ impl Shape {
             writes: depend(&self.writes, &bound),
             cacheable,
             wrap: self.wrap.clone(),
+            noting: self.noting,
             reason,
         })
     }
@@ -232,6 +235,7 @@ impl Shape {
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::NotSelect),
             wrap: Wrap::Carry(Arc::clone(carry)),
+            noting: self.noting,
             reason: RouteReason::Carried { refusal: Box::new(refusal) },
         })
     }
@@ -247,6 +251,7 @@ impl Shape {
             writes: depend(&self.writes, bound),
             cacheable: Err(NoCacheReason::NotSelect),
             wrap: Wrap::None,
+            noting: self.noting,
             reason,
         };
         let unknown = || Bound { hashes: SmallVec::new(), shards: SmallVec::new(), unknown: true };

@@ -3,11 +3,13 @@
 mod fill;
 mod parts;
 mod rows;
+mod unique;
 mod upsert;
 mod wrapped;
 
 use std::sync::Arc;
 
+pub use self::unique::Noting;
 use super::bind::{Demand, Keyed, Need, Route, Scatter, Shape};
 use super::carry::CarriedKey;
 use super::clauses::clauses;
@@ -136,7 +138,11 @@ impl Compiler<'_> {
             }
             Class::Ddl(ddl) => self.ddl(ddl, source),
             Class::Truncate | Class::Lock => match self.mentioned(source) {
-                Some(_) => self.everywhere(RouteReason::EveryShard),
+                Some(_) => {
+                    let mut shape = self.everywhere(RouteReason::EveryShard);
+                    self.note_all(*class == Class::Truncate, &mut shape);
+                    shape
+                }
                 None => home(Access::Write, RouteReason::GlobalTable, true),
             },
             Class::Call | Class::Do => self.code(source),
@@ -182,7 +188,11 @@ impl Compiler<'_> {
         let inside = || hidden::named_anywhere(source.sql, self.schema).map(|name| refuse::block(&name));
         match Some(()).filter(|()| !self.single()).and_then(|()| called().or_else(inside)) {
             Some(error) => Shape::refusing(error, Access::Write),
-            None => home(Access::Write, RouteReason::SessionStatement, true),
+            None => {
+                let mut shape = home(Access::Write, RouteReason::SessionStatement, true);
+                self.note_late(&mut shape);
+                shape
+            }
         }
     }
 
@@ -215,7 +225,9 @@ impl Compiler<'_> {
             self.conflict_needs(&facts.instances, &mut shape);
         }
         let harm = worst(&facts.functions, self.schema.catalog);
+        self.note_unique(&facts.instances, source, &mut shape);
         if harm == Harm::Unknown {
+            self.note_late(&mut shape);
             shape.writes.push(Need::Fixed(Dependency::Anything));
         }
         shape.cacheable = cacheable(&facts, harm, source, &shape);

@@ -21,6 +21,7 @@ mod reason;
 mod refuse;
 mod rewrite;
 mod scatter;
+mod ungrouped;
 mod values;
 
 use std::sync::Arc;
@@ -37,12 +38,13 @@ use crate::topology::Topology;
 
 pub use crate::sql::facts::Schema;
 pub use carry::{CarriedKey, Carry, Form, TEXT, Written, put_value};
-pub use compile::{Compiled, compile, unread};
+pub use compile::{Compiled, Noting, compile, unread};
 pub use deal::{Deal, Dealt, Returned};
 pub use explain::explain;
 pub use fill::{Drawing, Filling, Sequence};
 pub use reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 pub use rewrite::{Edit, Piece, Rewrite};
+pub use ungrouped::grouped_too;
 pub use values::{Datum, Values};
 
 /// The cached plan of one statement shape, with no shard number in it.
@@ -66,6 +68,8 @@ pub struct Plan {
     pub writes: Dependencies,
     pub cacheable: Result<(), NoCacheReason>,
     pub wrap: Wrap,
+    /// What it does to columns that are unique over all shards.
+    pub noting: Noting,
     pub reason: RouteReason,
 }
 
@@ -138,8 +142,15 @@ impl Plan {
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::NotSelect),
             wrap: Wrap::None,
+            noting: Noting::None,
             reason: RouteReason::SessionStatement,
         }
+    }
+
+    /// Does it run in a transaction of weir's own, where there is none, so that what the shards note of it can be settled?
+    pub fn settles(&self) -> bool {
+        matches!(self.noting, Noting::Settled { .. })
+            && matches!(self.wrap, Wrap::None | Wrap::CopyIn(_) | Wrap::Carry(_))
     }
 
     pub fn combine(&self) -> Combine {
@@ -178,6 +189,7 @@ impl Template {
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::Engine),
             wrap: Wrap::None,
+            noting: Noting::None,
             reason: RouteReason::Engine { refusal: Box::new(refusal) },
         })
     }

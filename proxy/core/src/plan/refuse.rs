@@ -360,3 +360,18 @@ pub fn copy_spread() -> UserError {
         "Run the query by itself, or restrict it to one shard key.".to_owned(),
     )
 }
+
+/// SQLSTATE of what cannot be done before something else has been (ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE).
+const NOT_READY: &str = "55000";
+
+pub fn unique_failed(table: &TableName, column: &str, reason: &str) -> UserError {
+    UserError::new(Blame::Client, NOT_READY, format!("{table}.{column} cannot be kept unique over all shards"))
+        .detail(reason.to_owned())
+        .hint("Remove the cause; weir looks again within a minute. SHOW UNIQUE in the admin database tells the state.")
+}
+
+pub fn unique_unknown(table: &TableName, column: &str) -> UserError {
+    UserError::new(Blame::Proxy, NOT_READY, format!("{table}.{column} is not yet kept unique over all shards"))
+        .detail("Its triggers are not there yet, or have been taken away.")
+        .hint("weir makes them within a minute. SHOW UNIQUE in the admin database tells the state.")
+}

@@ -103,6 +103,8 @@ pub struct EngineConfig {
     pub work_mem: usize,
     /// Temporary files of one statement, in bytes; more gets 54000.
     pub temp_bytes_max: usize,
+    /// A statement that returns more rows gets 54000.
+    pub rows_max: u64,
     /// A statement that runs longer gets 54000.
     pub time_max: Duration,
 }
@@ -147,6 +149,8 @@ pub struct TableRuleConfig {
     pub schema: String,
     pub name: String,
     pub placement: Placement,
+    /// Columns of a sharded table whose values are unique over all shards.
+    pub unique: Vec<String>,
 }
 
 /// How fresh reads of a database are. More levels come later; the file already names them.
@@ -336,6 +340,8 @@ impl DatabaseConfig {
         let mut rules = TableRules::default();
         for table in &self.tables {
             rules.insert(&table.schema, &table.name, table.placement.clone());
+            let columns = table.unique.iter().map(|column| column.as_str().into()).collect();
+            rules.insert_unique(&table.schema, &table.name, columns);
         }
         rules
     }

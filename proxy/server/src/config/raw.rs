@@ -66,6 +66,7 @@ pub(super) struct Engine {
     pub pool_size: Option<Spanned<i64>>,
     pub work_mem: Option<Spanned<Size>>,
     pub temp_bytes_max: Option<Spanned<Size>>,
+    pub rows_max: Option<Spanned<i64>>,
     pub time_max: Option<Spanned<Time>>,
 }
 
@@ -116,6 +117,7 @@ pub(super) struct Table {
     pub key: Option<Spanned<String>>,
     #[serde(rename = "type")]
     pub key_type: Option<Spanned<String>>,
+    pub global_unique: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize, Default)]

@@ -107,6 +107,7 @@ impl Writing {
 impl Session {
     /// Runs it. Outside a transaction it makes its own, so that it commits everywhere or nowhere.
     pub async fn carry_rows(&mut self, carried: Carried<'_>) -> Result<(), Failure> {
+        let _turn = self.unique_turn(carried.plan).await?;
         let home = self.view().topology.home;
         match carried.portal() {
             None => self.check_whole(home, carried.sql()).await?,
@@ -119,7 +120,7 @@ impl Session {
             self.begin_implicit();
         }
         let result = self.read_and_write(carried).await;
-        self.conclude_write(own, result).await
+        self.conclude_write(own, carried.plan, result).await
     }
 
     async fn read_and_write(&mut self, carried: Carried<'_>) -> Result<Bytes, Failure> {

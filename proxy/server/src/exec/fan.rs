@@ -56,6 +56,8 @@ pub enum Question<'a> {
     Described(&'a [u8]),
 }
 
+const FLOATS: [u32; 2] = [700, 701];
+
 /// How much of the reply the client asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Form {
@@ -197,12 +199,15 @@ impl Session {
         if form.columns.is_some_and(|columns| columns != fields.len()) {
             return Err(stale_catalogue().into());
         }
+        let is_float = |field: &row::Field<'_>| FLOATS.contains(&field.type_oid) && !field.binary;
+        let rounded = fields.iter().any(is_float) && self.rounds_floats();
         let columns = fields
             .iter()
             .map(|field| ResultColumn {
                 type_oid: field.type_oid,
                 type_modifier: field.type_modifier,
                 binary: field.binary,
+                rounded,
             })
             .collect();
         let config = self.app.config();
@@ -213,6 +218,19 @@ impl Session {
         let mut framed = BytesMut::new();
         frame::put(&mut framed, tag::ROW_DESCRIPTION, |out| strip_row_description(&description, spec.hidden, out));
         Ok((Merger::new(spec, columns, sources, limits)?, framed))
+    }
+
+    /// May the shards send this session floats as text with fewer digits than tell one from another?
+    fn rounds_floats(&self) -> bool {
+        const SETTING: &str = "extra_float_digits";
+        let says = |sql: &str| sql.to_ascii_lowercase().contains(SETTING);
+        if self.txn.as_ref().is_some_and(|txn| txn.prelude.iter().any(|joined| says(&joined.sql))) {
+            return true;
+        }
+        match self.vars.current().get(SETTING) {
+            Some(value) => value.trim_matches('\'').trim().parse::<i32>().map_or(true, |digits| digits < 1),
+            None => self.view().catalog.floats_rounded,
+        }
     }
 
     /// Gives the merger the next row of one source, or its end.
@@ -258,6 +276,7 @@ impl Session {
         if !shape.class.is_transactional() {
             return self.shard_by_shard(shards, question, shape, form).await;
         }
+        let _turn = self.unique_turn(plan).await?;
         let own = self.txn.is_none();
         if own {
             self.begin_implicit();
@@ -276,11 +295,22 @@ impl Session {
             txn.changed_schema = true;
             txn.renews = true;
         }
-        self.conclude_write(own, result).await
+        self.conclude_write(own, plan, result).await
     }
 
     /// Ends a write over shards, and with it the transaction that was made for it alone (`own`).
-    pub async fn conclude_write(&mut self, own: bool, result: Result<Bytes, Failure>) -> Result<(), Failure> {
+    pub async fn conclude_write(
+        &mut self,
+        own: bool,
+        plan: &Plan,
+        mut result: Result<Bytes, Failure>,
+    ) -> Result<(), Failure> {
+        if result.is_ok()
+            && plan.settles()
+            && let Err(failure) = Box::pin(self.settle_unique()).await
+        {
+            result = Err(failure);
+        }
         match result {
             Ok(command) => {
                 if own {

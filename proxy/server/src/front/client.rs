@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,6 +27,10 @@ const READ_BYTES: usize = 2 * 1024;
 const READ_BYTES_MAX: usize = 64 * 1024;
 /// Room for a reply that is about to come.
 const REPLY_BYTES: usize = 8 * 1024;
+
+/// How long a client may take to read why it must go, and then to go.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
+const HANGING_UP_MAX: Duration = Duration::from_secs(1);
 
 pub enum Socket {
     Plain(TcpStream),
@@ -173,6 +178,20 @@ impl Client {
 
     pub async fn send(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_send(cx)).await
+    }
+
+    /// Sends what is in `out`, as the last there is, and waits a moment for the client to hang up. To close at once would reset the
+    /// connection of a client that is still sending, and drivers that fail to send do not look for the reason.
+    pub async fn part(&mut self) {
+        let _ = tokio::time::timeout(LAST_WORDS_MAX, self.send()).await;
+        let hung_up = async {
+            std::future::poll_fn(|cx| Pin::new(&mut self.socket).poll_shutdown(cx)).await?;
+            while self.receive().await? > 0 {
+                self.inbuf.clear();
+            }
+            io::Result::Ok(())
+        };
+        let _ = tokio::time::timeout(HANGING_UP_MAX, hung_up).await;
     }
 
     pub async fn receive(&mut self) -> io::Result<usize> {

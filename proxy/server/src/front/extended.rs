@@ -239,7 +239,8 @@ impl Session {
                 match place {
                     Place::One(shard) => {
                         let explains = matches!(plan.wrap, Wrap::Explain(_));
-                        survey.stepwise |= explains || survey.shard.is_some_and(|already| already != shard);
+                        survey.stepwise |=
+                            explains || plan.settles() || survey.shard.is_some_and(|already| already != shard);
                         survey.shard.get_or_insert(shard);
                     }
                     Place::Several(_) | Place::Engine => survey.stepwise = true,

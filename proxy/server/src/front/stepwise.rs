@@ -285,10 +285,11 @@ impl Session {
             // Again after the survey of the batch: the BEGIN of this snapshot may have been in it.
             self.keep_snapshot(&portal.plan, place)?;
         }
-        let explains = matches!(portal.plan.wrap, Wrap::Explain(_));
+        // As a statement for several shards: its plan is told, or what it notes of globally unique columns is settled.
+        let as_several = matches!(portal.plan.wrap, Wrap::Explain(_)) || portal.plan.settles();
         if let Some(Place::One(shard)) = place
             && !failed
-            && !explains
+            && !as_several
         {
             return self.execute_on(shard, call).await;
         }
@@ -300,7 +301,7 @@ impl Session {
             return Ok(());
         }
         let several = match &place {
-            Some(Place::One(shard)) if explains => Some(vec![*shard]),
+            Some(Place::One(shard)) if as_several => Some(vec![*shard]),
             Some(Place::Several(shards)) => Some(shards.clone()),
             _ => None,
         };
@@ -405,6 +406,7 @@ impl Session {
         let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
         let fits = known.template.bind(&values, &view.topology).is_ok_and(|plan| {
             match self.place(&view.topology, &plan, || 0) {
+                Place::One(_) if plan.settles() => false,
                 Place::One(place) => place == shard || plan.target == weir_core::plan::Target::Any,
                 Place::Several(_) | Place::Engine => false,
             }

@@ -204,6 +204,7 @@ pub(super) fn together(mut whole: Shape, part: Shape) -> Option<Shape> {
         whole.scatter = part.scatter;
     }
     whole.ambiguous.extend(part.ambiguous);
+    whole.noting = whole.noting.with(part.noting);
     whole.carried_key = None;
     whole.carry = None;
     Some(whole)

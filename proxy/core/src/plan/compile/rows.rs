@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::bind::Shape;
+use super::super::bind::{Route, Shape};
 use super::super::carry::Carry;
 use super::super::deal::Deal;
 use super::super::functions::{Harm, harmless_by_row, worst};
@@ -20,7 +20,12 @@ impl Compiler<'_> {
     /// INSERT over several shards: if nothing else can be done with the rows of its query, they are carried.
     pub(super) fn insert(&mut self, source: Source<'_>, normal: &Normal) -> Shape {
         let carry = Carry::find(source.text, source.tokens, self.schema).map(Arc::new);
-        Shape { carry, ..self.data(source, Some(normal)) }
+        let mut shape = Shape { carry, ..self.data(source, Some(normal)) };
+        if shape.carry.is_some() && matches!(shape.route, Route::Refuse(_)) {
+            // What its form notes is settled with it.
+            self.note_all(true, &mut shape);
+        }
+        shape
     }
 
     /// A statement that sets the shard key of rows: an UPDATE that is no more than that carries them.

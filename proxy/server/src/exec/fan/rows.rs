@@ -75,6 +75,7 @@ pub struct Gathered {
 impl Session {
     /// Runs it everywhere it belongs. Outside a transaction it makes its own, so that it commits everywhere or nowhere.
     pub async fn deal_rows(&mut self, shards: &[ShardId], whole: Whole<'_>) -> Result<(), Failure> {
+        let _turn = self.unique_turn(whole.plan).await?;
         let mut types = Vec::new();
         if let Question::Portal { prepared, .. } = whole.question {
             for &shard in shards {
@@ -91,7 +92,7 @@ impl Session {
         }
         let result = self.deal_out(shards, whole, &types, &tokens).await;
         self.scratch.tokens = tokens;
-        self.conclude_write(own, result).await
+        self.conclude_write(own, whole.plan, result).await
     }
 
     /// Has one server parse the whole text; its error is the client's.
