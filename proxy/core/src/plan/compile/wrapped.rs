@@ -64,7 +64,7 @@ impl Compiler<'_> {
                     shape.scatter = Err("EXPLAIN ANALYZE would change rows on several shards".into());
                 }
                 Some(format) => shape.wrap = Wrap::Explain(format),
-                None => shape.scatter = Err("EXPLAIN over shards knows the formats TEXT and JSON".into()),
+                None => shape.scatter = Err("EXPLAIN over shards does not know this format".into()),
             }
         }
         shape
