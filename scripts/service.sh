@@ -2,8 +2,8 @@
 # Builds weir for service, in target/service: optimised by what a short load has shown (profile-guided optimisation).
 #
 # weir is built twice: first with counters, and put under load by weir-bench on throw-away servers (scripts/deps.sh bench
-# installs them); then with what was counted. It takes a fifth off weir's own processor time. Without rustup's llvm-tools,
-# which read the counts, it is built once and without that.
+# installs them); then with what was counted. Without rustup's llvm-tools, which read the counts, it is built once and
+# without that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

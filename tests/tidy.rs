@@ -33,6 +33,7 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("sql", &["error", "id", "topology"]),
     ("fresh", &["error", "id", "topology"]),
     ("engine", &["id", "topology", "sql"]),
+    ("unique", &["id", "topology", "sql"]),
     // An expression over aggregates keeps the operations the parser has names for.
     ("merge", &["error", "id", "topology", "sql"]),
     ("copy", &["error", "id", "topology", "sql"]),

@@ -2,8 +2,8 @@
 //!
 //! Paths are measured in turn, round after round, and medians are compared: what else the machine does hits all alike, so
 //! the ratios are worth more than the figures. Reading order: [`stage`] starts the servers; [`pgbench`], [`hits`],
-//! [`crowd`], [`bulk`] and [`prepared`] put load on them ([`raw`] is their client), [`planning`] needs none; [`cost`] reads
-//! what it cost from /proc, [`report`] prints.
+//! [`crowd`], [`bulk`] and [`prepared`] put load on them ([`raw`] is their client); [`shards`] and [`tpch`] start tiers of their own,
+//! [`planning`] needs none; [`cost`] reads what it cost from /proc, [`report`] prints.
 //! Non-goals: several machines, any judgement (the exit code only says whether all of it ran).
 
 mod bulk;
@@ -15,13 +15,15 @@ mod planning;
 mod prepared;
 mod raw;
 mod report;
+mod shards;
 mod stage;
+mod tpch;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, ValueEnum as _};
 
 use bulk::{BulkSample, Load};
 use crowd::CrowdSample;
@@ -46,6 +48,17 @@ enum Part {
     Bulk,
     /// A million different prepared statements.
     Prepared,
+    /// The same rows on 2, 4 and 8 shards: COPY in, scattered statements, merged reads.
+    Shards,
+    /// The queries of TPC-H on two shards.
+    Tpch,
+}
+
+impl Part {
+    /// It is measured on servers of its own, or on none.
+    fn has_own_stage(self) -> bool {
+        matches!(self, Part::Planning | Part::Shards | Part::Tpch)
+    }
 }
 
 /// Compares weir with direct Postgres, PgBouncer and Redis.
@@ -97,19 +110,26 @@ async fn main() -> ExitCode {
 
 async fn run(mut args: Args) -> Result<()> {
     const LIGHT: [Part; 3] = [Part::Pgbench, Part::Reads, Part::Planning];
-    const ALL: [Part; 6] = [Part::Pgbench, Part::Reads, Part::Planning, Part::Crowd, Part::Bulk, Part::Prepared];
     if args.quick {
         (args.secs, args.rounds, args.scale, args.crowd) = (2, 1, 1, args.crowd.min(1000));
     }
     if args.parts.is_empty() {
-        args.parts = if args.quick { LIGHT.to_vec() } else { ALL.to_vec() };
+        args.parts = if args.quick { LIGHT.to_vec() } else { Part::value_variants().to_vec() };
     }
     let machine_before = cost::load_average();
     let mut report = Report { secs: args.secs, rounds: args.rounds, clients: args.clients, ..Report::default() };
     if args.parts.contains(&Part::Planning) {
         report.planning = planning::run(Duration::from_millis(if args.quick { 40 } else { 150 }));
     }
-    if args.parts.iter().any(|part| *part != Part::Planning) {
+    if args.parts.contains(&Part::Shards) {
+        let rows = if args.quick { 20_000 } else { 500_000 };
+        report.spread = shards::run(rows, args.rounds, args.weir.clone()).await?;
+    }
+    if args.parts.contains(&Part::Tpch) {
+        let scale = if args.quick { 0.002 } else { 0.05 };
+        (report.tpch_scale, report.tpch) = (scale, tpch::run(scale, args.rounds, args.weir.clone()).await?);
+    }
+    if args.parts.iter().any(|part| !part.has_own_stage()) {
         eprintln!("starting PostgreSQL, PgBouncer, Redis and weir …");
         let stage = Stage::start(args.scale, args.weir.clone()).await?;
         report.machine = Machine::describe(Some(&stage), machine_before);
@@ -133,7 +153,7 @@ async fn on_servers(stage: &Stage, args: &Args, report: &mut Report) -> Result<(
         match part {
             Part::Pgbench => report.transactions = transactions(stage, args).await?,
             Part::Reads => report.hits = hits_everywhere(stage, args).await?,
-            Part::Planning => {}
+            Part::Planning | Part::Shards | Part::Tpch => {}
             Part::Crowd => report.crowds = crowds(stage, args).await?,
             Part::Bulk => (report.bulk, report.slow) = bulk_everywhere(stage, args).await?,
             Part::Prepared => report.prepared = prepared_everywhere(stage, args).await?,

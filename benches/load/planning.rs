@@ -2,8 +2,8 @@
 //!
 //! Measured on weir's own [`Statements`], in this process, on one thread, without any server, in processor time: from the
 //! text of a statement to its bound plan, once for a database of one server and once for one of two shards, where every
-//! statement must be parsed. A text is made unknown again by a new version of the [`View`], as after DDL. The baseline is
-//! the lexer, which every text has to pass.
+//! statement must be parsed. A text is made unknown again by a new version of the [`View`], as after DDL. The baselines are
+//! the lexer, which every text has to pass, and for unknown texts the parser alone.
 
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::parser::Parser;
 use weir::database::View;
 use weir::statements::{Scratch, Statements};
 use weir_core::id::{Epoch, ShardId, Slot};
@@ -59,6 +61,8 @@ pub struct PlanSample {
     pub sharded_us: f64,
     /// Cutting the same text into tokens, nothing more.
     pub lex_us: f64,
+    /// sqlparser alone, from the text to its tree, where planning needs one.
+    pub parser_us: Option<f64>,
 }
 
 /// Plans every text for about `each` time.
@@ -69,13 +73,14 @@ pub fn run(each: Duration) -> Vec<PlanSample> {
         for sight in [Sight::Seen, Sight::SeenShape, Sight::SeenParse] {
             let [alone_us, sharded_us] = planners.each_mut().map(|planner| planner.seen_us(&texts, sight, each));
             let (bytes, lex_us) = (texts[0].len(), lex_us(&texts[0], each));
-            samples.push(PlanSample { text: name, bytes, sight, alone_us, sharded_us, lex_us });
+            samples.push(PlanSample { text: name, bytes, sight, alone_us, sharded_us, lex_us, parser_us: None });
         }
     }
     for (name, text) in unknown() {
         let [alone_us, sharded_us] = planners.each_mut().map(|planner| planner.unknown_us(&text, each));
-        let (bytes, lex_us) = (text.len(), lex_us(&text, each));
-        samples.push(PlanSample { text: name, bytes, sight: Sight::Unknown, alone_us, sharded_us, lex_us });
+        let (bytes, lex_us, parser_us) = (text.len(), lex_us(&text, each), Some(parser_us(&text, each)));
+        let sight = Sight::Unknown;
+        samples.push(PlanSample { text: name, bytes, sight, alone_us, sharded_us, lex_us, parser_us });
     }
     samples
 }
@@ -132,6 +137,12 @@ fn lex_us(text: &str, each: Duration) -> f64 {
     let mut tokens: Vec<Token> = Vec::new();
     mean_us(each / 2, 100, || {
         let _ = black_box(lex(text, &mut tokens));
+    })
+}
+
+fn parser_us(text: &str, each: Duration) -> f64 {
+    mean_us(each / 2, 10, || {
+        let _ = black_box(Parser::parse_sql(&PostgreSqlDialect {}, text));
     })
 }
 
@@ -259,6 +270,7 @@ fn view(shards: u16) -> View {
             kind: RelationKind::PlainTable,
             columns: columns.iter().map(column).collect(),
             writes_spread: false,
+            referenced: false,
             unique_columns: Vec::new(),
             reads: Vec::new(),
             triggers: Vec::new(),

@@ -124,12 +124,18 @@ impl Raw {
         Ok(())
     }
 
-    /// Sends what is in `out` and reads one frame.
-    pub async fn next(&mut self) -> Result<(u8, Bytes)> {
+    /// Sends what is in `out`.
+    pub async fn flush(&mut self) -> Result<()> {
         if !self.out.is_empty() {
             self.stream.write_all(&self.out).await?;
             self.out.clear();
         }
+        Ok(())
+    }
+
+    /// Sends what is in `out` and reads one frame.
+    pub async fn next(&mut self) -> Result<(u8, Bytes)> {
+        self.flush().await?;
         loop {
             if let Some((kind, total)) = frame::header(&self.inbuf, FRAME_BYTES_MAX)?
                 && self.inbuf.len() >= total

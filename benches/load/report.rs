@@ -12,7 +12,9 @@ use crate::hits::{HitSample, Reader};
 use crate::pgbench::{Mode, TxSample};
 use crate::planning::PlanSample;
 use crate::prepared::PreparedSample;
+use crate::shards::{Deed, SHARDS, SpreadSample};
 use crate::stage::{Path, Pooler, Stage, VALUE_BYTES};
+use crate::tpch::TpchSample;
 
 /// What the figures depend on.
 #[derive(Default)]
@@ -71,6 +73,9 @@ pub struct Report {
     pub bulk: Vec<BulkSample>,
     pub slow: Vec<BulkSample>,
     pub prepared: Vec<PreparedSample>,
+    pub spread: Vec<SpreadSample>,
+    pub tpch_scale: f64,
+    pub tpch: Vec<TpchSample>,
 }
 
 impl Report {
@@ -92,6 +97,8 @@ impl Report {
         self.bulk_table(&mut text);
         self.slow_table(&mut text);
         self.prepared_table(&mut text);
+        self.spread_table(&mut text);
+        self.tpch_table(&mut text);
         self.planning_table(&mut text);
         text
     }
@@ -236,18 +243,67 @@ impl Report {
         }
     }
 
+    fn spread_table(&self, text: &mut String) {
+        let Some(first) = self.spread.first() else { return };
+        let _ = writeln!(text, "\n{} rows on one Postgres and on N shards through weir, one client:\n", first.rows);
+        text.push_str(
+            "| What | Where | ms | rows/s | ÷ one Postgres, rows/s | weir CPU µs/row |\n|---|---|--:|--:|--:|--:|\n",
+        );
+        for deed in Deed::ALL {
+            let of = |shards: Option<u32>, figure: fn(&SpreadSample) -> f64| {
+                let samples = self.spread.iter().filter(|sample| sample.deed == deed && sample.shards == shards);
+                median(samples.map(figure).collect()).unwrap_or_default()
+            };
+            for shards in std::iter::once(None).chain(SHARDS.map(Some)) {
+                let (seconds, rows) = (of(shards, |sample| sample.seconds), first.rows as f64);
+                let place = shards.map_or("one Postgres".to_owned(), |shards| format!("{shards} shards"));
+                let cpu = shards.map_or("–".to_owned(), |_| {
+                    format!("{:.2}", of(shards, |sample| sample.proxy_seconds) * 1e6 / rows)
+                });
+                let _ = writeln!(
+                    text,
+                    "| {} | {place} | {:.1} | {:.0} | {} | {cpu} |",
+                    deed.name(),
+                    seconds * 1e3,
+                    rows / seconds,
+                    ratio(1.0 / seconds, Some(1.0 / of(None, |sample| sample.seconds))),
+                );
+            }
+        }
+    }
+
+    fn tpch_table(&self, text: &mut String) {
+        if self.tpch.is_empty() {
+            return;
+        }
+        let _ = writeln!(text, "\nTPC-H, scale {}, two shards, best of {} rounds:\n", self.tpch_scale, self.rounds);
+        text.push_str("| Query | Answered by | ms | one Postgres, ms | ÷ | rows moved |\n|--:|---|--:|--:|--:|--:|\n");
+        for sample in &self.tpch {
+            let (weir, one) = (sample.weir_ms, sample.one_ms);
+            let times = ratio(weir, Some(one));
+            let (query, how, moved) = (sample.query, &sample.how, sample.rows_moved);
+            let _ = writeln!(text, "| {query} | {how} | {weir:.1} | {one:.1} | {times} | {moved} |");
+        }
+        let logs: f64 = self.tpch.iter().map(|sample| (sample.weir_ms / sample.one_ms).ln()).sum();
+        let _ = writeln!(text, "\nGeometric mean: {:.2} times one Postgres.", (logs / self.tpch.len() as f64).exp());
+    }
+
     fn planning_table(&self, text: &mut String) {
         if self.planning.is_empty() {
             return;
         }
         text.push_str("\nFrom text to bound plan, processor time of one thread, no server:\n\n");
-        text.push_str("| Statement | bytes | sight | µs, one server | µs, two shards | of which cutting into tokens |\n|---|--:|---|--:|--:|--:|\n");
+        text.push_str("| Statement | bytes | sight | µs, one server | µs, two shards | of which cutting into tokens | sqlparser alone |\n|---|--:|---|--:|--:|--:|--:|\n");
         for sample in &self.planning {
             let (name, sight) = (sample.text, sample.sight.name());
             let _ = writeln!(
                 text,
-                "| {name} | {} | {sight} | {:.2} | {:.2} | {:.2} |",
-                sample.bytes, sample.alone_us, sample.sharded_us, sample.lex_us
+                "| {name} | {} | {sight} | {:.2} | {:.2} | {:.2} | {} |",
+                sample.bytes,
+                sample.alone_us,
+                sample.sharded_us,
+                sample.lex_us,
+                sample.parser_us.map_or("–".to_owned(), |us| format!("{us:.2}"))
             );
         }
     }
@@ -338,7 +394,7 @@ impl Report {
         let planning: Vec<Value> = self.planning.iter().map(|sample| {
             json!({
                 "text": sample.text, "bytes": sample.bytes, "sight": sample.sight.name(), "one_server_us": sample.alone_us,
-                "two_shards_us": sample.sharded_us, "lex_us": sample.lex_us,
+                "two_shards_us": sample.sharded_us, "lex_us": sample.lex_us, "parser_us": sample.parser_us,
             })
         }).collect();
         let hits: Vec<Value> = self.hits.iter().map(|sample| {
@@ -352,8 +408,33 @@ impl Report {
             "load_before": self.machine.load_before, "load_after": self.machine.load_after,
             "secs": self.secs, "rounds": self.rounds, "clients": self.clients,
             "transactions": transactions, "reads": hits, "crowds": crowds, "bulk": bulk(&self.bulk),
-            "slow_readers": bulk(&self.slow), "prepared": prepared, "planning": planning,
+            "slow_readers": bulk(&self.slow), "prepared": prepared, "planning": planning, "shards": self.spread_json(),
+            "tpch_scale": self.tpch_scale, "tpch": self.tpch_json(),
         })
+    }
+
+    fn spread_json(&self) -> Vec<Value> {
+        self.spread
+            .iter()
+            .map(|sample| {
+                json!({
+                    "what": sample.deed.name(), "shards": sample.shards, "rows": sample.rows, "seconds": sample.seconds,
+                    "proxy_cpu_seconds": sample.proxy_seconds,
+                })
+            })
+            .collect()
+    }
+
+    fn tpch_json(&self) -> Vec<Value> {
+        self.tpch
+            .iter()
+            .map(|sample| {
+                json!({
+                    "query": sample.query, "how": sample.how, "ms": sample.weir_ms, "one_postgres_ms": sample.one_ms,
+                    "rows_moved": sample.rows_moved,
+                })
+            })
+            .collect()
     }
 }
 

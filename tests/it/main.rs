@@ -3,6 +3,7 @@
 mod advise;
 mod auth;
 mod cancel;
+mod carried;
 mod compose;
 mod console;
 mod copy_shards;
@@ -35,3 +36,4 @@ mod shop;
 mod start;
 mod tls;
 mod transactions;
+mod unique;

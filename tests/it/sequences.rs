@@ -12,26 +12,7 @@ use crate::placement::column;
 use crate::raw::Raw;
 use crate::rows::{Pair, put_bind, same_prepared, text};
 
-const TABLES: &str = r#"
-[[database.shop.table]]
-name = "accounts"
-kind = "sharded"
-key = "account_id"
-type = "bigint"
-[[database.shop.table]]
-name = "people"
-kind = "sharded"
-key = "person_id"
-type = "bigint"
-[[database.shop.table]]
-name = "orders"
-kind = "sharded"
-key = "user_id"
-type = "bigint"
-[[database.shop.table]]
-name = "tags"
-kind = "reference"
-"#;
+const TABLES: &[&str] = &["accounts(account_id bigint)", "people(person_id bigint)", "orders(user_id bigint)", "tags"];
 
 const SCHEMA: &str = r#"
 CREATE TABLE accounts (account_id bigserial PRIMARY KEY, name text);
@@ -227,8 +208,7 @@ async fn everywhere_alike(pair: &Pair) -> Result<()> {
 /// What a connection does not know of it cannot answer; what is full it begins anew, above what is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_number_is_given_twice_by_sessions_restarts_or_a_hub_that_was_away() -> Result<()> {
-    let tier =
-        Tier::builder().shards(2).config_extra(TABLES).config_extra("[limits]\nsequence_block = 7").start().await?;
+    let tier = Tier::builder().shards(2).tables(TABLES).config_extra("[limits]\nsequence_block = 7").start().await?;
     let client = tier.connect().await?;
     client.batch_execute("CREATE TABLE accounts (account_id serial PRIMARY KEY, name text)").await?;
     // What was there before weir counted: rows with numbers of their own, and a shard's sequence that has counted.

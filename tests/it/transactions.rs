@@ -6,6 +6,7 @@ use anyhow::Result;
 use weir_harness::{Tier, connect};
 
 use crate::placement::{column, create_schema};
+use crate::raw::Raw;
 
 async fn tier() -> Result<Tier> {
     let tier = Tier::builder().shards(2).config_extra("admin_users = [\"shop\"]").start().await?;
@@ -59,6 +60,25 @@ async fn a_transaction_over_shards_commits_or_fails_as_one() -> Result<()> {
         let open = column(&shard.primary.admin("shop").await?, "SELECT count(*) FROM pg_prepared_xacts").await?;
         assert_eq!(open, ["0"]);
     }
+    Ok(())
+}
+
+/// Constraints that are checked at the end refuse on every shard; the client has one COMMIT and one answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_refusals_of_a_commit_are_one_error() -> Result<()> {
+    let tier = Tier::builder().shards(3).tables(&["parts(user_id bigint)"]).start().await?;
+    let client = tier.connect().await?;
+    client
+        .batch_execute("CREATE TABLE parts (user_id bigint, n int, UNIQUE (user_id, n) DEFERRABLE INITIALLY DEFERRED)")
+        .await?;
+    let twice: Vec<String> = (1..=20).flat_map(|key| [format!("({key}, 1)"), format!("({key}, 1)")]).collect();
+    let mut raw = Raw::login(&tier.dsn("shop"), &[]).await?;
+    raw.query("BEGIN").await?;
+    assert_eq!(raw.query(&format!("INSERT INTO parts VALUES {}", twice.join(", "))).await?.0, "CZ");
+    let (tags, told) = raw.query("COMMIT").await?;
+    assert_eq!(tags, "EZ", "{told:?}");
+    assert!(told[0].starts_with("23505"), "{told:?}");
+    assert_eq!(column(&client, "SELECT count(*) FROM parts").await?, ["0"]);
     Ok(())
 }
 
@@ -166,23 +186,25 @@ async fn empty_and_read_only_transactions_cost_nothing_and_say_the_right_things(
 async fn what_a_dead_proxy_left_prepared_is_finished() -> Result<()> {
     let tier = tier().await?;
     let (anchor, other) = (&tier.shards[0], &tier.shards[1]);
-    // As the coordinator leaves it: one decided (row on the anchor), one not.
-    for (gid, decided) in [
-        ("weir_shard0_1_00000000000000000000000000000001", true),
-        ("weir_shard0_1_00000000000000000000000000000002", false),
+    let log = connect(&anchor.primary.dsn("shop", "shop")).await?;
+    // As the coordinator leaves it: one decided (row on the anchor), one not, and one that somebody else wants to decide, who
+    // sees names but does not know their numbers. The names end with the digests of 1, 2 and 3.
+    for (key, digest, known) in [
+        (1001, "4bf5122f344554c53bde2ebb8cd2b7e3", Some("01")),
+        (1002, "dbc1b4c900ffe48d575b5da5c6380401", None),
+        (1003, "084fed08b978af4d7d196a7446a86b58", Some("04")),
     ] {
+        let gid = format!("weir_shard0_1_{digest}");
         let part = other.primary.admin("shop").await?;
-        let key = if decided { 1001 } else { 1002 };
         part.batch_execute(&format!("BEGIN; INSERT INTO users (user_id, name) VALUES ({key}, '0')")).await?;
         part.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).await?;
-        if decided {
-            anchor
-                .primary
-                .admin("shop")
-                .await?
-                .batch_execute(&format!("INSERT INTO weir.txlog (gid, decision) VALUES ('{gid}', 'c')"))
-                .await?;
+        if let Some(secret) = known {
+            let row = format!("INSERT INTO weir.txlog (gid, secret) VALUES ('{gid}', '\\x{secret}')");
+            log.batch_execute(&row).await?;
         }
+        let forged = format!("INSERT INTO weir.txlog (gid, decision) VALUES ('{gid}', 'a')");
+        let refused = log.batch_execute(&forged).await.expect_err("only recovery decides without a number");
+        assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("42501"));
     }
     let direct = other.primary.admin("shop").await?;
     let console = connect(&tier.dsn("weir")).await?;
@@ -191,8 +213,8 @@ async fn what_a_dead_proxy_left_prepared_is_finished() -> Result<()> {
         shown = shown.max(column(&console, "SHOW PREPARED TRANSACTIONS").await?.len());
         if column(&direct, "SELECT count(*) FROM pg_prepared_xacts").await? == ["0"] {
             let rows = column(&direct, "SELECT user_id FROM users WHERE user_id > 1000").await?;
-            assert_eq!(rows, ["1001"], "the decided one is committed, the other rolled back");
-            assert_eq!(shown, 2, "younger than three seconds they were only shown");
+            assert_eq!(rows, ["1001"], "the decided one is committed, the others rolled back");
+            assert_eq!(shown, 3, "younger than three seconds they were only shown");
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

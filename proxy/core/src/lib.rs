@@ -22,3 +22,4 @@ pub mod pool;
 pub mod session;
 pub mod sql;
 pub mod topology;
+pub mod unique;

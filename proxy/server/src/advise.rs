@@ -13,9 +13,8 @@ use weir_core::sql::lex::lex;
 use weir_core::sql::normal::split_statements;
 use weir_core::topology::Placement;
 
-use crate::back::tls::{Material, ServerTls, ServerTlsMode};
 use crate::catalog::{self, ForeignKey, check_rules};
-use crate::control;
+use crate::control::Target;
 
 /// How many statements that do not stay on one shard are shown.
 const SHOWN_MAX: usize = 12;
@@ -40,15 +39,8 @@ pub struct AdviseArgs {
 
 /// The whole answer as text.
 pub async fn run(arguments: AdviseArgs) -> Result<String> {
-    let mut config: tokio_postgres::Config =
-        arguments.upstream.parse().ok().context("--upstream is not a valid connection string")?;
-    if config.get_password().is_none()
-        && let Ok(password) = std::env::var("PGPASSWORD")
-    {
-        config.password(password);
-    }
-    let tls = ServerTls::new(ServerTlsMode::Prefer, Material::default()).map_err(anyhow::Error::msg)?;
-    let client = control::Target::new(config, tls).open().await.context("cannot log in to the upstream")?;
+    let upstream = Target::of_command(&arguments.upstream).context("--upstream")?;
+    let client = upstream.open().await.context("cannot log in to the upstream")?;
     let digests = match &arguments.statements {
         Some(file) => from_file(file)?,
         None => counted(&client).await?,

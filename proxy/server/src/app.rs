@@ -30,6 +30,7 @@ use crate::metrics::{Metrics, Subject};
 use crate::probe::{self, EndpointView};
 use crate::sequences::Sequences;
 use crate::stats::{ClientCount, DatabaseStats};
+use crate::unique::Unique;
 
 /// How often databases and their idle server connections are looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -303,6 +304,12 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
     if logins.len() > 1 {
         crate::recover::prepare(&logins).await.with_context(|| format!("database {}", database.name))?;
     }
+    let unique = match logins.len() {
+        1 => None,
+        _ => Unique::prepare(&topology.tables, &logins, topology.home)
+            .await
+            .with_context(|| format!("database {}", database.name))?,
+    };
     let figures = basis.metrics.enroll(&subject(database));
     let parts = Parts {
         topology,
@@ -312,11 +319,16 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         on_demand: basis.is_wildcard(),
         sequences: Sequences::new(&database.name, basis.hub.clone(), logins.clone()),
         engine: if basis.is_wildcard() { None } else { Engine::new(config, database, logins.clone()) },
+        unique: unique.clone(),
     };
     let engine = parts.engine.clone();
     let db = Database::new(config, database.clone(), parts);
     db.refresh_catalog().await;
     report_rules(&db).await;
+    if let Some(unique) = unique {
+        crate::unique::catch_up(&db).await;
+        db.spawn(crate::unique::run(Arc::clone(&db), unique));
+    }
     if logins.len() > 1 {
         db.spawn(catalog::drift::watch(Arc::clone(&db), logins.clone()));
         db.spawn(crate::recover::run(Arc::clone(&db), logins));

@@ -15,8 +15,11 @@ use tokio_postgres::{Client, Error, Row};
 use weir_core::session::effect::body_keeps;
 use weir_core::topology::catalog::reach::{BODY_BYTES_MAX, Graph, Names, is_system_schema};
 use weir_core::topology::catalog::{
-    Catalog, Column, DefaultKind, DrawnColumn, Overload, Relation, RelationKind, RelationName, SequenceRule, Volatility,
+    Catalog, Column, DefaultKind, DrawnColumn, Overload, Relation, RelationKind, RelationName, SequenceRule,
+    UniqueColumn, UniqueState, Volatility,
 };
+
+use weir_core::unique::script::TRIGGERS;
 
 pub use rules::{ForeignKey, RuleProblem, check_rules};
 
@@ -30,7 +33,8 @@ SELECT pg_encoding_to_char(d.encoding) = 'UTF8' OR d.datcollate IN ('C', 'POSIX'
             ELSE false END,
        EXISTS (SELECT FROM pg_settings s WHERE s.name = 'extra_float_digits' AND s.reset_val::int4 < 1)
            OR EXISTS (SELECT FROM pg_db_role_setting r, unnest(r.setconfig) e
-                      WHERE split_part(e, '=', 1) = 'extra_float_digits' AND split_part(e, '=', 2)::int4 < 1)
+                      WHERE split_part(e, '=', 1) = 'extra_float_digits' AND split_part(e, '=', 2)::int4 < 1),
+       EXISTS (SELECT FROM pg_cast c WHERE c.castcontext <> 'e' AND c.oid >= 16384)
 FROM pg_database d WHERE d.datname = current_database()";
 
 /// The catalogue's own tables change under DDL without being written, so they are never plain.
@@ -39,9 +43,11 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text,
        c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND NOT c.relispartition AND NOT c.relrowsecurity
            AND NOT EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid)
            AND NOT EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
-       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+       EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace o ON o.oid = p.pronamespace
+               WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND o.nspname <> 'weir')
            OR EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid
-                      AND (f.confdeltype IN ('c', 'n', 'd') OR f.confupdtype IN ('c', 'n', 'd')))
+                      AND (f.confdeltype IN ('c', 'n', 'd') OR f.confupdtype IN ('c', 'n', 'd'))),
+       EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'";
 
@@ -115,7 +121,8 @@ SELECT p.proname::text, p.provolatile = 'v',
        l.lanname::text,
        p.provolatile <> 'v' OR p.prokind = 'a' OR EXISTS (
            SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
-FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang WHERE p.pronamespace <> 'pg_catalog'::regnamespace";
+FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang JOIN pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname NOT IN ('pg_catalog', 'weir')";
 
 const AGGREGATES: &str = "SELECT DISTINCT proname::text, prokind = 'a' FROM pg_proc WHERE prokind IN ('a', 'w')";
 
@@ -131,8 +138,19 @@ WHERE d.refclassid IN ('pg_class'::regclass, 'pg_proc'::regclass)
 UNION SELECT inhparent, inhrelid, NULL FROM pg_inherits
 UNION SELECT inhrelid, inhparent, NULL FROM pg_inherits";
 
-const TRIGGERS: &str = "
-SELECT t.tgrelid, p.proname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE NOT t.tgisinternal";
+const TRIGGER_FUNCTIONS: &str = "
+SELECT t.tgrelid, p.proname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+JOIN pg_namespace n ON n.oid = p.pronamespace WHERE NOT t.tgisinternal AND n.nspname <> 'weir'";
+
+/// How far weir has come with columns that are unique over all shards, and whether all their triggers fire.
+const UNIQUE: &str = "
+SELECT r.schema_name, r.table_name, r.column_name, r.state, coalesce(r.reason, ''), (
+           SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+           JOIN pg_trigger t ON t.tgrelid = c.oid JOIN pg_proc p ON p.oid = t.tgfoid
+           JOIN pg_namespace w ON w.oid = p.pronamespace
+           WHERE n.nspname = r.schema_name AND c.relname = r.table_name AND w.nspname = 'weir' AND t.tgenabled IN ('O', 'A')
+             AND p.proname = 'weir_unique_' || lpad(to_hex(r.rule), 16, '0') || '_note')
+FROM weir.unique_rule r";
 
 const FOREIGN_KEYS: &str = "
 SELECT n.nspname::text, c.relname::text, fn.nspname::text, fc.relname::text,
@@ -171,8 +189,8 @@ async fn read_all(client: &Client, version: u64) -> Result<Catalog, Error> {
     let mut relations = named_relations(client).await?;
     columns(client, database_byte_order, &mut relations).await?;
     unique_indexes(client, &mut relations).await?;
-    let floats_rounded = database.try_get(2)?;
-    let mut catalog = Catalog { database_byte_order, floats_rounded, version, ..Catalog::default() };
+    let (floats_rounded, own_casts) = (database.try_get(2)?, database.try_get(3)?);
+    let mut catalog = Catalog { database_byte_order, floats_rounded, own_casts, version, ..Catalog::default() };
     let mut named = BTreeMap::new();
     for (oid, Named { schema, name, relation }) in relations {
         if relation.kind != RelationKind::Sequence {
@@ -182,6 +200,7 @@ async fn read_all(client: &Client, version: u64) -> Result<Catalog, Error> {
     }
     drawn(client, &mut catalog).await?;
     functions(client, &mut catalog).await?;
+    unique(client, &mut catalog).await?;
     let mut graph = uses(client, &named).await?;
     bodies(client, &mut graph, &mut catalog).await?;
     graph.close(&mut catalog);
@@ -195,6 +214,25 @@ async fn drawn(client: &Client, catalog: &mut Catalog) -> Result<(), Error> {
         let column = DrawnColumn { column: text(&row, 2)?, sequence: sequence.clone(), always: row.try_get(5)? };
         catalog.drawn.entry((text(&row, 0)?, text(&row, 1)?)).or_default().push(column);
         catalog.sequences.insert(sequence, rule);
+    }
+    Ok(())
+}
+
+async fn unique(client: &Client, catalog: &mut Catalog) -> Result<(), Error> {
+    let there = client.query_one("SELECT to_regclass('weir.unique_rule') IS NOT NULL", &[]).await?;
+    if !there.try_get::<_, bool>(0)? {
+        return Ok(());
+    }
+    for row in client.query(UNIQUE, &[]).await? {
+        let noted = row.try_get::<_, i64>(5)? == TRIGGERS.len() as i64;
+        let state = match row.try_get(3)? {
+            "failed" => UniqueState::Failed { reason: text(&row, 4)?, noted },
+            _ if !noted => continue,
+            "valid" => UniqueState::Valid,
+            _ => UniqueState::Building,
+        };
+        let column = UniqueColumn { column: text(&row, 2)?, state };
+        catalog.unique.entry((text(&row, 0)?, text(&row, 1)?)).or_default().push(column);
     }
     Ok(())
 }
@@ -226,7 +264,7 @@ async fn uses(client: &Client, names: &BTreeMap<u32, RelationName>) -> Result<Gr
         uses.relations.extend(names.get(&row.try_get(1)?).filter(|name| !is_system_schema(&name.0)).cloned());
         uses.functions.extend(row.try_get::<_, Option<String>>(2)?.map(String::into_boxed_str));
     }
-    for row in client.query(TRIGGERS, &[]).await? {
+    for row in client.query(TRIGGER_FUNCTIONS, &[]).await? {
         let Some(target) = names.get(&row.try_get(0)?) else { continue };
         graph.triggers.entry(target.clone()).or_default().functions.insert(text(&row, 1)?);
     }
@@ -274,6 +312,7 @@ async fn named_relations(client: &Client) -> Result<BTreeMap<u32, Named>, Error>
             kind,
             columns: Vec::new(),
             writes_spread: row.try_get(5)?,
+            referenced: row.try_get(6)?,
             unique_columns: Vec::new(),
             reads: Vec::new(),
             triggers: Vec::new(),

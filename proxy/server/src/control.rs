@@ -5,7 +5,7 @@ use tokio_postgres::{Client, Connection, Socket};
 
 use crate::auth::credential::Credential;
 use crate::back::connect::Login;
-use crate::back::tls::{ControlStream, ServerTls};
+use crate::back::tls::{ControlStream, Material, ServerTls, ServerTlsMode};
 
 /// A server as the driver sees it.
 #[derive(Clone, Debug)]
@@ -18,6 +18,20 @@ impl Target {
     pub fn new(mut config: tokio_postgres::Config, tls: ServerTls) -> Self {
         config.ssl_mode(tls.driver_mode());
         Target { config, tls }
+    }
+
+    /// A server that a command is given as a connection string. A password may come from PGPASSWORD as well; TLS is used
+    /// where the server has it.
+    pub fn of_command(dsn: &str) -> Result<Self> {
+        // The driver's own message may show the string, and with it a password.
+        let mut config: tokio_postgres::Config = dsn.parse().ok().context("not a valid connection string")?;
+        if config.get_password().is_none()
+            && let Ok(password) = std::env::var("PGPASSWORD")
+        {
+            config.password(password);
+        }
+        let tls = ServerTls::new(ServerTlsMode::Prefer, Material::default()).map_err(anyhow::Error::msg)?;
+        Ok(Target::new(config, tls))
     }
 
     /// Logs in; the caller drives the connection.

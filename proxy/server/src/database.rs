@@ -4,6 +4,7 @@
 //! statement, so that none works on an old map for longer than one statement.
 
 mod engine;
+mod identity;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use weir_core::error::UserError;
 use weir_core::fresh::words::Words;
@@ -34,6 +36,7 @@ use crate::seats::SeatCount;
 use crate::sequences::Sequences;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
+use crate::unique::Unique;
 
 /// A replica that has just said it is behind is not asked again for so long.
 const BEHIND: Duration = Duration::from_millis(5);
@@ -48,6 +51,7 @@ const CATALOG_PAUSE: Duration = Duration::from_millis(50);
 const CATALOG_SHARE: u32 = 4;
 
 /// Everything planning looks at.
+#[derive(Clone)]
 pub struct View {
     /// Changes whenever a template could.
     pub version: u64,
@@ -106,6 +110,8 @@ pub struct Database {
     pub asks_sequences: AtomicBool,
     /// What answers reads that the shards cannot.
     pub engine: Option<Arc<Engine>>,
+    /// Columns that are unique over all shards; `None`: there are none.
+    pub unique: Option<Arc<Unique>>,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
 }
@@ -114,6 +120,8 @@ pub struct Database {
 pub struct UserPools {
     shards: Vec<ShardPools>,
     engine: Option<Arc<Pool>>,
+    /// Places for transactions of weir's own that write columns which are unique over all shards.
+    pub unique_turns: Arc<Semaphore>,
     keyring: Keyring,
     mode: AtomicU8,
 }
@@ -136,10 +144,10 @@ impl UserPools {
     /// Other limits from now on; sessions keep the mode they began with.
     fn set(&self, pool: &PoolConfig, limits: PoolLimits) {
         self.mode.store(pool.mode as u8, Relaxed);
-        let engine = self.shards.len();
-        self.iter()
-            .filter(|(shard, ..)| usize::from(shard.0) < engine)
-            .for_each(|(_, _, pool)| pool.set_limits(limits));
+        // The engine's pool has limits of its own.
+        for pools in &self.shards {
+            std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
+        }
     }
 
     fn connections(&self) -> usize {
@@ -201,11 +209,8 @@ impl View {
         View {
             // Templates are found by version, so another path needs another version.
             version: self.version ^ (foldhash::quality::FixedState::with_seed(7).hash_one(&search_path) | 1 << 63),
-            topology: self.topology.clone(),
-            rules: Arc::clone(&self.rules),
-            catalog: Arc::clone(&self.catalog),
             search_path,
-            shards: self.shards,
+            ..self.clone()
         }
     }
 }
@@ -219,11 +224,12 @@ pub struct Parts {
     pub on_demand: bool,
     pub sequences: Sequences,
     pub engine: Option<Arc<Engine>>,
+    pub unique: Option<Arc<Unique>>,
 }
 
 impl Database {
     pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, cache, stats, on_demand, sequences, engine } = parts;
+        let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique } = parts;
         let home = &database.shards[usize::from(database.home.0)].primary;
         let catalog_login = Login {
             host: home.host.as_str().into(),
@@ -269,6 +275,7 @@ impl Database {
             catalog_reading: tokio::sync::Mutex::new(()),
             asks_sequences: AtomicBool::new(false),
             engine,
+            unique,
             catalog_doubts: AtomicU64::new(0),
         })
     }
@@ -356,7 +363,8 @@ impl Database {
         });
         let shards = shards.collect();
         let engine = self.engine.as_ref().map(|engine| self.engine_pool(engine, (config, user), &wanted, &keyring));
-        UserPools { shards, engine, keyring, mode: AtomicU8::new(wanted.mode as u8) }
+        let unique_turns = Arc::new(Semaphore::new(wanted.size.max(1)));
+        UserPools { shards, engine, unique_turns, keyring, mode: AtomicU8::new(wanted.mode as u8) }
     }
 
     fn pool_limits(&self, config: &Config, wanted: &PoolConfig) -> PoolLimits {
@@ -436,38 +444,6 @@ impl Database {
         self.all_pools().iter().all(|(_, pools)| pools.iter().all(|(_, _, pool)| held(pool) == 0))
     }
 
-    /// What tells this database from others of the same name before and after it, in the cache.
-    pub fn identity(&self) -> arc_swap::Guard<Arc<String>> {
-        self.identity.load()
-    }
-
-    /// May it have been dropped since it was last looked at? Nobody can drop it while a connection is open.
-    pub fn is_suspect(&self) -> bool {
-        self.on_demand && self.suspect.load(Relaxed)
-    }
-
-    /// Asks the home shard whether the database is there, and which one it is. Errors: the server's own refusal.
-    pub async fn verify(&self) -> Result<(), UserError> {
-        self.suspect.store(false, Relaxed);
-        let number = match crate::databases::number_of(&self.catalog_login).await {
-            Ok(number) => number,
-            Err(error) => {
-                self.suspect.store(true, Relaxed);
-                return Err(error);
-            }
-        };
-        let identity = format!("{}/{number}", self.name);
-        if **self.identity.load() != identity {
-            let first = **self.identity.load() == *self.name;
-            self.identity.store(Arc::new(identity));
-            if !first {
-                tracing::info!(database = %self.name, "it has been dropped and made anew");
-                self.refresh_catalog().await;
-            }
-        }
-        Ok(())
-    }
-
     /// Runs until the database is taken down.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.lock().spawn(task);
@@ -489,10 +465,9 @@ impl Database {
         self.view.rcu(|view| View {
             version: if topology.tables == view.rules { view.version } else { view.version + 1 },
             rules: Arc::clone(&topology.tables),
-            catalog: Arc::clone(&view.catalog),
-            search_path: view.search_path.clone(),
             shards: topology.shard_count(),
             topology: topology.clone(),
+            ..View::clone(view)
         });
         self.note_change();
     }
@@ -501,20 +476,18 @@ impl Database {
     /// there is one shard all statements go there anyhow: reads stay with the primary and writes count as writes of anything
     /// until a reading in the background has caught up.
     pub async fn schema_changed(self: &Arc<Self>) {
-        if self.view().topology.is_single() { self.doubt_catalog() } else { self.refresh_catalog().await }
+        if self.view().topology.is_single() {
+            self.doubt_catalog();
+            return;
+        }
+        self.refresh_catalog().await;
+        crate::unique::catch_up(self).await;
     }
 
     /// DDL has changed what statements may mean, maybe without a trace in the catalogue (a type dropped and made anew): all are
     /// prepared anew from now on.
     pub fn renew_statements(&self) {
-        self.view.rcu(|view| View {
-            version: view.version + 1,
-            topology: view.topology.clone(),
-            rules: Arc::clone(&view.rules),
-            catalog: Arc::clone(&view.catalog),
-            search_path: view.search_path.clone(),
-            shards: view.shards,
-        });
+        self.view.rcu(|view| View { version: view.version + 1, ..View::clone(view) });
         self.note_change();
     }
 
@@ -552,11 +525,8 @@ impl Database {
         let catalog = Arc::new(crate::catalog::read(&client, version).await?);
         self.view.rcu(|view| View {
             version: if catalog.same_as(&view.catalog) { view.version } else { view.version + 1 },
-            topology: view.topology.clone(),
-            rules: Arc::clone(&view.rules),
             catalog: Arc::clone(&catalog),
-            search_path: view.search_path.clone(),
-            shards: view.shards,
+            ..View::clone(view)
         });
         self.note_change();
         Ok(())

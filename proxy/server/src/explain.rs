@@ -5,8 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result};
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::back::tls::{Material, ServerTls, ServerTlsMode};
-use crate::control;
+use crate::control::Target;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct ExplainArgs {
@@ -23,16 +22,9 @@ pub struct ExplainArgs {
 
 /// The answer of ROUTE as text, one line per item.
 pub async fn run(arguments: ExplainArgs) -> Result<String> {
-    let mut config: tokio_postgres::Config =
-        arguments.weir.parse().ok().context("--weir is not a valid connection string")?;
-    config.dbname("weir").application_name("weir explain");
-    if config.get_password().is_none()
-        && let Ok(password) = std::env::var("PGPASSWORD")
-    {
-        config.password(password);
-    }
-    let tls = ServerTls::new(ServerTlsMode::Prefer, Material::default()).map_err(anyhow::Error::msg)?;
-    let client = control::Target::new(config, tls).open().await.context("cannot reach weir's admin database")?;
+    let mut weir = Target::of_command(&arguments.weir).context("--weir")?;
+    weir.config.dbname("weir").application_name("weir explain");
+    let client = weir.open().await.context("cannot reach weir's admin database")?;
     let database = arguments.database.map_or_else(String::new, |name| format!("\"{}\" ", name.replace('"', "\"\"")));
     let route = format!("ROUTE {database}'{}'", arguments.sql.replace('\'', "''"));
     let mut text = String::new();

@@ -3,7 +3,7 @@
 //! The path of a query, in files: `front` (listen → startup → session → simple/extended) → `statements` (what the text
 //! means) → weir-core `plan` → `exec` (cache or replica, relay, fan-out) → `back` (pool, connection). Beside it: `app`
 //! (wiring), `databases` and `database` (what is in force now), `seats` (who may connect), `sequences` (numbers for sharded tables), `fresh` and `clock` (writes announced and published), `recover`
-//! (distributed transactions), and the operators' side: `config`, `hub`, `catalog`, `probe`, `metrics`, `http`, `console`.
+//! (distributed transactions), `unique` (columns unique over all shards), and the operators' side: `config`, `hub`, `catalog`, `probe`, `metrics`, `http`, `console`.
 
 pub mod admin;
 pub mod advise;
@@ -36,3 +36,4 @@ pub mod seats;
 pub mod sequences;
 pub mod statements;
 pub mod stats;
+pub mod unique;

@@ -2,7 +2,8 @@
 //!
 //! Invariant: the decision row in `weir.txlog` on the anchor shard is the truth. Who finds a prepared transaction writes an
 //! abort row for it if there is no row yet (waiting behind a commit that is under way), then obeys the row. Any number of
-//! proxies may do so at once; the outcome is the same.
+//! proxies may do so at once; the outcome is the same. Sessions write decisions under their clients' own roles, so every role may
+//! insert rows; one counts only if it knows the number whose digest the name ends with, or is ours.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,18 +42,23 @@ pub struct Prepared {
 const SCHEMA: &str = "
 CREATE SCHEMA IF NOT EXISTS weir;
 CREATE TABLE IF NOT EXISTS weir.txlog (
-    gid text PRIMARY KEY,
-    decision \"char\" NOT NULL CHECK (decision IN ('c', 'a')),
+    gid text NOT NULL,
+    decision \"char\" NOT NULL DEFAULT 'c' CHECK (decision IN ('c', 'a')),
+    secret bytea,
     at timestamptz NOT NULL DEFAULT now());
 GRANT USAGE ON SCHEMA weir TO PUBLIC;
-GRANT INSERT ON weir.txlog TO PUBLIC";
+GRANT INSERT (gid, secret) ON weir.txlog TO PUBLIC";
+
+/// Is a row of the log its coordinator's decision, or recovery's?
+const COUNTS: &str = "(decision = 'a' OR encode(substr(sha256(secret), 1, 16), 'hex') = right(gid, 32))";
 
 /// Makes the decision log on every shard. Needed before the first distributed transaction.
 pub async fn prepare(logins: &[Login]) -> Result<()> {
     for login in logins {
         let client = crate::control::connect(login).await?;
         // Several proxies may start at once; CREATE … IF NOT EXISTS alone races with itself.
-        let script = format!("BEGIN; SELECT pg_advisory_xact_lock(7765697201); {SCHEMA}; COMMIT");
+        let unique = format!("CREATE UNIQUE INDEX IF NOT EXISTS txlog_decision ON weir.txlog (gid) WHERE {COUNTS}");
+        let script = format!("BEGIN; SELECT pg_advisory_xact_lock(7765697201); {SCHEMA}; {unique}; COMMIT");
         client.batch_execute(&script).await.with_context(|| format!("weir.txlog on {}:{}", login.host, login.port))?;
     }
     Ok(())
@@ -139,7 +145,8 @@ impl Sweeper {
         anchor
             .execute("INSERT INTO weir.txlog (gid, decision) VALUES ($1, 'a') ON CONFLICT DO NOTHING", &[&gid])
             .await?;
-        let row = anchor.query_one("SELECT decision = 'c' FROM weir.txlog WHERE gid = $1", &[&gid]).await?;
+        let sql = format!("SELECT decision = 'c' FROM weir.txlog WHERE gid = $1 AND {COUNTS}");
+        let row = anchor.query_one(&sql, &[&gid]).await?;
         let verb = if row.try_get(0)? { "COMMIT" } else { "ROLLBACK" };
         // The name was made by weir: letters, digits, '-' and '_' only, or it would not have an anchor.
         let client = self.client(usize::from(prepared.shard.0)).await?;

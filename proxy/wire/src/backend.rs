@@ -179,6 +179,21 @@ pub fn with_report_field(body: &[u8], code: u8, text: &[u8]) -> Bytes {
     out.freeze()
 }
 
+/// An ErrorResponse or NoticeResponse body without a field.
+pub fn without_report_field(body: &[u8], code: u8) -> Bytes {
+    let mut out = BytesMut::with_capacity(body.len());
+    let mut reader = Reader::new(body);
+    while let Ok(found) = reader.u8() {
+        let Some(text) = (found != 0).then(|| reader.cstr().ok()).flatten() else { break };
+        if found != code {
+            out.extend_from_slice(&[found]);
+            put_cstr(&mut out, text);
+        }
+    }
+    out.extend_from_slice(&[0]);
+    out.freeze()
+}
+
 /// An ErrorResponse or NoticeResponse body with texts added to fields: behind what is there, or as new fields.
 pub fn with_added_fields(body: &[u8], added: &[(u8, &str)]) -> Bytes {
     let mut changed = Bytes::copy_from_slice(body);

@@ -7,6 +7,7 @@
 mod front;
 mod storefront;
 mod tier;
+pub mod tpch;
 
 pub use front::{Front, FrontBuilder};
 pub use storefront::Storefront;

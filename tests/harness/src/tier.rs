@@ -1,6 +1,7 @@
 //! The tier under test: servers, configuration, weir.
 
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -27,6 +28,7 @@ pub struct Tier {
 pub struct Builder {
     servers: TierSpec,
     config_extra: String,
+    weir: Option<PathBuf>,
 }
 
 impl Deref for Tier {
@@ -74,9 +76,37 @@ impl Builder {
         self
     }
 
+    /// Declares tables of database `shop`: sharded ones as `"users(user_id bigint)"`, with key and type, reference tables by
+    /// their name.
+    #[must_use]
+    pub fn tables(self, tables: &[&str]) -> Self {
+        let section = |table: &&str| {
+            let declared = match table.split_once('(') {
+                None => format!("name = {table:?}\nkind = \"reference\"\n"),
+                Some((name, key)) => {
+                    let (key, key_type) = key.trim_end_matches(')').split_once(' ').unwrap_or((key, ""));
+                    format!("name = {name:?}\nkind = \"sharded\"\nkey = {key:?}\ntype = {key_type:?}\n")
+                }
+            };
+            format!("[[database.shop.table]]\n{declared}")
+        };
+        let sections: String = tables.iter().map(section).collect();
+        self.config_extra(&sections)
+    }
+
+    /// The weir to start, if it is not the one of this build.
+    #[must_use]
+    pub fn weir(mut self, binary: Option<PathBuf>) -> Self {
+        self.weir = binary;
+        self
+    }
+
     /// Starts the servers and weir. Returns when weir says that it is ready.
     pub async fn start(self) -> Result<Tier> {
-        let weir = binary("WEIR_BIN", "weir")?;
+        let weir = match &self.weir {
+            Some(weir) => weir.clone(),
+            None => binary("WEIR_BIN", "weir")?,
+        };
         let run = Run::temporary("test")?;
         let servers = weir_local::Tier::start(&run, &self.servers, Arc::new(|_| {})).await?;
         for attempt in 1.. {
@@ -98,6 +128,7 @@ impl Tier {
         Builder {
             servers: TierSpec { shards: 2, replicas: 0, redis: false, log_statements: false },
             config_extra: String::new(),
+            weir: None,
         }
     }
 

@@ -133,7 +133,7 @@ impl Rig {
         rows::load(&single).await.context("loading plain Postgres")?;
         let mut tiers = Vec::new();
         for shards in SHARDS {
-            let tier = Tier::builder().shards(shards).config_extra(rows::DECLARED).start().await?;
+            let tier = Tier::builder().shards(shards).tables(rows::DECLARED).start().await?;
             rows::load(&tier.connect().await?).await.with_context(|| format!("loading {shards} shards"))?;
             tiers.push((shards, tier));
         }

@@ -50,6 +50,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::StatsAverages => stats_averages(&snapshot.stats),
         Show::StatsTotals => stats_totals(&snapshot.stats),
         Show::Totals => totals(&snapshot.stats),
+        Show::Unique => unique(&snapshot.unique),
         Show::Users => users(&snapshot.users),
         Show::Version => table(&["'version"], vec![vec![Cell::from(&snapshot.version)]]),
     }
@@ -290,6 +291,14 @@ fn drift(rows: &[DriftRow]) -> Table {
         ]
     };
     table(&["'database", "'table", "'kind", "'name", "'shard", "'definition"], rows.iter().map(cells).collect())
+}
+
+fn unique(rows: &[UniqueRow]) -> Table {
+    let cells = |row: &UniqueRow| {
+        let reason = row.reason.as_ref().map_or(Cell::Null, Cell::from);
+        vec![Cell::from(&row.database), (&row.table).into(), (&row.column).into(), row.state.into(), reason]
+    };
+    table(&["'database", "'table", "'column", "'state", "'reason"], rows.iter().map(cells).collect())
 }
 
 fn engine(rows: &[EngineRow]) -> Table {

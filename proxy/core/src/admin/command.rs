@@ -76,12 +76,13 @@ pub enum Show {
     StatsAverages,
     StatsTotals,
     Totals,
+    Unique,
     Users,
     Version,
 }
 
 impl Show {
-    pub const ALL: [Show; 22] = [
+    pub const ALL: [Show; 23] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
@@ -102,6 +103,7 @@ impl Show {
         Show::StatsAverages,
         Show::StatsTotals,
         Show::Totals,
+        Show::Unique,
         Show::Users,
         Show::Version,
     ];
@@ -140,6 +142,7 @@ impl Show {
             Show::StatsAverages => ("STATS_AVERAGES", "averages per database"),
             Show::StatsTotals => ("STATS_TOTALS", "totals per database"),
             Show::Totals => ("TOTALS", "totals and averages of all databases together"),
+            Show::Unique => ("UNIQUE", "columns that are unique over all shards"),
             Show::Users => ("USERS", "known users"),
             Show::Version => ("VERSION", "version of weir"),
         }

@@ -18,6 +18,7 @@ pub struct Snapshot {
     pub prepared: Vec<PreparedRow>,
     pub engine: Vec<EngineRow>,
     pub drift: Vec<DriftRow>,
+    pub unique: Vec<UniqueRow>,
     /// Name and value: hits, misses, bytes, entries …
     pub cache: Vec<(String, i64)>,
     /// Name and count, for SHOW LISTS.
@@ -217,6 +218,19 @@ pub struct PreparedRow {
     pub owner: String,
     /// When it was last looked at.
     pub age_ms: u64,
+}
+
+/// A column that is declared unique over all shards.
+#[derive(Clone, Debug, Default)]
+pub struct UniqueRow {
+    pub database: String,
+    /// `schema.table`
+    pub table: String,
+    pub column: String,
+    /// `absent`, `building`, `valid` or `failed`.
+    pub state: &'static str,
+    /// Why it has failed.
+    pub reason: Option<String>,
 }
 
 /// An object whose definition differs between shards, on one of them.

@@ -7,6 +7,7 @@
 //! Non-goals: sending anything, and merging itself (see [`crate::merge`]).
 
 mod bind;
+mod carry;
 mod clauses;
 mod compile;
 mod deal;
@@ -36,7 +37,8 @@ use crate::sql::class::Class;
 use crate::topology::Topology;
 
 pub use crate::sql::facts::Schema;
-pub use compile::{Compiled, compile, unread};
+pub use carry::{CarriedKey, Carry, Form, TEXT, Written, put_value};
+pub use compile::{Compiled, Noting, compile, unread};
 pub use deal::{Deal, Dealt, Returned};
 pub use explain::explain;
 pub use fill::{Drawing, Filling, Sequence};
@@ -66,6 +68,8 @@ pub struct Plan {
     pub writes: Dependencies,
     pub cacheable: Result<(), NoCacheReason>,
     pub wrap: Wrap,
+    /// What it does to columns that are unique over all shards.
+    pub noting: Noting,
     pub reason: RouteReason,
 }
 
@@ -82,6 +86,8 @@ pub enum Wrap {
     Explain(ExplainFormat),
     /// DECLARE … CURSOR: a cursor on each shard, and FETCH merges.
     Cursor,
+    /// The rows of its query are read first, then written as values.
+    Carry(Arc<Carry>),
 }
 
 /// How EXPLAIN over shards is written.
@@ -127,6 +133,28 @@ pub enum Combine {
 }
 
 impl Plan {
+    /// Of a statement of weir's own, which changes nothing.
+    pub fn of_weir() -> Self {
+        Plan {
+            target: Target::Home,
+            access: Access::PrimaryRead(PrimaryReason::SessionStatement),
+            merge: None,
+            dealt: None,
+            reads: Dependencies::new(),
+            writes: Dependencies::new(),
+            cacheable: Err(NoCacheReason::NotSelect),
+            wrap: Wrap::None,
+            noting: Noting::None,
+            reason: RouteReason::SessionStatement,
+        }
+    }
+
+    /// Does it run in a transaction of weir's own, where there is none, so that what the shards note of it can be settled?
+    pub fn settles(&self) -> bool {
+        matches!(self.noting, Noting::Settled { .. })
+            && matches!(self.wrap, Wrap::None | Wrap::CopyIn(_) | Wrap::Carry(_))
+    }
+
     pub fn combine(&self) -> Combine {
         match self.reason {
             RouteReason::Scatter | RouteReason::KeysApart { .. } | RouteReason::RowsApart => Combine::Sum,
@@ -163,6 +191,7 @@ impl Template {
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::Engine),
             wrap: Wrap::None,
+            noting: Noting::None,
             reason: RouteReason::Engine { refusal: Box::new(refusal) },
         })
     }

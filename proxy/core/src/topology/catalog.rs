@@ -54,6 +54,8 @@ pub struct Relation {
     pub columns: Vec<Column>,
     /// Writing it may write other tables: user triggers, or foreign keys of others that CASCADE or SET.
     pub writes_spread: bool,
+    /// Foreign keys refer to it.
+    pub referenced: bool,
     /// Has a primary key or unique index whose columns do not include the given shard key: filled by name, for checks.
     pub unique_columns: Vec<Vec<Box<str>>>,
     /// Other relations whose rows its rows are made of or depend on, through any number of views, rules, policies,
@@ -118,8 +120,27 @@ pub struct Keepers {
     pub written: BTreeSet<Box<str>>,
 }
 
+/// A column that is unique over all shards: how far weir has come with that on the home shard.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UniqueColumn {
+    pub column: Box<str>,
+    pub state: UniqueState,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum UniqueState {
+    /// Its triggers note every change, and values from before are still being looked up.
+    Building,
+    /// Every value is in the lookup table of its shard.
+    Valid,
+    /// Why it cannot be enforced. `noted`: every change is still noted.
+    Failed { reason: Box<str>, noted: bool },
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Catalog {
+    /// What weir keeps for columns that are unique over all shards, by table.
+    pub unique: BTreeMap<RelationName, Vec<UniqueColumn>>,
     /// Columns that draw from a sequence with a [`SequenceRule`], by table, in attribute order.
     pub drawn: BTreeMap<RelationName, Vec<DrawnColumn>>,
     /// The sequences of those columns.
@@ -140,6 +161,8 @@ pub struct Catalog {
     pub database_byte_order: bool,
     /// May a session that has not set extra_float_digits itself read floats as text with too few digits (less than 1)?
     pub floats_rounded: bool,
+    /// Has somebody made casts of types that Postgres uses by itself (pg_cast.castcontext)?
+    pub own_casts: bool,
     /// Grows with every re-read, so that cached templates of an older one are dropped.
     pub version: u64,
 }
@@ -152,6 +175,7 @@ impl Catalog {
     /// Does it say the same, whatever its version?
     pub fn same_as(&self, other: &Catalog) -> bool {
         self.relations == other.relations
+            && self.unique == other.unique
             && self.drawn == other.drawn
             && self.sequences == other.sequences
             && self.builtin_functions == other.builtin_functions
@@ -161,6 +185,7 @@ impl Catalog {
             && self.keepers == other.keepers
             && self.database_byte_order == other.database_byte_order
             && self.floats_rounded == other.floats_rounded
+            && self.own_casts == other.own_casts
     }
 
     /// The worst of the built-ins of that name that accept so many arguments; of all of them where the number is not

@@ -93,6 +93,8 @@ pub enum Placement {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TableRules {
     rules: BTreeMap<(Box<str>, Box<str>), Placement>,
+    /// Columns of sharded tables whose values are unique over all shards.
+    unique: BTreeMap<catalog::RelationName, Vec<Box<str>>>,
 }
 
 impl TableRules {
@@ -111,6 +113,26 @@ impl TableRules {
 
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
+    }
+
+    /// Declares columns of a sharded table as unique over all shards.
+    pub fn insert_unique(&mut self, schema: &str, name: &str, columns: Vec<Box<str>>) {
+        if !columns.is_empty() {
+            self.unique.insert((schema.into(), name.into()), columns);
+        }
+    }
+
+    /// Columns of a table that are declared unique over all shards.
+    pub fn unique_columns(&self, schema: &str, name: &str) -> &[Box<str>] {
+        if self.unique.is_empty() {
+            return &[];
+        }
+        self.unique.get(&(schema.into(), name.into())).map_or(&[], Vec::as_slice)
+    }
+
+    /// Is any column declared unique over all shards?
+    pub fn any_unique(&self) -> bool {
+        !self.unique.is_empty()
     }
 
     /// Is anything spread by key at all?

@@ -100,14 +100,21 @@ pub fn check_rules(rules: &TableRules, catalog: &Catalog, foreign_keys: &[Foreig
             continue;
         }
         if let Placement::Sharded { key, key_type } = placement {
-            sharded(relation, key, *key_type, &mut push);
+            let everywhere = rules.unique_columns(schema, name);
+            sharded(relation, (key, *key_type), everywhere, &mut push);
         }
     }
     problems.extend(foreign_keys.iter().filter_map(|foreign_key| apart(rules, foreign_key)));
     problems
 }
 
-fn sharded(relation: &Relation, key: &str, declared: KeyType, push: &mut impl FnMut(RuleReason)) {
+/// `everywhere`: columns that weir keeps unique over all shards.
+fn sharded(
+    relation: &Relation,
+    (key, declared): (&str, KeyType),
+    everywhere: &[Box<str>],
+    push: &mut impl FnMut(RuleReason),
+) {
     let Some(column) = relation.columns.iter().find(|column| &*column.name == key) else {
         push(RuleReason::NoKeyColumn { key: key.to_owned() });
         return;
@@ -119,7 +126,8 @@ fn sharded(relation: &Relation, key: &str, declared: KeyType, push: &mut impl Fn
         push(RuleReason::NullableKey { key: key.to_owned() });
     }
     for columns in &relation.unique_columns {
-        if columns.iter().all(|column| &**column != key) {
+        let kept = matches!(columns.as_slice(), [only] if everywhere.contains(only));
+        if !kept && columns.iter().all(|column| &**column != key) {
             let columns = columns.iter().map(ToString::to_string).collect();
             push(RuleReason::UniqueWithoutKey { key: key.to_owned(), columns });
         }
@@ -177,6 +185,7 @@ mod tests {
             kind: RelationKind::PlainTable,
             columns: columns.iter().map(column).collect(),
             writes_spread: false,
+            referenced: false,
             unique_columns: unique.iter().map(|names| names.iter().map(|name| (*name).into()).collect()).collect(),
             reads: Vec::new(),
             triggers: Vec::new(),

@@ -202,11 +202,12 @@ fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> 
         None => name.get_ref().clone(),
         Some(text) => non_empty(source, text, "server_database")?,
     };
+    let count = shards.len();
     Ok(DatabaseConfig {
         name: non_empty(source, name, "the database name")?,
         server_database,
         shards,
-        tables: table::tables(source, &raw.table)?,
+        tables: table::tables(source, &raw.table, count)?,
         home,
         freshness: freshness(source, raw.freshness.as_ref())?,
         overrides: limits::overrides(

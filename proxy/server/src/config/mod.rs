@@ -149,6 +149,8 @@ pub struct TableRuleConfig {
     pub schema: String,
     pub name: String,
     pub placement: Placement,
+    /// Columns of a sharded table whose values are unique over all shards.
+    pub unique: Vec<String>,
 }
 
 /// How fresh reads of a database are. More levels come later; the file already names them.
@@ -338,6 +340,8 @@ impl DatabaseConfig {
         let mut rules = TableRules::default();
         for table in &self.tables {
             rules.insert(&table.schema, &table.name, table.placement.clone());
+            let columns = table.unique.iter().map(|column| column.as_str().into()).collect();
+            rules.insert_unique(&table.schema, &table.name, columns);
         }
         rules
     }

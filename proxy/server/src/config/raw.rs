@@ -117,6 +117,7 @@ pub(super) struct Table {
     pub key: Option<Spanned<String>>,
     #[serde(rename = "type")]
     pub key_type: Option<Spanned<String>>,
+    pub global_unique: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize, Default)]

@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use weir_core::admin::{
     AdminSource, ConfigRow, DatabaseRow, DriftRow, EndpointRow, EngineRow, PinRow, PoolRow, PreparedRow, ShardRow,
-    Show, Snapshot, SocketRow, StatRow, UserRow, slot_ranges,
+    Show, Snapshot, SocketRow, StatRow, UniqueRow, UserRow, slot_ranges,
 };
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
+use weir_core::topology::catalog::UniqueState;
 use weir_core::topology::drift::Drift;
 
 use crate::app::App;
@@ -41,6 +42,7 @@ impl AdminSource for Source<'_> {
                 }
                 Show::Replicas => snapshot.endpoints.extend(endpoints(db)),
                 Show::Pins => snapshot.pins.extend(pins(db)),
+                Show::Unique => snapshot.unique.extend(unique(db)),
                 Show::Drift => snapshot.drift.extend(drift(db)),
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),
@@ -281,6 +283,26 @@ fn pins(db: &Database) -> Vec<PinRow> {
         total: total(pin.as_str()),
     });
     rows.collect()
+}
+
+fn unique(db: &Database) -> Vec<UniqueRow> {
+    let view = db.view();
+    let row = |rule: &weir_core::unique::Rule| {
+        let (state, reason) = match crate::unique::state_of(&view, rule) {
+            None => ("absent", None),
+            Some(UniqueState::Building) => ("building", None),
+            Some(UniqueState::Valid) => ("valid", None),
+            Some(UniqueState::Failed { reason, .. }) => ("failed", Some(reason.to_string())),
+        };
+        UniqueRow {
+            database: db.name.to_string(),
+            table: format!("{}.{}", rule.schema, rule.table),
+            column: rule.column.clone(),
+            state,
+            reason,
+        }
+    };
+    db.unique.iter().flat_map(|unique| unique.rules()).map(row).collect()
 }
 
 fn drift(db: &Database) -> Vec<DriftRow> {

@@ -10,10 +10,12 @@
 use bytes::Bytes;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::Epoch;
+use weir_core::plan::Noting;
 use weir_core::session::replies::Replies;
 use weir_wire::backend::{Status, report_field, tag};
 use weir_wire::frame;
 
+use crate::auth::scram::sha256;
 use crate::exec::failures::overtaken_by_recovery;
 use crate::exec::relay::{Capture, Trail};
 use crate::front::client::Client;
@@ -25,13 +27,8 @@ pub type Answer = Result<(), Bytes>;
 impl Session {
     /// Sends one statement to several held Backends at once. The first server error is passed to the client.
     pub async fn tell_all(&mut self, indexes: &[usize], sql: &str) -> Result<(), Failure> {
-        let mut first_error = None;
-        for (_, answer) in self.ask_all(indexes, sql).await? {
-            if let Err(body) = answer {
-                first_error.get_or_insert(body);
-            }
-        }
-        match first_error {
+        let refused = self.ask_all(indexes, sql).await?.into_iter().find_map(|(_, answer)| answer.err());
+        match refused {
             None => Ok(()),
             Some(body) => {
                 if let Some(txn) = &mut self.txn {
@@ -99,6 +96,14 @@ impl Session {
         if txn.failed {
             return self.roll_back_all().await;
         }
+        if self.held.iter().any(|held| held.noting != Noting::None)
+            && let Err(failure) = Box::pin(self.settle_unique()).await
+        {
+            if !matches!(failure, Failure::End(_)) {
+                self.roll_back_all().await?;
+            }
+            return Err(failure);
+        }
         let begun: Vec<usize> = (0..self.held.len()).filter(|index| self.held[*index].begun).collect();
         if self.db.tracks_freshness() {
             for &index in &begun {
@@ -120,6 +125,7 @@ impl Session {
         }
         if txn.made_keeper {
             self.db.refresh_catalog().await;
+            crate::unique::catch_up(&self.db).await;
         } else if txn.changed_schema {
             self.db.schema_changed().await;
         }
@@ -128,12 +134,7 @@ impl Session {
 
     async fn commit_one(&mut self, readers: &[usize], writers: &[usize]) -> Result<(), Failure> {
         for part in [readers, writers] {
-            let mut refused = None;
-            for (_, answer) in self.ask_all(part, "COMMIT").await? {
-                if let Err(body) = answer {
-                    refused.get_or_insert(body);
-                }
-            }
+            let refused = self.ask_all(part, "COMMIT").await?.into_iter().find_map(|(_, answer)| answer.err());
             if let Some(body) = refused {
                 self.roll_back_open().await?;
                 return Err(self.report(&body));
@@ -144,7 +145,9 @@ impl Session {
 
     async fn commit_several(&mut self, readers: &[usize], writers: &[usize]) -> Result<(), Failure> {
         let (anchor, others) = (writers[0], &writers[1..]);
-        let gid = gid(&self.view().topology.shards[usize::from(self.held[anchor].shard.0)], self.view().topology.epoch);
+        let topology = &self.view().topology;
+        let ticket = Ticket::draw(&topology.shards[usize::from(self.held[anchor].shard.0)], topology.epoch);
+        let gid = &ticket.gid;
         if let Err(failure) = self.commit_one(readers, &[]).await {
             self.roll_back_open().await?;
             return Err(failure);
@@ -154,12 +157,14 @@ impl Session {
         for (index, answer) in self.ask_all(others, &format!("PREPARE TRANSACTION '{gid}'")).await? {
             match answer {
                 Ok(()) => prepared.push(index),
-                Err(body) => refused = Some(self.report(&body)),
+                Err(body) => {
+                    refused.get_or_insert(body);
+                }
             }
         }
         let decided = match refused {
-            None => self.decide(anchor, &gid).await,
-            Some(failure) => Err(failure),
+            None => self.decide(anchor, &ticket).await,
+            Some(body) => Err(self.report(&body)),
         };
         if let Err(failure) = decided {
             if matches!(failure, Failure::End(_)) {
@@ -183,8 +188,10 @@ impl Session {
     }
 
     /// Commits the anchor's own work together with the decision.
-    async fn decide(&mut self, anchor: usize, gid: &str) -> Result<(), Failure> {
-        let decision = format!("INSERT INTO weir.txlog (gid, decision) VALUES ('{gid}', 'c')");
+    async fn decide(&mut self, anchor: usize, ticket: &Ticket) -> Result<(), Failure> {
+        let Ticket { gid, secret } = ticket;
+        let secret = format!("pg_catalog.decode('{secret:032x}', 'hex')");
+        let decision = format!("INSERT INTO weir.txlog (gid, secret) VALUES ('{gid}', {secret})");
         for (sql, decides) in [(&*decision, true), ("COMMIT", false)] {
             if let Some((_, Err(body))) = self.ask_all(&[anchor], sql).await?.pop() {
                 // The row is there: recovery took this proxy for dead, because the shards took long to prepare.
@@ -225,6 +232,7 @@ impl Session {
             held.begun = false;
             held.wrote = false;
             held.changed = false;
+            held.noting = Noting::None;
             held.dirty.clear();
         }
     }
@@ -253,9 +261,22 @@ pub async fn answer(lease: &mut crate::back::pool::Lease, client: &mut Client) -
     }
 }
 
-/// `weir_<anchor shard>_<epoch>_<random>`: all that recovery needs is in the name.
-fn gid(anchor: &str, epoch: Epoch) -> String {
-    format!("weir_{}_{epoch}_{:032x}", plain_name(anchor), rand::random::<u128>())
+/// A distributed transaction's name, and what its decision is known by.
+struct Ticket {
+    /// `weir_<anchor shard>_<epoch>_<digest>`: all that recovery needs is in the name.
+    gid: String,
+    /// The digest is this number's. Names are for everyone to see while they are prepared; who does not know the number
+    /// cannot decide for others.
+    secret: u128,
+}
+
+impl Ticket {
+    fn draw(anchor: &str, epoch: Epoch) -> Ticket {
+        let secret = rand::random::<u128>();
+        let digest = sha256(&secret.to_be_bytes());
+        let digest = digest.iter().take(16).fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
+        Ticket { gid: format!("weir_{}_{epoch}_{digest:032x}", plain_name(anchor)), secret }
+    }
 }
 
 /// A shard's name in letters, digits and '-'.

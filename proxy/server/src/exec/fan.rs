@@ -10,7 +10,6 @@ pub mod rows;
 use std::task::Poll;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use weir_core::error::UserError;
 use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
 use weir_core::plan::{Combine, Plan, Wrap};
@@ -22,6 +21,7 @@ use weir_wire::row;
 
 pub use self::question::put_question;
 use self::rows::Whole;
+use super::carry::Carried;
 use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
 use crate::front::session::{End, Failure, Session};
 use crate::statements::{Prepared, Understood};
@@ -94,9 +94,6 @@ impl Session {
         });
         let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
         let form = Form { description: true, columns: understood.template.merged_columns() };
-        if let (Some(dealt), Wrap::None) = (&plan.dealt, &plan.wrap) {
-            return self.deal_rows(shards, Whole { sql, plan, dealt, portal: None, description: true }).await;
-        }
         self.spread(shards, question, &understood.shape, plan, form).await
     }
 
@@ -109,6 +106,14 @@ impl Session {
         plan: &Plan,
         form: Form,
     ) -> Result<(), Failure> {
+        if let (Some(dealt), Wrap::None) = (&plan.dealt, &plan.wrap) {
+            let whole = Whole { question, plan, dealt, description: form.description };
+            return self.deal_rows(shards, whole).await;
+        }
+        if let Wrap::Carry(carry) = &plan.wrap {
+            let carried = Carried { question, plan, carry, description: form.description };
+            return Box::pin(self.carry_rows(carried)).await;
+        }
         match (&plan.wrap, &plan.merge) {
             (Wrap::CopyOut(options), _) => self.copy_out(shards, question, options).await,
             (Wrap::Explain(format), _) => self.explain_shards(shards, question, (*format, plan), form).await,
@@ -144,7 +149,6 @@ impl Session {
     }
 
     async fn merge(&mut self, sources: &mut [Source], spec: MergeSpec, form: Form) -> Result<u64, Failure> {
-        let hidden = spec.hidden;
         let mut description = None;
         for source in sources.iter_mut() {
             while !source.done && source.failed.is_none() {
@@ -158,16 +162,9 @@ impl Session {
         if sources.iter().any(|source| source.failed.is_some()) {
             return Ok(0);
         }
-        let Some(description) = description else { return Err(unexpected("no RowDescription")) };
-        let fields = row::fields(&description).map_err(|_| unexpected("a malformed RowDescription"))?;
-        if form.columns.is_some_and(|columns| columns != fields.len()) {
-            return Err(stale_catalogue().into());
-        }
-        let mut merger = self.merger(spec, &fields, sources.len())?;
+        let (mut merger, description) = self.merger(description, spec, sources.len(), form)?;
         if form.description {
-            let mut stripped = BytesMut::new();
-            strip_row_description(&description, hidden, &mut stripped);
-            frame::put(&mut self.client.out, tag::ROW_DESCRIPTION, |out| out.unsplit(stripped));
+            self.client.out.unsplit(description);
         }
         while !merger.done() {
             let ready = match merger.wants() {
@@ -189,21 +186,38 @@ impl Session {
         Ok(merger.rows())
     }
 
-    /// For shards' rows of these columns.
-    pub fn merger(&self, spec: MergeSpec, fields: &[row::Field<'_>], sources: usize) -> Result<Merger, UserError> {
+    /// A merger for the rows that a shard has described, and the RowDescription frame that the client gets.
+    pub fn merger(
+        &self,
+        description: Option<Bytes>,
+        spec: MergeSpec,
+        sources: usize,
+        form: Form,
+    ) -> Result<(Merger, BytesMut), Failure> {
+        let Some(description) = description else { return Err(unexpected("no RowDescription")) };
+        let fields = row::fields(&description).map_err(|_| unexpected("a malformed RowDescription"))?;
+        if form.columns.is_some_and(|columns| columns != fields.len()) {
+            return Err(stale_catalogue().into());
+        }
         let is_float = |field: &row::Field<'_>| FLOATS.contains(&field.type_oid) && !field.binary;
         let rounded = fields.iter().any(is_float) && self.rounds_floats();
-        let column = |field: &row::Field<'_>| ResultColumn {
-            type_oid: field.type_oid,
-            type_modifier: field.type_modifier,
-            binary: field.binary,
-            rounded,
-        };
+        let columns = fields
+            .iter()
+            .map(|field| ResultColumn {
+                type_oid: field.type_oid,
+                type_modifier: field.type_modifier,
+                binary: field.binary,
+                rounded,
+            })
+            .collect();
+        let config = self.app.config();
         let limits = MergeLimits {
-            buffered_bytes_max: self.app.config().limits.merge_bytes_max,
-            groups_max: self.app.config().limits.merge_groups_max,
+            buffered_bytes_max: config.limits.merge_bytes_max,
+            groups_max: config.limits.merge_groups_max,
         };
-        Merger::new(spec, fields.iter().map(column).collect(), sources, limits)
+        let mut framed = BytesMut::new();
+        frame::put(&mut framed, tag::ROW_DESCRIPTION, |out| strip_row_description(&description, spec.hidden, out));
+        Ok((Merger::new(spec, columns, sources, limits)?, framed))
     }
 
     /// May the shards send this session floats as text with fewer digits than tell one from another?
@@ -262,6 +276,7 @@ impl Session {
         if !shape.class.is_transactional() {
             return self.shard_by_shard(shards, question, shape, form).await;
         }
+        let _turn = self.unique_turn(plan).await?;
         let own = self.txn.is_none();
         if own {
             self.begin_implicit();
@@ -280,11 +295,22 @@ impl Session {
             txn.changed_schema = true;
             txn.renews = true;
         }
-        self.conclude_write(own, result).await
+        self.conclude_write(own, plan, result).await
     }
 
     /// Ends a write over shards, and with it the transaction that was made for it alone (`own`).
-    async fn conclude_write(&mut self, own: bool, result: Result<Bytes, Failure>) -> Result<(), Failure> {
+    pub async fn conclude_write(
+        &mut self,
+        own: bool,
+        plan: &Plan,
+        mut result: Result<Bytes, Failure>,
+    ) -> Result<(), Failure> {
+        if result.is_ok()
+            && plan.settles()
+            && let Err(failure) = Box::pin(self.settle_unique()).await
+        {
+            result = Err(failure);
+        }
         match result {
             Ok(command) => {
                 if own {

@@ -7,15 +7,14 @@
 use bytes::{Buf, Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
-use weir_core::merge::{MergeSpec, Merger, Wants, strip_row_description};
+use weir_core::merge::{MergeSpec, Merger, Wants};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::fetch::Count;
 use weir_wire::backend::tag;
 use weir_wire::frame;
 use weir_wire::frontend::{Execute, Object, Target, put_sync};
-use weir_wire::row;
 
-use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
+use super::failures::{lost_shard, no_common_snapshot};
 use super::fan::{Form, OUT_BYTES, Question, Source};
 use crate::front::session::{End, Failure, Session};
 
@@ -90,16 +89,7 @@ impl Session {
         if let Some(body) = sources.iter_mut().find_map(|source| source.failed.take()) {
             return Err(self.report(&body));
         }
-        let Some(description) = description else { return Err(unexpected("no RowDescription")) };
-        let fields = row::fields(&description).map_err(|_| unexpected("a malformed RowDescription"))?;
-        if form.columns.is_some_and(|columns| columns != fields.len()) {
-            return Err(stale_catalogue().into());
-        }
-        let mut stripped = BytesMut::new();
-        strip_row_description(&description, spec.hidden, &mut stripped);
-        let mut framed = BytesMut::new();
-        frame::put(&mut framed, tag::ROW_DESCRIPTION, |out| out.unsplit(stripped));
-        let merger = self.merger(spec, &fields, shards.len())?;
+        let (merger, description) = self.merger(description, spec, shards.len(), form)?;
         self.open_reads.retain(|read| read.reader != reader);
         self.open_reads.push(OpenRead {
             reader,
@@ -107,7 +97,7 @@ impl Session {
             shards: shards.to_vec(),
             merger: Some(merger),
             ended: vec![false; shards.len()],
-            description: framed,
+            description,
             ready: BytesMut::new(),
             age: None,
         });

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -27,6 +28,10 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 /// Room for a reply that is about to come.
 const REPLY_BYTES: usize = 8 * 1024;
 
+/// How long a client may take to read why it must go, and then to go.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
+const HANGING_UP_MAX: Duration = Duration::from_secs(1);
+
 pub enum Socket {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
@@ -45,6 +50,19 @@ pub struct Client {
     pub end_point: Option<Arc<[u8]>>,
     /// Who its notifications are from; known once it has logged in.
     pub notifiers: Option<Arc<Notifiers>>,
+    /// What is sent to it is kept for weir itself.
+    kept: Option<Box<Kept>>,
+}
+
+/// A reply that weir asked for in the client's name, to use its rows itself.
+#[derive(Default)]
+struct Kept {
+    /// What the client was to be sent already.
+    before: BytesMut,
+    reply: BytesMut,
+    bytes_max: usize,
+    /// It was longer than that, and is gone.
+    over: bool,
 }
 
 impl Client {
@@ -60,6 +78,7 @@ impl Client {
             sent_bytes: 0,
             end_point: None,
             notifiers: None,
+            kept: None,
         }
     }
 
@@ -122,8 +141,26 @@ impl Client {
         }
     }
 
+    /// From now on what goes to the client is kept, up to so many bytes.
+    pub fn keep(&mut self, bytes_max: usize) {
+        let before = std::mem::take(&mut self.out);
+        self.kept = Some(Box::new(Kept { before, bytes_max, ..Kept::default() }));
+    }
+
+    /// Ends [`Client::keep`]: what was kept, `None` if it was more than it could be.
+    pub fn take_kept(&mut self) -> Option<BytesMut> {
+        let mut kept = self.kept.take()?;
+        kept.absorb(&mut self.out);
+        self.out = kept.before;
+        (!kept.over).then_some(kept.reply)
+    }
+
     /// Sends `out`. Ready when all of it is with the kernel.
     pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(kept) = &mut self.kept {
+            kept.absorb(&mut self.out);
+            return Poll::Ready(Ok(()));
+        }
         while !self.out.is_empty() {
             let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.out))?;
             if sent == 0 {
@@ -141,6 +178,20 @@ impl Client {
 
     pub async fn send(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_send(cx)).await
+    }
+
+    /// Sends what is in `out`, as the last there is, and waits a moment for the client to hang up. To close at once would reset the
+    /// connection of a client that is still sending, and drivers that fail to send do not look for the reason.
+    pub async fn part(&mut self) {
+        let _ = tokio::time::timeout(LAST_WORDS_MAX, self.send()).await;
+        let hung_up = async {
+            std::future::poll_fn(|cx| Pin::new(&mut self.socket).poll_shutdown(cx)).await?;
+            while self.receive().await? > 0 {
+                self.inbuf.clear();
+            }
+            io::Result::Ok(())
+        };
+        let _ = tokio::time::timeout(HANGING_UP_MAX, hung_up).await;
     }
 
     pub async fn receive(&mut self) -> io::Result<usize> {
@@ -181,6 +232,21 @@ impl Client {
         }
         if self.inbuf.is_empty() {
             spare::give(&mut self.inbuf);
+        }
+    }
+}
+
+impl Kept {
+    fn absorb(&mut self, out: &mut BytesMut) {
+        self.over |= self.reply.len() + out.len() > self.bytes_max;
+        if self.over {
+            self.reply.clear();
+            out.clear();
+        } else if self.reply.is_empty() {
+            std::mem::swap(&mut self.reply, out);
+        } else {
+            self.reply.extend_from_slice(out);
+            out.clear();
         }
     }
 }

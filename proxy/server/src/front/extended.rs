@@ -235,13 +235,12 @@ impl Session {
                 self.note_draws(&prepared.shape, &plan);
                 self.survey_class(&prepared.shape.class, survey);
                 let place = self.place(&view.topology, &plan, || spread_of(&body));
-                if !view.topology.is_single() {
-                    self.keep_snapshot(&plan, &place)?;
-                }
+                self.keep_snapshot(&plan, &place)?;
                 match place {
                     Place::One(shard) => {
                         let explains = matches!(plan.wrap, Wrap::Explain(_));
-                        survey.stepwise |= explains || survey.shard.is_some_and(|already| already != shard);
+                        survey.stepwise |=
+                            explains || plan.settles() || survey.shard.is_some_and(|already| already != shard);
                         survey.shard.get_or_insert(shard);
                     }
                     Place::Several(_) | Place::Engine => survey.stepwise = true,

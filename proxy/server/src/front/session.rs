@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use weir_core::error::{Blame, Severity, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
-use weir_core::plan::Plan;
+use weir_core::plan::{Noting, Plan};
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars};
@@ -84,6 +84,8 @@ pub struct Held {
     pub changed: bool,
     /// What it has written in this transaction.
     pub dirty: Dependencies,
+    /// What it may have noted of globally unique columns in this transaction, and is not yet settled.
+    pub noting: Noting,
     /// Settings it had when the transaction began; a rollback takes it back there.
     pub vars_before: VarSet,
 }
@@ -190,7 +192,20 @@ impl Session {
             self.client.put_error(error);
         }
         if !matches!(end, End::ClientGone) {
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(5), self.client.send()).await;
+            // What the session held of the servers is not kept waiting for a client that must go.
+            self.give_up_held();
+            Box::pin(self.client.part()).await;
+        }
+    }
+
+    /// What pinned a Backend dies with its session: such a Backend is closed, never lent again.
+    fn give_up_held(&mut self) {
+        self.give_up_announced();
+        for mut held in self.held.drain(..) {
+            if let Some(pin) = held.pinned {
+                held.lease.doubt("pinned by a session that has ended");
+                self.db.stats.unpinned(pin);
+            }
         }
     }
 
@@ -296,6 +311,7 @@ impl Session {
             wrote: false,
             changed: false,
             dirty: Dependencies::new(),
+            noting: Noting::None,
             vars_before,
         });
         Ok(self.held.len() - 1)
@@ -422,6 +438,7 @@ impl Session {
             held.begun = false;
             held.wrote = false;
             held.changed = false;
+            held.noting = Noting::None;
             held.dirty.clear();
         }
         self.held.retain(|held| held.pinned.is_some() && held.lease.status == Status::Idle);
@@ -443,6 +460,11 @@ impl Session {
 
     /// Notes a write: announced at once if it may commit with this very request, else when the transaction commits.
     pub fn note_write(&mut self, index: usize, plan: &Plan, commits_now: bool) -> Result<(), UserError> {
+        let held = &mut self.held[index];
+        if self.txn.is_some() && !matches!(held.noting, Noting::Settled { skips: true }) && plan.noting != Noting::None
+        {
+            held.noting = plan.noting;
+        }
         self.note_write_of(index, &plan.writes, commits_now)
     }
 
@@ -527,15 +549,8 @@ fn apply_vars(lease: &mut Lease, wanted: &VarSet, replies: &mut Replies) {
 }
 
 impl Drop for Session {
-    /// What pinned a Backend dies with its session: such a Backend is closed, never lent again.
     fn drop(&mut self) {
-        self.give_up_announced();
-        for held in &mut self.held {
-            if let Some(pin) = held.pinned.take() {
-                held.lease.doubt("pinned by a session that has ended");
-                self.db.stats.unpinned(pin);
-            }
-        }
+        self.give_up_held();
     }
 }
 

@@ -147,13 +147,20 @@ impl Session {
         let plan = bound?;
         self.note_draws(&understood.shape, &plan);
         let place = self.place(&view.topology, &plan, || super::extended::spread_of(sql.as_bytes()));
-        if !view.topology.is_single() {
-            self.keep_snapshot(&plan, &place)?;
-        }
+        self.keep_snapshot(&plan, &place)?;
         match place {
             Place::One(shard) if matches!(plan.wrap, Wrap::Explain(_)) => {
                 self.stats.sent_to(&plan, shard);
                 Box::pin(self.spread_text(&[shard], sql, understood, &plan)).await
+            }
+            Place::One(shard) if plan.settles() => {
+                self.stats.sent_to(&plan, shard);
+                let done = Box::pin(self.spread_text(&[shard], sql, understood, &plan)).await;
+                if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
+                    self.note_notifier(index, &understood.shape);
+                    self.pin_for(index, &understood.shape);
+                }
+                done
             }
             Place::One(shard) => self.single(shard, sql, understood, &plan).await,
             Place::Several(shards) => {
@@ -305,6 +312,7 @@ impl Session {
         }
         if made_keeper {
             self.db.refresh_catalog().await;
+            Box::pin(crate::unique::catch_up(&self.db)).await;
         } else {
             Box::pin(self.db.schema_changed()).await;
         }
@@ -316,13 +324,15 @@ impl Session {
         let statement_mode = self.stats.mode() == Mode::Statement;
         let mut understood = Vec::with_capacity(texts.len());
         let mut shards = Vec::with_capacity(texts.len());
+        let mut settles = false;
         for text in texts {
             let known = self.db.statements.understand(text, &view, &mut self.scratch);
             let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
             let plan = self.db.plan_of(&known.template, &values, &view.topology);
             let plan = plan.ok().filter(|_| known.template.filling().is_none());
             let place = plan.as_ref().map(|plan| self.place(&view.topology, plan, || 0));
-            if let (Some(plan), Some(place), false) = (&plan, &place, view.topology.is_single()) {
+            settles |= plan.as_ref().is_some_and(Plan::settles);
+            if let (Some(plan), Some(place)) = (&plan, &place) {
                 self.keep_snapshot(plan, place)?;
             }
             shards.push(place);
@@ -332,7 +342,11 @@ impl Session {
             understood.push(known);
         }
         let home = Some(Place::One(view.topology.home));
-        let together = if view.topology.is_single() { Some(ShardId(0)) } else { common_shard(&shards, &understood) };
+        let together = if view.topology.is_single() {
+            Some(ShardId(0))
+        } else {
+            common_shard(&shards, &understood).filter(|_| !settles)
+        };
         if !view.topology.is_single()
             && let Some(ends) = brackets(&understood)
             && !(ends && together.is_some())
@@ -343,7 +357,7 @@ impl Session {
             return self.together(shard, sql, &understood).await;
         }
         let controls = understood.iter().any(|known| known.shape.class.controls_transaction());
-        if controls && shards.iter().any(|place| *place != home) {
+        if controls && (settles || shards.iter().any(|place| *place != home)) {
             return Err(UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "transaction control inside a query of several statements")
                 .detail("The statements belong to different shards, and the text also contains BEGIN, COMMIT, ROLLBACK or a savepoint.")
                 .hint("Send BEGIN and COMMIT as queries of their own.")

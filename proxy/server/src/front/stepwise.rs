@@ -22,7 +22,6 @@ use super::extended::{Step, Survey, ensure, spread_of};
 use super::names::{Portal, Undo};
 use super::session::{Failure, Session};
 use super::simple::Place;
-use crate::exec::fan::rows::Whole;
 use crate::exec::fan::{Form, Question};
 use crate::exec::open::Reader;
 use crate::exec::relay::{Capture, Trail, columns_of};
@@ -282,13 +281,15 @@ impl Session {
             Some(shard) => Some(Place::One(shard)),
             None => Some(self.place(&self.view().topology, &portal.plan, || spread_of(&portal.bind))),
         };
-        if let Some(place) = place.as_ref().filter(|_| !self.view().topology.is_single()) {
+        if let Some(place) = &place {
+            // Again after the survey of the batch: the BEGIN of this snapshot may have been in it.
             self.keep_snapshot(&portal.plan, place)?;
         }
-        let explains = matches!(portal.plan.wrap, Wrap::Explain(_));
+        // As a statement for several shards: its plan is told, or what it notes of globally unique columns is settled.
+        let as_several = matches!(portal.plan.wrap, Wrap::Explain(_)) || portal.plan.settles();
         if let Some(Place::One(shard)) = place
             && !failed
-            && !explains
+            && !as_several
         {
             return self.execute_on(shard, call).await;
         }
@@ -300,7 +301,7 @@ impl Session {
             return Ok(());
         }
         let several = match &place {
-            Some(Place::One(shard)) if explains => Some(vec![*shard]),
+            Some(Place::One(shard)) if as_several => Some(vec![*shard]),
             Some(Place::Several(shards)) => Some(shards.clone()),
             _ => None,
         };
@@ -343,15 +344,7 @@ impl Session {
         let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
         let form = Form { description: false, columns: prepared.template.merged_columns() };
         let reply = self.client.out.len();
-        let done = match (&portal.plan.dealt, &portal.plan.wrap) {
-            (Some(dealt), Wrap::None) => {
-                let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-                let portal_of = Some((&**prepared, &portal.bind));
-                let whole = Whole { sql, plan: &portal.plan, dealt, portal: portal_of, description: false };
-                self.deal_rows(shards, whole).await
-            }
-            _ => self.spread(shards, question, &prepared.shape, &portal.plan, form).await,
-        };
+        let done = self.spread(shards, question, &prepared.shape, &portal.plan, form).await;
         if let Some(plan) = self.second_try(done, reply, &prepared.template)? {
             return self.engine_portal((name, rows_max), portal, &plan).await;
         }
@@ -418,6 +411,7 @@ impl Session {
         let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
         let fits = known.template.bind(&values, &view.topology).is_ok_and(|plan| {
             match self.place(&view.topology, &plan, || 0) {
+                Place::One(_) if plan.settles() => false,
                 Place::One(place) => place == shard || plan.target == weir_core::plan::Target::Any,
                 Place::Several(_) | Place::Engine => false,
             }

@@ -124,39 +124,15 @@ pub const TABLES: [Table; 8] = [
 ];
 
 /// What the tier's configuration says of them.
-pub const DECLARED: &str = r#"
-[[database.shop.table]]
-name = "clients"
-kind = "sharded"
-key = "cid"
-type = "bigint"
-[[database.shop.table]]
-name = "bills"
-kind = "sharded"
-key = "cid"
-type = "bigint"
-[[database.shop.table]]
-name = "lines"
-kind = "sharded"
-key = "cid"
-type = "bigint"
-[[database.shop.table]]
-name = "notes"
-kind = "sharded"
-key = "code"
-type = "text"
-[[database.shop.table]]
-name = "tokens"
-kind = "sharded"
-key = "tid"
-type = "uuid"
-[[database.shop.table]]
-name = "goods"
-kind = "reference"
-[[database.shop.table]]
-name = "kinds"
-kind = "reference"
-"#;
+pub const DECLARED: &[&str] = &[
+    "clients(cid bigint)",
+    "bills(cid bigint)",
+    "lines(cid bigint)",
+    "notes(code text)",
+    "tokens(tid uuid)",
+    "goods",
+    "kinds",
+];
 
 const CLIENTS: i64 = 60;
 const NAMES: [&str; 9] = ["Anna", "anna", "Änne", "zoe", "Zoë", "", "a-b", "ab", "Ω"];

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::bind::{Route, Scatter, Shape};
 use super::super::reason::{NoCacheReason, PrimaryReason, RouteReason};
-use super::super::{Access, ExplainFormat, Target, Wrap, hidden, refuse};
+use super::super::{Access, ExplainFormat, Noting, Target, Wrap, hidden, refuse};
 use super::{Compiler, Source};
 use crate::copy::{Layout, Options, is_utf8};
 use crate::error::UserError;
@@ -39,6 +39,7 @@ impl Compiler<'_> {
             _ => self.unparsed(inner, "this kind of statement is not analysed"),
         };
         shape.deal = Err(why.into());
+        shape.carry = None;
         shape.cacheable = Err(NoCacheReason::NotSelect);
         if let Ok(Scatter { read: Some(read) }) = &mut shape.scatter {
             read.rewrite = read.rewrite.shifted(range.start);
@@ -55,6 +56,7 @@ impl Compiler<'_> {
             return Shape::refusing(refuse::explain_spread(), shape.access);
         }
         if !analyze {
+            shape.noting = Noting::None;
             shape.writes.clear();
             shape.access = Access::PrimaryRead(PrimaryReason::SessionStatement);
         }
@@ -130,6 +132,7 @@ impl Compiler<'_> {
         let mut shape = Shape::fixed(target, access, reason);
         shape.wrap = wrap;
         self.needs(&[instance(usage)], &mut shape);
+        self.note_unique(&[instance(usage)], source, &mut shape);
         shape
     }
 

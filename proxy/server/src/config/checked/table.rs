@@ -18,11 +18,17 @@ enum Kind {
 
 const KINDS: [(&str, Kind); 3] = [("sharded", Kind::Sharded), ("reference", Kind::Reference), ("global", Kind::Global)];
 
-pub(super) fn tables(source: &Source, raw: &[raw::Table]) -> Checked<Vec<TableRuleConfig>> {
+pub(super) fn tables(source: &Source, raw: &[raw::Table], shards: usize) -> Checked<Vec<TableRuleConfig>> {
     let mut seen = BTreeSet::new();
     let mut tables = Vec::with_capacity(raw.len());
     for table in raw {
         let rule = rule(source, table)?;
+        if let Some(column) = table.global_unique.iter().flatten().next().filter(|_| shards == 1) {
+            let message = "global_unique is for databases of several shards";
+            return Err(source
+                .error(column.span(), message)
+                .hint("with one shard a UNIQUE constraint of the table does it"));
+        }
         if !seen.insert((rule.schema.clone(), rule.name.clone())) {
             let message = format!("table `{}.{}` is declared twice", rule.schema, rule.name);
             return Err(source.error(table.name.span(), message));
@@ -47,7 +53,33 @@ fn rule(source: &Source, raw: &raw::Table) -> Checked<TableRuleConfig> {
         Kind::Reference => keyless(source, raw, Placement::Reference)?,
         Kind::Global => keyless(source, raw, Placement::Global)?,
     };
-    Ok(TableRuleConfig { schema, name, placement })
+    let unique = unique(source, raw, &placement)?;
+    Ok(TableRuleConfig { schema, name, placement, unique })
+}
+
+fn unique(source: &Source, raw: &raw::Table, placement: &Placement) -> Checked<Vec<String>> {
+    let mut columns: Vec<String> = Vec::new();
+    for column in raw.global_unique.iter().flatten() {
+        let name = non_empty(source, column, "global_unique")?;
+        let wrong = |message: String| source.error(column.span(), message);
+        let Placement::Sharded { key, .. } = placement else {
+            return Err(wrong(format!("a {} table has no global_unique", raw.kind.get_ref()))
+                .hint("its rows are on every server that has it, so that a UNIQUE constraint of the table does it"));
+        };
+        if name.contains(',') {
+            return Err(wrong("global_unique names single columns, not combinations of them".to_owned())
+                .hint("make a generated column of them, or add the shard key to the UNIQUE constraint of the table"));
+        }
+        if *name == **key {
+            return Err(wrong(format!("`{name}` is the shard key: equal keys meet on one shard"))
+                .hint("remove it; a UNIQUE constraint of the table does it"));
+        }
+        if columns.contains(&name) {
+            return Err(wrong(format!("`{name}` is named twice")));
+        }
+        columns.push(name);
+    }
+    Ok(columns)
 }
 
 fn sharded(source: &Source, raw: &raw::Table, name: &str) -> Checked<Placement> {

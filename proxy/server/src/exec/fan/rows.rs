@@ -29,46 +29,62 @@ const ROW_OVERHEAD_BYTES: usize = 64;
 /// An INSERT as the client sent it.
 #[derive(Clone, Copy)]
 pub struct Whole<'a> {
-    pub sql: &'a str,
+    /// As a text or as a portal.
+    pub question: Question<'a>,
     pub plan: &'a Plan,
     pub dealt: &'a Dealt,
-    /// A statement of the extended protocol with its Bind message.
-    pub portal: Option<(&'a Prepared, &'a Bytes)>,
     /// Send the RowDescription.
     pub description: bool,
 }
 
+impl<'a> Whole<'a> {
+    fn sql(&self) -> &'a str {
+        self.question.sql()
+    }
+}
+
+impl<'a> Question<'a> {
+    /// The client's text.
+    pub fn sql(&self) -> &'a str {
+        match *self {
+            Question::Portal { prepared, .. } => std::str::from_utf8(&prepared.sql).unwrap_or_default(),
+            Question::Text(sql) | Question::Once { sql, .. } => sql,
+            Question::Opened { .. } | Question::Described(_) => "",
+        }
+    }
+}
+
 /// How one part is asked.
-struct Part<'a> {
-    text: String,
-    types: &'a [u8],
+pub struct Part<'a> {
+    pub text: String,
+    pub types: &'a [u8],
 }
 
 /// What shards have returned so far.
 #[derive(Default)]
-struct Gathered {
+pub struct Gathered {
     description: Option<Bytes>,
     /// By shard, in the order of shards: rows without what tracks them.
     rows: Vec<Vec<Bytes>>,
     returned: Vec<Returned>,
     bytes: usize,
-    command: Bytes,
-    inserted: u64,
+    pub command: Bytes,
+    pub inserted: u64,
 }
 
 impl Session {
     /// Runs it everywhere it belongs. Outside a transaction it makes its own, so that it commits everywhere or nowhere.
     pub async fn deal_rows(&mut self, shards: &[ShardId], whole: Whole<'_>) -> Result<(), Failure> {
+        let _turn = self.unique_turn(whole.plan).await?;
         let mut types = Vec::new();
-        match whole.portal {
-            None => self.check_whole(shards[0], whole.sql).await?,
-            Some((prepared, _)) => {
-                for &shard in shards {
-                    types.push(self.parameter_types(shard, prepared).await?);
-                }
+        if let Question::Portal { prepared, .. } = whole.question {
+            for &shard in shards {
+                types.push(self.parameter_types(shard, prepared).await?);
             }
+        } else {
+            self.check_whole(shards[0], whole.sql()).await?;
         }
-        relex(whole.sql, &mut self.scratch);
+        relex(whole.sql(), &mut self.scratch);
         let tokens = std::mem::take(&mut self.scratch.tokens);
         let own = self.txn.is_none();
         if own {
@@ -76,11 +92,11 @@ impl Session {
         }
         let result = self.deal_out(shards, whole, &types, &tokens).await;
         self.scratch.tokens = tokens;
-        self.conclude_write(own, result).await
+        self.conclude_write(own, whole.plan, result).await
     }
 
     /// Has one server parse the whole text; its error is the client's.
-    async fn check_whole(&mut self, shard: ShardId, sql: &str) -> Result<(), Failure> {
+    pub async fn check_whole(&mut self, shard: ShardId, sql: &str) -> Result<(), Failure> {
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
@@ -94,7 +110,7 @@ impl Session {
     }
 
     /// The types that a shard gives a statement's parameters: big-endian OIDs, asked once.
-    async fn parameter_types(&mut self, shard: ShardId, prepared: &Prepared) -> Result<Bytes, Failure> {
+    pub async fn parameter_types(&mut self, shard: ShardId, prepared: &Prepared) -> Result<Bytes, Failure> {
         if let Some((_, types)) = prepared.parameter_types.lock().iter().find(|(of, _)| *of == shard) {
             return Ok(types.clone());
         }
@@ -116,20 +132,20 @@ impl Session {
         types: &[Bytes],
         tokens: &[Token],
     ) -> Result<Bytes, Failure> {
-        let Whole { sql, dealt, .. } = whole;
+        let Whole { dealt, .. } = whole;
         let tracked = dealt.deal.tracked();
         let mut gathered = Gathered::default();
         for (at, &shard) in shards.iter().enumerate() {
             let owned = |row: usize| dealt.owners.get(row) == Some(&shard);
             let types = types.get(at).map_or(&b""[..], |types| types);
-            let part = Part { text: dealt.deal.rows.keep(sql, tokens, owned, &tracked), types };
+            let part = Part { text: dealt.deal.rows.keep(whole.sql(), tokens, owned, &tracked), types };
             self.deal_to(shard, whole, &part, &mut gathered).await?;
         }
         self.put_returned(whole, &gathered).await?;
         Ok(with_rows(&gathered.command, gathered.inserted))
     }
 
-    async fn deal_to(
+    pub async fn deal_to(
         &mut self,
         shard: ShardId,
         whole: Whole<'_>,
@@ -137,9 +153,11 @@ impl Session {
         gathered: &mut Gathered,
     ) -> Result<(), Failure> {
         let tracks = !whole.dealt.deal.tracked().is_empty();
-        let question = match whole.portal {
-            None => Question::Text(&part.text),
-            Some((_, bind)) => Question::Once { sql: &part.text, types: part.types, bind, hidden: usize::from(tracks) },
+        let question = match whole.question {
+            Question::Portal { bind, .. } => {
+                Question::Once { sql: &part.text, types: part.types, bind, hidden: usize::from(tracks) }
+            }
+            _ => Question::Text(&part.text),
         };
         let mut sources = self.ask(&[shard], question).await?;
         self.note_write(sources[0].index, whole.plan, false)?;
@@ -195,7 +213,7 @@ impl Session {
     }
 
     /// The rows in the order of VALUES.
-    async fn put_returned(&mut self, whole: Whole<'_>, gathered: &Gathered) -> Result<(), Failure> {
+    pub async fn put_returned(&mut self, whole: Whole<'_>, gathered: &Gathered) -> Result<(), Failure> {
         let Whole { dealt, description, .. } = whole;
         if !dealt.deal.rows.returning {
             return Ok(());

@@ -1,0 +1,259 @@
+//! Keeping columns unique over all shards: the shards' objects, and the state of each column.
+//!
+//! A declared column begins without objects. It gets its triggers on every shard (from then on every write is noted and settled),
+//! then every value that was there before is looked up ([`build`]), then it is valid; or it has failed, with the reason. The
+//! state of the home shard counts, and all proxies read it with the catalogue.
+//!
+//! Invariant: a column is called valid only after its triggers have been there on every shard for as long as its lookup table has
+//! been filled. Every step may be repeated: a proxy that dies in the middle leaves a state from which the next one goes on.
+//! Non-goals: what a statement notes and how it is settled (`exec/unique.rs`).
+
+mod build;
+mod inspect;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio_postgres::Client;
+use weir_core::id::ShardId;
+use weir_core::topology::catalog::UniqueState;
+use weir_core::topology::{Placement, TableRules};
+use weir_core::unique::{Rule, RuleId, script};
+
+use self::inspect::{Seen, State};
+use crate::back::connect::Login;
+use crate::database::{Database, View};
+
+/// Between two looks at the columns: at least so long, and this many times what the last one took.
+const EVERY: Duration = Duration::from_secs(20);
+const SHARE: u32 = 4;
+/// How long a client's DDL waits for the triggers of the table that it has made.
+const DDL_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Advisory locks of weir on a shard: who makes the shared objects, and, on the home shard, who looks at the columns.
+const MAKING: i64 = 7_765_697_202;
+const LOOKING: i64 = 7_765_697_203;
+/// Longest wait for a lock of weir's own on a client's table, so that its clients do not queue behind it for long.
+const LOCK_WAIT: &str = "SET lock_timeout = '3s'";
+
+/// The globally unique columns of one database.
+pub struct Unique {
+    rules: Vec<Rule>,
+    /// Weir's own login on each shard.
+    logins: Vec<Login>,
+    home: usize,
+    /// What proves to each shard that weir itself calls.
+    secrets: Vec<String>,
+    looking: tokio::sync::Mutex<()>,
+}
+
+/// One connection per shard.
+pub struct Shards {
+    clients: Vec<Client>,
+    home: usize,
+}
+
+impl Unique {
+    /// Makes the shards' objects, where a column is declared, and takes away what was declared before and is not now.
+    pub async fn prepare(rules: &TableRules, logins: &[Login], home: ShardId) -> Result<Option<Arc<Unique>>> {
+        let rules = declared(rules);
+        let mut secrets = Vec::with_capacity(logins.len());
+        for login in logins {
+            let client = crate::control::connect(login).await?;
+            let there = "SELECT to_regclass('weir.unique_rule') IS NOT NULL";
+            let there: bool = client.query_one(there, &[]).await?.try_get(0)?;
+            if there {
+                forget_others(&client, &rules).await?;
+            }
+            if rules.is_empty() {
+                continue;
+            }
+            let script = format!("BEGIN; SELECT pg_advisory_xact_lock({MAKING}); {}; COMMIT", script::shared());
+            let made = client.batch_execute(&script).await;
+            made.with_context(|| format!("objects for global_unique on {}:{}", login.host, login.port))?;
+            secrets.push(client.query_one("SELECT secret FROM weir.unique_secret", &[]).await?.try_get(0)?);
+        }
+        let home = usize::from(home.0);
+        Ok((!rules.is_empty()).then(|| {
+            Arc::new(Unique { rules, logins: logins.to_vec(), home, secrets, looking: tokio::sync::Mutex::new(()) })
+        }))
+    }
+
+    pub fn secret(&self, shard: ShardId) -> &str {
+        self.secrets.get(usize::from(shard.0)).map_or("", String::as_str)
+    }
+
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Is there a table whose columns are not yet, or not any more, as they should be?
+    fn has_work(&self, view: &View) -> bool {
+        self.rules.iter().any(|rule| {
+            let state = state_of(view, rule);
+            view.catalog.relation(&rule.schema, &rule.table).is_some()
+                && !matches!(state, Some(UniqueState::Valid | UniqueState::Building))
+        })
+    }
+
+    /// One look at every column: what is missing is made. Proxies take turns.
+    async fn look(&self, db: &Database) -> Result<()> {
+        let _one_at_a_time = self.looking.lock().await;
+        let mut clients = Vec::with_capacity(self.logins.len());
+        for login in &self.logins {
+            let client = crate::control::connect(login).await?;
+            client.batch_execute(LOCK_WAIT).await?;
+            clients.push(client);
+        }
+        let shards = Shards { clients, home: self.home };
+        let home = &shards.clients[self.home];
+        if home.query_one("SELECT pg_try_advisory_lock($1)", &[&LOOKING]).await?.try_get::<_, bool>(0)? {
+            for rule in &self.rules {
+                if let Err(error) = self.look_at(rule, &shards, db).await {
+                    tracing::warn!(database = %db.name, "{}.{}: {error:#}", rule.table, rule.column);
+                }
+            }
+            home.execute("SELECT pg_advisory_unlock($1)", &[&LOOKING]).await?;
+        }
+        db.refresh_catalog().await;
+        Ok(())
+    }
+
+    async fn look_at(&self, rule: &Rule, shards: &Shards, db: &Database) -> Result<()> {
+        let seen = inspect::look(rule, shards).await?;
+        let types = match seen {
+            Seen::NoTable => return Ok(()),
+            Seen::Unfit(reason) => return shards.set(rule, State::Failed, Some(&reason)).await,
+            Seen::Fit { types, noted, state } => {
+                if state == State::Valid && noted {
+                    return Ok(());
+                }
+                let anew = state == State::New || !noted && state != State::Building;
+                if anew {
+                    shards.start_anew(rule).await?;
+                }
+                if anew || !noted {
+                    shards.each(&script::triggers(rule)).await?;
+                    // From now on clients may write: everything is noted.
+                    db.refresh_catalog().await;
+                }
+                types
+            }
+        };
+        let view = db.view_arc();
+        let build = build::Build { rule, types: &types, slots: &view.topology.slots, logins: &self.logins };
+        let duplicates = build.run(shards).await?;
+        if duplicates.is_empty() {
+            tracing::info!(database = %db.name, "{}.{} is unique over all shards", rule.table, rule.column);
+            shards.set(rule, State::Valid, None).await
+        } else {
+            let reason = build::reason(&duplicates);
+            tracing::warn!(database = %db.name, "{}.{}: {reason}", rule.table, rule.column);
+            shards.set(rule, State::Failed, Some(&reason)).await
+        }
+    }
+}
+
+impl Shards {
+    /// Runs a text on every shard, the home shard last, each in a transaction of its own.
+    async fn each(&self, sql: &str) -> Result<()> {
+        let others = (0..self.clients.len()).filter(|shard| *shard != self.home);
+        for shard in others.chain([self.home]) {
+            if let Err(error) = self.clients[shard].batch_execute(&format!("BEGIN; {sql}; COMMIT")).await {
+                // The text stopped inside its transaction.
+                self.clients[shard].batch_execute("ROLLBACK").await?;
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn set(&self, rule: &Rule, state: State, reason: Option<&str>) -> Result<()> {
+        self.each(&script::state(rule, state.as_str(), reason)).await
+    }
+
+    /// Without triggers nothing is noted while the lookup table is emptied; whoever noted something before has ended by then,
+    /// also with what he still had to write into it.
+    async fn start_anew(&self, rule: &Rule) -> Result<()> {
+        self.each(&script::drop_triggers(rule)).await?;
+        let empty = format!(
+            "LOCK TABLE weir.unique_value IN SHARE ROW EXCLUSIVE MODE; DELETE FROM weir.unique_value WHERE rule = {}",
+            rule.id().0
+        );
+        self.each(&empty).await?;
+        self.set(rule, State::Building, None).await
+    }
+}
+
+/// Looks at the columns for ever; dropping the future ends it.
+pub async fn run(db: Arc<Database>, unique: Arc<Unique>) {
+    let mut pause = EVERY;
+    loop {
+        tokio::time::sleep(pause).await;
+        let start = Instant::now();
+        if let Err(error) = unique.look(&db).await {
+            tracing::warn!(database = %db.name, "cannot look after globally unique columns: {error:#}");
+        }
+        pause = EVERY.max(start.elapsed() * SHARE);
+    }
+}
+
+/// At the start, and after DDL: a table that has just been made gets its triggers before anybody is told of it. What takes
+/// longer goes on in the background.
+pub async fn catch_up(db: &Arc<Database>) {
+    let Some(unique) = db.unique.clone().filter(|unique| unique.has_work(&db.view())) else { return };
+    let of = Arc::clone(db);
+    let looking = tokio::spawn(async move {
+        if let Err(error) = unique.look(&of).await {
+            tracing::warn!(database = %of.name, "cannot look after globally unique columns: {error:#}");
+        }
+    });
+    // Late or not, the statement has been run.
+    let _ = tokio::time::timeout(DDL_WAIT_MAX, looking).await;
+}
+
+/// How far a column has come, as the catalogue was last read. `None`: its triggers are not there.
+pub fn state_of<'v>(view: &'v View, rule: &Rule) -> Option<&'v UniqueState> {
+    let columns = view.catalog.unique.get(&(rule.schema.as_str().into(), rule.table.as_str().into()))?;
+    columns.iter().find(|known| *known.column == *rule.column).map(|known| &known.state)
+}
+
+fn declared(rules: &TableRules) -> Vec<Rule> {
+    let mut declared = Vec::new();
+    for (schema, table, placement) in rules.iter() {
+        let Placement::Sharded { key, .. } = placement else { continue };
+        for column in rules.unique_columns(schema, table) {
+            declared.push(Rule {
+                schema: schema.to_owned(),
+                table: table.to_owned(),
+                column: column.to_string(),
+                key: key.to_string(),
+            });
+        }
+    }
+    declared
+}
+
+/// Takes away the objects of columns that are not declared any more.
+async fn forget_others(client: &Client, rules: &[Rule]) -> Result<()> {
+    let ids: Vec<i64> = rules.iter().map(|rule| rule.id().0).collect();
+    let others = "SELECT rule, schema_name, table_name, column_name FROM weir.unique_rule WHERE rule <> ALL ($1)";
+    for row in client.query(others, &[&ids]).await? {
+        let rule =
+            Rule { schema: row.try_get(1)?, table: row.try_get(2)?, column: row.try_get(3)?, key: String::new() };
+        // Named by what was stored, which may be another's hash after all: only what fits is touched.
+        if RuleId(row.try_get(0)?) != rule.id() {
+            continue;
+        }
+        let there = "SELECT to_regclass($1) IS NOT NULL";
+        let there: bool = client.query_one(there, &[&script::table_name(&rule)]).await?.try_get(0)?;
+        let triggers = if there { script::drop_triggers(&rule) } else { String::new() };
+        let id = rule.id().0;
+        let sql = format!(
+            "BEGIN; {triggers} DELETE FROM weir.unique_value WHERE rule = {id}; DELETE FROM weir.unique_rule WHERE rule = {id}; COMMIT"
+        );
+        client.batch_execute(&sql).await?;
+        tracing::info!("{}.{} is not unique over all shards any more", rule.table, rule.column);
+    }
+    Ok(())
+}
