@@ -137,14 +137,14 @@ impl Session {
         let done = match &place {
             Place::One(shard) => self.read_one(*shard, question, &plan).await,
             Place::Several(shards) => Box::pin(self.spread(shards, question, &understood.shape, &plan, reply)).await,
-            Place::Engine => Box::pin(self.engine_text(&sql, &plan)).await,
+            Place::Engine => Box::pin(self.engine_text(&sql, &understood.shape.class, &plan)).await,
         };
         let kept = self.client.take_kept();
         let Some(plan) = self.engine_instead(&done, kept.as_ref(), &understood.template) else {
             return self.load(kept, done);
         };
         self.client.keep(self.app.config().limits.merge_bytes_max);
-        let done = Box::pin(self.engine_text(&sql, &plan)).await;
+        let done = Box::pin(self.engine_text(&sql, &understood.shape.class, &plan)).await;
         let kept = self.client.take_kept();
         self.load(kept, done)
     }

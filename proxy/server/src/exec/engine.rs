@@ -138,7 +138,7 @@ impl Session {
     pub async fn engine_question(&mut self, prepared: &Prepared, bind: &Bytes, plan: &Plan) -> Result<(), Failure> {
         let question = Question::Portal { prepared, bind, merged: false };
         let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-        self.engine_read(Asked { question, sql, description: true, edited: false }, plan).await
+        self.engine_read(Asked { question, sql, description: true, edited: false }, plan, &mut None).await
     }
 
     /// What becomes of a statement that could not be merged after all, with no byte of a reply sent. `None`: it is done.
