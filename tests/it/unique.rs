@@ -12,20 +12,7 @@ use weir_harness::{Tier, connect};
 use crate::placement::column;
 use crate::rows::{Pair, same_prepared, text};
 
-const TABLES: &str = r#"
-admin_users = ["shop"]
-[[database.shop.table]]
-name = "users"
-kind = "sharded"
-key = "user_id"
-type = "bigint"
-global_unique = ["email"]
-[[database.shop.table]]
-name = "notes"
-kind = "sharded"
-key = "user_id"
-type = "bigint"
-"#;
+const TABLES: &[&str] = &["users(user_id bigint) unique email", "notes(user_id bigint)"];
 
 const SCHEMA: &str = "
 CREATE TABLE users (user_id bigint PRIMARY KEY, email text UNIQUE, name text);
@@ -220,7 +207,7 @@ async fn copies(pair: &Pair) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_who_want_a_value_one_gets_it() -> Result<()> {
     // Far fewer server connections than clients: whoever holds one on one shard must not wait for ever for one on another.
-    let tier = Tier::builder().shards(3).config_extra(TABLES).config_extra("[pool]\nsize = 3").start().await?;
+    let tier = Tier::builder().shards(3).tables(TABLES).config_extra("[pool]\nsize = 3").start().await?;
     let client = tier.connect().await?;
     create(&client).await?;
     state(&tier, "valid").await?;
@@ -275,7 +262,7 @@ async fn code(client: &Client, sql: &str) -> Option<String> {
 /// Two transactions that wait for each other's values on different shards: neither server sees it, and one of them ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_circle_over_shards_ends() -> Result<()> {
-    let tier = Tier::builder().shards(2).config_extra(TABLES).start().await?;
+    let tier = Tier::builder().shards(2).tables(TABLES).start().await?;
     let (one, other) = (tier.connect().await?, tier.connect().await?);
     create(&one).await?;
     state(&tier, "valid").await?;
@@ -297,7 +284,7 @@ async fn a_circle_over_shards_ends() -> Result<()> {
 /// weir is killed (-9) again and again while values change hands; afterwards rows and lookup tables say the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_weir_leaves_rows_and_values_in_step() -> Result<()> {
-    let tier = Tier::builder().shards(3).config_extra(TABLES).start().await?;
+    let tier = Tier::builder().shards(3).tables(TABLES).start().await?;
     let client = tier.connect().await?;
     create(&client).await?;
     state(&tier, "valid").await?;
@@ -344,7 +331,7 @@ async fn churn(dsn: String, worker: i64) -> i64 {
 /// What weir does not see is refused by the shard itself, and what it keeps is nobody else's.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_round_weir_is_refused() -> Result<()> {
-    let tier = Tier::builder().shards(2).config_extra(TABLES).start().await?;
+    let tier = Tier::builder().shards(2).tables(TABLES).start().await?;
     let client = tier.connect().await?;
     create(&client).await?;
     state(&tier, "valid").await?;
@@ -373,7 +360,7 @@ async fn what_goes_round_weir_is_refused() -> Result<()> {
 /// Code that weir cannot see through: in a block it is settled when that ends, else the shard refuses it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_is_settled_at_the_end_of_its_block() -> Result<()> {
-    let tier = Tier::builder().shards(2).config_extra(TABLES).start().await?;
+    let tier = Tier::builder().shards(2).tables(TABLES).start().await?;
     let client = tier.connect().await?;
     create(&client).await?;
     state(&tier, "valid").await?;
@@ -432,8 +419,8 @@ async fn a_conflict_elsewhere_is_not_skipped() -> Result<()> {
 /// any more leaves nothing behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn values_from_before_are_looked_up() -> Result<()> {
-    let undeclared = TABLES.replace("global_unique = [\"email\"]", "");
-    let tier = Tier::builder().shards(3).config_extra(&undeclared).start().await?;
+    let undeclared = ["users(user_id bigint)", "notes(user_id bigint)"];
+    let tier = Tier::builder().shards(3).tables(&undeclared).start().await?;
     let client = tier.connect().await?;
     client.batch_execute("CREATE TABLE users (user_id bigint PRIMARY KEY, email varchar(40), name text)").await?;
     let rows: Vec<String> = (0..2500).map(|id| format!("({id}, 'e{id}', 'n')")).collect();

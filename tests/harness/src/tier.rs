@@ -76,11 +76,14 @@ impl Builder {
         self
     }
 
-    /// Declares tables of database `shop`: sharded ones as `"users(user_id bigint)"`, with key and type, reference tables by
-    /// their name.
+    /// Declares tables of database `shop`: sharded ones as `"users(user_id bigint)"`, with key and type, maybe followed by
+    /// ` unique email` (unique over all shards); reference tables by their name.
     #[must_use]
     pub fn tables(self, tables: &[&str]) -> Self {
         let section = |table: &&str| {
+            let (table, unique) =
+                table.split_once(" unique ").map_or((*table, None), |(table, unique)| (table, Some(unique)));
+            let unique = unique.map_or(String::new(), |column| format!("global_unique = [{column:?}]\n"));
             let declared = match table.split_once('(') {
                 None => format!("name = {table:?}\nkind = \"reference\"\n"),
                 Some((name, key)) => {
@@ -88,7 +91,7 @@ impl Builder {
                     format!("name = {name:?}\nkind = \"sharded\"\nkey = {key:?}\ntype = {key_type:?}\n")
                 }
             };
-            format!("[[database.shop.table]]\n{declared}")
+            format!("[[database.shop.table]]\n{declared}{unique}")
         };
         let sections: String = tables.iter().map(section).collect();
         self.config_extra(&sections)

@@ -37,9 +37,11 @@ async fn the_queries_of_tpc_h_are_answered_as_by_one_postgres_or_refused() -> Re
         if begun.elapsed() > LONG {
             eprintln!("query {number} took {:?}", begun.elapsed());
         }
-        let right = verdict(&statement, &expected, &got).with_context(|| format!("query {number}, text"))?;
+        let right =
+            verdict(&statement, &expected, &got, (&exact, false)).with_context(|| format!("query {number}, text"))?;
         let (expected, got) = (binary(&single, &statement).await?, binary(&sharded, &statement).await?);
-        let again = verdict(&statement, &expected, &got).with_context(|| format!("query {number}, binary"))?;
+        let again =
+            verdict(&statement, &expected, &got, (&exact, true)).with_context(|| format!("query {number}, binary"))?;
         ensure!(again == right, "query {number}: {right:?} in text, {again:?} in binary");
         if let (Right::Refused, Answer::Failed { message, .. }) = (right, &got) {
             eprintln!("query {number}: {message}");
