@@ -66,7 +66,7 @@ impl Compiler<'_> {
                     shape.scatter = Err("EXPLAIN ANALYZE would change rows on several shards".into());
                 }
                 Some(format) => shape.wrap = Wrap::Explain(format),
-                None => shape.scatter = Err("EXPLAIN over shards knows the formats TEXT and JSON".into()),
+                None => shape.scatter = Err("EXPLAIN over shards does not know this format".into()),
             }
         }
         shape
@@ -77,7 +77,6 @@ impl Compiler<'_> {
         let found = source.tokens.iter().position(|token| token.is_word(source.text, "for"));
         let query = found.map_or(0, |index| index + 1);
         let mut shape = self.query(source, query..source.tokens.len(), "its cursor is not understood");
-        shape.engine = false;
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::cursor_spread(), shape.access);
         }
@@ -87,6 +86,7 @@ impl Compiler<'_> {
             found.is_some_and(|at| at == 0 || !options[at - 1].is_word(source.text, unless))
         };
         let special = asked("binary", "") || asked("scroll", "no") || asked("hold", "without");
+        shape.engine &= !special;
         match &shape.scatter {
             Ok(Scatter { read: Some(_) }) if !special => shape.wrap = Wrap::Cursor,
             Ok(_) => shape.scatter = Err("a BINARY, SCROLL or WITH HOLD cursor reads one shard".into()),
