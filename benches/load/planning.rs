@@ -270,6 +270,7 @@ fn view(shards: u16) -> View {
             kind: RelationKind::PlainTable,
             columns: columns.iter().map(column).collect(),
             writes_spread: false,
+            referenced: false,
             unique_columns: Vec::new(),
             reads: Vec::new(),
             triggers: Vec::new(),

@@ -2,11 +2,12 @@
 //! and in the binary format, or it is a refusal (0A000) that says why and what to do. Nothing else.
 //!
 //! Reading order: the two tests → [`compare`] (one statement) → [`verdict`] → [`answer`] → the corpus's syntax. The rows
-//! are made in `data.rs`. Equal means the same names and types of columns and the same bytes of every value, in the same
-//! order where the statement decides it. Errors are equal if their SQLSTATE is.
+//! are made in `data.rs`. Equal means the same names and types of columns and the same bytes of every value (but for sums of floats,
+//! `near.rs`), in the same order where the statement decides it. Errors are equal if their SQLSTATE is.
 //! Non-goals: speed, and which shard is asked (`placement.rs`).
 
 mod data;
+mod near;
 mod random;
 mod tpch;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::BytesMut;
+use near::Near;
 use tokio_postgres::types::{Format, FromSql, IsNull, ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage};
 use weir_harness::{Builder, Plain, Tier};
@@ -47,6 +49,8 @@ struct Statement {
     /// A refusal is a failure.
     must_be_answered: bool,
     order: Order,
+    /// It adds floating-point numbers: their last digits may differ.
+    near: bool,
     sql: String,
     parameters: Vec<Parameter>,
 }
@@ -115,14 +119,15 @@ async fn run(shards: u32, tier: Builder) -> Result<()> {
 /// One statement on both, in text, in text again (a cache may answer now), and in binary.
 async fn compare(single: &Client, sharded: &Client, statement: &Statement) -> Result<Right> {
     let literal = statement.with_literals();
+    let near = Near::of(single, statement).await?;
     let expected = text(single, &literal).await?;
     let mut right = Right::Equal;
     for round in ["text", "text, again"] {
         let got = text(sharded, &literal).await.with_context(|| format!("weir, {round}"))?;
-        right = verdict(statement, &expected, &got).with_context(|| format!("{round}: {literal}"))?;
+        right = verdict(statement, &expected, &got, (&near, false)).with_context(|| format!("{round}: {literal}"))?;
     }
     let got = binary(sharded, statement).await.context("weir, binary")?;
-    let in_binary = verdict(statement, &binary(single, statement).await?, &got).context("binary")?;
+    let in_binary = verdict(statement, &binary(single, statement).await?, &got, (&near, true)).context("binary")?;
     // A parameter may decide less than a literal, but never the other way round.
     // What Postgres refuses itself may be refused by either.
     ensure!(
@@ -132,7 +137,8 @@ async fn compare(single: &Client, sharded: &Client, statement: &Statement) -> Re
     if right == Right::Equal && in_binary == Right::Equal { Ok(Right::Equal) } else { Ok(Right::Refused) }
 }
 
-fn verdict(statement: &Statement, expected: &Answer, got: &Answer) -> Result<Right> {
+fn verdict(statement: &Statement, expected: &Answer, got: &Answer, near: (&Near, bool)) -> Result<Right> {
+    let (near, in_binary) = near;
     let differs = || format!("plain Postgres: {}\nweir:           {}", show(expected), show(got));
     match (expected, got) {
         (_, Answer::Failed { code, explained, .. }) if code == "0A000" => {
@@ -144,17 +150,16 @@ fn verdict(statement: &Statement, expected: &Answer, got: &Answer) -> Result<Rig
         (Answer::Rows { columns, rows }, Answer::Rows { columns: other_columns, rows: other_rows }) => {
             ensure!(columns == other_columns, "other columns: {columns:?}, {other_columns:?}");
             let (mut left, mut right) = (rows.clone(), other_rows.clone());
-            match statement.order {
-                Order::Total => {}
-                Order::Any => {
-                    left.sort();
-                    right.sort();
-                }
-                Order::CountOnly => {
-                    left.iter_mut().chain(&mut right).for_each(Vec::clear);
-                }
+            let same = match statement.order {
+                Order::Total => near.in_order(&left, &right, in_binary),
+                Order::Any => near.in_any_order(&left, &right, in_binary),
+                Order::CountOnly => left.len() == right.len(),
+            };
+            if statement.order != Order::Total {
+                left.sort();
+                right.sort();
             }
-            ensure!(left == right, "{}", first_difference(&left, &right));
+            ensure!(same, "{}", first_difference(&left, &right));
             Ok(Right::Equal)
         }
         _ => bail!("{}", differs()),
@@ -302,12 +307,15 @@ fn corpus() -> Result<Vec<Statement>> {
             family = header.trim_end_matches(": answered");
             continue;
         }
-        let (order, rest) = match line.split_once(' ').with_context(|| format!("a line of one word: {line}"))? {
-            ("#", _) => continue,
-            (">", rest) => (Order::Total, rest),
-            ("=", rest) => (Order::Any, rest),
-            ("~", rest) => (Order::CountOnly, rest),
-            _ if line.starts_with('#') => continue,
+        if line.starts_with('#') {
+            continue;
+        }
+        let (mark, rest) = line.split_once(' ').with_context(|| format!("a line of one word: {line}"))?;
+        let near = mark.ends_with('≈');
+        let order = match mark.trim_end_matches('≈') {
+            ">" => Order::Total,
+            "=" => Order::Any,
+            "~" => Order::CountOnly,
             _ => bail!("not a line of the corpus: {line}"),
         };
         let (sql, parameters) = rest.split_once(" @@ ").unwrap_or((rest, ""));
@@ -315,7 +323,7 @@ fn corpus() -> Result<Vec<Statement>> {
         let parameters =
             if parameters.is_empty() { Vec::new() } else { parameters.split(" | ").map(parameter).collect() };
         let (family, sql) = (family.to_owned(), sql.to_owned());
-        statements.push(Statement { family, must_be_answered, order, sql, parameters });
+        statements.push(Statement { family, must_be_answered, order, near, sql, parameters });
     }
     ensure!(statements.len() >= STATEMENTS_MIN, "only {} statements", statements.len());
     Ok(statements)

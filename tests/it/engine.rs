@@ -378,13 +378,26 @@ async fn without_the_hub_only_what_needs_it_fails() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_that_wants_too_much_is_told_so() -> Result<()> {
-    let extra = "[engine]\nwork_mem = \"64KiB\"\ntemp_bytes_max = \"256KiB\"\ntime_max = \"2s\"";
+    let extra = "[engine]\nwork_mem = \"64KiB\"\ntemp_bytes_max = \"256KiB\"\nrows_max = 1500\ntime_max = \"2s\"";
     let tier = Tier::builder().config_extra(extra).start().await?;
     let client = tier.connect().await?;
     load(&client).await?;
     let wide = "SELECT a.user_id, repeat(b.email, 50), rank() OVER (ORDER BY b.email || c.email) FROM users a, users b, users c ORDER BY 2, 1, 3";
     let (code, _, hint) = refusal(&client, wide).await?;
     assert!(code == "54000" && hint.contains("engine.temp_bytes_max"), "{code} {hint}");
+    // Also after the first rows have been sent.
+    let late = "SELECT repeat(a.email, 100), pg_sleep(0.004), rank() OVER (ORDER BY a.email) FROM users a, users b WHERE b.user_id <= 25";
+    let (code, _, hint) = refusal(&client, late).await?;
+    assert!(code == "54000" && hint.contains("engine.time_max"), "{code} {hint}");
+    let many = "SELECT repeat(a.email, 20), rank() OVER (ORDER BY a.user_id) FROM users a, users b";
+    let (code, detail, hint) = refusal(&client, many).await?;
+    assert!(
+        code == "54000" && detail.contains("1500 rows") && hint.contains("engine.rows_max"),
+        "{code} {detail} {hint}"
+    );
+    let portal = client.query(&many.replace("FROM", ", a.user_id FROM"), &[]).await.err().context("too many rows")?;
+    assert_eq!(portal.code(), Some(&SqlState::PROGRAM_LIMIT_EXCEEDED));
+    assert_eq!(rows(&client, &format!("{many} LIMIT 1500")).await?.len(), 1500);
     let long = "SELECT pg_sleep(0.2), rank() OVER (ORDER BY country) FROM users";
     let (code, _, hint) = refusal(&client, long).await?;
     assert!(code == "54000" && hint.contains("engine.time_max"), "{code} {hint}");

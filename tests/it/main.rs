@@ -3,6 +3,7 @@
 mod advise;
 mod auth;
 mod cancel;
+mod carried;
 mod compose;
 mod console;
 mod copy_shards;

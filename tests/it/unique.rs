@@ -424,7 +424,8 @@ async fn a_conflict_elsewhere_is_not_skipped() -> Result<()> {
 /// any more leaves nothing behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn values_from_before_are_looked_up() -> Result<()> {
-    let tier = Tier::builder().shards(3).tables(&["users(user_id bigint)"]).start().await?;
+    let undeclared = ["users(user_id bigint)", "notes(user_id bigint)"];
+    let tier = Tier::builder().shards(3).tables(&undeclared).start().await?;
     let client = tier.connect().await?;
     client.batch_execute("CREATE TABLE users (user_id bigint PRIMARY KEY, email varchar(40), name text)").await?;
     let rows: Vec<String> = (0..2500).map(|id| format!("({id}, 'e{id}', 'n')")).collect();

@@ -30,7 +30,11 @@ SELECT pg_encoding_to_char(d.encoding) = 'UTF8' OR d.datcollate IN ('C', 'POSIX'
        CASE coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')
             WHEN 'c' THEN d.datcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8')
             WHEN 'b' THEN true
-            ELSE false END
+            ELSE false END,
+       EXISTS (SELECT FROM pg_settings s WHERE s.name = 'extra_float_digits' AND s.reset_val::int4 < 1)
+           OR EXISTS (SELECT FROM pg_db_role_setting r, unnest(r.setconfig) e
+                      WHERE split_part(e, '=', 1) = 'extra_float_digits' AND split_part(e, '=', 2)::int4 < 1),
+       EXISTS (SELECT FROM pg_cast c WHERE c.castcontext <> 'e' AND c.oid >= 16384)
 FROM pg_database d WHERE d.datname = current_database()";
 
 /// The catalogue's own tables change under DDL without being written, so they are never plain.
@@ -42,7 +46,8 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text,
        EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace o ON o.oid = p.pronamespace
                WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND o.nspname <> 'weir')
            OR EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid
-                      AND (f.confdeltype IN ('c', 'n', 'd') OR f.confupdtype IN ('c', 'n', 'd')))
+                      AND (f.confdeltype IN ('c', 'n', 'd') OR f.confupdtype IN ('c', 'n', 'd'))),
+       EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'";
 
@@ -184,7 +189,8 @@ async fn read_all(client: &Client, version: u64) -> Result<Catalog, Error> {
     let mut relations = named_relations(client).await?;
     columns(client, database_byte_order, &mut relations).await?;
     unique_indexes(client, &mut relations).await?;
-    let mut catalog = Catalog { database_byte_order, version, ..Catalog::default() };
+    let (floats_rounded, own_casts) = (database.try_get(2)?, database.try_get(3)?);
+    let mut catalog = Catalog { database_byte_order, floats_rounded, own_casts, version, ..Catalog::default() };
     let mut named = BTreeMap::new();
     for (oid, Named { schema, name, relation }) in relations {
         if relation.kind != RelationKind::Sequence {
@@ -306,6 +312,7 @@ async fn named_relations(client: &Client) -> Result<BTreeMap<u32, Named>, Error>
             kind,
             columns: Vec::new(),
             writes_spread: row.try_get(5)?,
+            referenced: row.try_get(6)?,
             unique_columns: Vec::new(),
             reads: Vec::new(),
             triggers: Vec::new(),

@@ -142,6 +142,16 @@ impl<'a> Bind<'a> {
         body
     }
 
+    /// The body of the same message with all results as text.
+    pub fn as_text(&self) -> BytesMut {
+        let mut body = BytesMut::with_capacity(self.tail.len() + 64);
+        put_cstr(&mut body, self.portal);
+        put_cstr(&mut body, self.statement);
+        body.extend_from_slice(&self.tail[..self.tail.len() - self.result_formats.len() - 2]);
+        body.extend_from_slice(&[0, 0]);
+        body
+    }
+
     /// The same message for another portal.
     #[must_use]
     pub fn on_portal(self, portal: &'a [u8]) -> Self {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A statement is made of one number, which is printed when it goes wrong, after the statement was cut down to what is
-//! still wrong. Reading order: the test → [`Rig`] → [`judge`] → [`shrink`]; the statements come from [`author`].
+//! still wrong. Reading order: the test → [`Rig`] → [`Lane`] → [`judge`] → [`shrink`]; the statements come from [`author`].
 //! Non-goal: errors while a statement runs; the author writes none, since which row fails first is not decided.
 
 mod author;
@@ -19,20 +19,26 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use author::{Author, Decided};
 pub use dice::Dice;
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use weir_harness::{Plain, Tier};
 
+use super::near::Near;
 use super::{Answer, Order, Parameter, Right, Statement, binary, first_difference, how, show, text};
 
 const SEEDS: &str = include_str!("random/seeds.txt");
 const SHARDS: [u32; 3] = [2, 3, 5];
 /// Of each of the two series of a short run.
 const STATEMENTS: u64 = 150;
+/// Statements that are on their way at the same time.
+const LANES: u64 = 4;
 /// After so many wrong ones a run ends.
 const WRONG_MAX: usize = 8;
 /// Tries to cut one wrong statement down.
@@ -51,42 +57,73 @@ async fn random_statements_are_answered_as_by_one_postgres_or_refused() -> Resul
         None => seeds.extend((0..STATEMENTS).chain((0..STATEMENTS).map(|at| base.wrapping_add(at)))),
     }
     eprintln!("random statements: {} seeds, the last series from {base}", seeds.len());
-    let mut rig = Rig::start().await?;
-    let (mut wrong, begun) = (Vec::new(), Instant::now());
-    for (at, seed) in seeds.iter().enumerate() {
-        if let Err(error) = rig.run(*seed).await {
-            eprintln!("WRONG, seed {seed}: {error:#}\n");
-            wrong.push(format!("seed {seed}: {error:#}"));
-        }
-        if wrong.len() >= WRONG_MAX {
-            break;
-        }
-        if (at + 1) % 1000 == 0 {
-            eprintln!("{} statements in {:?}\n{}", at + 1, begun.elapsed(), rig.figures());
-        }
+    let rig = Arc::new(Rig::start().await?);
+    let lanes = number("WEIR_RANDOM_LANES").unwrap_or(LANES).max(1);
+    let (seeds, begun) = (Arc::new(seeds), Instant::now());
+    let mut running = JoinSet::new();
+    for lane in 0..lanes as usize {
+        let (rig, seeds) = (Arc::clone(&rig), Arc::clone(&seeds));
+        running.spawn(async move {
+            let mut lane = (Lane::start(&rig).await?, lane);
+            while let Some(seed) = seeds.get(lane.1) {
+                if let Err(error) = lane.0.run(*seed).await {
+                    eprintln!("WRONG, seed {seed}: {error:#}\n");
+                    rig.totals.lock().wrong.push(format!("seed {seed}: {error:#}"));
+                }
+                let mut totals = rig.totals.lock();
+                totals.done += 1;
+                if totals.wrong.len() >= WRONG_MAX {
+                    break;
+                }
+                if totals.done % 1000 == 0 {
+                    eprintln!("{} statements in {:?}\n{}", totals.done, begun.elapsed(), totals.figures());
+                }
+                lane.1 += lanes as usize;
+            }
+            anyhow::Ok(())
+        });
     }
-    eprintln!("{} statements in {:?}, {} wrong\n{}", seeds.len(), begun.elapsed(), wrong.len(), rig.figures());
+    while let Some(lane) = running.join_next().await {
+        lane??;
+    }
+    let totals = std::mem::take(&mut *rig.totals.lock());
+    let (wrong, took) = (&totals.wrong, begun.elapsed());
+    eprintln!("{} statements in {took:?}, {} wrong\n{}", totals.done, wrong.len(), totals.figures());
     ensure!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
-    let answered = rig.tiers.iter().all(|tier| tier.counts.get("merged").is_some_and(|merged| *merged > 0));
-    ensure!(answered, "hardly anything was answered");
+    let merged = |shards: &u32| totals.counts.get(shards).is_some_and(|counts| counts.contains_key("merged"));
+    ensure!(SHARDS.iter().all(merged), "hardly anything was answered");
     Ok(())
 }
 
 /// The servers, and what they did.
 struct Rig {
     plain: Plain,
-    single: Client,
-    tiers: Vec<Sharded>,
+    tiers: Vec<(u32, Tier)>,
+    totals: Mutex<Totals>,
+}
+
+#[derive(Default)]
+struct Totals {
+    done: u64,
+    wrong: Vec<String>,
     left_out: u32,
+    /// How statements were answered, by the number of shards.
+    counts: BTreeMap<u32, BTreeMap<String, u32>>,
     refusals: BTreeMap<String, u32>,
 }
 
+/// Connections on which one statement after the other runs, on all servers at the same time.
+struct Lane {
+    rig: Arc<Rig>,
+    single: Client,
+    sharded: Vec<Sharded>,
+}
+
+/// A lane's connections to a tier.
 struct Sharded {
-    tier: Tier,
     shards: u32,
     client: Client,
     console: Client,
-    counts: BTreeMap<String, u32>,
 }
 
 impl Rig {
@@ -94,41 +131,55 @@ impl Rig {
         let plain = Plain::start().await?;
         let single = weir_harness::connect(&plain.dsn()).await?;
         rows::load(&single).await.context("loading plain Postgres")?;
-        single.batch_execute(SERVER_TIME).await?;
         let mut tiers = Vec::new();
         for shards in SHARDS {
             let tier = Tier::builder().shards(shards).tables(rows::DECLARED).start().await?;
-            let (client, console) = (tier.connect().await?, weir_harness::connect(&tier.admin_dsn()).await?);
-            rows::load(&client).await.with_context(|| format!("loading {shards} shards"))?;
-            tiers.push(Sharded { tier, shards, client, console, counts: BTreeMap::new() });
+            rows::load(&tier.connect().await?).await.with_context(|| format!("loading {shards} shards"))?;
+            tiers.push((shards, tier));
         }
-        Ok(Rig { plain, single, tiers, left_out: 0, refusals: BTreeMap::new() })
+        Ok(Rig { plain, tiers, totals: Mutex::default() })
+    }
+
+    async fn single(&self) -> Result<Client> {
+        let single = weir_harness::connect(&self.plain.dsn()).await?;
+        single.batch_execute(SERVER_TIME).await?;
+        Ok(single)
+    }
+}
+
+impl Lane {
+    async fn start(rig: &Arc<Rig>) -> Result<Self> {
+        let mut sharded = Vec::new();
+        for (shards, tier) in &rig.tiers {
+            let console = weir_harness::connect(&tier.admin_dsn()).await?;
+            sharded.push(Sharded { shards: *shards, client: tier.connect().await?, console });
+        }
+        Ok(Lane { rig: Arc::clone(rig), single: rig.single().await?, sharded })
     }
 
     /// Runs the statement of a seed everywhere.
     async fn run(&mut self, seed: u64) -> Result<()> {
         let (statement, decided) = statement(seed);
+        let near = Near::of(&self.single, &statement).await?;
         let Some(expected) = self.expected(&statement).await? else {
-            self.left_out += 1;
+            self.rig.totals.lock().left_out += 1;
             return Ok(());
         };
-        for at in 0..self.tiers.len() {
-            let tier = &mut self.tiers[at];
-            match tier.check(&statement, &decided, &expected).await {
-                Ok(Verdict { right, reason }) => {
-                    let how = if matches!(expected.0, Answer::Failed { .. }) && right == Right::Equal {
-                        "failed alike".to_owned()
-                    } else {
-                        how(&tier.console, &statement, right).await
-                    };
-                    *tier.counts.entry(how).or_default() += 1;
+        let [first, second, third] = self.sharded.as_slice() else { bail!("not as many tiers as expected") };
+        let question = (&statement, &decided, (&expected, &near));
+        let (first, second, third) = tokio::join!(first.ask(question), second.ask(question), third.ask(question));
+        for (at, outcome) in [first, second, third].into_iter().enumerate() {
+            let shards = self.sharded[at].shards;
+            match outcome {
+                Ok((how, reason)) => {
+                    let mut totals = self.rig.totals.lock();
+                    *totals.counts.entry(shards).or_default().entry(how).or_default() += 1;
                     if let (Some(reason), 0) = (reason, at) {
-                        *self.refusals.entry(reason).or_default() += 1;
+                        *totals.refusals.entry(reason).or_default() += 1;
                     }
                 }
                 Err(error) => {
-                    tier.client = tier.tier.connect().await?;
-                    let shards = tier.shards;
+                    self.renew(at).await?;
                     let small = self.shrink(at, &statement, &decided).await?;
                     bail!(
                         "{shards} shards: {error:#}\n{}\nparameters {:?}\ncut down: {small}",
@@ -141,14 +192,19 @@ impl Rig {
         Ok(())
     }
 
+    /// A new connection, since the old one may be stuck in a statement.
+    async fn renew(&mut self, at: usize) -> Result<()> {
+        self.sharded[at].client = self.rig.tiers[at].1.connect().await?;
+        Ok(())
+    }
+
     /// What plain Postgres says in text and in binary; `None`: it took too long.
     async fn expected(&mut self, statement: &Statement) -> Result<Option<(Answer, Answer)>> {
         let both = async {
             anyhow::Ok((text(&self.single, &statement.with_literals()).await?, binary(&self.single, statement).await?))
         };
         let Ok(both) = both.await else {
-            self.single = weir_harness::connect(&self.plain.dsn()).await?;
-            self.single.batch_execute(SERVER_TIME).await?;
+            self.single = self.rig.single().await?;
             return Ok(None);
         };
         let slow = |answer: &Answer| matches!(answer, Answer::Failed { code, .. } if code == "57014");
@@ -185,22 +241,38 @@ impl Rig {
     }
 
     async fn still_wrong(&mut self, at: usize, statement: &Statement) -> Result<bool> {
+        let near = Near::of(&self.single, statement).await?;
         let Some(expected) = self.expected(statement).await? else { return Ok(false) };
         if matches!(expected.0, Answer::Failed { .. }) {
             return Ok(false);
         }
-        let tier = &mut self.tiers[at];
-        let wrong = tier.check(statement, &Decided::By(Vec::new()), &expected).await.is_err();
+        let client = &self.sharded[at].client;
+        let wrong = check(client, statement, &Decided::By(Vec::new()), (&expected, &near)).await.is_err();
         if wrong {
-            tier.client = tier.tier.connect().await?;
+            self.renew(at).await?;
         }
         Ok(wrong)
     }
+}
 
+impl Sharded {
+    /// How it was answered, and why not.
+    async fn ask(
+        &self,
+        (statement, decided, right): (&Statement, &Decided, (&(Answer, Answer), &Near)),
+    ) -> Result<(String, Option<String>)> {
+        let checked = check(&self.client, statement, decided, right).await?;
+        let alike = matches!(right.0.0, Answer::Failed { .. }) && checked.right == Right::Equal;
+        let how = if alike { "failed alike".to_owned() } else { how(&self.console, statement, checked.right).await };
+        Ok((how, checked.reason))
+    }
+}
+
+impl Totals {
     fn figures(&self) -> String {
         let mut text = String::new();
-        for tier in &self.tiers {
-            let _ = writeln!(text, "{} shards: {:?}", tier.shards, tier.counts);
+        for (shards, counts) in &self.counts {
+            let _ = writeln!(text, "{shards} shards: {counts:?}");
         }
         let _ = writeln!(text, "left out, because plain Postgres took too long: {}", self.left_out);
         let mut reasons: Vec<_> = self.refusals.iter().collect();
@@ -218,15 +290,19 @@ struct Verdict {
     reason: Option<String>,
 }
 
-impl Sharded {
-    async fn check(&self, statement: &Statement, decided: &Decided, expected: &(Answer, Answer)) -> Result<Verdict> {
-        let literal = statement.with_literals();
-        let got = text(&self.client, &literal).await.context("text")?;
-        let first = judge(decided, &expected.0, &got).with_context(|| format!("text: {literal}"))?;
-        let got = binary(&self.client, statement).await.context("binary")?;
-        let second = judge(decided, &expected.1, &got).context("binary")?;
-        Ok(if first.right == Right::Refused { first } else { second })
-    }
+/// One statement through weir, in text and in binary.
+async fn check(
+    client: &Client,
+    statement: &Statement,
+    decided: &Decided,
+    (expected, near): (&(Answer, Answer), &Near),
+) -> Result<Verdict> {
+    let literal = statement.with_literals();
+    let got = text(client, &literal).await.context("text")?;
+    let first = judge(decided, &expected.0, &got, (near, false)).with_context(|| format!("text: {literal}"))?;
+    let got = binary(client, statement).await.context("binary")?;
+    let second = judge(decided, &expected.1, &got, (near, true)).context("binary")?;
+    Ok(if first.right == Right::Refused { first } else { second })
 }
 
 /// The statement of a seed.
@@ -234,12 +310,13 @@ fn statement(seed: u64) -> (Statement, Decided) {
     let written = Author::new(seed).statement();
     let parameters = written.parameters.into_iter().map(|text| Parameter(Some(text))).collect();
     let family = "random".to_owned();
-    let statement = Statement { family, must_be_answered: false, order: Order::Any, sql: written.sql, parameters };
+    let (order, near) = (Order::Any, written.near);
+    let statement = Statement { family, must_be_answered: false, order, near, sql: written.sql, parameters };
     (statement, written.order)
 }
 
 /// Equal, or refused with a reason; anything else is an error.
-fn judge(decided: &Decided, expected: &Answer, got: &Answer) -> Result<Verdict> {
+fn judge(decided: &Decided, expected: &Answer, got: &Answer, (near, binary): (&Near, bool)) -> Result<Verdict> {
     let differs = || format!("plain Postgres: {}\nweir:           {}", show(expected), show(got));
     let equal = Verdict { right: Right::Equal, reason: None };
     match (expected, got) {
@@ -259,11 +336,13 @@ fn judge(decided: &Decided, expected: &Answer, got: &Answer) -> Result<Verdict> 
                 rows.iter().map(|row| sorted.iter().map(|at| row[*at].clone()).collect()).collect()
             };
             let (left, right) = (by(rows), by(other_rows));
-            ensure!(left == right, "another order\n{}", first_difference(&left, &right));
+            let ordered = near.by(sorted).in_order(&left, &right, binary);
+            ensure!(ordered, "another order\n{}", first_difference(&left, &right));
             let (mut left, mut right) = (rows.clone(), other_rows.clone());
+            let same = near.in_any_order(&left, &right, binary);
             left.sort();
             right.sort();
-            ensure!(left == right, "{}", first_difference(&left, &right));
+            ensure!(same, "{}", first_difference(&left, &right));
             Ok(equal)
         }
         _ => bail!("{}", differs()),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use weir_harness::{Plain, Tier, tpch};
 
+use super::near::Near;
 use super::{Answer, Order, Right, Statement, binary, how, text, verdict};
 
 /// What takes longer is said.
@@ -23,11 +24,12 @@ async fn the_queries_of_tpc_h_are_answered_as_by_one_postgres_or_refused() -> Re
     let console = weir_harness::connect(&tier.admin_dsn()).await?;
     tpch::load(&single, scale).await.context("loading plain Postgres")?;
     tpch::load(&sharded, scale).await.context("loading through weir")?;
-    let mut how_many = BTreeMap::<String, Vec<usize>>::new();
+    let (mut how_many, exact) = (BTreeMap::<String, Vec<usize>>::new(), Near::default());
     for number in 1..=22 {
         let sql = tpch::query(number).with_context(|| format!("query {number}"))?;
         let family = "TPC-H".to_owned();
-        let statement = Statement { family, must_be_answered: false, order: Order::Any, sql, parameters: Vec::new() };
+        let statement =
+            Statement { family, must_be_answered: false, order: Order::Any, near: false, sql, parameters: Vec::new() };
         let expected = text(&single, &statement.sql).await?;
         ensure!(matches!(expected, Answer::Rows { .. }), "query {number} on plain Postgres: {expected:?}");
         let begun = Instant::now();
@@ -35,9 +37,11 @@ async fn the_queries_of_tpc_h_are_answered_as_by_one_postgres_or_refused() -> Re
         if begun.elapsed() > LONG {
             eprintln!("query {number} took {:?}", begun.elapsed());
         }
-        let right = verdict(&statement, &expected, &got).with_context(|| format!("query {number}, text"))?;
+        let right =
+            verdict(&statement, &expected, &got, (&exact, false)).with_context(|| format!("query {number}, text"))?;
         let (expected, got) = (binary(&single, &statement).await?, binary(&sharded, &statement).await?);
-        let again = verdict(&statement, &expected, &got).with_context(|| format!("query {number}, binary"))?;
+        let again =
+            verdict(&statement, &expected, &got, (&exact, true)).with_context(|| format!("query {number}, binary"))?;
         ensure!(again == right, "query {number}: {right:?} in text, {again:?} in binary");
         if let (Right::Refused, Answer::Failed { message, .. }) = (right, &got) {
             eprintln!("query {number}: {message}");

@@ -1,9 +1,11 @@
 //! Folding the partial aggregates of several shards into the one Postgres would have computed over all rows.
 //!
-//! Invariants: a column type whose fold is not exact is refused before the first row; the answer does not depend on
-//! the order in which shards answer (sums are kept wide and checked at the end, ties go to the lowest source). Sums and
-//! averages of floats are refused: their last digits depend on the order in which rows are added, which no merge can know.
+//! Invariants: a column type that cannot be folded as Postgres folds it is refused before the first row; the answer does not depend
+//! on the order in which shards answer (sums are kept wide and checked at the end, parts of floats are added in the order of the
+//! shards, ties go to the lowest source). All folds are exact but those of floats, which are what a parallel plan of Postgres makes
+//! of the parts of its workers (docs/decisions/0007).
 
+use super::float;
 use super::numeric::{Decimal, Numeric};
 use super::row::Row;
 use super::value::{self, Comparable, Kind};
@@ -35,15 +37,22 @@ enum Rule {
     SumNumeric(Source),
     Extreme { by: Comparable },
     AvgNumeric { sum: Source, count: Source },
+    SumFloat(Source),
+    AvgFloat { sum: Source, count: Source },
     Bool { column: usize, and: bool },
 }
 
 /// The fold of one group so far.
 pub(super) enum State {
     Integer(Option<i128>),
-    Numeric { sum: Option<Numeric>, count: i128 },
+    Numeric {
+        sum: Option<Numeric>,
+        count: i128,
+    },
     Extreme(Option<Extreme>),
     Bool(Option<bool>),
+    /// Sums and counts by source.
+    Floats(Vec<(usize, f64, i128)>),
 }
 
 pub(super) struct Extreme {
@@ -57,8 +66,8 @@ impl Folder {
     pub(super) fn new(fold: Fold, columns: &[ResultColumn]) -> Result<Self, UserError> {
         let result = &columns[fold.column];
         let source = |column: usize| {
-            let ResultColumn { type_oid, binary, .. } = columns[column];
-            Kind::of(type_oid).map(|kind| Source { column, kind, binary })
+            let binary = columns[column].binary;
+            columns[column].kind().map(|kind| Source { column, kind, binary })
         };
         let refuse = |what: &str| unsupported(what, fold.column, result.type_oid);
         let own = source(fold.column).ok_or_else(|| refuse("aggregate"))?;
@@ -68,6 +77,7 @@ impl Folder {
             FoldKind::Sum => match own.kind {
                 Kind::Int { bytes: 8 } => Rule::SumInt8(own),
                 Kind::Numeric => Rule::SumNumeric(own),
+                Kind::Float4 | Kind::Float8 => Rule::SumFloat(own),
                 _ => return Err(refuse("sum")),
             },
             FoldKind::Min { byte_order } | FoldKind::Max { byte_order } if byte_order || !own.kind.is_collated() => {
@@ -80,6 +90,7 @@ impl Folder {
                     source(sum).zip(source(count)).filter(|(_, count)| is_count(count)).ok_or_else(|| refuse("avg"))?;
                 match (own.kind, sum.kind) {
                     (Kind::Numeric, Kind::Int { .. } | Kind::Numeric) => Rule::AvgNumeric { sum, count },
+                    (Kind::Float8, Kind::Float8) => Rule::AvgFloat { sum, count },
                     _ => return Err(refuse("avg")),
                 }
             }
@@ -98,6 +109,7 @@ impl Folder {
             Rule::SumNumeric(_) | Rule::AvgNumeric { .. } => State::Numeric { sum: None, count: 0 },
             Rule::Extreme { .. } => State::Extreme(None),
             Rule::Bool { .. } => State::Bool(None),
+            Rule::SumFloat(_) | Rule::AvgFloat { .. } => State::Floats(Vec::new()),
         }
     }
 
@@ -121,6 +133,16 @@ impl Folder {
                     *total = Some(total.map_or(value, |total| if *and { total & value } else { total | value }));
                 }
             }
+            (Rule::SumFloat(part), State::Floats(parts)) => {
+                if let Some(sum) = part.float(row)? {
+                    parts.push((source, sum, 1));
+                }
+            }
+            (Rule::AvgFloat { sum, count }, State::Floats(parts)) => {
+                if let Some(sum) = sum.float(row)? {
+                    parts.push((source, sum, count.integer(row)?.unwrap_or(0)));
+                }
+            }
             // `start` pairs each rule with its state.
             _ => {}
         }
@@ -137,6 +159,19 @@ impl Folder {
                 (false, true) => b"t".to_vec(),
                 (false, false) => b"f".to_vec(),
             })),
+            State::Floats(parts) => {
+                let mut parts = parts.clone();
+                parts.sort_unstable_by_key(|part| part.0);
+                let parts: Vec<(f64, i128)> = parts.into_iter().map(|(_, sum, count)| (sum, count)).collect();
+                Ok(match &self.rule {
+                    Rule::SumFloat(Source { kind: Kind::Float4, .. }) => {
+                        let parts: Vec<f32> = parts.iter().map(|part| part.0 as f32).collect();
+                        float::sum4(&parts)?.map(|sum| float::write4(sum, self.binary))
+                    }
+                    Rule::SumFloat(_) => float::sum8(&parts)?.map(|sum| float::write8(sum, self.binary)),
+                    _ => float::average(&parts)?.map(|average| float::write8(average, self.binary)),
+                })
+            }
             State::Numeric { sum, count } => match (&self.rule, sum) {
                 (_, None) => Ok(None),
                 (Rule::AvgNumeric { .. }, Some(_)) if *count <= 0 => Ok(None),
@@ -185,6 +220,11 @@ impl Source {
         value::integer(self.kind, self.binary, value)
             .map(|value| Some(value.into()))
             .ok_or_else(|| malformed(self.column))
+    }
+
+    fn float(&self, row: &Row<'_>) -> Result<Option<f64>, UserError> {
+        let Some(value) = row.get(self.column) else { return Ok(None) };
+        value::float(self.kind, self.binary, value).map(Some).ok_or_else(|| malformed(self.column))
     }
 
     /// Of a numeric or an integer column.

@@ -397,8 +397,10 @@ mod tests {
     const COLUMNS: [u32; 4] = [20, 1700, 23, 16];
 
     fn value(formula: &Formula, values: [Option<&str>; 4], shown: u32) -> Result<Option<String>, UserError> {
-        let mut columns = COLUMNS.map(|type_oid| ResultColumn { type_oid, type_modifier: -1, binary: false }).to_vec();
-        columns.push(ResultColumn { type_oid: shown, type_modifier: -1, binary: false });
+        let mut columns = COLUMNS
+            .map(|type_oid| ResultColumn { type_oid, type_modifier: -1, binary: false, rounded: false })
+            .to_vec();
+        columns.push(ResultColumn { type_oid: shown, type_modifier: -1, binary: false, rounded: false });
         let mut builder = RowBuilder::new(5);
         for value in values {
             builder.push(value.map(str::as_bytes));

@@ -16,7 +16,7 @@ use super::fold::{Folder, State};
 use super::formula::{Computed, Formula};
 use super::output::{Budget, Distinct, Last, Output, key_of};
 use super::row::{Row, RowBuilder};
-use super::value::{Comparable, Kind};
+use super::value::Comparable;
 use super::{GroupSpec, MergeLimits, MergeSpec, ResultColumn, internal, unsupported};
 use crate::error::UserError;
 
@@ -184,7 +184,8 @@ fn check_positions(spec: &MergeSpec, columns: usize) -> Result<(), UserError> {
 fn order_columns(spec: &MergeSpec, columns: &[ResultColumn]) -> Result<Vec<Comparable>, UserError> {
     let comparable = |key: &super::OrderKey| {
         let ResultColumn { type_oid, binary, .. } = columns[key.column];
-        let kind = Kind::of(type_oid)
+        let kind = columns[key.column]
+            .kind()
             .filter(|kind| key.byte_order || !kind.is_collated())
             .ok_or_else(|| unsupported("ORDER BY", key.column, type_oid))?;
         Ok(Comparable { column: key.column, kind, binary, descending: key.descending, nulls_first: key.nulls_first })
@@ -195,7 +196,7 @@ fn order_columns(spec: &MergeSpec, columns: &[ResultColumn]) -> Result<Vec<Compa
 /// Equality needs no byte order: collations are deterministic unless declared otherwise, so equal text has equal bytes.
 fn equality(column: usize, columns: &[ResultColumn], what: &str) -> Result<Comparable, UserError> {
     let ResultColumn { type_oid, binary, .. } = columns[column];
-    let kind = Kind::of(type_oid).ok_or_else(|| unsupported(what, column, type_oid))?;
+    let kind = columns[column].kind().ok_or_else(|| unsupported(what, column, type_oid))?;
     Ok(Comparable { column, kind, binary, descending: false, nulls_first: false })
 }
 

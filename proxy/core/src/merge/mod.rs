@@ -4,9 +4,10 @@
 //! turn out to be ones whose order or sum it cannot reproduce exactly.
 //!
 //! Reading order: [`Merger`] (what is kept and when a row goes out), `output` (DISTINCT, OFFSET, LIMIT), `fold`
-//! (aggregates), `formula` (expressions over them), `value` (types as bytes that sort), and below them `numeric`, `datetime`, `row`.
+//! (aggregates), `formula` (expressions over them), `value` (types as bytes that sort), and below them `numeric`, `float`, `datetime`, `row`.
 
 mod datetime;
+mod float;
 mod fold;
 mod formula;
 mod merger;
@@ -32,6 +33,16 @@ pub struct ResultColumn {
     pub type_modifier: i32,
     /// The format the client asked for.
     pub binary: bool,
+    /// Floats in text have fewer digits than tell one from another (extra_float_digits below 1).
+    pub rounded: bool,
+}
+
+impl ResultColumn {
+    /// `None`: its values cannot be compared or added.
+    fn kind(&self) -> Option<value::Kind> {
+        let lossy = self.rounded && !self.binary;
+        value::Kind::of(self.type_oid).filter(|kind| !(lossy && kind.is_float()))
+    }
 }
 
 /// How much one merge may keep in memory.

@@ -21,11 +21,11 @@ const BOOL: u32 = 16;
 type Cells = Vec<Option<Vec<u8>>>;
 
 fn text_columns(oids: &[u32]) -> Vec<ResultColumn> {
-    oids.iter().map(|&type_oid| ResultColumn { type_oid, type_modifier: -1, binary: false }).collect()
+    oids.iter().map(|&type_oid| ResultColumn { type_oid, type_modifier: -1, binary: false, rounded: false }).collect()
 }
 
 fn binary_columns(oids: &[u32]) -> Vec<ResultColumn> {
-    oids.iter().map(|&type_oid| ResultColumn { type_oid, type_modifier: -1, binary: true }).collect()
+    oids.iter().map(|&type_oid| ResultColumn { type_oid, type_modifier: -1, binary: true, rounded: false }).collect()
 }
 
 fn body(cells: &Cells) -> Vec<u8> {
@@ -151,7 +151,17 @@ fn what_cannot_be_exact_is_refused_before_the_first_row() {
         assert_eq!(refusal(group(kind), &[oid]), Some("0A000"), "{kind:?} {oid}");
     }
     assert_eq!(refusal(average(), &[FLOAT8, 700, INT8]), Some("0A000"));
-    assert_eq!(refusal(average(), &[FLOAT8, FLOAT8, INT8]), Some("0A000"), "the order of addition shows");
+    assert_eq!(refusal(average(), &[FLOAT8, FLOAT8, INT8]), None);
+    let rounded = |spec: MergeSpec, binary: bool| {
+        let columns = vec![ResultColumn { type_oid: FLOAT8, type_modifier: -1, binary, rounded: true }];
+        Merger::new(spec, columns, 2, ROOMY).err().map(|error| error.sqlstate)
+    };
+    let ordered = || MergeSpec { order: vec![ascending(0)], ..MergeSpec::default() };
+    for spec in [ordered(), group(FoldKind::Sum), MergeSpec { distinct: true, ..MergeSpec::default() }] {
+        assert_eq!(rounded(spec.clone(), false), Some("0A000"), "too few digits: {spec:?}");
+        assert_eq!(rounded(spec, true), None);
+    }
+    assert_eq!(rounded(MergeSpec::default(), false), None);
     assert_eq!(refusal(MergeSpec { distinct: true, ..MergeSpec::default() }, &[INT8, 114]), Some("0A000"));
     assert_eq!(refusal(MergeSpec { distinct: true, hidden: 1, ..MergeSpec::default() }, &[INT8, 114]), None);
     assert_eq!(refusal(MergeSpec::default(), &[114]), None, "any type passes through");

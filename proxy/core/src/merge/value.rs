@@ -60,6 +60,10 @@ impl Kind {
         })
     }
 
+    pub(super) fn is_float(self) -> bool {
+        matches!(self, Kind::Float4 | Kind::Float8)
+    }
+
     /// Does its order depend on a collation?
     pub(super) fn is_collated(self) -> bool {
         matches!(self, Kind::Text | Kind::Bpchar)

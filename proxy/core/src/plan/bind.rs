@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::carry::{CarriedKey, Carry};
 use super::deal::{Deal, Dealt};
 use super::formula::Blueprint;
 use super::reason::{KeyName, NoCacheReason, RouteReason};
@@ -12,7 +13,7 @@ use super::refuse;
 use super::scatter::ReadScatter;
 use super::values::Values;
 use super::{Access, DescribeTarget, Noting, Plan, Target, Wrap};
-use crate::error::UserError;
+use crate::error::{Blame, UserError, sqlstate};
 use crate::fresh::{Dependencies, Dependency, KeyHash, TableHash};
 use crate::id::{ShardId, Slot};
 use crate::merge::MergeSpec;
@@ -43,6 +44,10 @@ pub struct Shape {
     pub ambiguous: Vec<u16>,
     /// The fallback engine would give the right answer.
     pub engine: bool,
+    /// Its rows may be read first and then written as values.
+    pub carry: Option<Arc<Carry>>,
+    /// The key of the table that an INSERT fills, if it has one.
+    pub carried_key: Option<Arc<CarriedKey>>,
 }
 
 /// Where it goes, before keys are known.
@@ -103,6 +108,16 @@ struct Bound {
 
 type AllBound = SmallVec<[Bound; 1]>;
 
+impl Bound {
+    fn add(&mut self, hash: u64, topology: &Topology) {
+        let shard = topology.slots.owner(Slot::of_hash(hash));
+        self.hashes.push(hash);
+        if let Err(at) = self.shards.binary_search(&shard) {
+            self.shards.insert(at, shard);
+        }
+    }
+}
+
 impl Shape {
     /// A template that goes to one place whatever its values.
     pub fn fixed(target: Target, access: Access, reason: RouteReason) -> Self {
@@ -120,6 +135,8 @@ impl Shape {
             noting: Noting::None,
             ambiguous: Vec::new(),
             engine: false,
+            carry: None,
+            carried_key: None,
         }
     }
 
@@ -203,6 +220,65 @@ impl Shape {
         })
     }
 
+    /// See [`super::Template::carried`].
+    pub fn carried(&self, refusal: UserError) -> Result<Plan, UserError> {
+        let Some(carry) = &self.carry else { return Err(refusal) };
+        if refusal.sqlstate != sqlstate::FEATURE_NOT_SUPPORTED || refusal.blame != Blame::Client {
+            return Err(refusal);
+        }
+        Ok(Plan {
+            target: Target::All,
+            access: Access::Write,
+            merge: None,
+            dealt: None,
+            reads: Dependencies::new(),
+            writes: Dependencies::new(),
+            cacheable: Err(NoCacheReason::NotSelect),
+            wrap: Wrap::Carry(Arc::clone(carry)),
+            noting: self.noting,
+            reason: RouteReason::Carried { refusal: Box::new(refusal) },
+        })
+    }
+
+    /// See [`super::Template::bind_rows`].
+    pub fn bind_rows(&self, keys: &[Option<Key<'_>>], topology: &Topology) -> Result<Plan, UserError> {
+        let plan = |target, reason, dealt, bound: &AllBound| Plan {
+            target,
+            access: self.access,
+            merge: None,
+            dealt,
+            reads: Dependencies::new(),
+            writes: depend(&self.writes, bound),
+            cacheable: Err(NoCacheReason::NotSelect),
+            wrap: Wrap::None,
+            noting: self.noting,
+            reason,
+        };
+        let unknown = || Bound { hashes: SmallVec::new(), shards: SmallVec::new(), unknown: true };
+        let mut bound: AllBound = self.demands.iter().map(|_| unknown()).collect();
+        let keyed = match &self.route {
+            Route::Refuse(error) => return Err((**error).clone()),
+            Route::Fixed { target, reason } => return Ok(plan(target.clone(), reason.clone(), None, &bound)),
+            Route::Keyed(keyed) => keyed,
+        };
+        let (table, column) = (&keyed.table, &keyed.column);
+        let deal = self.deal.as_ref().map_err(|why| refuse::not_spread(why, table, column))?;
+        let mut own = Bound { hashes: SmallVec::new(), shards: SmallVec::new(), unknown: false };
+        for key in keys {
+            let key = key.as_ref().ok_or_else(|| refuse::null_key(table, column))?;
+            if keyed.varchar && key.ends_blank() {
+                return Err(refuse::blank_key(table, column));
+            }
+            own.add(key.hash(), topology);
+        }
+        let (shards, hashes) = (own.shards.clone(), own.hashes.len());
+        bound[deal.demand] = own;
+        let dealt = dealt(deal, &bound, topology);
+        let name = Arc::clone(&self.demands[deal.demand].name);
+        let reason = RouteReason::KeysApart { name, keys: hashes, shards: shards.len() };
+        Ok(plan(Target::Many(shards), reason, Some(dealt), &bound))
+    }
+
     fn bound(&self, values: &Values<'_>, topology: &Topology) -> Result<AllBound, UserError> {
         let mut all = AllBound::new();
         for demand in &self.demands {
@@ -238,12 +314,7 @@ impl Shape {
         }
         let mut bound = Bound { hashes: SmallVec::new(), shards: SmallVec::new(), unknown: false };
         for key in &keys {
-            let hash = key.hash();
-            let shard = topology.slots.owner(Slot::of_hash(hash));
-            bound.hashes.push(hash);
-            if let Err(at) = bound.shards.binary_search(&shard) {
-                bound.shards.insert(at, shard);
-            }
+            bound.add(key.hash(), topology);
         }
         Ok(bound)
     }

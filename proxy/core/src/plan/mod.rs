@@ -7,6 +7,7 @@
 //! Non-goals: sending anything, and merging itself (see [`crate::merge`]).
 
 mod bind;
+mod carry;
 mod clauses;
 mod compile;
 mod deal;
@@ -20,6 +21,7 @@ mod reason;
 mod refuse;
 mod rewrite;
 mod scatter;
+mod ungrouped;
 mod values;
 
 use std::sync::Arc;
@@ -35,12 +37,14 @@ use crate::sql::class::Class;
 use crate::topology::Topology;
 
 pub use crate::sql::facts::Schema;
+pub use carry::{CarriedKey, Carry, Form, TEXT, Written, put_value};
 pub use compile::{Compiled, Noting, compile, unread};
 pub use deal::{Deal, Dealt, Returned};
 pub use explain::explain;
 pub use fill::{Drawing, Filling, Sequence};
 pub use reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 pub use rewrite::{Edit, Piece, Rewrite};
+pub use ungrouped::grouped_too;
 pub use values::{Datum, Values};
 
 /// The cached plan of one statement shape, with no shard number in it.
@@ -82,6 +86,8 @@ pub enum Wrap {
     Explain(ExplainFormat),
     /// DECLARE … CURSOR: a cursor on each shard, and FETCH merges.
     Cursor,
+    /// The rows of its query are read first, then written as values.
+    Carry(Arc<Carry>),
 }
 
 /// How EXPLAIN over shards is written.
@@ -125,9 +131,26 @@ pub enum Combine {
 }
 
 impl Plan {
+    /// Of a statement of weir's own, which changes nothing.
+    pub fn of_weir() -> Self {
+        Plan {
+            target: Target::Home,
+            access: Access::PrimaryRead(PrimaryReason::SessionStatement),
+            merge: None,
+            dealt: None,
+            reads: Dependencies::new(),
+            writes: Dependencies::new(),
+            cacheable: Err(NoCacheReason::NotSelect),
+            wrap: Wrap::None,
+            noting: Noting::None,
+            reason: RouteReason::SessionStatement,
+        }
+    }
+
     /// Does it run in a transaction of weir's own, where there is none, so that what the shards note of it can be settled?
     pub fn settles(&self) -> bool {
-        matches!(self.noting, Noting::Settled { .. }) && matches!(self.wrap, Wrap::None | Wrap::CopyIn(_))
+        matches!(self.noting, Noting::Settled { .. })
+            && matches!(self.wrap, Wrap::None | Wrap::CopyIn(_) | Wrap::Carry(_))
     }
 
     pub fn combine(&self) -> Combine {

@@ -53,6 +53,8 @@ pub enum RouteReason {
     SessionStatement,
     /// Not understood, and it names no sharded or reference table.
     Unparsed,
+    /// The rows it inserts are read first: they do not stay where they are, as this refusal says.
+    Carried { refusal: Box<UserError> },
     /// Neither one shard nor a merge can answer, as this refusal says; Postgres on the hub can.
     Engine { refusal: Box<UserError> },
 }
@@ -91,6 +93,7 @@ impl RouteReason {
             RouteReason::Temporary => "temporary",
             RouteReason::SessionStatement => "session_statement",
             RouteReason::Unparsed => "unparsed",
+            RouteReason::Carried { .. } => "carried",
             RouteReason::Engine { .. } => "engine",
         }
     }
@@ -150,6 +153,13 @@ impl fmt::Display for RouteReason {
             RouteReason::SessionStatement => f.write_str("a statement about the session or the server: home shard"),
             RouteReason::Unparsed => {
                 f.write_str("not understood, and no sharded or reference table is named: home shard, as a write")
+            }
+            RouteReason::Carried { refusal } => {
+                f.write_str("its rows are read first, and each goes to where it belongs")?;
+                match &refusal.detail {
+                    Some(detail) => write!(f, " ({})", detail.trim_end_matches('.')),
+                    None => Ok(()),
+                }
             }
             RouteReason::Engine { refusal } => {
                 write!(f, "{}: the fallback engine on the hub answers", refusal.message)?;

@@ -49,6 +49,30 @@ pub fn returning_order() -> UserError {
     )
 }
 
+pub fn carried_columns(table: &TableName) -> UserError {
+    refuse(
+        "the rows of this statement cannot be carried to another shard",
+        format!("Some of its columns are not known to be columns of {table}."),
+        "Repeat it in half a minute, when the catalogue has been read again.".to_owned(),
+    )
+}
+
+pub fn carried_type(table: &TableName, column: &str, type_oid: u32) -> UserError {
+    refuse(
+        "the rows of this statement cannot be carried to another shard",
+        format!("The value for {table}.{column} has the type of OID {type_oid}, which may change on its way."),
+        format!("Cast it to the type of {column} in the query."),
+    )
+}
+
+pub fn carried_key(table: &TableName, column: &str, type_oid: u32) -> UserError {
+    refuse(
+        "the shard key of this INSERT cannot be known in advance",
+        format!("The value for {table}.{column} has the type of OID {type_oid}, and Postgres may store another one."),
+        format!("Cast it to the type of {column} in the query."),
+    )
+}
+
 pub fn mixed_home(table: &TableName, other: &TableName) -> UserError {
     refuse(
         "a table with one home cannot be used together with rows of another shard",
@@ -65,11 +89,23 @@ pub fn system_mixed(table: &TableName) -> UserError {
     )
 }
 
-pub fn key_changes(table: &TableName, column: &str) -> UserError {
+pub fn key_changes(table: &TableName, column: &str, why: Option<&str>) -> UserError {
+    let why = why.map_or(String::new(), |why| format!(", but {why}"));
     refuse(
         "the shard key of a row cannot be changed",
-        format!("The statement sets {table}.{column}, and the row may then belong to another shard."),
+        format!("The statement sets {table}.{column}, and the row may then belong to another shard{why}."),
         "Delete the row and insert it with its new key.".to_owned(),
+    )
+}
+
+pub fn keys_meet(table: &TableName, column: &str) -> UserError {
+    refuse(
+        "the shard keys of several rows cannot be exchanged",
+        format!(
+            "The statement gives a row of {table} the value of {column} that another one of its rows had; whether Postgres would \
+             find them equal on the way depends on their order."
+        ),
+        "Change the rows one by one.".to_owned(),
     )
 }
 

@@ -10,7 +10,7 @@ mod compute;
 use std::ops::Range;
 
 use super::clauses::{Clauses, Listed, item_expression, order_expression, same_tokens};
-use super::formula::Blueprint;
+use super::formula::{Blueprint, closed};
 use super::rewrite::{Edit, Piece, Rewrite};
 use crate::merge::{Fold, FoldKind, GroupSpec, OrderKey};
 use crate::sql::facts::{Aggregate, ColumnFacts, Expression, Formula, ItemKind, Limit, Literal, SelectShape, Term};
@@ -456,11 +456,16 @@ impl<'s> Builder<'s> {
         if !aggregate.plain_name {
             return Err("avg is written with a schema".into());
         }
-        if aggregate.argument_type == FLOAT4 {
-            return Err("avg of a real column cannot be recomposed exactly (its sum is rounded to real)".into());
-        }
         let arguments = tokens.start + 1..tokens.end;
-        let sum = self.hide(vec![Piece::Text("sum".into()), Piece::Tokens(arguments.clone())]);
+        let mut sum = vec![Piece::Text("sum".into()), Piece::Tokens(arguments.clone())];
+        if aggregate.argument_type == FLOAT4 {
+            // avg adds in double precision, sum would not.
+            let end = closed(self.text.tokens, arguments.start, arguments.end).ok_or("weir cannot tell avg's end")? - 1;
+            let inside = Piece::Tokens(arguments.start..end);
+            let cast = Piece::Text("::pg_catalog.float8".into());
+            sum = vec![Piece::Text("sum".into()), inside, cast, Piece::Tokens(end..arguments.end)];
+        }
+        let sum = self.hide(sum);
         let count = self.hide(vec![Piece::Text("count".into()), Piece::Tokens(arguments)]);
         self.folds.push(Fold { column, kind: FoldKind::Avg { sum, count } });
         self.folds.push(Fold { column: sum, kind: FoldKind::Sum });

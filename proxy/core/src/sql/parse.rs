@@ -365,6 +365,10 @@ impl Survey {
         self.functions.push(FunctionName { name: name.into(), schema: parts.next().map(Into::into), arguments });
     }
 
+    fn named(&mut self, name: &str) {
+        self.functions.push(FunctionName { schema: None, name: name.into(), arguments: None });
+    }
+
     fn builtin(&mut self, name: &str) {
         self.functions.push(FunctionName { schema: Some("pg_catalog".into()), name: name.into(), arguments: None });
     }
@@ -381,6 +385,10 @@ impl Visitor for Survey {
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
         match expr {
             Expr::Function(function) => self.call(&function.name, arguments(&function.args)),
+            // The parser has nodes of their own for some names that a user may give to functions, too.
+            Expr::Ceil { .. } => self.named("ceil"),
+            Expr::Floor { .. } => self.named("floor"),
+            Expr::Substring { shorthand, .. } => self.named(if *shorthand { "substr" } else { "substring" }),
             // What a user-defined conversion or an operator of another schema does is not known.
             Expr::Cast { data_type: sqlparser::ast::DataType::Custom(name, _), .. } => {
                 let parts = name_parts(name).unwrap_or_default();
@@ -407,5 +415,29 @@ impl Visitor for Survey {
             _ => {}
         }
         ControlFlow::Continue(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::TableRules;
+    use crate::topology::catalog::Catalog;
+
+    #[test]
+    fn functions_are_seen_that_the_parser_has_nodes_of_its_own_for() {
+        let (rules, catalog) = (TableRules::default(), Catalog::default());
+        let schema = Schema { rules: &rules, catalog: &catalog, search_path: &[], shards: 2 };
+        for (sql, name) in [
+            ("SELECT ceil(a) FROM t", "ceil"),
+            ("SELECT 1 + floor(a) FROM t", "floor"),
+            ("SELECT substr(a, 1, 2) FROM t", "substr"),
+            ("SELECT * FROM t WHERE substring(a, 1) = 'b'", "substring"),
+        ] {
+            let mut tokens = Vec::new();
+            lex(sql, &mut tokens).expect("lexes");
+            let facts = facts(sql, &tokens, 0, &schema).expect("parses");
+            assert!(facts.functions.iter().any(|function| &*function.name == name), "{sql}: {:?}", facts.functions);
+        }
     }
 }

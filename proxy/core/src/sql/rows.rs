@@ -102,13 +102,17 @@ pub fn default_values(sql: &str, tokens: &[Token]) -> Option<(Range<usize>, Rang
     (reader.word("default") && reader.word("values")).then_some((table, start..reader.at))
 }
 
-/// `INSERT INTO name [(columns)] [OVERRIDING … VALUE] SELECT … [ON CONFLICT …] [RETURNING …]`.
+/// `INSERT INTO name [AS alias] [(columns)] [OVERRIDING … VALUE] SELECT … [ON CONFLICT …] [RETURNING …]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FromQuery {
+    /// The table's name, qualified as written, and its alias.
+    pub table: Range<usize>,
     /// What stands between the parentheses of the column list.
     pub columns: Option<Range<usize>>,
     pub query: Range<usize>,
     pub returning: bool,
+    /// One past the statement's last token, its semicolon excluded.
+    pub end: usize,
 }
 
 impl FromQuery {
@@ -119,8 +123,10 @@ impl FromQuery {
         if !reader.word("insert") || !reader.word("into") {
             return None;
         }
-        reader.name()?;
-        let columns = if reader.next_is(TokenKind::LeftParen) {
+        let table = reader.name()?;
+        let begins = |token: &Token| QUERY.iter().any(|word| token.is_word(sql, word));
+        let opens = |at: usize| tokens[at..end].iter().find(|token| token.kind != TokenKind::LeftParen);
+        let columns = if reader.next_is(TokenKind::LeftParen) && !opens(reader.at).is_some_and(begins) {
             let inside = reader.parentheses()?;
             Some(inside.start + 1..inside.end - 1)
         } else {
@@ -130,7 +136,7 @@ impl FromQuery {
             return None;
         }
         let start = reader.at;
-        if !reader.word("select") && !reader.word("with") {
+        if !opens(start).is_some_and(begins) {
             return None;
         }
         let top = |at: &usize, word: &str| tokens[*at].depth == 0 && tokens[*at].is_word(sql, word);
@@ -138,9 +144,72 @@ impl FromQuery {
             |at: &usize| top(at, "on") && tokens.get(at + 1).is_some_and(|next| next.is_word(sql, "conflict"));
         let stop = (start..end).find(|at| conflict(at) || top(at, "returning")).unwrap_or(end);
         let returning = (stop..end).any(|at| top(&at, "returning"));
-        Some(FromQuery { columns, query: start..stop, returning })
+        Some(FromQuery { table, columns, query: start..stop, returning, end })
     }
 }
+
+/// `UPDATE name [[AS] alias] SET column = value, … [WHERE …] [RETURNING …]`: one table and plain columns.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Update {
+    /// The table's name with its alias, as written.
+    pub table: Range<usize>,
+    pub name: Range<usize>,
+    pub alias: Option<usize>,
+    /// Columns with their values.
+    pub set: Vec<(String, Range<usize>)>,
+    /// WHERE and what follows, or nothing.
+    pub condition: Range<usize>,
+    /// RETURNING and what follows, or nothing.
+    pub returning: Range<usize>,
+}
+
+impl Update {
+    /// `None`: it is no such UPDATE.
+    pub fn find(sql: &str, tokens: &[Token]) -> Option<Update> {
+        let end = tokens.iter().position(|token| token.kind == TokenKind::Semicolon).unwrap_or(tokens.len());
+        let mut reader = Reader { sql, tokens: &tokens[..end], at: 0 };
+        if !reader.word("update") || reader.word("only") {
+            return None;
+        }
+        let start = reader.at;
+        reader.identifier().then_some(())?;
+        while reader.next_is(TokenKind::Dot) {
+            reader.at += 1;
+            reader.identifier().then_some(())?;
+        }
+        let name = start..reader.at;
+        let mut alias = None;
+        if !reader.word("set") {
+            reader.word("as");
+            alias = Some(reader.at);
+            (reader.identifier() && reader.word("set")).then_some(())?;
+        }
+        let table = start..reader.at - 1;
+        let top = |word: &str, from: usize| {
+            (from..end).find(|at| tokens[*at].depth == 0 && tokens[*at].is_word(sql, word)).unwrap_or(end)
+        };
+        let from = reader.at;
+        let returning = top("returning", from);
+        let condition = top("where", from).min(returning);
+        let plain = top("from", from) >= condition
+            && !tokens[condition..returning].iter().any(|token| token.is_word(sql, "current"));
+        let mut set = Vec::new();
+        for item in split(tokens, from..condition) {
+            let [column, equals, ..] = &tokens[item.clone()] else { return None };
+            let value = item.start + 2..item.end;
+            let is_default = value.len() == 1 && tokens[value.start].is_word(sql, "default");
+            if equals.text(sql) != "=" || value.is_empty() || is_default {
+                return None;
+            }
+            set.push((super::word::name(sql, *column)?, value));
+        }
+        let found = Update { table, name, alias, set, condition: condition..returning, returning: returning..end };
+        Some(found).filter(|_| plain)
+    }
+}
+
+/// Words that a query begins with, behind any number of parentheses.
+const QUERY: &[&str] = &["select", "table", "with"];
 
 /// Splits a list at its commas; parentheses inside it hide theirs.
 pub fn split(tokens: &[Token], list: Range<usize>) -> Vec<Range<usize>> {

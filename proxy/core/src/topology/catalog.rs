@@ -54,6 +54,8 @@ pub struct Relation {
     pub columns: Vec<Column>,
     /// Writing it may write other tables: user triggers, or foreign keys of others that CASCADE or SET.
     pub writes_spread: bool,
+    /// Foreign keys refer to it.
+    pub referenced: bool,
     /// Has a primary key or unique index whose columns do not include the given shard key: filled by name, for checks.
     pub unique_columns: Vec<Vec<Box<str>>>,
     /// Other relations whose rows its rows are made of or depend on, through any number of views, rules, policies,
@@ -157,6 +159,10 @@ pub struct Catalog {
     pub keepers: Keepers,
     /// Does the database's default collation order by bytes (C, POSIX, C.UTF-8)?
     pub database_byte_order: bool,
+    /// May a session that has not set extra_float_digits itself read floats as text with too few digits (less than 1)?
+    pub floats_rounded: bool,
+    /// Has somebody made casts of types that Postgres uses by itself (pg_cast.castcontext)?
+    pub own_casts: bool,
     /// Grows with every re-read, so that cached templates of an older one are dropped.
     pub version: u64,
 }
@@ -178,6 +184,8 @@ impl Catalog {
             && self.windows == other.windows
             && self.keepers == other.keepers
             && self.database_byte_order == other.database_byte_order
+            && self.floats_rounded == other.floats_rounded
+            && self.own_casts == other.own_casts
     }
 
     /// The worst of the built-ins of that name that accept so many arguments; of all of them where the number is not

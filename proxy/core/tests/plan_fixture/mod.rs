@@ -240,7 +240,15 @@ fn catalog() -> Catalog {
             _ => Vec::new(),
         };
         let triggers = if *table == "audited" { public(&["order_events"]) } else { Vec::new() };
-        let relation = Relation { kind, columns, writes_spread: *table == "users", unique_columns, reads, triggers };
+        let relation = Relation {
+            kind,
+            columns,
+            writes_spread: *table == "users",
+            referenced: false,
+            unique_columns,
+            reads,
+            triggers,
+        };
         relations.insert((*table).into(), relation);
     }
     catalog.relations.insert("public".into(), relations);

@@ -185,6 +185,7 @@ mod tests {
             kind: RelationKind::PlainTable,
             columns: columns.iter().map(column).collect(),
             writes_spread: false,
+            referenced: false,
             unique_columns: unique.iter().map(|names| names.iter().map(|name| (*name).into()).collect()).collect(),
             reads: Vec::new(),
             triggers: Vec::new(),

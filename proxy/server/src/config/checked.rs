@@ -310,6 +310,7 @@ fn engine(source: &Source, raw: &raw::Engine) -> Checked<EngineConfig> {
         pool_size: count(source, raw.pool_size.as_ref(), "pool_size", 1..=1000, 5)?,
         work_mem: bytes(source, raw.work_mem.as_ref(), "work_mem", 32 * MIB)?,
         temp_bytes_max: bytes(source, raw.temp_bytes_max.as_ref(), "temp_bytes_max", 4096 * MIB)?,
+        rows_max: count(source, raw.rows_max.as_ref(), "rows_max", 1..=1_000_000_000_000, 10_000_000)? as u64,
         time_max: time(source, raw.time_max.as_ref(), "time_max", Duration::from_secs(300))?,
     })
 }

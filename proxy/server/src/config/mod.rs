@@ -103,6 +103,8 @@ pub struct EngineConfig {
     pub work_mem: usize,
     /// Temporary files of one statement, in bytes; more gets 54000.
     pub temp_bytes_max: usize,
+    /// A statement that returns more rows gets 54000.
+    pub rows_max: u64,
     /// A statement that runs longer gets 54000.
     pub time_max: Duration,
 }

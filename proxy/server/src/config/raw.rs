@@ -66,6 +66,7 @@ pub(super) struct Engine {
     pub pool_size: Option<Spanned<i64>>,
     pub work_mem: Option<Spanned<Size>>,
     pub temp_bytes_max: Option<Spanned<Size>>,
+    pub rows_max: Option<Spanned<i64>>,
     pub time_max: Option<Spanned<Time>>,
 }
 

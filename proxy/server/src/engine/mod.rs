@@ -174,7 +174,8 @@ impl Database {
 
     /// Binds a template; what that refuses goes to the engine, if it can answer.
     pub fn plan_of(&self, template: &Template, values: &Values<'_>, topology: &Topology) -> Result<Plan, UserError> {
-        template.bind(values, topology).or_else(|refusal| self.plan_refused(template, refusal))
+        let planned = template.bind(values, topology).or_else(|refusal| template.carried(refusal));
+        planned.or_else(|refusal| self.plan_refused(template, refusal))
     }
 
     /// A key parameter of another type would be misread; the engine reads it as Postgres does.

@@ -22,31 +22,46 @@ use weir_wire::{frame, row};
 
 use super::commit::answer;
 use super::failures::no_common_snapshot;
-use super::fan::{Question, put_question};
+use super::fan::{OUT_BYTES, Question, put_question};
 use super::relay::{Capture, Flow, Trail};
+use super::ungrouped::Complaint;
 use crate::engine::{Engine, Problem, Ready};
 use crate::front::cursor::partial_fetch;
 use crate::front::names::Portal;
-use crate::front::session::{Failure, Session};
+use crate::front::session::{End, Failure, Session};
+use crate::statements::Prepared;
 
-/// Held back until it is certain that the engine's first words are no complaint about its limits.
+/// Held back at a time, so that the engine's complaints can be told in weir's words; its first ones before anything is sent.
 const HELD_BYTES_MAX: usize = 64 * 1024;
 /// Attempts to get a Backend that is alive and in step.
 const ATTEMPTS: u32 = 3;
-const FLOATS: [u32; 2] = [700, 701];
+/// Columns that are put into GROUP BY, one try for each.
+const EDITS_MAX: usize = 32;
+const NO_PRIMARY_KEYS: &str = "tables have no primary keys there, by which a column outside GROUP BY could be known";
 const INTERVAL: u32 = 1186;
 /// They make one row of several that are equal.
 const GROUPING: &[&str] = &["distinct", "except", "group", "intersect", "union"];
-/// Aggregates whose last digits depend on the order of rows, over floating-point numbers.
-const ADDING: &[&str] = &["avg", "corr", "sum"];
-const ADDING_PREFIXES: &[&str] = &["covar_", "regr_", "stddev", "var_", "variance"];
 
 /// What the client asked, besides the statement itself.
-struct Asked<'a> {
-    question: Question<'a>,
-    sql: &'a str,
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    pub question: Question<'a>,
+    pub sql: &'a str,
     /// Send the RowDescription.
     description: bool,
+    /// The text is not the client's any more.
+    edited: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// The same with another text.
+    fn with(self, sql: &'a str) -> Self {
+        let question = match self.question {
+            Question::Portal { prepared, bind, .. } => Question::Once { sql, types: &prepared.types, bind, hidden: 0 },
+            _ => Question::Text(sql),
+        };
+        Asked { question, sql, edited: true, ..self }
+    }
 }
 
 /// How the engine asks the shards. Together is quicker, but postgres_fdw (15.18 and before) fails with 08006, "another command
@@ -58,16 +73,19 @@ enum Scans {
 }
 
 /// What became of a statement on the engine.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(PartialEq, Eq, Debug)]
 enum Run {
     Done,
     /// Nothing was sent to the client: it is worth asking with [`Scans::OneByOne`].
     Again,
+    /// Nothing was sent: it may be asked with this column in GROUP BY.
+    Ungrouped(Complaint),
 }
 
 impl Session {
     pub async fn engine_text(&mut self, sql: &str, plan: &Plan) -> Result<(), Failure> {
-        self.engine_read(Asked { question: Question::Text(sql), sql, description: true }, plan).await
+        let question = Question::Text(sql);
+        self.engine_read(Asked { question, sql, description: true, edited: false }, plan).await
     }
 
     pub async fn engine_portal(&mut self, portal: &Portal, plan: &Plan, rows_max: i32) -> Result<(), Failure> {
@@ -82,7 +100,14 @@ impl Session {
         }
         let question = Question::Portal { prepared, bind: &portal.bind, merged: false };
         let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-        self.engine_read(Asked { question, sql, description: false }, plan).await
+        self.engine_read(Asked { question, sql, description: false, edited: false }, plan).await
+    }
+
+    /// A query of the extended protocol whose rows are weir's.
+    pub async fn engine_question(&mut self, prepared: &Prepared, bind: &Bytes, plan: &Plan) -> Result<(), Failure> {
+        let question = Question::Portal { prepared, bind, merged: false };
+        let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+        self.engine_read(Asked { question, sql, description: true, edited: false }, plan).await
     }
 
     /// What becomes of a statement that could not be merged after all, with no byte of a reply sent. `None`: it is done.
@@ -106,7 +131,9 @@ impl Session {
         let Some(engine) = &db.engine else { return Err(cannot(plan, "there is none").into()) };
         self.engine_fits(plan)?;
         self.stats.sent_to(plan, self.view().topology.home);
-        for scans in [Scans::Together, Scans::OneByOne] {
+        let (mut scans, mut edited) = (Scans::Together, None::<String>);
+        for edits in 0..=EDITS_MAX {
+            let asked = edited.as_deref().map_or(asked, |sql| asked.with(sql));
             let (index, ready) = self.open_engine(engine, asked.sql, (plan, scans)).await?;
             let done = self.run_on_engine(index, &asked, (plan, scans), (engine, &ready)).await;
             if let Err(Failure::End(_)) = done {
@@ -115,11 +142,19 @@ impl Session {
             // What failed may be prepared there or not.
             let unsure = !matches!(done, Ok(Run::Done)) && matches!(asked.question, Question::Portal { .. });
             self.close_engine(unsure).await;
-            if done? == Run::Done {
-                break;
+            match done? {
+                Run::Done => return Ok(()),
+                Run::Again => scans = Scans::OneByOne,
+                Run::Ungrouped(complaint) => {
+                    if !asked.edited && !self.home_takes(&asked, plan).await? {
+                        return Err(Failure::Reported);
+                    }
+                    let mended = complaint.mended(asked.sql).filter(|_| edits < EDITS_MAX);
+                    edited = Some(mended.ok_or_else(|| cannot(plan, NO_PRIMARY_KEYS))?);
+                }
             }
         }
-        Ok(())
+        Err(cannot(plan, NO_PRIMARY_KEYS).into())
     }
 
     /// May this session's transaction ask it?
@@ -230,29 +265,33 @@ impl Session {
         let start = Instant::now();
         let mut replies = Replies::default();
         put_question(&mut self.held[index].lease, asked.question, &mut replies)?;
-        let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: HELD_BYTES_MAX };
         let mut trail = Trail::default();
-        let flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;
-        let Capture::Hold { reply, .. } = capture else { return Ok(Run::Done) };
+        let (flow, reply) = self.next_chunk(index, &mut replies, &mut trail).await?;
         if trail.failed {
             if scans == Scans::Together && flow != Flow::Overflow && trail.sqlstate.as_ref() == Some(b"08006") {
                 return Ok(Run::Again);
+            }
+            match trail.sqlstate.as_ref() {
+                Some(b"42803") => return Ok(Run::Ungrouped(Complaint::read(&reply))),
+                // What the text of the client's would not have said.
+                Some([b'4', b'2', ..]) if asked.edited => return Err(cannot(plan, NO_PRIMARY_KEYS).into()),
+                _ => {}
             }
             if let Some(error) = limit_hit(&trail, plan, engine, start) {
                 return Err(error.into());
             }
         }
-        match self.put_reply(&reply, asked, plan, ready) {
-            Ok(()) if flow == Flow::Overflow => {
-                self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
-            }
-            Ok(()) => {}
-            Err(refusal) => {
-                if flow == Flow::Overflow {
-                    self.held[index].lease.doubt("its rows were not wanted");
-                }
-                return Err(refusal.into());
-            }
+        let mut allowed = engine.config.rows_max;
+        let passed = match take_rows(&mut allowed, &reply, plan, engine) {
+            Ok(()) => self.put_reply(&reply, asked, plan, ready),
+            Err(too_many) => Err(too_many),
+        };
+        if let (Err(_), Flow::Overflow) = (&passed, &flow) {
+            self.held[index].lease.doubt("its rows were not wanted");
+        }
+        passed?;
+        if flow == Flow::Overflow {
+            self.pass_rest(index, (&mut replies, &mut trail, &mut allowed), plan, (engine, start)).await?;
         }
         self.db.stats.server_error(&trail);
         if trail.failed {
@@ -262,6 +301,55 @@ impl Session {
             return Err(Failure::Reported);
         }
         Ok(Run::Done)
+    }
+
+    /// What the engine says next, as far as it is held back: all of it, unless the flow says that there is more.
+    async fn next_chunk(
+        &mut self,
+        index: usize,
+        replies: &mut Replies,
+        trail: &mut Trail,
+    ) -> Result<(Flow, BytesMut), Failure> {
+        let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: HELD_BYTES_MAX };
+        let flow = self.relay_on(index, replies, &mut capture, trail).await?;
+        Ok(match capture {
+            Capture::Hold { reply, .. } => (flow, reply),
+            Capture::Off => (flow, BytesMut::new()),
+        })
+    }
+
+    /// The rows behind the first ones. A limit of the engine's is told in weir's words whenever it is hit.
+    async fn pass_rest(
+        &mut self,
+        index: usize,
+        (replies, trail, allowed): (&mut Replies, &mut Trail, &mut u64),
+        plan: &Plan,
+        (engine, start): (&Engine, Instant),
+    ) -> Result<(), Failure> {
+        loop {
+            let (flow, mut reply) = self.next_chunk(index, replies, trail).await?;
+            let counted = take_rows(allowed, &reply, plan, engine);
+            let hit = if trail.failed { limit_hit(trail, plan, engine, start) } else { None };
+            if hit.is_some() {
+                without_error(&mut reply);
+            }
+            if let Err(too_many) = counted {
+                if flow == Flow::Overflow {
+                    self.held[index].lease.doubt("its rows were not wanted");
+                }
+                return Err(too_many.into());
+            }
+            self.client.out.unsplit(reply);
+            if let Some(error) = hit {
+                return Err(error.into());
+            }
+            if flow != Flow::Overflow {
+                return Ok(());
+            }
+            if self.client.out.len() > OUT_BYTES {
+                self.client.send().await.map_err(|_| End::ClientGone)?;
+            }
+        }
     }
 
     /// Passes the first frames on, with the shards' numbers for types.
@@ -275,16 +363,9 @@ impl Session {
                 continue;
             }
             let mut fields = row::fields(next.body).map_err(|_| cannot(plan, "its answer was malformed"))?;
-            let has = |oids: &[u32]| fields.iter().any(|field| oids.contains(&field.type_oid));
-            if has(&FLOATS)
-                && says(asked.sql, &|name| {
-                    ADDING.contains(&name) || ADDING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-                })
+            if fields.iter().any(|field| field.type_oid == INTERVAL)
+                && says(asked.sql, &|name| GROUPING.contains(&name))
             {
-                let why = "the last digits of sums of floating-point numbers depend on the order of rows, which differs from one server's";
-                return Err(cannot(plan, why).hint("Cast the argument to numeric."));
-            }
-            if has(&[INTERVAL]) && says(asked.sql, &|name| GROUPING.contains(&name)) {
                 let why =
                     "which of several equal intervals (1 mon, 30 days) stands for all depends on the order of rows";
                 return Err(cannot(plan, why).hint("Select the interval as text, or a bound of it."));
@@ -343,7 +424,7 @@ fn wanted_for(plan: &Plan) -> String {
 }
 
 /// The planner's refusal, and why the engine cannot help.
-fn cannot(plan: &Plan, why: &str) -> UserError {
+pub fn cannot(plan: &Plan, why: &str) -> UserError {
     let detail = format!("{} The fallback engine cannot answer it either: {why}.", wanted_for(plan));
     match &plan.reason {
         RouteReason::Engine { refusal } => UserError::clone(refusal).detail(detail),
@@ -367,6 +448,32 @@ fn skipped_in(sql: &str, ready: &Ready) -> Option<String> {
     })
 }
 
+/// Takes the rows among `frames` off what may still be returned.
+fn take_rows(allowed: &mut u64, frames: &[u8], plan: &Plan, engine: &Engine) -> Result<(), UserError> {
+    let mut rest = frames;
+    while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
+        rest = &rest[next.raw.len()..];
+        if matches!(next.tag, tag::DATA_ROW | tag::COPY_DATA) {
+            let max = engine.config.rows_max;
+            let what = || too_much(plan, format!("It returns more than {max} rows."), "rows_max");
+            *allowed = allowed.checked_sub(1).ok_or_else(what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the error away that the frames end with.
+fn without_error(frames: &mut BytesMut) {
+    let mut at = 0;
+    while let Ok(Some(next)) = frame::peek(&frames[at..], usize::MAX >> 1) {
+        if next.tag == tag::ERROR {
+            frames.truncate(at);
+            return;
+        }
+        at += next.raw.len();
+    }
+}
+
 /// Has the statement such a word? A text that is not understood has.
 fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
     let mut tokens = Vec::new();
@@ -374,27 +481,22 @@ fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
         || tokens.into_iter().filter_map(|token| word::name(sql, token)).any(|name| wanted(&name))
 }
 
-/// An error that means one of the engine's own limits, in weir's words.
-fn limit_hit(trail: &Trail, plan: &Plan, engine: &Engine, start: Instant) -> Option<UserError> {
-    let too_much = |what: String, key: &str| {
-        UserError::new(
-            Blame::Client,
-            sqlstate::TOO_COMPLEX,
-            "the statement needs more than the fallback engine may use",
-        )
+fn too_much(plan: &Plan, what: String, key: &str) -> UserError {
+    UserError::new(Blame::Client, sqlstate::TOO_COMPLEX, "the statement needs more than the fallback engine may use")
         .detail(format!("{} {what}", wanted_for(plan)))
         .hint(format!("Restrict it by the shard key, or raise engine.{key}."))
-    };
+}
+
+/// An error that means one of the engine's own limits, in weir's words.
+fn limit_hit(trail: &Trail, plan: &Plan, engine: &Engine, start: Instant) -> Option<UserError> {
     match &trail.sqlstate? {
         b"53400" => Some(too_much(
+            plan,
             format!("Its temporary files would have grown beyond {} bytes.", engine.config.temp_bytes_max),
             "temp_bytes_max",
         )),
         b"57014" if start.elapsed() >= engine.config.time_max => {
-            Some(too_much(format!("It ran longer than {:?}.", engine.config.time_max), "time_max"))
-        }
-        b"42803" => {
-            Some(cannot(plan, "tables have no primary keys there, by which a column outside GROUP BY could be known"))
+            Some(too_much(plan, format!("It ran longer than {:?}.", engine.config.time_max), "time_max"))
         }
         _ => None,
     }

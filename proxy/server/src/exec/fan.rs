@@ -21,6 +21,7 @@ use weir_wire::row;
 
 pub use self::question::put_question;
 use self::rows::Whole;
+use super::carry::Carried;
 use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
 use crate::front::session::{End, Failure, Session};
 use crate::statements::{Prepared, Understood};
@@ -54,6 +55,8 @@ pub enum Question<'a> {
     /// Describe a portal that is there.
     Described(&'a [u8]),
 }
+
+const FLOATS: [u32; 2] = [700, 701];
 
 /// How much of the reply the client asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,6 +109,10 @@ impl Session {
         if let (Some(dealt), Wrap::None) = (&plan.dealt, &plan.wrap) {
             let whole = Whole { question, plan, dealt, description: form.description };
             return self.deal_rows(shards, whole).await;
+        }
+        if let Wrap::Carry(carry) = &plan.wrap {
+            let carried = Carried { question, plan, carry, description: form.description };
+            return Box::pin(self.carry_rows(carried)).await;
         }
         match (&plan.wrap, &plan.merge) {
             (Wrap::CopyOut(options), _) => self.copy_out(shards, question, options).await,
@@ -192,12 +199,15 @@ impl Session {
         if form.columns.is_some_and(|columns| columns != fields.len()) {
             return Err(stale_catalogue().into());
         }
+        let is_float = |field: &row::Field<'_>| FLOATS.contains(&field.type_oid) && !field.binary;
+        let rounded = fields.iter().any(is_float) && self.rounds_floats();
         let columns = fields
             .iter()
             .map(|field| ResultColumn {
                 type_oid: field.type_oid,
                 type_modifier: field.type_modifier,
                 binary: field.binary,
+                rounded,
             })
             .collect();
         let config = self.app.config();
@@ -208,6 +218,19 @@ impl Session {
         let mut framed = BytesMut::new();
         frame::put(&mut framed, tag::ROW_DESCRIPTION, |out| strip_row_description(&description, spec.hidden, out));
         Ok((Merger::new(spec, columns, sources, limits)?, framed))
+    }
+
+    /// May the shards send this session floats as text with fewer digits than tell one from another?
+    fn rounds_floats(&self) -> bool {
+        const SETTING: &str = "extra_float_digits";
+        let says = |sql: &str| sql.to_ascii_lowercase().contains(SETTING);
+        if self.txn.as_ref().is_some_and(|txn| txn.prelude.iter().any(|joined| says(&joined.sql))) {
+            return true;
+        }
+        match self.vars.current().get(SETTING) {
+            Some(value) => value.trim_matches('\'').trim().parse::<i32>().map_or(true, |digits| digits < 1),
+            None => self.view().catalog.floats_rounded,
+        }
     }
 
     /// Gives the merger the next row of one source, or its end.
@@ -276,7 +299,7 @@ impl Session {
     }
 
     /// Ends a write over shards, and with it the transaction that was made for it alone (`own`).
-    async fn conclude_write(
+    pub async fn conclude_write(
         &mut self,
         own: bool,
         plan: &Plan,

@@ -1,7 +1,9 @@
 //! Running statements: [`relay`] on one Backend without looking into rows, [`fan`] on several with a merge, [`read`]
-//! from the cache or a replica, [`commit`] for what several shards must decide together, [`unique`] for columns that are unique over all of them, [`copy`] for streams of rows to and from several.
+//! from the cache or a replica, [`commit`] for what several shards must decide together, [`unique`] for columns that are unique
+//! over all of them, [`copy`] for streams of rows to and from several, [`carry`] for rows that are read first and then written elsewhere.
 
 pub mod apart;
+pub mod carry;
 pub mod commit;
 pub mod copy;
 pub mod engine;
@@ -11,4 +13,5 @@ pub mod fan;
 pub mod open;
 pub mod read;
 pub mod relay;
+mod ungrouped;
 pub mod unique;

@@ -50,6 +50,19 @@ pub struct Client {
     pub end_point: Option<Arc<[u8]>>,
     /// Who its notifications are from; known once it has logged in.
     pub notifiers: Option<Arc<Notifiers>>,
+    /// What is sent to it is kept for weir itself.
+    kept: Option<Box<Kept>>,
+}
+
+/// A reply that weir asked for in the client's name, to use its rows itself.
+#[derive(Default)]
+struct Kept {
+    /// What the client was to be sent already.
+    before: BytesMut,
+    reply: BytesMut,
+    bytes_max: usize,
+    /// It was longer than that, and is gone.
+    over: bool,
 }
 
 impl Client {
@@ -65,6 +78,7 @@ impl Client {
             sent_bytes: 0,
             end_point: None,
             notifiers: None,
+            kept: None,
         }
     }
 
@@ -127,8 +141,26 @@ impl Client {
         }
     }
 
+    /// From now on what goes to the client is kept, up to so many bytes.
+    pub fn keep(&mut self, bytes_max: usize) {
+        let before = std::mem::take(&mut self.out);
+        self.kept = Some(Box::new(Kept { before, bytes_max, ..Kept::default() }));
+    }
+
+    /// Ends [`Client::keep`]: what was kept, `None` if it was more than it could be.
+    pub fn take_kept(&mut self) -> Option<BytesMut> {
+        let mut kept = self.kept.take()?;
+        kept.absorb(&mut self.out);
+        self.out = kept.before;
+        (!kept.over).then_some(kept.reply)
+    }
+
     /// Sends `out`. Ready when all of it is with the kernel.
     pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(kept) = &mut self.kept {
+            kept.absorb(&mut self.out);
+            return Poll::Ready(Ok(()));
+        }
         while !self.out.is_empty() {
             let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.out))?;
             if sent == 0 {
@@ -200,6 +232,21 @@ impl Client {
         }
         if self.inbuf.is_empty() {
             spare::give(&mut self.inbuf);
+        }
+    }
+}
+
+impl Kept {
+    fn absorb(&mut self, out: &mut BytesMut) {
+        self.over |= self.reply.len() + out.len() > self.bytes_max;
+        if self.over {
+            self.reply.clear();
+            out.clear();
+        } else if self.reply.is_empty() {
+            std::mem::swap(&mut self.reply, out);
+        } else {
+            self.reply.extend_from_slice(out);
+            out.clear();
         }
     }
 }

@@ -28,7 +28,7 @@ pub struct Drawn {
 
 impl Session {
     /// The values of a filling. `None`: the servers know the answer.
-    async fn draw(&mut self, filling: &Filling) -> Result<Option<Vec<i64>>, UserError> {
+    pub async fn draw(&mut self, filling: &Filling) -> Result<Option<Vec<i64>>, UserError> {
         if filling.drawings.contains(&Drawing::Last) && self.drawn.as_ref().is_none_or(|drawn| drawn.last.is_none()) {
             return Ok(None);
         }

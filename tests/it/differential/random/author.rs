@@ -18,6 +18,8 @@ pub struct Written {
     pub sql: String,
     pub parameters: Vec<String>,
     pub order: Decided,
+    /// It adds floats whose sum is not exact.
+    pub near: bool,
 }
 
 /// How far the order of the rows is decided.
@@ -63,6 +65,8 @@ pub struct Author {
     pub parameters_allowed: bool,
     /// Sub-queries that may still be written.
     pub subqueries: u32,
+    /// Floats were added whose sum is not exact.
+    pub near: bool,
     /// One table or two, no sub-queries: what a merge may be able to do.
     pub plain: bool,
     aliases: u32,
@@ -76,6 +80,7 @@ impl Author {
             parameters: Vec::new(),
             parameters_allowed: true,
             subqueries: 2,
+            near: false,
             plain: false,
             aliases: 0,
             with: Vec::new(),
@@ -89,6 +94,7 @@ impl Author {
         self.plain = self.dice.percent(55);
         let subqueries = if self.plain { 0 } else { self.dice.roll(3) as u32 };
         (self.aliases, self.subqueries, self.parameters_allowed) = (0, subqueries, true);
+        self.near = false;
         let mut sql = String::new();
         if !self.plain && self.dice.percent(22) {
             let parts: Vec<String> = (0..=self.dice.roll(2)).map(|_| self.common_table()).collect();
@@ -106,7 +112,10 @@ impl Author {
             let mistake = self.dice.pick(&["nowhere", "sum('x'::text)", "1/0", "count(*) + nothing()"]);
             sql = sql.replacen("SELECT ", &format!("SELECT {mistake}, "), 1);
         }
-        Written { sql, parameters, order }
+        let near = self.near;
+        // Sums that differ in their last digits may also change places.
+        let order = if near && order != Decided::CountOnly { Decided::By(Vec::new()) } else { order };
+        Written { sql, parameters, order, near }
     }
 
     /// What was thrown away may have had parameters: those that are left, numbered anew.
@@ -325,7 +334,7 @@ impl Author {
             let _ = write!(sql, " ORDER BY {order}");
             return Decided::By(Vec::new());
         }
-        let firm = |ty: Ty| !matches!(ty, Ty::Soft | Ty::Json | Ty::Words | Ty::Ints);
+        let firm = |ty: Ty| !matches!(ty, Ty::Soft | Ty::Rough | Ty::Json | Ty::Words | Ty::Ints);
         let all_firm = block.columns.iter().all(|column| firm(column.1));
         let width = block.columns.len();
         match self.dice.roll(10) {

@@ -119,13 +119,14 @@ impl Author {
         let filter =
             if self.dice.percent(14) { format!(" FILTER (WHERE {})", self.predicate(scope, 1)) } else { String::new() };
         let any = self.dice.pick(&KEYABLE);
-        let number = self.dice.pick(&[Ty::Int, Ty::Int, Ty::Big, Ty::Num, Ty::Small]);
+        let number = self.dice.pick(&[Ty::Int, Ty::Int, Ty::Big, Ty::Num, Ty::Small, Ty::Float]);
+        let averaged = if number == Ty::Float { Ty::Rough } else { Ty::Soft };
         let (call, ty) = match self.dice.roll(22) {
             0..=3 => ("count(*)".to_owned(), Ty::Big),
             4 => (format!("count({})", self.value(scope, any, 1)), Ty::Big),
             5 => (format!("count(DISTINCT {})", self.value(scope, any, 1)), Ty::Big),
             6..=9 => (format!("sum({})", self.value(scope, number, 1)), summed(number)),
-            10 | 11 => (format!("avg({})", self.value(scope, number, 1)), Ty::Soft),
+            10 | 11 => (format!("avg({})", self.value(scope, number, 1)), averaged),
             12..=15 => {
                 let ty =
                     self.dice.pick(&[Ty::Int, Ty::Big, Ty::Num, Ty::Text, Ty::Ranked, Ty::Date, Ty::Stamp, Ty::Zoned]);
@@ -147,7 +148,8 @@ impl Author {
             20 => (format!("{}({})", self.dice.pick(&["bit_and", "bit_or"]), self.value(scope, Ty::Int, 1)), Ty::Int),
             _ => {
                 let name = self.dice.pick(&["stddev", "variance", "var_pop"]);
-                (format!("{name}({})", self.value(scope, number, 0)), Ty::Soft)
+                self.near |= number == Ty::Float;
+                (format!("{name}({})", self.value(scope, number, 0)), averaged)
             }
         };
         (call + &filter, ty)
@@ -174,6 +176,9 @@ impl Author {
             (Ty::Num | Ty::Whole, 5) => (format!("{call} / nullif(count(*), 0)"), Ty::Soft),
             (Ty::Soft, 0..=2) => (format!("round({call}, 2)"), Ty::Num),
             (Ty::Soft, 3) => (format!("coalesce({call}, 0)"), Ty::Soft),
+            (Ty::Float, 0) => (format!("{call} + 1"), Ty::Float),
+            (Ty::Float | Ty::Rough, 1) => (format!("{call} / nullif(count(*), 0)"), Ty::Rough),
+            (Ty::Float, 2) => (format!("coalesce({call}, 0)"), Ty::Float),
             (Ty::Text, 0..=2) => (format!("coalesce({call}, '-')"), Ty::Text),
             (Ty::Date, 0) => (format!("{call} + 1"), Ty::Date),
             (Ty::Bool, 0) => (format!("NOT {call}"), Ty::Bool),
@@ -354,6 +359,7 @@ fn summed(ty: Ty) -> Ty {
     match ty {
         Ty::Big => Ty::Whole,
         Ty::Num => Ty::Num,
+        Ty::Float => Ty::Float,
         _ => Ty::Big,
     }
 }

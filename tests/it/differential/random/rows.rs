@@ -20,6 +20,8 @@ pub enum Ty {
     /// numeric whose scale depends on its value: an average
     Soft,
     Float,
+    /// float8 that is not a multiple of 1/8: an average, a deviation. Sums of it are not exact
+    Rough,
     Text,
     Ranked,
     Date,
@@ -144,7 +146,7 @@ pub fn sql_type(ty: Ty) -> &'static str {
         Ty::Big => "bigint",
         Ty::Num => "numeric(10,2)",
         Ty::Whole | Ty::Soft => "numeric",
-        Ty::Float => "float8",
+        Ty::Float | Ty::Rough => "float8",
         Ty::Text => "text",
         Ty::Ranked => "text COLLATE \"und-x-icu\"",
         Ty::Date => "date",
@@ -246,7 +248,7 @@ fn value(row: i64, at: i64, name: &str, ty: Ty) -> String {
         Ty::Int => (seed % 25 - 3).to_string(),
         Ty::Big => (seed % 900).to_string(),
         Ty::Num | Ty::Whole | Ty::Soft => format!("{}.{:02}", seed % 60 - 10, seed % 4 * 25),
-        Ty::Float => format!("{}", ((seed % 40) as f64 + 1.0) * 0.125),
+        Ty::Float | Ty::Rough => format!("{}", ((seed % 40) as f64 + 1.0) * 0.125),
         Ty::Text | Ty::Ranked => format!("'{}'", pick(&NAMES, seed / 5)),
         Ty::Date => format!("'20{:02}-{:02}-{:02}'", 20 + seed % 4, 1 + seed % 12, 1 + seed % 3),
         Ty::Stamp => format!("'2024-{:02}-{:02} {:02}:30:00'", 1 + seed % 12, 1 + seed % 5, seed % 24),

@@ -60,7 +60,7 @@ impl Author {
             Ty::Num => (format!("{number}.{}", self.dice.pick(&["00", "25", "50"])), "numeric(10,2)"),
             Ty::Whole => (number.to_string(), "numeric(12,0)"),
             Ty::Soft => (number.to_string(), "numeric"),
-            Ty::Float => (format!("{}.5", number.abs()), "float8"),
+            Ty::Float | Ty::Rough => (format!("{}.5", number.abs()), "float8"),
             Ty::Text | Ty::Ranked => {
                 (self.dice.pick(&["Anna", "anna", "Zoë", "ab", "paid", "open", "n4", ""]).to_owned(), "text")
             }
@@ -108,7 +108,7 @@ impl Author {
                 format!("CASE WHEN {when} THEN {then} ELSE {otherwise} END")
             }
             3 if !matches!(ty, Ty::Json) => format!("nullif({}, {})", self.leaf(scope, ty), self.literal(ty)),
-            4 if self.subqueries > 0 && !matches!(ty, Ty::Soft | Ty::Json) => self.scalar(scope, ty),
+            4 if self.subqueries > 0 && !matches!(ty, Ty::Soft | Ty::Rough | Ty::Json) => self.scalar(scope, ty),
             _ => self.computed(scope, ty, depth - 1),
         }
     }

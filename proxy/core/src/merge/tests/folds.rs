@@ -7,7 +7,7 @@ fn fold_one(kind: FoldKind, oid: u32, binary: bool, parts: &[Option<Vec<u8>>]) -
         group: Some(GroupSpec { keys: vec![], folds: vec![Fold { column: 0, kind }], ..GroupSpec::default() }),
         ..MergeSpec::default()
     };
-    let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary }];
+    let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary, rounded: false }];
     let sources: Vec<Vec<Cells>> = parts.iter().map(|part| vec![vec![part.clone()]]).collect();
     let mut rows = merge(spec, columns, &sources)?;
     assert_eq!(rows.len(), 1);
@@ -30,6 +30,11 @@ fn folds_answer_as_postgres_does() {
         (Sum, INT8, &["9223372036854775807", "1", "-1"], "9223372036854775807"),
         (Sum, NUMERIC, &["1.5", "null", "2.250"], "3.750"),
         (Sum, NUMERIC, &["Infinity", "-Infinity"], "NaN"),
+        (Sum, FLOAT8, &["0.1", "null", "0.2"], "0.30000000000000004"),
+        (Sum, FLOAT8, &["-0", "-0"], "-0"),
+        (Sum, FLOAT8, &["Infinity", "-Infinity"], "NaN"),
+        (Sum, FLOAT8, &["null", "null"], "null"),
+        (Sum, 700, &["16777216", "1"], "1.6777216e+07"),
         (Min { byte_order: false }, NUMERIC, &["2", "null", "-1.50"], "-1.50"),
         (Max { byte_order: false }, NUMERIC, &["2", "NaN", "Infinity"], "NaN"),
         (Max { byte_order: false }, NUMERIC, &["2.0", "2.00"], "2.0"),
@@ -50,6 +55,7 @@ fn folds_answer_as_postgres_does() {
     for (kind, oid, parts, message) in [
         (Count, INT8, &["9223372036854775807", "1"][..], "bigint out of range"),
         (Sum, INT8, &["-9223372036854775808", "-1"], "bigint out of range"),
+        (Sum, FLOAT8, &["1.7e308", "1.7e308"], "value out of range: overflow"),
     ] {
         let error = fold_text(kind, oid, parts).expect_err("overflow");
         assert_eq!((error.sqlstate, &*error.message), ("22003", message));
@@ -80,6 +86,9 @@ fn averages_are_recomposed() {
     let integers = [NUMERIC, INT8, INT8];
     assert_eq!(of(&integers, &[["7", "7", "1"], ["1", "3", "3"]]), "2.5000000000000000");
     assert_eq!(of(&integers, &[["null", "null", "0"], ["null", "null", "0"]]), "null");
+    let floats = [FLOAT8, FLOAT8, INT8];
+    assert_eq!(of(&floats, &[["7", "7", "1"], ["1", "3", "3"]]), "2.5");
+    assert_eq!(of(&floats, &[["null", "null", "0"], ["1", "1", "3"]]), "0.3333333333333333");
     assert_eq!(of(&[NUMERIC, NUMERIC, INT8], &[["1", "1.00", "1"], ["1", "1.0", "2"]]), "0.66666666666666666667");
 }
 

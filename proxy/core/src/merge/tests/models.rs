@@ -224,7 +224,7 @@ proptest! {
     #[test]
     fn any_bytes_are_a_row_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..40), binary in any::<bool>()) {
         for oid in [16, 17, 18, 19, 20, 21, 23, 25, 26, 700, 701, 1042, 1043, 1082, 1083, 1114, 1184, 1700, 2950] {
-            let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary }];
+            let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary, rounded: false }];
             let spec = MergeSpec { order: vec![ascending(0)], ..MergeSpec::default() };
             let mut merger = Merger::new(spec, columns, 1, ROOMY).expect("orderable");
             let _ = merger.push(0, &bytes);

@@ -130,7 +130,7 @@ fn every_type_sorts_in_both_formats_and_directions() {
                 }
                 // One value per source, dealt backwards.
                 let sources: Vec<Vec<Cells>> = values.iter().rev().map(|value| vec![value.clone()]).collect();
-                let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary }];
+                let columns = vec![ResultColumn { type_oid: oid, type_modifier: -1, binary, rounded: false }];
                 let spec = MergeSpec { order: vec![OrderKey { descending, ..ascending(0) }], ..MergeSpec::default() };
                 assert_eq!(
                     merge(spec, columns.clone(), &sources).expect("merge"),

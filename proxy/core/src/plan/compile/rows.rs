@@ -4,7 +4,7 @@ use super::super::deal::Deal;
 use super::super::functions::{Harm, harmless_by_row, worst};
 use super::{Compiler, Placed, Source};
 use crate::sql::facts::{ColumnFacts, Facts, Instance, ItemKind, SelectShape, Use, Verb, family};
-use crate::sql::lex::lex;
+use crate::sql::lex::{TokenKind, lex};
 use crate::sql::rows::{FromQuery, Rows, split};
 use crate::sql::{parse, word};
 use crate::topology::Placement;
@@ -77,6 +77,9 @@ impl Compiler<'_> {
         let Placement::Sharded { key, key_type } = self.schema.placement(&target.table) else {
             return Err("its tables changed meanwhile".into());
         };
+        if source.tokens[insert.query.start].kind == TokenKind::LeftParen {
+            return Err("its query stands in parentheses".into());
+        }
         if facts.writes_in_with || facts.server_bound || worst(&facts.functions, self.schema.catalog) >= Harm::Volatile
         {
             return Err("it does more than read and insert".into());

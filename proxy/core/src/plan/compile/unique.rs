@@ -25,6 +25,18 @@ pub enum Noting {
     Late,
 }
 
+impl Noting {
+    /// Of two parts of one statement.
+    pub(super) fn with(self, other: Noting) -> Noting {
+        match (self, other) {
+            (Noting::Settled { skips: one }, Noting::Settled { skips: two }) => Noting::Settled { skips: one || two },
+            (settled @ Noting::Settled { .. }, _) | (_, settled @ Noting::Settled { .. }) => settled,
+            (Noting::Late, _) | (_, Noting::Late) => Noting::Late,
+            (Noting::None, Noting::None) => Noting::None,
+        }
+    }
+}
+
 impl Compiler<'_> {
     fn any_unique(&self) -> bool {
         self.schema.shards > 1 && self.schema.rules.any_unique()
@@ -32,7 +44,8 @@ impl Compiler<'_> {
 
     /// For a statement on `instances`.
     pub(super) fn note_unique(&self, instances: &[Instance], source: Source<'_>, shape: &mut Shape) {
-        if !self.any_unique() || matches!(shape.route, Route::Refuse(_)) {
+        let refused = matches!(shape.route, Route::Refuse(_)) && shape.carry.is_none();
+        if !self.any_unique() || refused {
             return;
         }
         let mut skips = false;

@@ -39,6 +39,7 @@ impl Compiler<'_> {
             _ => self.unparsed(inner, "this kind of statement is not analysed"),
         };
         shape.deal = Err(why.into());
+        shape.carry = None;
         shape.cacheable = Err(NoCacheReason::NotSelect);
         if let Ok(Scatter { read: Some(read) }) = &mut shape.scatter {
             read.rewrite = read.rewrite.shifted(range.start);

@@ -183,6 +183,7 @@ mod tests {
                 kind: RelationKind::View,
                 columns: Vec::new(),
                 writes_spread: false,
+                referenced: false,
                 unique_columns: Vec::new(),
                 reads: Vec::new(),
                 triggers: Vec::new(),

@@ -39,7 +39,14 @@ pub struct Whole<'a> {
 
 impl<'a> Whole<'a> {
     fn sql(&self) -> &'a str {
-        match self.question {
+        self.question.sql()
+    }
+}
+
+impl<'a> Question<'a> {
+    /// The client's text.
+    pub fn sql(&self) -> &'a str {
+        match *self {
             Question::Portal { prepared, .. } => std::str::from_utf8(&prepared.sql).unwrap_or_default(),
             Question::Text(sql) | Question::Once { sql, .. } => sql,
             Question::Opened { .. } | Question::Described(_) => "",
@@ -48,21 +55,21 @@ impl<'a> Whole<'a> {
 }
 
 /// How one part is asked.
-struct Part<'a> {
-    text: String,
-    types: &'a [u8],
+pub struct Part<'a> {
+    pub text: String,
+    pub types: &'a [u8],
 }
 
 /// What shards have returned so far.
 #[derive(Default)]
-struct Gathered {
+pub struct Gathered {
     description: Option<Bytes>,
     /// By shard, in the order of shards: rows without what tracks them.
     rows: Vec<Vec<Bytes>>,
     returned: Vec<Returned>,
     bytes: usize,
-    command: Bytes,
-    inserted: u64,
+    pub command: Bytes,
+    pub inserted: u64,
 }
 
 impl Session {
@@ -89,7 +96,7 @@ impl Session {
     }
 
     /// Has one server parse the whole text; its error is the client's.
-    async fn check_whole(&mut self, shard: ShardId, sql: &str) -> Result<(), Failure> {
+    pub async fn check_whole(&mut self, shard: ShardId, sql: &str) -> Result<(), Failure> {
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
@@ -103,7 +110,7 @@ impl Session {
     }
 
     /// The types that a shard gives a statement's parameters: big-endian OIDs, asked once.
-    async fn parameter_types(&mut self, shard: ShardId, prepared: &Prepared) -> Result<Bytes, Failure> {
+    pub async fn parameter_types(&mut self, shard: ShardId, prepared: &Prepared) -> Result<Bytes, Failure> {
         if let Some((_, types)) = prepared.parameter_types.lock().iter().find(|(of, _)| *of == shard) {
             return Ok(types.clone());
         }
@@ -138,7 +145,7 @@ impl Session {
         Ok(with_rows(&gathered.command, gathered.inserted))
     }
 
-    async fn deal_to(
+    pub async fn deal_to(
         &mut self,
         shard: ShardId,
         whole: Whole<'_>,
@@ -206,7 +213,7 @@ impl Session {
     }
 
     /// The rows in the order of VALUES.
-    async fn put_returned(&mut self, whole: Whole<'_>, gathered: &Gathered) -> Result<(), Failure> {
+    pub async fn put_returned(&mut self, whole: Whole<'_>, gathered: &Gathered) -> Result<(), Failure> {
         let Whole { dealt, description, .. } = whole;
         if !dealt.deal.rows.returning {
             return Ok(());
