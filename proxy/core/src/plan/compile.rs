@@ -139,11 +139,7 @@ impl Compiler<'_> {
             }
             Class::Ddl(ddl) => self.ddl(ddl, source),
             Class::Truncate | Class::Lock => match self.mentioned(source) {
-                Some(_) => {
-                    let mut shape = self.everywhere(RouteReason::EveryShard);
-                    self.note_all(*class == Class::Truncate, &mut shape);
-                    shape
-                }
+                Some(_) => self.noted_all(*class == Class::Truncate, self.everywhere(RouteReason::EveryShard)),
                 None => home(Access::Write, RouteReason::GlobalTable, true),
             },
             Class::Call | Class::Do => self.code(source),
