@@ -129,7 +129,7 @@ impl Compiler<'_> {
                 shape
             }
             Class::Copy(copy) => {
-                let options = literals_of_options(normal, source);
+                let options = wrapped::literals_of_options(normal, source);
                 let shape = self.copy(copy, source);
                 if shape.wrap != Wrap::None {
                     self.structural = options;
@@ -546,16 +546,6 @@ fn cacheable(facts: &Facts, harm: Harm, source: Source<'_>, shape: &Shape) -> Re
         string && is_time_word(token.text(source.text).as_bytes())
     };
     if source.tokens.iter().any(time_word) { Err(NoCacheReason::TimeWord) } else { Ok(()) }
-}
-
-/// Literals of a COPY behind its query, if it has one: they say how rows are written.
-fn literals_of_options(normal: &Normal, source: Source<'_>) -> Vec<u16> {
-    let query = source.original.get(1).is_some_and(|token| token.kind == TokenKind::LeftParen);
-    let end = source.original.iter().find(|token| query && token.kind == TokenKind::RightParen && token.depth <= 1);
-    let behind = |(index, literal): (usize, &crate::sql::normal::Literal)| {
-        end.is_none_or(|end| literal.start > end.start).then_some(index as u16)
-    };
-    normal.literals.iter().enumerate().filter_map(behind).collect()
 }
 
 /// Literals in the select list: whether an ORDER BY or GROUP BY expression is one of its items depends on their values.

@@ -217,3 +217,13 @@ fn copied_columns(source: Source<'_>) -> Option<Vec<String>> {
     let open = head.iter().position(|token| token.kind == TokenKind::LeftParen)?;
     Some(head[open..].iter().filter_map(|&token| word::name(source.text, token)).collect())
 }
+
+/// Literals of a COPY behind its query, if it has one: they say how rows are written.
+pub(super) fn literals_of_options(normal: &crate::sql::normal::Normal, source: Source<'_>) -> Vec<u16> {
+    let query = source.original.get(1).is_some_and(|token| token.kind == TokenKind::LeftParen);
+    let end = source.original.iter().find(|token| query && token.kind == TokenKind::RightParen && token.depth <= 1);
+    let behind = |(index, literal): (usize, &crate::sql::normal::Literal)| {
+        end.is_none_or(|end| literal.start > end.start).then_some(index as u16)
+    };
+    normal.literals.iter().enumerate().filter_map(behind).collect()
+}
