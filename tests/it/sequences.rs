@@ -97,7 +97,7 @@ async fn asked(pair: &Pair) -> Result<()> {
         "SELECT lastval(), currval('local_id_seq')",
         "INSERT INTO accounts (name) VALUES ('u')",
         "SELECT lastval(); SELECT nextval('accounts_account_id_seq')",
-        "INSERT INTO orders (user_id, note) SELECT n, 'selected' FROM generate_series(1, 5) n ORDER BY n RETURNING *",
+        "INSERT INTO orders (user_id, note) SELECT n, 'selected' FROM generate_series(1, 5) n ORDER BY n RETURNING user_id, id, note, ticket",
         "SELECT lastval()",
     ] {
         pair.fine(sql).await?;
