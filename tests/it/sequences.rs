@@ -97,6 +97,8 @@ async fn asked(pair: &Pair) -> Result<()> {
         "SELECT lastval(), currval('local_id_seq')",
         "INSERT INTO accounts (name) VALUES ('u')",
         "SELECT lastval(); SELECT nextval('accounts_account_id_seq')",
+        "INSERT INTO orders (user_id, note) SELECT n, 'selected' FROM generate_series(1, 5) n ORDER BY n RETURNING *",
+        "SELECT lastval()",
     ] {
         pair.fine(sql).await?;
     }
@@ -107,7 +109,6 @@ async fn asked(pair: &Pair) -> Result<()> {
         "SELECT setval('accounts_account_id_seq', (SELECT 5000))",
         "SELECT setval('accounts_account_id_seq', 1)",
         "INSERT INTO orders (user_id, note) VALUES (1, (SELECT nextval('\"Tickets\"')::text))",
-        "INSERT INTO orders (user_id) SELECT 1",
         "WITH x AS (SELECT 1) INSERT INTO orders (user_id) VALUES (1)",
         "UPDATE orders SET ticket = DEFAULT WHERE user_id = 1",
         "ALTER SEQUENCE accounts_account_id_seq RESTART",

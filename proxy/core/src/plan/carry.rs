@@ -232,8 +232,7 @@ impl Carry {
                     }
                     text.push_str(", ");
                 }
-                text.push_str(&format!("({})::text", quote_name(key)));
-                text
+                text + &format!("({})::text", quote_name(key))
             }
         }
     }

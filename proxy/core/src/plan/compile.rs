@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 pub use self::unique::Noting;
 use super::bind::{Demand, Keyed, Need, Route, Scatter, Shape};
-use super::carry::{CarriedKey, Carry};
+use super::carry::CarriedKey;
 use super::clauses::clauses;
 use super::engine;
 use super::functions::{Harm, worst};
@@ -109,32 +109,12 @@ impl Compiler<'_> {
     fn statement(&mut self, class: &Class, source: Source<'_>, normal: &Normal) -> Shape {
         let session = Access::PrimaryRead(PrimaryReason::SessionStatement);
         match class {
-            Class::Insert => {
-                let mut shape = self.data(source, Some(normal));
-                if !self.single() {
-                    shape.carry = Carry::find(source.text, source.tokens, self.schema).map(Arc::new);
-                }
-                shape
-            }
-            Class::With { writes: true, .. } if !self.single() => {
-                let taken_apart = self.parts(source);
-                let mut shape = self.data(source, Some(normal));
-                if let Some(parts) = taken_apart {
-                    let client_params = source.params;
-                    shape = Shape { client_params, cacheable: Err(NoCacheReason::Write), engine: false, ..parts };
-                    shape.access = Access::Write;
-                }
-                shape
-            }
-            Class::Select | Class::Values | Class::Update | Class::Delete | Class::With { .. } => {
+            Class::Insert if !self.single() => self.insert(source, normal),
+            Class::With { writes: true, .. } if !self.single() => self.with_writes(source, normal),
+            Class::Merge if !self.single() => self.upsert(source),
+            Class::Select | Class::Values | Class::Insert | Class::Update | Class::Delete | Class::With { .. } => {
                 self.data(source, Some(normal))
             }
-            Class::Merge if !self.single() => match self.upsert(source) {
-                Some(shape) => shape,
-                None => {
-                    self.unparsed(source, "its source does not stay with the rows of its target by their shard keys")
-                }
-            },
             Class::Table | Class::Merge | Class::SelectInto | Class::Prepare { .. } | Class::Other => {
                 self.unparsed(source, "this kind of statement is not analysed")
             }
@@ -384,12 +364,7 @@ impl Compiler<'_> {
         match facts.key_setting {
             KeySetting::Fine => {}
             KeySetting::Computed if stays.is_ok() => {}
-            KeySetting::Changes => {
-                let carry = Carry::of_update(source.text, source.tokens, table, self.schema);
-                let mut shape = refused(refuse::key_changes(table, column, carry.as_ref().err().copied()));
-                shape.carry = carry.ok().map(Arc::new);
-                return shape;
-            }
+            KeySetting::Changes => return self.moves(source, (table, column), access),
             KeySetting::Missing => return refused(refuse::key_missing(table, column)),
             KeySetting::Computed => return refused(refuse::key_computed(table, column)),
         }

@@ -16,15 +16,16 @@ use weir_core::plan::{CarriedKey, TEXT, put_value};
 use weir_core::topology::Key;
 use weir_wire::backend::{command_rows, tag};
 use weir_wire::frame;
+use weir_wire::frontend::Bind;
 use weir_wire::row;
 
 use super::fan::rows::{Gathered, Part, Whole};
 use super::fan::{Form as Reply, Question, with_rows};
 use crate::exec::failures::unexpected;
 use crate::front::names::bind;
-use crate::front::session::{Failure, Session};
+use crate::front::session::{Failure, Session, malformed};
 use crate::front::simple::Place;
-use crate::statements::{Prepared, relex};
+use crate::statements::{Prepared, Shape, relex};
 
 /// What the text of values must be able to rely on. Abbreviations of time zones are not unique, few digits of a float are not its
 /// value, and weir looks for quotes in UTF-8.
@@ -38,6 +39,7 @@ pub struct Carried<'a> {
     pub question: Question<'a>,
     pub plan: &'a Plan,
     pub carry: &'a Carry,
+    pub shape: &'a Shape,
     /// Send the RowDescription.
     pub description: bool,
 }
@@ -73,9 +75,39 @@ struct Writing {
     written: Vec<Written>,
 }
 
+impl Writing {
+    /// The INSERT with those of the rows that are wanted, and `more` behind it.
+    fn text(&self, load: &Load, wanted: impl Fn(usize) -> bool, more: &str) -> Result<String, Failure> {
+        let mut text = self.form.head.clone();
+        let mut separator = "(";
+        for (index, body) in load.rows.iter().enumerate().filter(|(index, _)| wanted(*index)) {
+            text.push_str(separator);
+            separator = ", (";
+            let values = row::values(body).map_err(|_| unexpected("a malformed DataRow"))?;
+            for (column, (value, written)) in values.iter().zip(&self.written).enumerate() {
+                if column > 0 {
+                    text.push_str(", ");
+                }
+                let value = value.map(std::str::from_utf8).transpose().map_err(|_| settings_unfit())?;
+                put_value(&mut text, value, *written);
+            }
+            for number in &self.numbers[index * self.per_row..(index + 1) * self.per_row] {
+                text.push_str(", ");
+                text.push_str(&number.to_string());
+                text.push_str("::bigint");
+            }
+            text.push(')');
+        }
+        text.push_str(&self.form.tail);
+        text.push_str(more);
+        Ok(text)
+    }
+}
+
 impl Session {
     /// Runs it. Outside a transaction it makes its own, so that it commits everywhere or nowhere.
     pub async fn carry_rows(&mut self, carried: Carried<'_>) -> Result<(), Failure> {
+        let _turn = self.unique_turn(carried.plan).await?;
         let home = self.view().topology.home;
         match carried.portal() {
             None => self.check_whole(home, carried.sql()).await?,
@@ -93,7 +125,7 @@ impl Session {
 
     async fn read_and_write(&mut self, carried: Carried<'_>) -> Result<Bytes, Failure> {
         let home = self.view().topology.home;
-        let settings = self.rows_of(&[home], Question::Text(SETTINGS)).await?;
+        let settings = self.rows_of(home, SETTINGS).await?;
         let fits = settings.rows.first().and_then(|row| row::values(row).ok()?.first().copied().flatten());
         if fits != Some(b"t") {
             return Err(settings_unfit().into());
@@ -130,33 +162,8 @@ impl Session {
             relex(&sql, &mut self.scratch);
             rewrite.apply(&sql, &self.scratch.tokens)
         });
-        let question = Question::Text(rewritten.as_deref().unwrap_or(&sql));
-        let reply = Reply { description: true, columns: understood.template.merged_columns() };
-        let place = self.place(&view.topology, &plan, || 0);
-        self.client.keep(self.app.config().limits.merge_bytes_max);
-        let done = match &place {
-            Place::One(shard) => self.read_one(*shard, question, &plan).await,
-            Place::Several(shards) => Box::pin(self.spread(shards, question, &understood.shape, &plan, reply)).await,
-            Place::Engine => Box::pin(self.engine_text(&sql, &understood.shape.class, &plan)).await,
-        };
-        let kept = self.client.take_kept();
-        let Some(plan) = self.engine_instead(&done, kept.as_ref(), &understood.template) else {
-            return self.load(kept, done);
-        };
-        self.client.keep(self.app.config().limits.merge_bytes_max);
-        let done = Box::pin(self.engine_text(&sql, &understood.shape.class, &plan)).await;
-        let kept = self.client.take_kept();
-        self.load(kept, done)
-    }
-
-    /// The plan for the engine, where a merge turned out not to be possible before it had given a row.
-    fn engine_instead(&self, done: &Result<(), Failure>, kept: Option<&BytesMut>, template: &Template) -> Option<Plan> {
-        match done {
-            Err(Failure::Refused(refusal)) if kept.is_some_and(|kept| kept.is_empty()) => {
-                self.db.plan_refused(template, refusal.clone()).ok()
-            }
-            _ => None,
-        }
+        let questions = [Question::Text(&sql), Question::Text(rewritten.as_deref().unwrap_or(&sql))];
+        self.read_planned(questions, (&understood.template, &understood.shape), &plan).await
     }
 
     async fn read_portal(
@@ -174,25 +181,43 @@ impl Session {
         if query.template.filling().is_some() {
             return Err(refusal_of(carried.plan).into());
         }
-        let body = weir_wire::frontend::Bind::read(bind_body).map_err(|_| crate::front::session::malformed())?;
-        let body = body.as_text().freeze();
+        let body = Bind::read(bind_body).map_err(|_| malformed())?.as_text().freeze();
         let plan = bind(&self.db, &query, &body, &view)?;
-        let question = Question::Portal { prepared: &query, bind: &body, merged: plan.merge.is_some() };
-        let reply = Reply { description: true, columns: query.template.merged_columns() };
-        let place = self.place(&view.topology, &plan, || 0);
-        self.client.keep(self.app.config().limits.merge_bytes_max);
-        let done = match &place {
-            Place::One(shard) => self.read_one(*shard, question, &plan).await,
-            Place::Several(shards) => Box::pin(self.spread(shards, question, &query.shape, &plan, reply)).await,
-            Place::Engine => Box::pin(self.engine_question(&query, &body, &plan)).await,
+        let questions = [false, true].map(|merged| Question::Portal { prepared: &query, bind: &body, merged });
+        self.read_planned(questions, (&query.template, &query.shape), &plan).await
+    }
+
+    /// `questions`: as it is, and as shards are asked whose answers are merged.
+    async fn read_planned(
+        &mut self,
+        [plain, merged]: [Question<'_>; 2],
+        (template, shape): (&Template, &Shape),
+        plan: &Plan,
+    ) -> Result<Load, Failure> {
+        let bytes_max = self.app.config().limits.merge_bytes_max;
+        let reply = Reply { description: true, columns: template.merged_columns() };
+        let question = if plan.merge.is_some() { merged } else { plain };
+        let place = self.place(&self.view().topology, plan, || 0);
+        self.client.keep(bytes_max);
+        let mut done = match &place {
+            Place::One(shard) => {
+                let done = self.read_one(*shard, question, plan).await;
+                self.kept_by(*shard, shape);
+                done
+            }
+            Place::Several(shards) => Box::pin(self.spread(shards, question, shape, plan, reply)).await,
+            Place::Engine => Box::pin(self.engine_rows(plain, plan)).await,
         };
-        let kept = self.client.take_kept();
-        let Some(plan) = self.engine_instead(&done, kept.as_ref(), &query.template) else {
-            return self.load(kept, done);
-        };
-        self.client.keep(self.app.config().limits.merge_bytes_max);
-        let done = Box::pin(self.engine_question(&query, &body, &plan)).await;
-        let kept = self.client.take_kept();
+        let mut kept = self.client.take_kept();
+        // A merge may turn out not to be possible before it has given a row.
+        if let Err(Failure::Refused(refusal)) = &done
+            && kept.as_ref().is_some_and(BytesMut::is_empty)
+            && let Ok(plan) = self.db.plan_refused(template, refusal.clone())
+        {
+            self.client.keep(bytes_max);
+            done = Box::pin(self.engine_rows(plain, &plan)).await;
+            kept = self.client.take_kept();
+        }
         self.load(kept, done)
     }
 
@@ -211,17 +236,17 @@ impl Session {
         }
     }
 
-    /// Asks for rows that are weir's own business.
-    async fn rows_of(&mut self, shards: &[ShardId], question: Question<'_>) -> Result<Load, Failure> {
-        self.client.keep(self.app.config().limits.merge_bytes_max);
-        let mut done = Ok(());
-        for &shard in shards {
-            let plan = Plan::of_weir();
-            done = self.read_one(shard, question, &plan).await;
-            if done.is_err() {
-                break;
-            }
+    /// What the statement may have left behind on a shard keeps the session there.
+    fn kept_by(&mut self, shard: ShardId, shape: &Shape) {
+        if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
+            self.pin_for(index, shape);
         }
+    }
+
+    /// Asks one shard for rows that are weir's own business.
+    async fn rows_of(&mut self, shard: ShardId, sql: &str) -> Result<Load, Failure> {
+        self.client.keep(self.app.config().limits.merge_bytes_max);
+        let done = self.read_one(shard, Question::Text(sql), &Plan::of_weir()).await;
         let kept = self.client.take_kept();
         self.load(kept, done)
     }
@@ -272,7 +297,7 @@ impl Session {
         match writing.plan.target.clone() {
             Target::Many(shards) => self.write_apart(&shards, carried, &writing, &load).await,
             Target::All => {
-                let text = self.text_of(&writing, &load, |_| true, "")?;
+                let text = writing.text(&load, |_| true, "")?;
                 let shards: Vec<ShardId> = (0..self.view().topology.shard_count() as u16).map(ShardId).collect();
                 self.write_alike(&shards, carried, &writing.plan, &text).await
             }
@@ -282,7 +307,7 @@ impl Session {
                 let Place::One(shard) = self.place(&view.topology, &plan, || 0) else {
                     return Err(refusal_of(carried.plan).into());
                 };
-                let text = self.text_of(&writing, &load, |_| true, "")?;
+                let text = writing.text(&load, |_| true, "")?;
                 self.write_alike(&[shard], carried, &writing.plan, &text).await
             }
         }
@@ -319,38 +344,8 @@ impl Session {
             None => Vec::new(),
         };
         let plan = understood.template.bind_rows(&keys, &view.topology)?;
+        self.note_draws(carried.shape, &plan);
         Ok(Writing { form, plan, numbers, per_row, written })
-    }
-
-    /// The INSERT with those of the rows that are wanted, and `more` behind it.
-    fn text_of(
-        &self,
-        writing: &Writing,
-        load: &Load,
-        wanted: impl Fn(usize) -> bool,
-        more: &str,
-    ) -> Result<String, Failure> {
-        let mut text = writing.form.head.clone();
-        let mut separator = "(";
-        for (index, body) in load.rows.iter().enumerate().filter(|(index, _)| wanted(*index)) {
-            text.push_str(separator);
-            separator = ", (";
-            let values = row::values(body).map_err(|_| unexpected("a malformed DataRow"))?;
-            for (column, (value, written)) in values.iter().zip(&writing.written).enumerate() {
-                if column > 0 {
-                    text.push_str(", ");
-                }
-                let value = value.map(std::str::from_utf8).transpose().map_err(|_| settings_unfit())?;
-                put_value(&mut text, value, *written);
-            }
-            for number in &writing.numbers[index * writing.per_row..(index + 1) * writing.per_row] {
-                text.push_str(&format!(", {number}::bigint"));
-            }
-            text.push(')');
-        }
-        text.push_str(&writing.form.tail);
-        text.push_str(more);
-        Ok(text)
     }
 
     /// Each shard its own rows.
@@ -367,7 +362,7 @@ impl Session {
         let tracked = dealt.deal.tracked();
         let mut gathered = Gathered::default();
         for &shard in shards {
-            let text = self.text_of(writing, load, |row| dealt.owners[row] == shard, &tracked)?;
+            let text = writing.text(load, |row| dealt.owners[row] == shard, &tracked)?;
             let types = match carried.portal() {
                 Some((prepared, _)) => self.parameter_types(shard, prepared).await?,
                 None => Bytes::new(),
@@ -401,6 +396,7 @@ impl Session {
             self.pass(&mut sources, 0, at == 0, carried.description && at == 0).await?;
             self.drain(&mut sources).await?;
             self.follow_all(&sources);
+            self.kept_by(shard, carried.shape);
             if let Some(body) = sources[0].failed.take() {
                 return Err(self.report(&body));
             }

@@ -32,7 +32,6 @@ use super::ungrouped::Complaint;
 use crate::engine::{Engine, Problem, Ready};
 use crate::front::names::Portal;
 use crate::front::session::{End, Failure, Session};
-use crate::statements::Prepared;
 
 /// Held back at a time, so that the engine's complaints can be told in weir's words; its first ones before anything is sent.
 const HELD_BYTES_MAX: usize = 64 * 1024;
@@ -134,11 +133,10 @@ impl Session {
         self.engine_part((name, rows_max), asked, plan).await
     }
 
-    /// A query of the extended protocol whose rows are weir's.
-    pub async fn engine_question(&mut self, prepared: &Prepared, bind: &Bytes, plan: &Plan) -> Result<(), Failure> {
-        let question = Question::Portal { prepared, bind, merged: false };
-        let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-        self.engine_read(Asked { question, sql, description: true, edited: false }, plan, &mut None).await
+    /// A query whose rows are weir's.
+    pub async fn engine_rows(&mut self, question: Question<'_>, plan: &Plan) -> Result<(), Failure> {
+        self.engine_read(Asked { question, sql: question.sql(), description: true, edited: false }, plan, &mut None)
+            .await
     }
 
     /// What becomes of a statement that could not be merged after all, with no byte of a reply sent. `None`: it is done.

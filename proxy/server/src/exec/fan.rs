@@ -111,7 +111,7 @@ impl Session {
             return self.deal_rows(shards, whole).await;
         }
         if let Wrap::Carry(carry) = &plan.wrap {
-            let carried = Carried { question, plan, carry, description: form.description };
+            let carried = Carried { question, plan, carry, shape, description: form.description };
             return Box::pin(self.carry_rows(carried)).await;
         }
         match (&plan.wrap, &plan.merge) {

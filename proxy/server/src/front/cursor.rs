@@ -143,7 +143,7 @@ impl Session {
     /// May a row limit matter to it? Not where it returns no rows.
     pub fn reads_in_parts(&self, portal: &Portal) -> bool {
         let sql = std::str::from_utf8(&portal.prepared.sql).unwrap_or_default();
-        portal.plan.wrap == Wrap::None && returns_rows(&portal.plan, sql)
+        matches!(portal.plan.wrap, Wrap::None | Wrap::Carry(_)) && returns_rows(&portal.plan, sql)
     }
 }
 

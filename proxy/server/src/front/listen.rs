@@ -57,7 +57,7 @@ async fn serve(app: Arc<App>, stream: TcpStream) -> io::Result<()> {
     match hello {
         Ok(Ok(Hello::Session(session))) => session.run().await,
         Ok(Ok(Hello::Replication(replication))) => Box::pin(replication.run()).await,
-        Ok(Ok(Hello::Admin(client, user))) => Box::pin(crate::console::run(&app, client, &user)).await?,
+        Ok(Ok(Hello::Admin(client, user))) => Box::pin(crate::console::run(&app, *client, &user)).await?,
         Ok(Ok(Hello::Done)) => {}
         Ok(Err(error)) => return Err(error),
         Err(_) => tracing::debug!(%address, "login took too long"),

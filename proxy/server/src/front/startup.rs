@@ -32,7 +32,7 @@ pub enum Hello {
     Session(Box<Session>),
     Replication(Box<Replication>),
     /// The admin console.
-    Admin(Client, String),
+    Admin(Box<Client>, String),
     /// Served (a cancel request) or refused; nothing more to do.
     Done,
 }
@@ -64,7 +64,7 @@ pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
         _ => Err(super::session::malformed().into()),
     };
     match result {
-        Ok(LoggedIn::Admin(user)) => Ok(Hello::Admin(client, user)),
+        Ok(LoggedIn::Admin(user)) => Ok(Hello::Admin(Box::new(client), user)),
         Ok(LoggedIn::Session(newcomer)) => greet(app, client, newcomer).await,
         Ok(LoggedIn::Replication { wanted, pools, minor }) => {
             let login = pools.primary(wanted.shard).login();

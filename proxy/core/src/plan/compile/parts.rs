@@ -9,9 +9,11 @@ use std::ops::Range;
 
 use super::super::bind::{Keyed, Need, Route, Scatter, Shape};
 use super::super::rewrite::slice;
+use super::super::{Access, NoCacheReason};
 use super::{Compiler, Source};
 use crate::sql::facts::TableName;
 use crate::sql::lex::{Token, TokenKind, lex};
+use crate::sql::normal::Normal;
 use crate::sql::rows::split;
 use crate::sql::word;
 use crate::topology::Placement;
@@ -59,27 +61,33 @@ const AFTER_TABLE: &[&str] = &[
 ];
 
 impl Compiler<'_> {
+    /// WITH around or in front of a write, over several shards.
+    pub(super) fn with_writes(&mut self, source: Source<'_>, normal: &Normal) -> Shape {
+        let whole = self.data(source, Some(normal));
+        let Some(parts) = self.parts(source) else { return whole };
+        let cacheable = Err(NoCacheReason::Write);
+        Shape { access: Access::Write, client_params: source.params, cacheable, engine: false, ..parts }
+    }
+
     /// The plan of a statement with writes in WITH; `None`: it is not of the kind that can be taken apart, or must not be spread.
-    pub(super) fn parts(&mut self, source: Source<'_>) -> Option<Shape> {
+    fn parts(&mut self, source: Source<'_>) -> Option<Shape> {
         let Parts { parts, main } = find(source)?;
         let mut returned: Vec<Returned> = Vec::new();
         let mut whole: Option<Shape> = None;
         for (name, body) in parts {
+            // The name of a query may be that of a table, and what stands in FROM then would be taken for the table.
+            is_write(source, &body).then_some(())?;
             let mut shape = self.part(source, &body, &returned)?;
-            let confined = self.confine(source, &body, &returned, &mut shape)?;
-            if is_write(source, &body) {
-                let table = self.returned_table(source, &body)?;
-                returned.push(Returned { name, table, confined });
-            } else if names_any(source, &body, &returned) {
-                return None;
-            }
+            let confined = confine(source, &body, &returned, &mut shape)?;
+            let table = self.returned_table(source, &body)?;
+            returned.push(Returned { name, table, confined });
             whole = Some(match whole {
                 None => shape,
                 Some(whole) => together(whole, shape)?,
             });
         }
         let mut shape = self.part(source, &main, &returned)?;
-        self.confine(source, &main, &returned, &mut shape)?;
+        confine(source, &main, &returned, &mut shape)?;
         let mut whole = together(whole?, shape)?;
         whole.deal = Err("it writes inside WITH".into());
         Some(whole)
@@ -103,35 +111,6 @@ impl Compiler<'_> {
             };
         }
         Some(shape)
-    }
-
-    /// Notes that a part only touches rows of certain keys: its own, or those of a part that it reads, row by row. Returns whether it
-    /// does; `None` if it can neither be spread nor is confined.
-    fn confine(
-        &self,
-        source: Source<'_>,
-        range: &Range<usize>,
-        returned: &[Returned],
-        shape: &mut Shape,
-    ) -> Option<bool> {
-        let tokens = &source.tokens[range.clone()];
-        let says = |word: &str| tokens.iter().any(|token| token.is_word(source.text, word));
-        let outer = ["left", "right", "full"].into_iter().any(says);
-        // In FROM itself, so that there is no row without one of the part's.
-        let depth = source.tokens[range.start].depth;
-        let drives = |at: usize| {
-            let before = source.tokens[at - 1];
-            source.tokens[at].depth == depth
-                && ["from", "join", "using"].iter().any(|word| before.is_word(source.text, word))
-        };
-        let reads_confined = returned.iter().filter(|part| part.confined).any(|part| {
-            range
-                .clone()
-                .any(|at| word::name(source.text, source.tokens[at]).as_deref() == Some(&part.name) && drives(at))
-        });
-        let Route::Keyed(keyed) = &mut shape.route else { return None };
-        keyed.everywhere |= shape.scatter.is_ok() && reads_confined && !outer;
-        (keyed.everywhere || shape.scatter.is_ok()).then_some(keyed.everywhere)
     }
 
     /// The table whose rows a writing part returns, if what it returns has its key under its own name or not at all.
@@ -172,6 +151,27 @@ impl Compiler<'_> {
         }
         Some(slice(sql, tokens, &table).to_owned())
     }
+}
+
+/// Notes that a part only touches rows of certain keys: its own, or those of a part that it reads, row by row. Returns whether it
+/// does; `None` if it can neither be spread nor is confined.
+fn confine(source: Source<'_>, range: &Range<usize>, returned: &[Returned], shape: &mut Shape) -> Option<bool> {
+    let tokens = &source.tokens[range.clone()];
+    let says = |word: &str| tokens.iter().any(|token| token.is_word(source.text, word));
+    let outer = ["left", "right", "full"].into_iter().any(says);
+    // In FROM itself, so that there is no row without one of the part's.
+    let depth = source.tokens[range.start].depth;
+    let drives = |at: usize| {
+        let before = source.tokens[at - 1];
+        source.tokens[at].depth == depth
+            && ["from", "join", "using"].iter().any(|word| before.is_word(source.text, word))
+    };
+    let reads_confined = returned.iter().filter(|part| part.confined).any(|part| {
+        range.clone().any(|at| word::name(source.text, source.tokens[at]).as_deref() == Some(&part.name) && drives(at))
+    });
+    let Route::Keyed(keyed) = &mut shape.route else { return None };
+    keyed.everywhere |= shape.scatter.is_ok() && reads_confined && !outer;
+    (keyed.everywhere || shape.scatter.is_ok()).then_some(keyed.everywhere)
 }
 
 /// Both go wherever one of them goes; `None`: they cannot go together.
@@ -235,11 +235,6 @@ fn find(source: Source<'_>) -> Option<Parts> {
 
 fn is_write(source: Source<'_>, range: &Range<usize>) -> bool {
     ["insert", "update", "delete"].iter().any(|word| source.tokens[range.start].is_word(source.text, word))
-}
-
-fn names_any(source: Source<'_>, range: &Range<usize>, returned: &[Returned]) -> bool {
-    let known = |name: String| returned.iter().any(|part| part.name == name);
-    source.tokens[range.clone()].iter().any(|token| word::name(source.text, *token).is_some_and(known))
 }
 
 /// A part's text with the tables of other parts in the place of their names; `None` if one of them stands where it is no table.

@@ -1,16 +1,40 @@
 //! Whether the rows of an INSERT can be dealt out to several shards, or stay on those they are read from.
 
+use std::sync::Arc;
+
+use super::super::bind::{Route, Shape};
+use super::super::carry::Carry;
 use super::super::deal::Deal;
 use super::super::functions::{Harm, harmless_by_row, worst};
+use super::super::{Access, refuse};
 use super::{Compiler, Placed, Source};
-use crate::sql::facts::{ColumnFacts, Facts, Instance, ItemKind, SelectShape, Use, Verb, family};
+use crate::sql::facts::{ColumnFacts, Facts, Instance, ItemKind, SelectShape, TableName, Use, Verb, family};
 use crate::sql::lex::{TokenKind, lex};
+use crate::sql::normal::Normal;
 use crate::sql::rows::{FromQuery, Rows, split};
 use crate::sql::{parse, word};
 use crate::topology::Placement;
 use crate::topology::catalog::RelationKind;
 
 impl Compiler<'_> {
+    /// INSERT over several shards: if nothing else can be done with the rows of its query, they are carried.
+    pub(super) fn insert(&mut self, source: Source<'_>, normal: &Normal) -> Shape {
+        let carry = Carry::find(source.text, source.tokens, self.schema).map(Arc::new);
+        let mut shape = Shape { carry, ..self.data(source, Some(normal)) };
+        if shape.carry.is_some() && matches!(shape.route, Route::Refuse(_)) {
+            // What its form notes is settled with it.
+            self.note_all(true, &mut shape);
+        }
+        shape
+    }
+
+    /// A statement that sets the shard key of rows: an UPDATE that is no more than that carries them.
+    pub(super) fn moves(&self, source: Source<'_>, (table, column): (&TableName, &str), access: Access) -> Shape {
+        let carry = Carry::of_update(source.text, source.tokens, table, self.schema);
+        let refusal = refuse::key_changes(table, column, carry.as_ref().err().copied());
+        Shape { carry: carry.ok().map(Arc::new), ..Shape::refusing(refusal, access) }
+    }
+
     /// `Err`: why its rows must stay together. `demand`: where the keys of the rows are.
     pub(super) fn deal(
         &self,

@@ -52,8 +52,14 @@ struct Constants {
 }
 
 impl Compiler<'_> {
+    /// MERGE over several shards.
+    pub(super) fn upsert(&mut self, source: Source<'_>) -> Shape {
+        let why = "weir cannot tell that its source stays with the rows of its target by their shard keys";
+        self.merged(source).unwrap_or_else(|| self.unparsed(source, why))
+    }
+
     /// The plan of a MERGE; `None`: it is not of the kind that can be taken apart, or must not be spread.
-    pub(super) fn upsert(&mut self, source: Source<'_>) -> Option<Shape> {
+    fn merged(&mut self, source: Source<'_>) -> Option<Shape> {
         let merge = Merge::find(source)?;
         let constants = Constants::find(source, &merge.source);
         let text = |range: &Range<usize>| match &constants {
@@ -63,8 +69,9 @@ impl Compiler<'_> {
         let (target, from) = (text(&merge.target), slice(source.text, source.tokens, &merge.source));
         let predicates = merge.clauses.iter().filter(|clause| !clause.predicate.is_empty());
         // They say which rows are acted upon, not which ones are joined.
-        let told: String = predicates.map(|clause| format!(" OR ({})", text(&clause.predicate))).collect();
-        let condition = format!("({}) AND (true{told})", text(&merge.condition));
+        let told = predicates.map(|clause| format!("({})", text(&clause.predicate)));
+        let told: Vec<String> = std::iter::once("true".to_owned()).chain(told).collect();
+        let condition = format!("({}) AND ({})", text(&merge.condition), told.join(" OR "));
         let mut twins = Vec::new();
         for clause in &merge.clauses {
             match &clause.action {
