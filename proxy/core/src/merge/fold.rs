@@ -3,7 +3,7 @@
 //! Invariants: a column type that cannot be folded as Postgres folds it is refused before the first row; the answer does not depend
 //! on the order in which shards answer (sums are kept wide and checked at the end, parts of floats are added in the order of the
 //! shards, ties go to the lowest source). All folds are exact but those of floats, which are what a parallel plan of Postgres makes
-//! of the parts of its workers (docs/decisions/0007).
+//! of the parts of its workers (docs/decisions/0009).
 
 use super::float;
 use super::numeric::{Decimal, Numeric};
