@@ -12,7 +12,7 @@ use weir::auth::secret::{Stored, Verifier};
 fuzz_target!(|input: &[u8]| {
     let (first, rest) = cut(input);
     let (second, third) = cut(rest);
-    for certificate in [None, Some(vec![7; 32])] {
+    for certificate in [None, Some(std::sync::Arc::from([7; 32]))] {
         let verifier = Verifier { salt: vec![1; 16], iterations: 4096, stored_key: [2; 32], server_key: [3; 32] };
         let mut server = ScramServer::new("user", Expected { verifier, known: true }, certificate);
         if server.on_first(first).is_ok() {

@@ -241,3 +241,106 @@ async fn what_is_half_read_ends_with_its_session() -> Result<()> {
     both.text("SELECT count(*) FROM users").await?;
     Ok(())
 }
+
+/// The fallback engine's rows are kept here between two fetches.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_engine_answers_is_read_in_parts_too() -> Result<()> {
+    let mut both = Both::start().await?;
+    let ranked = b"SELECT user_id, name, rank() OVER (ORDER BY visits, user_id) FROM users ORDER BY 1";
+    for binary in [false, true] {
+        both.text("BEGIN").await?;
+        both.same(|raw| {
+            Parse { name: b"", sql: ranked, types: b"" }.put(&mut raw.out);
+            put_bind(raw, b"p", binary);
+            Target { object: Object::Portal, name: b"p" }.put(b'D', &mut raw.out);
+            put_execute(raw, b"p", 3);
+            put_execute(raw, b"p", 4);
+            put_sync(&mut raw.out);
+        })
+        .await?;
+        // What is written meanwhile is not in a portal that is open.
+        both.text("UPDATE users SET name = 'later' WHERE user_id = 699").await?;
+        let mut rows = 7;
+        for part in [1, 600, 0, 5] {
+            let answer = both
+                .same(|raw| {
+                    put_execute(raw, b"p", part);
+                    put_sync(&mut raw.out);
+                })
+                .await?;
+            rows += answer.iter().filter(|frame| frame.starts_with('D')).count();
+        }
+        assert_eq!(rows, 700);
+        both.same(|raw| {
+            Target { object: Object::Portal, name: b"p" }.put(b'C', &mut raw.out);
+            put_execute(raw, b"p", 2);
+            put_sync(&mut raw.out);
+        })
+        .await?;
+        both.text("ROLLBACK").await?;
+    }
+    for sql in [
+        "BEGIN",
+        "DECLARE c CURSOR FOR SELECT user_id, lag(user_id) OVER (ORDER BY user_id) FROM users ORDER BY 1 DESC",
+        "FETCH 2 FROM c",
+        "SAVEPOINT s",
+        "DECLARE d CURSOR FOR SELECT DISTINCT ON (visits) visits, rank() OVER (ORDER BY user_id) FROM users ORDER BY 1, 2",
+        "FETCH FORWARD 3 FROM d",
+        "MOVE 2 IN d",
+        "FETCH NEXT d",
+        "SELECT count(*) FROM users",
+        "ROLLBACK TO SAVEPOINT s",
+        "FETCH 3 FROM c",
+        "FETCH 1 FROM d",
+        "ROLLBACK TO SAVEPOINT s",
+        "DECLARE c CURSOR FOR SELECT rank() OVER (ORDER BY user_id) FROM users",
+        "ROLLBACK TO SAVEPOINT s",
+        "CLOSE c",
+        "DECLARE c CURSOR FOR SELECT rank() OVER (ORDER BY user_id) FROM users ORDER BY 1",
+        "FETCH ALL FROM c",
+        "FETCH ALL FROM c",
+        "CLOSE ALL",
+        "COMMIT",
+        "FETCH c",
+        "DECLARE c CURSOR FOR SELECT rank() OVER (ORDER BY user_id) FROM users",
+        "SELECT count(*) FROM users",
+    ] {
+        if sql == "FETCH 1 FROM d" {
+            // It has ended with its savepoint; whose it was is not known any more.
+            for (raw, code) in [(&mut both.single, "34000"), (&mut both.sharded, "0A000")] {
+                let (_, told) = raw.query(sql).await?;
+                ensure!(told[0].starts_with(code), "{told:?}");
+            }
+            continue;
+        }
+        both.text(sql).await?;
+    }
+    // By the extended protocol.
+    both.text("BEGIN").await?;
+    for sql in [
+        "DECLARE c CURSOR FOR SELECT user_id, rank() OVER (ORDER BY name, user_id) FROM users ORDER BY 2",
+        "FETCH 4 FROM c",
+    ] {
+        both.same(|raw| {
+            Parse { name: b"", sql: sql.as_bytes(), types: b"" }.put(&mut raw.out);
+            put_bind(raw, b"", false);
+            Target { object: Object::Portal, name: b"" }.put(b'D', &mut raw.out);
+            put_execute(raw, b"", 0);
+            put_sync(&mut raw.out);
+        })
+        .await?;
+    }
+    both.text("COMMIT").await?;
+    // Outside a transaction a part is all there is.
+    for part in [2, 0] {
+        both.same(|raw| {
+            Parse { name: b"", sql: ranked, types: b"" }.put(&mut raw.out);
+            put_bind(raw, b"", false);
+            put_execute(raw, b"", part);
+            put_execute(raw, b"", part);
+            put_sync(&mut raw.out);
+        })
+        .await?;
+    }
+    Ok(())
+}

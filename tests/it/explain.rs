@@ -33,7 +33,8 @@ async fn explain_tells_of_weir_and_of_every_shard() -> Result<()> {
     assert!(analyzed.contains("merge: group by"), "{analyzed}");
     let update = column(&client, "EXPLAIN UPDATE users SET name = 'y'").await?.join("\n");
     assert_eq!(update.matches("Update on users").count(), 2, "{update}");
-    for refused in ["EXPLAIN ANALYZE UPDATE users SET name = 'y'", "EXPLAIN (FORMAT yaml) SELECT count(*) FROM users"] {
+    {
+        let refused = "EXPLAIN ANALYZE UPDATE users SET name = 'y'";
         let error = client.simple_query(refused).await.expect_err(refused);
         let error = error.as_db_error().expect("an answer");
         assert_eq!(error.code().code(), "0A000", "{refused}");
@@ -45,6 +46,18 @@ async fn explain_tells_of_weir_and_of_every_shard() -> Result<()> {
     assert_eq!(parsed[0]["Weir"]["target"], "all shards");
     assert_eq!(parsed[0]["Shards"].as_array().map(Vec::len), Some(2));
     assert_eq!(parsed[0]["Shards"][1]["Explain"][0]["Plan"]["Node Type"], "Seq Scan");
+    let yaml = column(&client, "EXPLAIN (FORMAT yaml, COSTS off) SELECT name FROM users").await?;
+    let plans = "\n      Explain: \n        - Plan: \n            Node Type: \"Seq Scan\"";
+    assert!(yaml.len() == 1 && yaml[0].starts_with("- Weir: \n    target: \"all shards\""), "{yaml:?}");
+    assert_eq!(yaml[0].matches(plans).count(), 2, "{}", yaml[0]);
+    let xml = column(&client, "EXPLAIN (FORMAT xml) SELECT name FROM users WHERE name < 'b'").await?;
+    let read = format!(
+        "SELECT (xpath('//w:Weir/w:target/text()', x, n))[1], cardinality(xpath('/w:explain/w:Shard/w:explain//w:Plan', x, n)) \
+         FROM (SELECT xmlparse(DOCUMENT '{}') AS x, ARRAY[ARRAY['w', 'http://www.postgresql.org/2009/explain']] AS n) d",
+        xml[0].replace('\'', "''")
+    );
+    let row = client.query_one(&read.replace("))[1]", "))[1]::text"), &[]).await?;
+    assert_eq!((row.get::<_, &str>(0), row.get::<_, i32>(1)), ("all shards", 2), "{}", xml[0]);
     described(&tier).await
 }
 

@@ -33,8 +33,9 @@ const DDL_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Advisory locks of weir on a shard: who makes the shared objects, and, on the home shard, who looks at the columns.
 const MAKING: i64 = 7_765_697_202;
 const LOOKING: i64 = 7_765_697_203;
-/// Longest wait for a lock of weir's own on a client's table, so that its clients do not queue behind it for long.
-const LOCK_WAIT: &str = "SET lock_timeout = '3s'";
+/// Longest wait for a lock of weir's own on a client's table, so that its clients do not queue behind it for long. And an account
+/// that row security hides rows from fails, instead of looking up some of them.
+const OWN_SETTINGS: &str = "SET lock_timeout = '3s'; SET row_security = off";
 
 /// The globally unique columns of one database.
 pub struct Unique {
@@ -102,7 +103,7 @@ impl Unique {
         let mut clients = Vec::with_capacity(self.logins.len());
         for login in &self.logins {
             let client = crate::control::connect(login).await?;
-            client.batch_execute(LOCK_WAIT).await?;
+            client.batch_execute(OWN_SETTINGS).await?;
             clients.push(client);
         }
         let shards = Shards { clients, home: self.home };

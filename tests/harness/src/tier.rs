@@ -76,14 +76,13 @@ impl Builder {
         self
     }
 
-    /// Declares tables of database `shop`: sharded ones as `"users(user_id bigint)"`, with key and type, maybe followed by
-    /// ` unique email` (unique over all shards); reference tables by their name.
+    /// Declares tables of database `shop`: sharded ones as `"users(user_id bigint)"`, with key and type, reference tables by
+    /// their name. `" unique email"` behind one declares a column as unique over all shards.
     #[must_use]
     pub fn tables(self, tables: &[&str]) -> Self {
         let section = |table: &&str| {
-            let (table, unique) =
-                table.split_once(" unique ").map_or((*table, None), |(table, unique)| (table, Some(unique)));
-            let unique = unique.map_or(String::new(), |column| format!("global_unique = [{column:?}]\n"));
+            let (table, unique) = table.split_once(" unique ").unwrap_or((table, ""));
+            let unique = if unique.is_empty() { String::new() } else { format!("global_unique = [{unique:?}]\n") };
             let declared = match table.split_once('(') {
                 None => format!("name = {table:?}\nkind = \"reference\"\n"),
                 Some((name, key)) => {

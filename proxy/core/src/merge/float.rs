@@ -11,27 +11,35 @@ const OUT_OF_RANGE: &str = "22003";
 /// More digits than any double needs.
 const DIGITS_MAX: usize = 17;
 
-/// The sum of parts in their order; `None` of none.
+/// Parts in their order, but infinities and NaN first: behind them nothing overflows, so that no error takes the place of an answer.
+fn in_order(parts: &[(f64, i128)]) -> impl Iterator<Item = (f64, i128)> {
+    let of = |finite: bool| parts.iter().copied().filter(move |part| part.0.is_finite() == finite);
+    of(false).chain(of(true))
+}
+
+/// The sum of parts; `None` of none.
 pub(super) fn sum8(parts: &[(f64, i128)]) -> Result<Option<f64>, UserError> {
-    let mut parts = parts.iter().map(|part| part.0);
+    let mut parts = in_order(parts).map(|part| part.0);
     let Some(first) = parts.next() else { return Ok(None) };
     parts.try_fold(first, plus8).map(Some)
 }
 
-pub(super) fn sum4(parts: &[f32]) -> Result<Option<f32>, UserError> {
-    let Some((first, rest)) = parts.split_first() else { return Ok(None) };
-    let plus = |left: f32, right: &f32| {
+/// The same of parts that are single precision.
+pub(super) fn sum4(parts: &[(f64, i128)]) -> Result<Option<f32>, UserError> {
+    let mut parts = in_order(parts).map(|part| part.0 as f32);
+    let Some(first) = parts.next() else { return Ok(None) };
+    let plus = |left: f32, right: f32| {
         let sum = left + right;
         if sum.is_infinite() && !left.is_infinite() && !right.is_infinite() { Err(overflow()) } else { Ok(sum) }
     };
-    rest.iter().try_fold(*first, plus).map(Some)
+    parts.try_fold(first, plus).map(Some)
 }
 
 /// The average of rows of which each part has a sum and how many there were. Like Postgres it fails where the squares, of which it
 /// has no use, overflow.
 pub(super) fn average(parts: &[(f64, i128)]) -> Result<Option<f64>, UserError> {
     let mut whole: Option<(f64, f64)> = None;
-    for &(sum, count) in parts.iter().filter(|part| part.1 > 0) {
+    for (sum, count) in in_order(parts).filter(|part| part.1 > 0) {
         let count = count as f64;
         whole = Some(match whole {
             None => (sum, count),
@@ -196,11 +204,12 @@ mod tests {
         assert_eq!(sum(&[f64::INFINITY, 1.0]), Ok(Some(f64::INFINITY)));
         assert!(sum(&[f64::INFINITY, f64::NEG_INFINITY]).is_ok_and(|sum| sum.is_some_and(f64::is_nan)));
         assert_eq!(sum(&[f64::MAX, f64::MAX]).map_err(|error| error.sqlstate), Err(OUT_OF_RANGE));
-        assert_eq!(sum4(&[f32::MAX, f32::MAX]).map_err(|error| error.sqlstate), Err(OUT_OF_RANGE));
-        assert_eq!(sum4(&[16_777_216.0, 1.0]), Ok(Some(16_777_216.0)), "added as real");
+        assert_eq!(sum4(&[(3e38, 1), (3e38, 1)]).map_err(|error| error.sqlstate), Err(OUT_OF_RANGE));
+        assert_eq!(sum4(&[(16_777_216.0, 1), (1.0, 1)]), Ok(Some(16_777_216.0)), "added as real");
         assert_eq!(average(&[(1.0, 1), (0.0, 0), (5.0, 2)]), Ok(Some(2.0)));
         assert_eq!(average(&[(0.0, 0)]), Ok(None));
         assert_eq!(average(&[(1e200, 1), (-1e200, 1)]).map_err(|error| error.sqlstate), Err(OUT_OF_RANGE));
         assert_eq!(average(&[(f64::INFINITY, 1), (1.0, 1)]), Ok(Some(f64::INFINITY)));
+        assert!(average(&[(1e200, 1), (-1e200, 1), (f64::NAN, 1)]).is_ok_and(|it| it.is_some_and(f64::is_nan)));
     }
 }

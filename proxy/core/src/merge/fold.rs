@@ -165,7 +165,6 @@ impl Folder {
                 let parts: Vec<(f64, i128)> = parts.into_iter().map(|(_, sum, count)| (sum, count)).collect();
                 Ok(match &self.rule {
                     Rule::SumFloat(Source { kind: Kind::Float4, .. }) => {
-                        let parts: Vec<f32> = parts.iter().map(|part| part.0 as f32).collect();
                         float::sum4(&parts)?.map(|sum| float::write4(sum, self.binary))
                     }
                     Rule::SumFloat(_) => float::sum8(&parts)?.map(|sum| float::write8(sum, self.binary)),

@@ -10,6 +10,7 @@ mod wrapped;
 use std::sync::Arc;
 
 pub use self::unique::Noting;
+use self::wrapped::literals_of_options;
 use super::bind::{Demand, Keyed, Need, Route, Scatter, Shape};
 use super::carry::CarriedKey;
 use super::clauses::clauses;
@@ -129,7 +130,7 @@ impl Compiler<'_> {
                 shape
             }
             Class::Copy(copy) => {
-                let options = wrapped::literals_of_options(normal, source);
+                let options = literals_of_options(normal, source);
                 let shape = self.copy(copy, source);
                 if shape.wrap != Wrap::None {
                     self.structural = options;
@@ -138,11 +139,7 @@ impl Compiler<'_> {
             }
             Class::Ddl(ddl) => self.ddl(ddl, source),
             Class::Truncate | Class::Lock => match self.mentioned(source) {
-                Some(_) => {
-                    let mut shape = self.everywhere(RouteReason::EveryShard);
-                    self.note_all(*class == Class::Truncate, &mut shape);
-                    shape
-                }
+                Some(_) => self.noted_all(*class == Class::Truncate, self.everywhere(RouteReason::EveryShard)),
                 None => home(Access::Write, RouteReason::GlobalTable, true),
             },
             Class::Call | Class::Do => self.code(source),

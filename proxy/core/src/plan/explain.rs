@@ -18,6 +18,8 @@ impl ExplainFormat {
         match &*name {
             "text" => Some(ExplainFormat::Text),
             "json" => Some(ExplainFormat::Json),
+            "yaml" => Some(ExplainFormat::Yaml),
+            "xml" => Some(ExplainFormat::Xml),
             _ => None,
         }
     }
@@ -48,8 +50,44 @@ impl ExplainFormat {
                     shards.join(",\n")
                 )]
             }
+            ExplainFormat::Yaml => {
+                let mut lines = vec!["- Weir: ".to_owned()];
+                // A JSON string is a YAML one.
+                lines.extend(facts.iter().map(|(name, value)| format!("    {name}: {}", json(value))));
+                lines.push("  Shards: ".to_owned());
+                for (name, rows) in shards {
+                    lines.push(format!("    - Shard: {}", json(name)));
+                    lines.push("      Explain: ".to_owned());
+                    lines.extend(indented(rows, 8));
+                }
+                vec![lines.join("\n")]
+            }
+            ExplainFormat::Xml => {
+                let mut lines = vec!["<explain xmlns=\"http://www.postgresql.org/2009/explain\">".to_owned()];
+                lines.push("  <Weir>".to_owned());
+                lines.extend(facts.iter().map(|(name, value)| format!("    <{name}>{}</{name}>", xml(value))));
+                lines.push("  </Weir>".to_owned());
+                for (name, rows) in shards {
+                    lines.push(format!("  <Shard name=\"{}\">", xml(name)));
+                    lines.extend(indented(rows, 4));
+                    lines.push("  </Shard>".to_owned());
+                }
+                lines.push("</explain>".to_owned());
+                vec![lines.join("\n")]
+            }
         }
     }
+}
+
+/// A shard's text some columns further in.
+fn indented(rows: &[String], columns: usize) -> impl Iterator<Item = String> {
+    let blanks = " ".repeat(columns);
+    rows.iter().flat_map(|row| row.lines()).map(move |line| format!("{blanks}{line}"))
+}
+
+/// Text of an element or attribute.
+fn xml(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// A JSON string.

@@ -95,6 +95,8 @@ pub enum Wrap {
 pub enum ExplainFormat {
     Text,
     Json,
+    Yaml,
+    Xml,
 }
 
 /// Where a statement runs.

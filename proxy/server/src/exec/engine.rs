@@ -4,7 +4,7 @@
 //! keeps one snapshot of each shard per transaction, and READ COMMITTED promises what was committed before each statement. The
 //! transaction begins with a look at the engine's token, and ends as soon as the rows have been passed on; the Backend goes back at
 //! once. What the client's own transaction has written cannot be seen from there, so then the planner's refusal stands.
-//! Non-goals: bringing the engine into step ([`crate::engine`]), and fetching a portal in parts.
+//! Non-goals: bringing the engine into step ([`crate::engine`]), and reads in parts (`kept.rs`).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,6 +15,7 @@ use weir_core::plan::{Plan, RouteReason, Template};
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::Replies;
 use weir_core::session::vars::replay;
+use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
 use weir_core::sql::word;
 use weir_wire::backend::tag;
@@ -23,10 +24,12 @@ use weir_wire::{frame, row};
 use super::commit::answer;
 use super::failures::no_common_snapshot;
 use super::fan::{OUT_BYTES, Question, put_question};
+use super::kept::Kept;
+use super::limits::{Bounds, without_error};
+use super::open::Reader;
 use super::relay::{Capture, Flow, Trail};
 use super::ungrouped::Complaint;
 use crate::engine::{Engine, Problem, Ready};
-use crate::front::cursor::partial_fetch;
 use crate::front::names::Portal;
 use crate::front::session::{End, Failure, Session};
 
@@ -53,6 +56,16 @@ pub struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
+    pub fn text(sql: &'a str) -> Self {
+        Asked { question: Question::Text(sql), sql, description: true, edited: false }
+    }
+
+    /// A text that the client has bound to values.
+    pub fn once(sql: &'a str, portal: &'a Portal) -> Self {
+        let (types, bind) = (&*portal.prepared.types, &portal.bind);
+        Asked { question: Question::Once { sql, types, bind, hidden: 0 }, sql, description: true, edited: false }
+    }
+
     /// The same with another text.
     fn with(self, sql: &'a str) -> Self {
         let question = match self.question {
@@ -82,15 +95,19 @@ enum Run {
 }
 
 impl Session {
-    pub async fn engine_text(&mut self, sql: &str, plan: &Plan) -> Result<(), Failure> {
-        let question = Question::Text(sql);
-        self.engine_read(Asked { question, sql, description: true, edited: false }, plan).await
+    pub async fn engine_text(&mut self, sql: &str, class: &Class, plan: &Plan) -> Result<(), Failure> {
+        if let Class::Declare { name, .. } = class {
+            return self.engine_cursor(name, (sql, None), plan).await;
+        }
+        self.engine_read(Asked::text(sql), plan, &mut None).await
     }
 
-    pub async fn engine_portal(&mut self, portal: &Portal, plan: &Plan, rows_max: i32) -> Result<(), Failure> {
-        if rows_max != 0 {
-            return Err(partial_fetch().into());
-        }
+    pub async fn engine_portal(
+        &mut self,
+        (name, rows_max): (&Bytes, i32),
+        portal: &Portal,
+        plan: &Plan,
+    ) -> Result<(), Failure> {
         let prepared = &portal.prepared;
         if prepared.type_oids().into_iter().any(|oid| oid >= FIRST_OWN_OID) {
             return Err(
@@ -99,12 +116,27 @@ impl Session {
         }
         let question = Question::Portal { prepared, bind: &portal.bind, merged: false };
         let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-        self.engine_read(Asked { question, sql, description: false, edited: false }, plan).await
+        if let Class::Declare { name, .. } = &prepared.shape.class {
+            return self.engine_cursor(name, (sql, Some(portal)), plan).await;
+        }
+        let asked = Asked { question, sql, description: false, edited: false };
+        if rows_max == 0 && !self.has_open(&Reader::Portal(name.clone())) {
+            let explains = matches!(prepared.shape.class, Class::Explain { .. });
+            if !explains && self.read_portals.contains(name) {
+                self.put_tag("SELECT 0");
+                return Ok(());
+            }
+            self.engine_read(asked, plan, &mut None).await?;
+            self.read_portals.push(name.clone());
+            return Ok(());
+        }
+        self.engine_part((name, rows_max), asked, plan).await
     }
 
     /// A query whose rows are weir's.
     pub async fn engine_rows(&mut self, question: Question<'_>, plan: &Plan) -> Result<(), Failure> {
-        self.engine_read(Asked { question, sql: question.sql(), description: true, edited: false }, plan).await
+        self.engine_read(Asked { question, sql: question.sql(), description: true, edited: false }, plan, &mut None)
+            .await
     }
 
     /// What becomes of a statement that could not be merged after all, with no byte of a reply sent. `None`: it is done.
@@ -123,7 +155,8 @@ impl Session {
         }
     }
 
-    async fn engine_read(&mut self, asked: Asked<'_>, plan: &Plan) -> Result<(), Failure> {
+    /// `kept`: where the rows go instead of to the client.
+    pub async fn engine_read(&mut self, asked: Asked<'_>, plan: &Plan, kept: &mut Option<Kept>) -> Result<(), Failure> {
         let db = Arc::clone(&self.db);
         let Some(engine) = &db.engine else { return Err(cannot(plan, "there is none").into()) };
         self.engine_fits(plan)?;
@@ -132,7 +165,7 @@ impl Session {
         for edits in 0..=EDITS_MAX {
             let asked = edited.as_deref().map_or(asked, |sql| asked.with(sql));
             let (index, ready) = self.open_engine(engine, asked.sql, (plan, scans)).await?;
-            let done = self.run_on_engine(index, &asked, (plan, scans), (engine, &ready)).await;
+            let done = self.run_on_engine(index, (&asked, &mut *kept), (plan, scans), (engine, &ready)).await;
             if let Err(Failure::End(_)) = done {
                 return done.map(drop);
             }
@@ -255,11 +288,11 @@ impl Session {
     async fn run_on_engine(
         &mut self,
         index: usize,
-        asked: &Asked<'_>,
+        (asked, kept): (&Asked<'_>, &mut Option<Kept>),
         (plan, scans): (&Plan, Scans),
         (engine, ready): (&Engine, &Ready),
     ) -> Result<Run, Failure> {
-        let start = Instant::now();
+        let mut bounds = Bounds { plan, engine, start: Instant::now(), rows: engine.config.rows_max };
         let mut replies = Replies::default();
         put_question(&mut self.held[index].lease, asked.question, &mut replies)?;
         let mut trail = Trail::default();
@@ -274,21 +307,20 @@ impl Session {
                 Some([b'4', b'2', ..]) if asked.edited => return Err(cannot(plan, NO_PRIMARY_KEYS).into()),
                 _ => {}
             }
-            if let Some(error) = limit_hit(&trail, plan, engine, start) {
+            if let Some(error) = bounds.hit(&trail) {
                 return Err(error.into());
             }
         }
-        let mut allowed = engine.config.rows_max;
-        let passed = match take_rows(&mut allowed, &reply, plan, engine) {
-            Ok(()) => self.put_reply(&reply, asked, plan, ready),
-            Err(too_many) => Err(too_many),
-        };
+        let passed = bounds.take_rows(&reply).and_then(|()| {
+            let own = with_own_types(&reply, asked, plan, ready)?;
+            self.pass_engine(own, kept, plan)
+        });
         if let (Err(_), Flow::Overflow) = (&passed, &flow) {
             self.held[index].lease.doubt("its rows were not wanted");
         }
         passed?;
         if flow == Flow::Overflow {
-            self.pass_rest(index, (&mut replies, &mut trail, &mut allowed), plan, (engine, start)).await?;
+            self.pass_rest(index, (&mut replies, &mut trail), &mut bounds, kept).await?;
         }
         self.db.stats.server_error(&trail);
         if trail.failed {
@@ -319,24 +351,23 @@ impl Session {
     async fn pass_rest(
         &mut self,
         index: usize,
-        (replies, trail, allowed): (&mut Replies, &mut Trail, &mut u64),
-        plan: &Plan,
-        (engine, start): (&Engine, Instant),
+        (replies, trail): (&mut Replies, &mut Trail),
+        bounds: &mut Bounds<'_>,
+        kept: &mut Option<Kept>,
     ) -> Result<(), Failure> {
         loop {
             let (flow, mut reply) = self.next_chunk(index, replies, trail).await?;
-            let counted = take_rows(allowed, &reply, plan, engine);
-            let hit = if trail.failed { limit_hit(trail, plan, engine, start) } else { None };
+            let hit = if trail.failed { bounds.hit(trail) } else { None };
             if hit.is_some() {
                 without_error(&mut reply);
             }
-            if let Err(too_many) = counted {
+            let passed = bounds.take_rows(&reply).and_then(|()| self.pass_engine(reply, kept, bounds.plan));
+            if let Err(too_many) = passed {
                 if flow == Flow::Overflow {
                     self.held[index].lease.doubt("its rows were not wanted");
                 }
                 return Err(too_many.into());
             }
-            self.client.out.unsplit(reply);
             if let Some(error) = hit {
                 return Err(error.into());
             }
@@ -347,39 +378,6 @@ impl Session {
                 self.client.send().await.map_err(|_| End::ClientGone)?;
             }
         }
-    }
-
-    /// Passes the first frames on, with the shards' numbers for types.
-    fn put_reply(&mut self, reply: &[u8], asked: &Asked<'_>, plan: &Plan, ready: &Ready) -> Result<(), UserError> {
-        let mut rest = reply;
-        let mut out = BytesMut::with_capacity(reply.len());
-        while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
-            rest = &rest[next.raw.len()..];
-            if next.tag != tag::ROW_DESCRIPTION {
-                out.extend_from_slice(next.raw);
-                continue;
-            }
-            let mut fields = row::fields(next.body).map_err(|_| cannot(plan, "its answer was malformed"))?;
-            if fields.iter().any(|field| field.type_oid == INTERVAL)
-                && says(asked.sql, &|name| GROUPING.contains(&name))
-            {
-                let why =
-                    "which of several equal intervals (1 mon, 30 days) stands for all depends on the order of rows";
-                return Err(cannot(plan, why).hint("Select the interval as text, or a bound of it."));
-            }
-            if !asked.description {
-                continue;
-            }
-            for field in &mut fields {
-                // A table's number there would be another table's, or none's.
-                (field.table, field.attribute) = (0, 0);
-                field.type_oid = ready.types.get(&field.type_oid).copied().unwrap_or(field.type_oid);
-            }
-            frame::put(&mut out, tag::ROW_DESCRIPTION, |out| row::put_fields(out, fields.into_iter()));
-        }
-        out.extend_from_slice(rest);
-        self.client.out.unsplit(out);
-        Ok(())
     }
 
     /// Ends the engine's transaction and gives its Backend back. `unsure`: which statements are prepared there is not known.
@@ -405,12 +403,41 @@ impl Session {
     }
 }
 
+/// The first frames with the shards' numbers for types.
+fn with_own_types(reply: &[u8], asked: &Asked<'_>, plan: &Plan, ready: &Ready) -> Result<BytesMut, UserError> {
+    let mut rest = reply;
+    let mut out = BytesMut::with_capacity(reply.len());
+    while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
+        rest = &rest[next.raw.len()..];
+        if next.tag != tag::ROW_DESCRIPTION {
+            out.extend_from_slice(next.raw);
+            continue;
+        }
+        let mut fields = row::fields(next.body).map_err(|_| cannot(plan, "its answer was malformed"))?;
+        if fields.iter().any(|field| field.type_oid == INTERVAL) && says(asked.sql, &|name| GROUPING.contains(&name)) {
+            let why = "which of several equal intervals (1 mon, 30 days) stands for all depends on the order of rows";
+            return Err(cannot(plan, why).hint("Select the interval as text, or a bound of it."));
+        }
+        if !asked.description {
+            continue;
+        }
+        for field in &mut fields {
+            // A table's number there would be another table's, or none's.
+            (field.table, field.attribute) = (0, 0);
+            field.type_oid = ready.types.get(&field.type_oid).copied().unwrap_or(field.type_oid);
+        }
+        frame::put(&mut out, tag::ROW_DESCRIPTION, |out| row::put_fields(out, fields.into_iter()));
+    }
+    out.extend_from_slice(rest);
+    Ok(out)
+}
+
 /// OIDs below are the same on every server (FirstNormalObjectId in src/include/access/transam.h).
 const FIRST_OWN_OID: u32 = 16_384;
 /// ERRCODE_CANNOT_CONNECT_NOW.
 const CANNOT_CONNECT_NOW: &str = "57P03";
 
-fn wanted_for(plan: &Plan) -> String {
+pub fn wanted_for(plan: &Plan) -> String {
     match &plan.reason {
         RouteReason::Engine { refusal } => {
             let detail = refusal.detail.as_deref().unwrap_or(&refusal.message);
@@ -445,56 +472,9 @@ fn skipped_in(sql: &str, ready: &Ready) -> Option<String> {
     })
 }
 
-/// Takes the rows among `frames` off what may still be returned.
-fn take_rows(allowed: &mut u64, frames: &[u8], plan: &Plan, engine: &Engine) -> Result<(), UserError> {
-    let mut rest = frames;
-    while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
-        rest = &rest[next.raw.len()..];
-        if matches!(next.tag, tag::DATA_ROW | tag::COPY_DATA) {
-            let max = engine.config.rows_max;
-            let what = || too_much(plan, format!("It returns more than {max} rows."), "rows_max");
-            *allowed = allowed.checked_sub(1).ok_or_else(what)?;
-        }
-    }
-    Ok(())
-}
-
-/// Takes the error away that the frames end with.
-fn without_error(frames: &mut BytesMut) {
-    let mut at = 0;
-    while let Ok(Some(next)) = frame::peek(&frames[at..], usize::MAX >> 1) {
-        if next.tag == tag::ERROR {
-            frames.truncate(at);
-            return;
-        }
-        at += next.raw.len();
-    }
-}
-
 /// Has the statement such a word? A text that is not understood has.
 fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
     let mut tokens = Vec::new();
     lex(sql, &mut tokens).is_err()
         || tokens.into_iter().filter_map(|token| word::name(sql, token)).any(|name| wanted(&name))
-}
-
-fn too_much(plan: &Plan, what: String, key: &str) -> UserError {
-    UserError::new(Blame::Client, sqlstate::TOO_COMPLEX, "the statement needs more than the fallback engine may use")
-        .detail(format!("{} {what}", wanted_for(plan)))
-        .hint(format!("Restrict it by the shard key, or raise engine.{key}."))
-}
-
-/// An error that means one of the engine's own limits, in weir's words.
-fn limit_hit(trail: &Trail, plan: &Plan, engine: &Engine, start: Instant) -> Option<UserError> {
-    match &trail.sqlstate? {
-        b"53400" => Some(too_much(
-            plan,
-            format!("Its temporary files would have grown beyond {} bytes.", engine.config.temp_bytes_max),
-            "temp_bytes_max",
-        )),
-        b"57014" if start.elapsed() >= engine.config.time_max => {
-            Some(too_much(plan, format!("It ran longer than {:?}.", engine.config.time_max), "time_max"))
-        }
-        _ => None,
-    }
 }

@@ -10,6 +10,8 @@ pub mod engine;
 pub mod explain;
 pub mod failures;
 pub mod fan;
+mod kept;
+mod limits;
 pub mod open;
 pub mod read;
 pub mod relay;

@@ -37,13 +37,34 @@ pub struct OpenRead {
     /// What each shard calls its part.
     portal: Bytes,
     shards: Vec<ShardId>,
-    merger: Merger,
+    /// `None`: all rows are ready.
+    merger: Option<Merger>,
     /// The shard has given all its rows.
     ended: Vec<bool>,
     /// RowDescription frame for the client.
     pub description: BytesMut,
     /// DataRow frames that nobody has asked for yet.
     ready: BytesMut,
+    /// Length of the transaction's prelude when it was opened, for one whose rows no shard has.
+    age: Option<usize>,
+}
+
+impl OpenRead {
+    /// A read whose rows are all here: their description and they themselves, as frames.
+    pub fn kept(reader: Reader, (description, ready): (BytesMut, BytesMut), age: usize) -> Self {
+        let (portal, shards, ended) = (Bytes::new(), Vec::new(), Vec::new());
+        OpenRead { reader, portal, shards, merger: None, ended, description, ready, age: Some(age) }
+    }
+
+    /// Of rows that nobody has asked for yet.
+    pub fn bytes(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Was it opened behind the savepoint that is the last of so many statements?
+    pub fn is_younger(&self, prelude: usize) -> bool {
+        self.age.is_some_and(|age| age >= prelude)
+    }
 }
 
 impl Session {
@@ -59,9 +80,7 @@ impl Session {
         if self.txn.as_ref().is_some_and(|txn| txn.one_snapshot) {
             return Err(no_common_snapshot().into());
         }
-        if self.open_reads.len() >= OPEN_MAX {
-            return Err(too_many().into());
-        }
+        self.room_for_read()?;
         let mut sources = self.ask(shards, question).await?;
         let description = self.description_of(&mut sources).await;
         self.drain(&mut sources).await?;
@@ -76,12 +95,17 @@ impl Session {
             reader,
             portal,
             shards: shards.to_vec(),
-            merger,
+            merger: Some(merger),
             ended: vec![false; shards.len()],
             description,
             ready: BytesMut::new(),
+            age: None,
         });
         Ok(())
+    }
+
+    pub fn room_for_read(&self) -> Result<(), UserError> {
+        if self.open_reads.len() >= OPEN_MAX { Err(too_many()) } else { Ok(()) }
     }
 
     async fn description_of(&mut self, sources: &mut [Source]) -> Result<Option<Bytes>, Failure> {
@@ -121,10 +145,10 @@ impl Session {
             if self.client.out.len() > OUT_BYTES {
                 self.client.send().await.map_err(|_| End::ClientGone)?;
             }
-            if given == count || read.merger.done() {
+            let Some(merger) = read.merger.as_mut().filter(|merger| given < count && !merger.done()) else {
                 return Ok(given);
-            }
-            let next = match read.merger.wants() {
+            };
+            let next = match merger.wants() {
                 Wants::One(number) => Some(number),
                 Wants::All => read.ended.iter().position(|ended| !ended),
                 Wants::Nothing => None,
@@ -132,7 +156,9 @@ impl Session {
             if let Some(number) = next {
                 self.more_rows(read, number).await?;
             }
-            read.merger.poll(&mut read.ready)?;
+            if let Some(merger) = &mut read.merger {
+                merger.poll(&mut read.ready)?;
+            }
         }
     }
 
@@ -154,7 +180,9 @@ impl Session {
         while !sources[0].done {
             let (kind, body) = self.next_frame(&mut sources[0]).await?;
             match kind {
-                tag::DATA_ROW if pushed.is_ok() => pushed = read.merger.push(number, &body),
+                tag::DATA_ROW if pushed.is_ok() => {
+                    pushed = read.merger.as_mut().map_or(Ok(()), |merger| merger.push(number, &body));
+                }
                 tag::NOTICE => self.client.put_aside(kind, &body),
                 _ => {}
             }
@@ -167,7 +195,9 @@ impl Session {
         pushed?;
         if sources[0].command.is_some() {
             read.ended[number] = true;
-            read.merger.finish(number);
+            if let Some(merger) = &mut read.merger {
+                merger.finish(number);
+            }
         }
         Ok(())
     }

@@ -169,6 +169,8 @@ impl Session {
         if let Some(txn) = &mut self.txn {
             txn.prelude.truncate(place.map_or(usize::MAX, |place| place + 1));
             txn.failed = false;
+            let length = txn.prelude.len();
+            self.open_reads.retain(|read| !read.is_younger(length));
         }
         self.vars.on_rollback_to(name);
         self.put_tag("ROLLBACK");

@@ -170,6 +170,6 @@ pub fn partial_fetch() -> UserError {
         sqlstate::FEATURE_NOT_SUPPORTED,
         "these rows of several shards cannot be fetched in parts",
     )
-    .detail("Execute asked for a limited number of rows of a write, or of a read that the fallback engine answers.")
+    .detail("Execute asked for a limited number of rows of a write.")
     .hint("Turn the driver's fetch size off for this statement, or add LIMIT.")
 }

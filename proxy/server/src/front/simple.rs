@@ -170,11 +170,11 @@ impl Session {
                 let reply = self.client.out.len();
                 let done = Box::pin(self.spread_text(&shards, sql, understood, &plan)).await;
                 match self.second_try(done, reply, &understood.template)? {
-                    Some(plan) => Box::pin(self.engine_text(sql, &plan)).await,
+                    Some(plan) => Box::pin(self.engine_text(sql, &understood.shape.class, &plan)).await,
                     None => Ok(()),
                 }
             }
-            Place::Engine => Box::pin(self.engine_text(sql, &plan)).await,
+            Place::Engine => Box::pin(self.engine_text(sql, &understood.shape.class, &plan)).await,
         }
     }
 

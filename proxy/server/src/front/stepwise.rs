@@ -309,7 +309,7 @@ impl Session {
             return self.execute_several(call, &shards).await;
         }
         if place == Some(Place::Engine) {
-            return self.engine_portal(portal, &portal.plan, call.rows_max).await;
+            return self.engine_portal((call.name, call.rows_max), portal, &portal.plan).await;
         }
         let shard = match place {
             Some(Place::One(shard)) => shard,
@@ -328,7 +328,12 @@ impl Session {
             self.stats.sent_to(&portal.plan, *shard);
         }
         if self.has_open(&Reader::Portal(name.clone())) || rows_max > 0 && self.reads_in_parts(portal) {
-            return self.execute_part(name, portal, rows_max, shards).await;
+            let reply = self.client.out.len();
+            let done = self.execute_part(name, portal, rows_max, shards).await;
+            return match self.second_try(done, reply, &portal.prepared.template)? {
+                Some(plan) => self.engine_portal((name, rows_max), portal, &plan).await,
+                None => Ok(()),
+            };
         }
         let reads = portal.plan.merge.is_some() && portal.plan.wrap == Wrap::None;
         if reads && self.read_portals.contains(name) {
@@ -341,7 +346,7 @@ impl Session {
         let reply = self.client.out.len();
         let done = self.spread(shards, question, &prepared.shape, &portal.plan, form).await;
         if let Some(plan) = self.second_try(done, reply, &prepared.template)? {
-            return self.engine_portal(portal, &plan, rows_max).await;
+            return self.engine_portal((name, rows_max), portal, &plan).await;
         }
         if reads {
             self.read_portals.push(name.clone());

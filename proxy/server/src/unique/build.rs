@@ -15,7 +15,7 @@ use weir_core::topology::SlotMap;
 use weir_core::unique::{Rule, script};
 
 use super::inspect::Types;
-use super::{LOCK_WAIT, Shards};
+use super::{OWN_SETTINGS, Shards};
 use crate::back::connect::Login;
 
 /// Rows that are locked at the same time.
@@ -44,7 +44,8 @@ impl Build<'_> {
         for login in self.logins {
             let reader = crate::control::connect(login).await?;
             let locker = crate::control::connect(login).await?;
-            locker.batch_execute(LOCK_WAIT).await?;
+            locker.batch_execute(OWN_SETTINGS).await?;
+            reader.batch_execute(OWN_SETTINGS).await?;
             reader.batch_execute(&self.listing()).await?;
             loop {
                 let rows = reader.query(&format!("FETCH {BATCH} FROM weir_values"), &[]).await?;

@@ -281,7 +281,9 @@ impl Author {
             return self.aggregate_block(depth);
         }
         let filter = self.filter(&scope, 1);
-        let keys = self.keys(&scope, 3);
+        let mut keys = self.keys(&scope, 3);
+        // What is decided before it runs may leave two keys that are the same column.
+        keys.retain(|key| !key.0.contains("CASE"));
         let [(first, first_type), (second, second_type), ..] = keys.as_slice() else {
             return self.aggregate_block(depth);
         };

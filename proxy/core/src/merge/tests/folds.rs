@@ -33,6 +33,8 @@ fn folds_answer_as_postgres_does() {
         (Sum, FLOAT8, &["0.1", "null", "0.2"], "0.30000000000000004"),
         (Sum, FLOAT8, &["-0", "-0"], "-0"),
         (Sum, FLOAT8, &["Infinity", "-Infinity"], "NaN"),
+        (Sum, FLOAT8, &["1.7e308", "1.7e308", "NaN"], "NaN"),
+        (Sum, 700, &["3e38", "3e38", "-Infinity"], "-Infinity"),
         (Sum, FLOAT8, &["null", "null"], "null"),
         (Sum, 700, &["16777216", "1"], "1.6777216e+07"),
         (Min { byte_order: false }, NUMERIC, &["2", "null", "-1.50"], "-1.50"),

@@ -23,7 +23,7 @@ impl Compiler<'_> {
         let mut shape = Shape { carry, ..self.data(source, Some(normal)) };
         if shape.carry.is_some() && matches!(shape.route, Route::Refuse(_)) {
             // What its form notes is settled with it.
-            self.note_all(true, &mut shape);
+            shape = self.noted_all(true, shape);
         }
         shape
     }

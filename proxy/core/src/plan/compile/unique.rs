@@ -72,10 +72,11 @@ impl Compiler<'_> {
     }
 
     /// For a statement that may change all of a table.
-    pub(super) fn note_all(&self, changes: bool, shape: &mut Shape) {
+    pub(super) fn noted_all(&self, changes: bool, mut shape: Shape) -> Shape {
         if changes && self.any_unique() {
             shape.noting = Noting::Settled { skips: false };
         }
+        shape
     }
 
     /// Why a write cannot be checked.

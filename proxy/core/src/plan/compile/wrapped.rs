@@ -12,6 +12,7 @@ use crate::error::UserError;
 use crate::sql::class::{Class, Copy, CopyDirection, CopyEndpoint, classify};
 use crate::sql::facts::{Instance, Spread, TableName, Use};
 use crate::sql::lex::{Token, TokenKind, lex};
+use crate::sql::normal::{Literal, Normal};
 use crate::sql::word;
 use crate::topology::catalog::{Column, DefaultKind};
 use crate::topology::{KeyType, Placement};
@@ -66,7 +67,7 @@ impl Compiler<'_> {
                     shape.scatter = Err("EXPLAIN ANALYZE would change rows on several shards".into());
                 }
                 Some(format) => shape.wrap = Wrap::Explain(format),
-                None => shape.scatter = Err("EXPLAIN over shards knows the formats TEXT and JSON".into()),
+                None => shape.scatter = Err("EXPLAIN over shards does not know this format".into()),
             }
         }
         shape
@@ -77,7 +78,6 @@ impl Compiler<'_> {
         let found = source.tokens.iter().position(|token| token.is_word(source.text, "for"));
         let query = found.map_or(0, |index| index + 1);
         let mut shape = self.query(source, query..source.tokens.len(), "its cursor is not understood");
-        shape.engine = false;
         if matches!(shape.route, Route::Fixed { target: Target::All | Target::Many(_), .. }) {
             return Shape::refusing(refuse::cursor_spread(), shape.access);
         }
@@ -87,6 +87,7 @@ impl Compiler<'_> {
             found.is_some_and(|at| at == 0 || !options[at - 1].is_word(source.text, unless))
         };
         let special = asked("binary", "") || asked("scroll", "no") || asked("hold", "without");
+        shape.engine &= !special;
         match &shape.scatter {
             Ok(Scatter { read: Some(_) }) if !special => shape.wrap = Wrap::Cursor,
             Ok(_) => shape.scatter = Err("a BINARY, SCROLL or WITH HOLD cursor reads one shard".into()),
@@ -219,11 +220,10 @@ fn copied_columns(source: Source<'_>) -> Option<Vec<String>> {
 }
 
 /// Literals of a COPY behind its query, if it has one: they say how rows are written.
-pub(super) fn literals_of_options(normal: &crate::sql::normal::Normal, source: Source<'_>) -> Vec<u16> {
+pub(super) fn literals_of_options(normal: &Normal, source: Source<'_>) -> Vec<u16> {
     let query = source.original.get(1).is_some_and(|token| token.kind == TokenKind::LeftParen);
     let end = source.original.iter().find(|token| query && token.kind == TokenKind::RightParen && token.depth <= 1);
-    let behind = |(index, literal): (usize, &crate::sql::normal::Literal)| {
-        end.is_none_or(|end| literal.start > end.start).then_some(index as u16)
-    };
+    let behind =
+        |(index, literal): (usize, &Literal)| end.is_none_or(|end| literal.start > end.start).then_some(index as u16);
     normal.literals.iter().enumerate().filter_map(behind).collect()
 }
