@@ -130,7 +130,7 @@ impl Compiler<'_> {
                 shape
             }
             Class::Copy(copy) => {
-                let options = wrapped::literals_of_options(normal, source);
+                let options = literals_of_options(normal, source);
                 let shape = self.copy(copy, source);
                 if shape.wrap != Wrap::None {
                     self.structural = options;
