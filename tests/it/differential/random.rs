@@ -45,6 +45,8 @@ const WRONG_MAX: usize = 8;
 const SHRINK_TRIES_MAX: usize = 1500;
 /// Joins may multiply rows; what takes plain Postgres longer is left out.
 const SERVER_TIME: &str = "SET statement_timeout = '2s'";
+/// Through weir a sub-query of each row may be a question to every shard; what takes longer counts as refused.
+const WEIR_TIME: &str = "SET statement_timeout = '30s'";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_statements_are_answered_as_by_one_postgres_or_refused() -> Result<()> {
@@ -152,7 +154,7 @@ impl Lane {
         let mut sharded = Vec::new();
         for (shards, tier) in &rig.tiers {
             let console = weir_harness::connect(&tier.admin_dsn()).await?;
-            sharded.push(Sharded { shards: *shards, client: tier.connect().await?, console });
+            sharded.push(Sharded { shards: *shards, client: timed(tier).await?, console });
         }
         Ok(Lane { rig: Arc::clone(rig), single: rig.single().await?, sharded })
     }
@@ -194,7 +196,7 @@ impl Lane {
 
     /// A new connection, since the old one may be stuck in a statement.
     async fn renew(&mut self, at: usize) -> Result<()> {
-        self.sharded[at].client = self.rig.tiers[at].1.connect().await?;
+        self.sharded[at].client = timed(&self.rig.tiers[at].1).await?;
         Ok(())
     }
 
@@ -284,6 +286,13 @@ impl Totals {
     }
 }
 
+/// A connection through weir that waits no longer than the test does.
+async fn timed(tier: &Tier) -> Result<Client> {
+    let client = tier.connect().await?;
+    client.batch_execute(WEIR_TIME).await?;
+    Ok(client)
+}
+
 struct Verdict {
     right: Right,
     /// Why it was refused.
@@ -325,6 +334,9 @@ fn judge(decided: &Decided, expected: &Answer, got: &Answer, (near, binary): (&N
             ensure!(*explained, "a refusal without DETAIL or HINT\n{}", differs());
             let reason = message.split(" / ").take(2).collect::<Vec<_>>().join(": ");
             Ok(Verdict { right: Right::Refused, reason: Some(reason) })
+        }
+        (Answer::Rows { .. }, Answer::Failed { code, .. }) if code == "57014" => {
+            Ok(Verdict { right: Right::Refused, reason: Some("it took too long".to_owned()) })
         }
         (Answer::Rows { columns, rows }, Answer::Rows { columns: other_columns, rows: other_rows }) => {
             ensure!(columns == other_columns, "other columns: {columns:?}, {other_columns:?}");
