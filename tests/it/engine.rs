@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
-use weir_harness::{Plain, Tier, connect};
+use weir_harness::{Front, Plain, Tier, connect};
 
 use crate::placement::column;
 
@@ -179,6 +179,44 @@ async fn without_operator_classes_views_answer_alike() -> Result<()> {
     compare(&sharded, &single, HARD).await?;
     let hub = tier.hub.admin("weir_engine_shop").await?;
     assert_eq!(column(&hub, "SELECT relkind FROM pg_class WHERE oid = 'public.users'::regclass").await?, ["v"]);
+    Ok(())
+}
+
+/// As managed servers have it: the hub's account makes databases and roles, and what needs more is prepared for it (docs/dba.md).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_account_without_superuser_is_enough() -> Result<()> {
+    let (tier, plain) = (Tier::builder().start().await?, Plain::start().await?);
+    let (direct, single) = (tier.connect().await?, connect(&plain.dsn()).await?);
+    load(&single).await?;
+    load(&direct).await?;
+    tier.kill_weir();
+    let admin = tier.hub.admin("postgres").await?;
+    for sql in [
+        "CREATE ROLE modest LOGIN CREATEDB CREATEROLE PASSWORD 'chalk'",
+        "CREATE DATABASE modest_hub OWNER modest",
+        "CREATE DATABASE modest_engine OWNER modest",
+    ] {
+        admin.batch_execute(sql).await?;
+    }
+    let prepared = "CREATE SCHEMA weir_fdw; CREATE EXTENSION postgres_fdw SCHEMA weir_fdw;
+        GRANT USAGE ON SCHEMA weir_fdw TO modest; GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO modest";
+    tier.hub.admin("modest_engine").await?.batch_execute(prepared).await?;
+    let written = std::fs::read_to_string(tier.run.path().join("weir.toml"))?;
+    let hub = format!("postgres://modest:chalk@{}/modest_hub", tier.hub.address());
+    let config: Vec<String> = written
+        .lines()
+        .filter(|line| {
+            !line.starts_with("listen") && !line.starts_with("http_listen") && !line.starts_with("users_file")
+        })
+        .map(|line| if line.starts_with("dsn = ") { format!("dsn = \"{hub}\"") } else { line.to_owned() })
+        .collect();
+    let config = config.join("\n") + "\n[engine]\ndatabase = \"modest_engine\"\n";
+    let password = &tier.state.shop_password;
+    let front = Front::builder().config(&config).user("shop", password).start(&tier.run).await?;
+    compare(&front.connect("shop", "shop").await?, &single, HARD).await?;
+    let engine = tier.hub.admin("modest_engine").await?;
+    let made = "SELECT relkind::text || ' of ' || pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'public.users'::regclass";
+    assert_eq!(column(&engine, made).await?, ["v of modest"]);
     Ok(())
 }
 

@@ -183,10 +183,10 @@ async fn what_cannot_be_right_is_refused_with_a_reason() -> Result<()> {
         "SELECT string_agg(status, ',' ORDER BY order_id) FROM orders",
         "SELECT name, rank() OVER (ORDER BY name) FROM users",
         "INSERT INTO users (name) VALUES ('no key')",
-        "UPDATE users SET user_id = 5 WHERE user_id = 4",
+        "UPDATE users SET user_id = o.order_id FROM orders o WHERE o.user_id = users.user_id",
         "SELECT name FROM users UNION SELECT name FROM products",
         "COPY users FROM '/nowhere'",
-        "INSERT INTO users (user_id, name) SELECT total_cents, status FROM orders",
+        "WITH gone AS (DELETE FROM users RETURNING name) SELECT count(*) FROM gone",
         "UPDATE products SET price_cents = random()",
     ] {
         let error = client.simple_query(sql).await.expect_err(sql);

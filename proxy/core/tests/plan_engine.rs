@@ -16,6 +16,7 @@ const ANSWERED: &[&str] = &[
     "TABLE orders",
     "EXPLAIN SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders",
     "SELECT user_id FROM orders ORDER BY total_cents LIMIT 3 + 1",
+    "DECLARE c CURSOR FOR SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders",
 ];
 
 /// What changes something, is one server's, or is not known to be harmless.
@@ -36,7 +37,6 @@ const REFUSED: &[&str] = &[
     "TABLE orders FOR SHARE",
     "UPDATE orders SET user_id = 3 WHERE user_id = 2",
     "INSERT INTO orders SELECT * FROM orders LIMIT 3",
-    "DECLARE c CURSOR FOR SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders",
     "COPY (SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders) TO STDOUT",
 ];
 
