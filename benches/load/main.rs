@@ -126,7 +126,7 @@ async fn run(mut args: Args) -> Result<()> {
         report.spread = shards::run(rows, args.rounds, args.weir.clone()).await?;
     }
     if args.parts.contains(&Part::Tpch) {
-        let scale = if args.quick { 0.002 } else { 0.05 };
+        let scale = if args.quick { 0.002 } else { 0.01 };
         (report.tpch_scale, report.tpch) = (scale, tpch::run(scale, args.rounds, args.weir.clone()).await?);
     }
     if args.parts.iter().any(|part| !part.has_own_stage()) {
