@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use tokio_postgres::Client;
-use weir_harness::{Plain, Tier, connect, tpch};
+use weir_harness::{Plain, Tier, connect, route_target, tpch};
 
 const SHARDS: u32 = 2;
 
@@ -51,8 +51,13 @@ pub async fn run(scale: f64, rounds: u32, weir: Option<PathBuf>) -> Result<Vec<T
     let mut samples = Vec::new();
     for query in 1..=22 {
         let sql = tpch::query(query)?;
-        let mut sample =
-            TpchSample { query, one_ms: f64::MAX, weir_ms: f64::MAX, how: how(&console, &sql).await?, rows_moved: 0 };
+        let mut sample = TpchSample {
+            query,
+            one_ms: f64::MAX,
+            weir_ms: f64::MAX,
+            how: route_target(&console, "shop", &sql).await.unwrap_or_default(),
+            rows_moved: 0,
+        };
         for _ in 0..rounds {
             sample.one_ms = sample.one_ms.min(taken_ms(&one, &sql).await?);
             for counter in &counters {
@@ -91,15 +96,4 @@ async fn taken_ms(client: &Client, sql: &str) -> Result<f64> {
     let started = Instant::now();
     client.simple_query(sql).await.with_context(|| sql.to_owned())?;
     Ok(started.elapsed().as_secs_f64() * 1e3)
-}
-
-/// Who answers it, as weir's console says.
-async fn how(console: &Client, sql: &str) -> Result<String> {
-    let route = format!("ROUTE shop '{}'", sql.replace('\'', "''"));
-    let told = console.simple_query(&route).await?;
-    let target = told.iter().find_map(|message| match message {
-        tokio_postgres::SimpleQueryMessage::Row(row) if row.get(0) == Some("target") => row.get(1).map(str::to_owned),
-        _ => None,
-    });
-    Ok(target.unwrap_or_default())
 }

@@ -83,7 +83,7 @@ def statements_of(file: Path):
         parts = pglast.split(text, with_parser=False)
     except pglast.Error:
         # Somewhere a quote is left open on purpose.
-        parts = [part for part in re.split(r";\s*\n", text)]
+        parts = re.split(r";\s*\n", text)
     for part in parts:
         if part.strip():
             yield part.strip()

@@ -78,6 +78,16 @@ fn put_execute(raw: &mut Raw, portal: &[u8], rows_max: i32) {
     Execute { portal, rows_max }.put(&mut raw.out);
 }
 
+/// Opens portal `p` and asks for its first seven rows, in two parts.
+fn put_first_parts(raw: &mut Raw, sql: &[u8], binary: bool) {
+    Parse { name: b"", sql, types: b"" }.put(&mut raw.out);
+    put_bind(raw, b"p", binary);
+    Target { object: Object::Portal, name: b"p" }.put(b'D', &mut raw.out);
+    put_execute(raw, b"p", 3);
+    put_execute(raw, b"p", 4);
+    put_sync(&mut raw.out);
+}
+
 const ORDERED: &[u8] = b"SELECT user_id, visits FROM users WHERE user_id <> 5 ORDER BY visits DESC, user_id";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,15 +95,7 @@ async fn portals_are_read_in_parts() -> Result<()> {
     let mut both = Both::start().await?;
     for binary in [false, true] {
         both.text("BEGIN").await?;
-        both.same(|raw| {
-            Parse { name: b"", sql: ORDERED, types: b"" }.put(&mut raw.out);
-            put_bind(raw, b"p", binary);
-            Target { object: Object::Portal, name: b"p" }.put(b'D', &mut raw.out);
-            put_execute(raw, b"p", 3);
-            put_execute(raw, b"p", 4);
-            put_sync(&mut raw.out);
-        })
-        .await?;
+        both.same(|raw| put_first_parts(raw, ORDERED, binary)).await?;
         // Between the parts the transaction does other things, on the same servers.
         both.text("SELECT count(*) FROM users").await?;
         both.text("UPDATE users SET visits = 0 WHERE user_id <= 20").await?;
@@ -249,15 +251,7 @@ async fn what_the_engine_answers_is_read_in_parts_too() -> Result<()> {
     let ranked = b"SELECT user_id, name, rank() OVER (ORDER BY visits, user_id) FROM users ORDER BY 1";
     for binary in [false, true] {
         both.text("BEGIN").await?;
-        both.same(|raw| {
-            Parse { name: b"", sql: ranked, types: b"" }.put(&mut raw.out);
-            put_bind(raw, b"p", binary);
-            Target { object: Object::Portal, name: b"p" }.put(b'D', &mut raw.out);
-            put_execute(raw, b"p", 3);
-            put_execute(raw, b"p", 4);
-            put_sync(&mut raw.out);
-        })
-        .await?;
+        both.same(|raw| put_first_parts(raw, ranked, binary)).await?;
         // What is written meanwhile is not in a portal that is open.
         both.text("UPDATE users SET name = 'later' WHERE user_id = 699").await?;
         let mut rows = 7;

@@ -171,14 +171,7 @@ async fn how(console: &Client, statement: &Statement, right: Right) -> String {
     if right == Right::Refused {
         return "refused".to_owned();
     }
-    let route = format!("ROUTE '{}'", statement.with_literals().replace('\'', "''"));
-    let target = console.simple_query(&route).await.ok().and_then(|messages| {
-        messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) if row.get(0) == Some("target") => row.get(1).map(str::to_owned),
-            _ => None,
-        })
-    });
-    match target.as_deref() {
+    match weir_harness::route_target(console, "shop", &statement.with_literals()).await.as_deref() {
         Some("all shards" | "several shards") => "merged".to_owned(),
         Some("fallback engine") => "answered by the engine".to_owned(),
         Some(_) => "answered by one shard".to_owned(),

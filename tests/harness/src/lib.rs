@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 /// One Postgres without weir, with the storefront's role and database: the other DSN of "one suite, two DSNs".
 #[derive(Debug)]
@@ -49,6 +49,15 @@ pub async fn connect(dsn: &str) -> Result<Client> {
         let _ = connection.await;
     });
     Ok(client)
+}
+
+/// Who would answer a statement on `database`: the target that ROUTE names in weir's console. `None`: it is refused.
+pub async fn route_target(console: &Client, database: &str, sql: &str) -> Option<String> {
+    let route = format!("ROUTE {database} '{}'", sql.replace('\'', "''"));
+    console.simple_query(&route).await.ok()?.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) if row.get(0) == Some("target") => row.get(1).map(str::to_owned),
+        _ => None,
+    })
 }
 
 /// The `weir` of this build.

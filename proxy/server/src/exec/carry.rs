@@ -158,10 +158,7 @@ impl Session {
         let literals = std::mem::take(&mut self.scratch.normal.literals);
         let values = Values { params: &[], sql: &sql, literals: &literals };
         let plan = self.db.plan_of(&understood.template, &values, &view.topology)?;
-        let rewritten = understood.template.rewrite().filter(|_| plan.merge.is_some()).map(|rewrite| {
-            relex(&sql, &mut self.scratch);
-            rewrite.apply(&sql, &self.scratch.tokens)
-        });
+        let rewritten = self.text_to_merge(&sql, &understood.template, &plan);
         let questions = [Question::Text(&sql), Question::Text(rewritten.as_deref().unwrap_or(&sql))];
         self.read_planned(questions, (&understood.template, &understood.shape), &plan).await
     }

@@ -12,7 +12,7 @@ use std::task::Poll;
 use bytes::{BufMut, Bytes, BytesMut};
 use weir_core::id::ShardId;
 use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, strip_row_description};
-use weir_core::plan::{Combine, Plan, Wrap};
+use weir_core::plan::{Combine, Plan, Template, Wrap};
 use weir_core::session::replies::{Replies, Verdict};
 use weir_core::sql::class::Class;
 use weir_wire::backend::{Status, command_rows, command_tag, tag};
@@ -58,6 +58,17 @@ pub enum Question<'a> {
 
 const FLOATS: [u32; 2] = [700, 701];
 
+impl<'a> Question<'a> {
+    /// The client's text.
+    pub fn sql(&self) -> &'a str {
+        match *self {
+            Question::Portal { prepared, .. } => std::str::from_utf8(&prepared.sql).unwrap_or_default(),
+            Question::Text(sql) | Question::Once { sql, .. } => sql,
+            Question::Opened { .. } | Question::Described(_) => "",
+        }
+    }
+}
+
 /// How much of the reply the client asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Form {
@@ -88,13 +99,17 @@ impl Session {
         understood: &Understood,
         plan: &Plan,
     ) -> Result<(), Failure> {
-        let rewritten = understood.template.rewrite().filter(|_| plan.merge.is_some()).map(|rewrite| {
-            crate::statements::relex(sql, &mut self.scratch);
-            rewrite.apply(sql, &self.scratch.tokens)
-        });
+        let rewritten = self.text_to_merge(sql, &understood.template, plan);
         let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
         let form = Form { description: true, columns: understood.template.merged_columns() };
         self.spread(shards, question, &understood.shape, plan, form).await
+    }
+
+    /// The text that shards are asked with when their answers are merged, if it is another than the client's.
+    pub fn text_to_merge(&mut self, sql: &str, template: &Template, plan: &Plan) -> Option<String> {
+        let rewrite = template.rewrite().filter(|_| plan.merge.is_some())?;
+        crate::statements::relex(sql, &mut self.scratch);
+        Some(rewrite.apply(sql, &self.scratch.tokens))
     }
 
     /// A statement that all shards are asked alike.

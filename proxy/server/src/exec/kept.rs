@@ -7,9 +7,8 @@
 use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError};
 use weir_core::plan::Plan;
-use weir_core::sql::fetch::Count;
 use weir_core::sql::lex::lex;
-use weir_wire::backend::{PORTAL_SUSPENDED, tag};
+use weir_wire::backend::tag;
 use weir_wire::frame;
 
 use super::engine::{Asked, cannot};
@@ -62,14 +61,7 @@ impl Session {
         if !self.has_open(&reader) {
             self.keep_rows(reader.clone(), asked, plan).await?;
         }
-        let count: Count = u64::try_from(rows_max).ok().filter(|count| *count > 0);
-        let rows = self.fetch_rows(&reader, count, true).await?;
-        if Some(rows) == count {
-            self.client.out.extend_from_slice(PORTAL_SUSPENDED);
-        } else {
-            self.put_tag(&format!("SELECT {rows}"));
-        }
-        Ok(())
+        self.put_part(&reader, rows_max).await
     }
 
     /// DECLARE of a cursor. `portal`: the values of its parameters.

@@ -10,7 +10,7 @@ use weir_core::id::ShardId;
 use weir_core::merge::{MergeSpec, Merger, Wants};
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::fetch::Count;
-use weir_wire::backend::tag;
+use weir_wire::backend::{PORTAL_SUSPENDED, tag};
 use weir_wire::frame;
 use weir_wire::frontend::{Execute, Object, Target, put_sync};
 
@@ -128,6 +128,18 @@ impl Session {
         let result = self.fetch_from(&mut read, count.unwrap_or(u64::MAX), shown).await;
         self.open_reads.push(read);
         result
+    }
+
+    /// What one Execute with a row limit gives of an open read (0: all that is left).
+    pub async fn put_part(&mut self, reader: &Reader, rows_max: i32) -> Result<(), Failure> {
+        let count: Count = u64::try_from(rows_max).ok().filter(|count| *count > 0);
+        let rows = self.fetch_rows(reader, count, true).await?;
+        if Some(rows) == count {
+            self.client.out.extend_from_slice(PORTAL_SUSPENDED);
+        } else {
+            self.put_tag(&format!("SELECT {rows}"));
+        }
+        Ok(())
     }
 
     async fn fetch_from(&mut self, read: &mut OpenRead, count: u64, shown: bool) -> Result<u64, Failure> {

@@ -10,7 +10,6 @@ use weir_core::merge::MergeSpec;
 use weir_core::plan::Wrap;
 use weir_core::sql::class::{Class, Target};
 use weir_core::sql::fetch::forward;
-use weir_wire::backend::PORTAL_SUSPENDED;
 use weir_wire::frontend::Bind;
 
 use super::names::Portal;
@@ -130,14 +129,7 @@ impl Session {
             let form = Form { description: false, columns: prepared.template.merged_columns() };
             self.open_read(shards, (reader.clone(), own.clone()), question, (**spec).clone(), form).await?;
         }
-        let count = u64::try_from(rows_max).ok().filter(|count| *count > 0);
-        let rows = self.fetch_rows(&reader, count, true).await?;
-        if Some(rows) == count {
-            self.client.out.extend_from_slice(PORTAL_SUSPENDED);
-        } else {
-            self.put_tag(&format!("SELECT {rows}"));
-        }
-        Ok(())
+        self.put_part(&reader, rows_max).await
     }
 
     /// May a row limit matter to it? Not where it returns no rows.

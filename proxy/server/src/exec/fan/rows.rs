@@ -37,23 +37,6 @@ pub struct Whole<'a> {
     pub description: bool,
 }
 
-impl<'a> Whole<'a> {
-    fn sql(&self) -> &'a str {
-        self.question.sql()
-    }
-}
-
-impl<'a> Question<'a> {
-    /// The client's text.
-    pub fn sql(&self) -> &'a str {
-        match *self {
-            Question::Portal { prepared, .. } => std::str::from_utf8(&prepared.sql).unwrap_or_default(),
-            Question::Text(sql) | Question::Once { sql, .. } => sql,
-            Question::Opened { .. } | Question::Described(_) => "",
-        }
-    }
-}
-
 /// How one part is asked.
 pub struct Part<'a> {
     pub text: String,
@@ -82,9 +65,9 @@ impl Session {
                 types.push(self.parameter_types(shard, prepared).await?);
             }
         } else {
-            self.check_whole(shards[0], whole.sql()).await?;
+            self.check_whole(shards[0], whole.question.sql()).await?;
         }
-        relex(whole.sql(), &mut self.scratch);
+        relex(whole.question.sql(), &mut self.scratch);
         let tokens = std::mem::take(&mut self.scratch.tokens);
         let own = self.txn.is_none();
         if own {
@@ -138,7 +121,7 @@ impl Session {
         for (at, &shard) in shards.iter().enumerate() {
             let owned = |row: usize| dealt.owners.get(row) == Some(&shard);
             let types = types.get(at).map_or(&b""[..], |types| types);
-            let part = Part { text: dealt.deal.rows.keep(whole.sql(), tokens, owned, &tracked), types };
+            let part = Part { text: dealt.deal.rows.keep(whole.question.sql(), tokens, owned, &tracked), types };
             self.deal_to(shard, whole, &part, &mut gathered).await?;
         }
         self.put_returned(whole, &gathered).await?;
