@@ -26,7 +26,7 @@ const SCHEMA: &[&str] = &[
 ];
 
 /// None of them belongs on one shard, and none can be merged.
-const HARD: &[&str] = &[
+pub const HARD: &[&str] = &[
     // Joined by another column, on tables of other keys.
     "SELECT a.product_id, b.product_id, count(*) FROM order_items a JOIN order_items b ON a.order_id = b.order_id \
      AND a.product_id < b.product_id GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT 7",
@@ -51,7 +51,7 @@ const HARD: &[&str] = &[
     "SELECT s.value, count(*) FROM settings s, users u WHERE u.country = s.name GROUP BY 1 ORDER BY 1",
 ];
 
-async fn load(client: &Client) -> Result<()> {
+pub async fn load(client: &Client) -> Result<()> {
     for table in SCHEMA {
         client.batch_execute(table).await?;
     }
@@ -90,7 +90,7 @@ async fn load(client: &Client) -> Result<()> {
 }
 
 /// All rows of a simple query as text.
-async fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
+pub async fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
     let messages = client.simple_query(sql).await.with_context(|| sql.to_owned())?;
     let row = |message: &SimpleQueryMessage| match message {
         SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
@@ -99,7 +99,7 @@ async fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
     Ok(messages.iter().filter_map(row).collect())
 }
 
-async fn compare(sharded: &Client, single: &Client, statements: &[&str]) -> Result<()> {
+pub async fn compare(sharded: &Client, single: &Client, statements: &[&str]) -> Result<()> {
     let mut wrong = String::new();
     for sql in statements {
         let (left, right) = (rows(sharded, sql).await, rows(single, sql).await?);
@@ -114,14 +114,14 @@ async fn compare(sharded: &Client, single: &Client, statements: &[&str]) -> Resu
 }
 
 /// The refusal of a statement: its SQLSTATE, DETAIL and HINT.
-async fn refusal(client: &Client, sql: &str) -> Result<(String, String, String)> {
+pub async fn refusal(client: &Client, sql: &str) -> Result<(String, String, String)> {
     let Err(error) = client.simple_query(sql).await else { anyhow::bail!("not refused: {sql}") };
     let error = error.as_db_error().context("not an error of the server's")?;
     let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
     Ok((error.code().code().to_owned(), text(error.detail()), text(error.hint())))
 }
 
-async fn route(tier: &Tier, sql: &str) -> Result<String> {
+pub async fn route(tier: &Tier, sql: &str) -> Result<String> {
     let console = connect(&tier.admin_dsn()).await?;
     let rows = rows(&console, &format!("ROUTE '{}'", sql.replace('\'', "''"))).await?;
     Ok(rows

@@ -18,6 +18,7 @@ mod explain;
 mod freshness;
 mod habits;
 mod hostile;
+mod hub_replica;
 mod journey;
 mod ledger;
 mod login;

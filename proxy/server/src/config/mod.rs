@@ -85,6 +85,8 @@ pub struct HubConfig {
     /// For a `dsn` without one.
     pub password: Option<Secret>,
     pub tls: ServerTls,
+    /// Streaming replicas of its server, where reads of the fallback engine may run.
+    pub replicas: Vec<Endpoint>,
     /// Nobody named it, so weir makes the database if it is missing, from a connection to this one.
     pub made_from: Option<String>,
 }

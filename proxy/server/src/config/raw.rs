@@ -55,6 +55,8 @@ pub(super) struct Hub {
     pub dsn: Option<Spanned<String>>,
     pub dsn_file: Option<Spanned<String>>,
     pub dsn_env: Option<Spanned<String>>,
+    #[serde(default)]
+    pub replicas: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]

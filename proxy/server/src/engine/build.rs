@@ -160,12 +160,8 @@ fn same_kind(home: &Kind, other: &Kind, where_: &str) -> Result<(), Problem> {
 
 /// A connection to the engine's database, which is made if it is missing; and whether the account is a superuser.
 async fn hub(engine: &Engine, home: &Kind) -> Result<(Client, bool), Problem> {
-    let mut config: tokio_postgres::Config =
-        engine.hub.dsn.expose().parse().map_err(|_| Problem::Unfit("the hub's dsn is not valid".to_owned()))?;
-    config.connect_timeout(super::WAIT).application_name("weir engine");
-    if let Some(password) = &engine.hub.password {
-        config.password(password.expose());
-    }
+    let invalid = || Problem::Unfit("the hub's dsn is not valid".to_owned());
+    let mut config = super::login(&engine.hub, None).ok_or_else(invalid)?;
     let server = control::Target::new(config.clone(), engine.hub.tls.clone()).open().await?;
     let superuser: bool =
         server.query_one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[]).await?.try_get(0)?;

@@ -4,9 +4,12 @@
 //! keeps one snapshot of each shard per transaction, and READ COMMITTED promises what was committed before each statement. The
 //! transaction begins with a look at the engine's token, and ends as soon as the rows have been passed on; the Backend goes back at
 //! once. What the client's own transaction has written cannot be seen from there, so then the planner's refusal stands.
+//! A replica of the hub, where there is one, is asked first; whatever goes wrong there before the client has been sent anything, the
+//! primary is asked as if there were none.
 //! Non-goals: bringing the engine into step ([`crate::engine`]), and reads in parts (`kept.rs`).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -29,7 +32,7 @@ use super::limits::{Bounds, without_error};
 use super::open::Reader;
 use super::relay::{Capture, Flow, Trail};
 use super::ungrouped::Complaint;
-use crate::engine::{Engine, Problem, Ready};
+use crate::engine::{Engine, HubServer, Problem, Ready};
 use crate::front::names::Portal;
 use crate::front::session::{End, Failure, Session};
 
@@ -66,6 +69,11 @@ impl<'a> Asked<'a> {
         Asked { question: Question::Once { sql, types, bind, hidden: 0 }, sql, description: true, edited: false }
     }
 
+    fn explains(&self) -> bool {
+        let mut tokens = Vec::new();
+        lex(self.sql, &mut tokens).is_ok() && tokens.first().is_some_and(|token| token.is_word(self.sql, "explain"))
+    }
+
     /// The same with another text.
     fn with(self, sql: &'a str) -> Self {
         let question = match self.question {
@@ -84,10 +92,29 @@ enum Scans {
     OneByOne,
 }
 
+/// How a statement is to run.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    plan: &'a Plan,
+    scans: Scans,
+    /// The hub's replicas may be asked.
+    replicas: bool,
+}
+
+/// A statement's place on the engine.
+struct Open {
+    /// Of its Backend among those that are held.
+    index: usize,
+    ready: Arc<Ready>,
+    server: HubServer,
+}
+
 /// What became of a statement on the engine.
 #[derive(PartialEq, Eq, Debug)]
 enum Run {
     Done,
+    /// A replica could not, and nothing was sent to the client: the primary is to be asked.
+    NotThere,
     /// Nothing was sent to the client: it is worth asking with [`Scans::OneByOne`].
     Again,
     /// Nothing was sent: it may be asked with this column in GROUP BY.
@@ -161,11 +188,12 @@ impl Session {
         let Some(engine) = &db.engine else { return Err(cannot(plan, "there is none").into()) };
         self.engine_fits(plan)?;
         self.stats.sent_to(plan, self.view().topology.home);
-        let (mut scans, mut edited) = (Scans::Together, None::<String>);
-        for edits in 0..=EDITS_MAX {
+        let (mut way, mut edited) = (Way { plan, scans: Scans::Together, replicas: true }, None::<String>);
+        let mut edits = 0;
+        while edits <= EDITS_MAX {
             let asked = edited.as_deref().map_or(asked, |sql| asked.with(sql));
-            let (index, ready) = self.open_engine(engine, asked.sql, (plan, scans)).await?;
-            let done = self.run_on_engine(index, (&asked, &mut *kept), (plan, scans), (engine, &ready)).await;
+            let open = self.open_engine(engine, asked.sql, &mut way).await?;
+            let done = self.run_on_engine(&open, (&asked, &mut *kept), way, engine).await;
             if let Err(Failure::End(_)) = done {
                 return done.map(drop);
             }
@@ -174,12 +202,17 @@ impl Session {
             self.close_engine(unsure).await;
             match done? {
                 Run::Done => return Ok(()),
-                Run::Again => scans = Scans::OneByOne,
+                Run::NotThere => {
+                    tracing::debug!("a replica of the hub could not run a statement; the primary is asked");
+                    way.replicas = false;
+                }
+                Run::Again => way.scans = Scans::OneByOne,
                 Run::Ungrouped(complaint) => {
+                    edits += 1;
                     if !asked.edited && !self.home_takes(&asked, plan).await? {
                         return Err(Failure::Reported);
                     }
-                    let mended = complaint.mended(asked.sql).filter(|_| edits < EDITS_MAX);
+                    let mended = complaint.mended(asked.sql).filter(|_| edits <= EDITS_MAX);
                     edited = Some(mended.ok_or_else(|| cannot(plan, NO_PRIMARY_KEYS))?);
                 }
             }
@@ -221,21 +254,25 @@ impl Session {
     }
 
     /// A Backend in a transaction of its own, with the engine as it was found ready.
-    async fn open_engine(
-        &mut self,
-        engine: &Engine,
-        sql: &str,
-        (plan, scans): (&Plan, Scans),
-    ) -> Result<(usize, Arc<Ready>), Failure> {
-        for _ in 0..ATTEMPTS {
+    async fn open_engine(&mut self, engine: &Engine, sql: &str, way: &mut Way<'_>) -> Result<Open, Failure> {
+        let plan = way.plan;
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
             let ready = self.step_in(engine, plan).await?;
             if let Some(skipped) = skipped_in(sql, &ready) {
                 return Err(cannot(plan, &skipped).into());
             }
+            if way.replicas {
+                if let Some(open) = self.open_on_replica(engine, &ready, way.scans).await? {
+                    return Ok(open);
+                }
+                way.replicas = false;
+            }
+            attempts += 1;
             let index = self.hold(self.db.engine_id()).await?;
-            let begun = self.begin_on_engine(index, (engine, scans), &ready).await;
+            let begun = self.begin_on_engine(index, (engine, way.scans), &ready).await;
             match begun {
-                Ok(Ok(())) => return Ok((index, ready)),
+                Ok(Ok(())) => return Ok(Open { index, ready, server: HubServer::Primary }),
                 Ok(Err(refusal)) => {
                     tracing::debug!("the fallback engine is not in step: {}", String::from_utf8_lossy(&refusal));
                     self.close_engine(false).await;
@@ -249,6 +286,56 @@ impl Session {
             }
         }
         Err(cannot(plan, "it is being brought into step with the shards").into())
+    }
+
+    /// The same on a replica of the hub. `None`: the primary is to be asked.
+    ///
+    /// The look at the token takes the same lock as on the primary (ACCESS SHARE, which a hot standby grants), and it does the same:
+    /// a rebuild's ACCESS EXCLUSIVE lock is in the WAL ahead of what it drops, so replay waits for the statement, or ends it with 40001
+    /// after max_standby_streaming_delay; it never takes a table from under it.
+    async fn open_on_replica(
+        &mut self,
+        engine: &Engine,
+        ready: &Arc<Ready>,
+        scans: Scans,
+    ) -> Result<Option<Open>, Failure> {
+        let pools = Arc::clone(&self.pools);
+        let Some(of_engine) = &pools.engine else { return Ok(None) };
+        let server = engine.choose(&ready.token, |server| of_engine.have_room(server));
+        let HubServer::Replica(number) = server else { return Ok(None) };
+        let replica = &engine.replicas[number];
+        let lease = match self.lease_from(of_engine.of(server)).await {
+            Ok(lease) => lease,
+            Err(cancelled) if cancelled.sqlstate == sqlstate::QUERY_CANCELED => return Err(cancelled.into()),
+            Err(error) => {
+                tracing::debug!(replica = %replica.endpoint, "no connection to the hub's replica: {}", error.message);
+                replica.doubt();
+                return Ok(None);
+            }
+        };
+        let index = self.hold_lease(self.db.engine_id(), lease);
+        let in_force = engine.confirm.is_in_force(&ready.token);
+        let (begun, in_force) = tokio::join!(self.begin_on_engine(index, (engine, scans), ready), in_force);
+        let why = match begun {
+            Ok(Ok(())) if in_force => {
+                replica.asked.fetch_add(1, Relaxed);
+                return Ok(Some(Open { index, ready: Arc::clone(ready), server }));
+            }
+            Ok(Ok(())) => "the primary shows another build".to_owned(),
+            Ok(Err(refusal)) => {
+                replica.doubt();
+                String::from_utf8_lossy(&refusal).into_owned()
+            }
+            Err(error) => {
+                replica.doubt();
+                self.held[index].lease.doubt("lost before the fallback engine was asked");
+                self.held[index].lease.pool().close_idle();
+                error.to_string()
+            }
+        };
+        tracing::debug!(replica = %replica.endpoint, "the hub's replica is not asked: {why}");
+        self.close_engine(false).await;
+        Ok(None)
     }
 
     async fn begin_on_engine(
@@ -287,18 +374,30 @@ impl Session {
 
     async fn run_on_engine(
         &mut self,
-        index: usize,
+        open: &Open,
         (asked, kept): (&Asked<'_>, &mut Option<Kept>),
-        (plan, scans): (&Plan, Scans),
-        (engine, ready): (&Engine, &Ready),
+        Way { plan, scans, .. }: Way<'_>,
+        engine: &Engine,
     ) -> Result<Run, Failure> {
+        let index = open.index;
         let mut bounds = Bounds { plan, engine, start: Instant::now(), rows: engine.config.rows_max };
         let mut replies = Replies::default();
         put_question(&mut self.held[index].lease, asked.question, &mut replies)?;
         let mut trail = Trail::default();
-        let (flow, reply) = self.next_chunk(index, &mut replies, &mut trail).await?;
+        let first = self.next_chunk(index, &mut replies, &mut trail).await;
+        if let HubServer::Replica(number) = open.server {
+            let lost = matches!(first, Err(Failure::End(End::Fatal(_) | End::Told)));
+            if lost {
+                engine.replicas[number].doubt();
+            }
+            let ended = matches!(first, Ok((Flow::Ready(_) | Flow::Drained, _)));
+            if lost || ended && of_a_standby(&trail) && !may_be_scans(scans, &trail) {
+                return Ok(Run::NotThere);
+            }
+        }
+        let (flow, reply) = first?;
         if trail.failed {
-            if scans == Scans::Together && flow != Flow::Overflow && trail.sqlstate.as_ref() == Some(b"08006") {
+            if flow != Flow::Overflow && may_be_scans(scans, &trail) {
                 return Ok(Run::Again);
             }
             match trail.sqlstate.as_ref() {
@@ -312,7 +411,11 @@ impl Session {
             }
         }
         let passed = bounds.take_rows(&reply).and_then(|()| {
-            let own = with_own_types(&reply, asked, plan, ready)?;
+            let own = with_own_types(&reply, asked, plan, &open.ready)?;
+            if !trail.failed && asked.explains() {
+                self.client
+                    .put_notice(&format!("the fallback engine runs this on the hub's {}", engine.name_of(open.server)));
+            }
             self.pass_engine(own, kept, plan)
         });
         if let (Err(_), Flow::Overflow) = (&passed, &flow) {
@@ -401,6 +504,20 @@ impl Session {
         }
         self.held.remove(index);
     }
+}
+
+fn may_be_scans(scans: Scans, trail: &Trail) -> bool {
+    scans == Scans::Together && trail.sqlstate.as_ref() == Some(b"08006")
+}
+
+/// Has a statement failed for a reason that may be the standby's own? Conflicts with its replay are 40001; it may be told to end, be short
+/// of something, not reach a shard, or not know what a standby cannot do. A client's cancel and the engine's limits are none of these.
+fn of_a_standby(trail: &Trail) -> bool {
+    let Some(code) = &trail.sqlstate else { return false };
+    let own_limit = matches!(code, b"57014" | b"53400");
+    trail.failed
+        && !own_limit
+        && matches!(&code[..2], b"08" | b"0A" | b"25" | b"40" | b"53" | b"55" | b"57" | b"58" | b"XX")
 }
 
 /// The first frames with the shards' numbers for types.
