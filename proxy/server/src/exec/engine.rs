@@ -25,6 +25,7 @@ use weir_wire::backend::tag;
 use weir_wire::{frame, row};
 
 use super::commit::answer;
+use super::copied::{Copied, lost_engine};
 use super::failures::no_common_snapshot;
 use super::fan::{OUT_BYTES, Question, put_question};
 use super::kept::Kept;
@@ -102,9 +103,9 @@ struct Way<'a> {
 }
 
 /// A statement's place on the engine.
-struct Open {
+pub struct Open {
     /// Of its Backend among those that are held.
-    index: usize,
+    pub index: usize,
     ready: Arc<Ready>,
     server: HubServer,
 }
@@ -147,6 +148,10 @@ impl Session {
             return self.engine_cursor(name, (sql, Some(portal)), plan).await;
         }
         let asked = Asked { question, sql, description: false, edited: false };
+        if matches!(prepared.shape.class, Class::Copy(_)) {
+            // Its rows are no answer to Execute, whose limit does not count them.
+            return self.engine_read(asked, plan, &mut None).await;
+        }
         if rows_max == 0 && !self.has_open(&Reader::Portal(name.clone())) {
             let explains = matches!(prepared.shape.class, Class::Explain { .. });
             if !explains && self.read_portals.contains(name) {
@@ -382,6 +387,12 @@ impl Session {
         let index = open.index;
         let mut bounds = Bounds { plan, engine, start: Instant::now(), rows: engine.config.rows_max };
         let mut replies = Replies::default();
+        let untold = match self.look_at_copied(open, asked, plan).await? {
+            Copied::Fits => false,
+            Copied::Unknown => true,
+            Copied::Lost if open.server == HubServer::Primary => return Err(lost_engine()),
+            Copied::Lost => return Ok(Run::NotThere),
+        };
         put_question(&mut self.held[index].lease, asked.question, &mut replies)?;
         let mut trail = Trail::default();
         let first = self.next_chunk(index, &mut replies, &mut trail).await;
@@ -409,6 +420,8 @@ impl Session {
             if let Some(error) = bounds.hit(&trail) {
                 return Err(error.into());
             }
+        } else if untold {
+            return Err(cannot(plan, "the types of its columns are not known").into());
         }
         let passed = bounds.take_rows(&reply).and_then(|()| {
             let own = with_own_types(&reply, asked, plan, &open.ready)?;
@@ -526,15 +539,15 @@ fn with_own_types(reply: &[u8], asked: &Asked<'_>, plan: &Plan, ready: &Ready) -
     let mut out = BytesMut::with_capacity(reply.len());
     while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
         rest = &rest[next.raw.len()..];
+        if next.tag == tag::NO_DATA && !asked.description {
+            continue;
+        }
         if next.tag != tag::ROW_DESCRIPTION {
             out.extend_from_slice(next.raw);
             continue;
         }
         let mut fields = row::fields(next.body).map_err(|_| cannot(plan, "its answer was malformed"))?;
-        if fields.iter().any(|field| field.type_oid == INTERVAL) && says(asked.sql, &|name| GROUPING.contains(&name)) {
-            let why = "which of several equal intervals (1 mon, 30 days) stands for all depends on the order of rows";
-            return Err(cannot(plan, why).hint("Select the interval as text, or a bound of it."));
-        }
+        no_groups_of_intervals(&fields, asked.sql, plan)?;
         if !asked.description {
             continue;
         }
@@ -547,6 +560,19 @@ fn with_own_types(reply: &[u8], asked: &Asked<'_>, plan: &Plan, ready: &Ready) -
     }
     out.extend_from_slice(rest);
     Ok(out)
+}
+
+pub fn no_groups_of_intervals(fields: &[row::Field<'_>], sql: &str, plan: &Plan) -> Result<(), UserError> {
+    if fields.iter().any(|field| field.type_oid == INTERVAL) && groups(sql) {
+        let why = "which of several equal intervals (1 mon, 30 days) stands for all depends on the order of rows";
+        return Err(cannot(plan, why).hint("Select the interval as text, or a bound of it."));
+    }
+    Ok(())
+}
+
+/// May it make one row of several that are equal?
+pub fn groups(sql: &str) -> bool {
+    says(sql, &|name| GROUPING.contains(&name))
 }
 
 /// OIDs below are the same on every server (FirstNormalObjectId in src/include/access/transam.h).

@@ -5,7 +5,8 @@
 pub mod apart;
 pub mod carry;
 pub mod commit;
-pub mod copy;
+pub mod copied;
+mod copy;
 pub mod engine;
 pub mod explain;
 pub mod failures;
