@@ -415,6 +415,39 @@ async fn without_the_hub_only_what_needs_it_fails() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn statements_wait_for_their_turn() -> Result<()> {
+    let extra = "[engine]\npool_size = 1\nwait_max = \"30s\"\n[pool]\nwait_max = \"300ms\"";
+    let tier = Tier::builder().config_extra(extra).start().await?;
+    load(&tier.connect().await?).await?;
+    let slow = "SELECT count(*) FROM (SELECT pg_sleep(0.02), rank() OVER (ORDER BY country) FROM users) x";
+    let clients = [tier.connect().await?, tier.connect().await?, tier.connect().await?, tier.connect().await?];
+    let [a, b, c, d] = clients.each_ref().map(|client| column(client, slow));
+    let answers = tokio::join!(a, b, c, d);
+    for answer in [answers.0, answers.1, answers.2, answers.3] {
+        assert_eq!(answer?, ["40"]);
+    }
+    // Shorter than a statement takes: the second one is told what to raise.
+    let path = tier.run.path().join("weir.toml");
+    let config = std::fs::read_to_string(&path)?.replace("wait_max = \"30s\"", "wait_max = \"100ms\"");
+    std::fs::write(&path, config)?;
+    tier.restart_weir().await?;
+    let clients = [tier.connect().await?, tier.connect().await?];
+    let long = slow.replace("0.02", "0.05");
+    let [one, other] = clients.each_ref().map(|client| rows(client, &long));
+    let answers = tokio::join!(one, other);
+    let (answer, refusal) = match answers {
+        (Ok(answer), Err(refusal)) | (Err(refusal), Ok(answer)) => (answer, refusal),
+        both => anyhow::bail!("{both:?}"),
+    };
+    assert_eq!(answer[0][0].as_deref(), Some("40"));
+    let refusal = refusal.downcast::<tokio_postgres::Error>()?;
+    let refusal = refusal.as_db_error().context("an error of weir's")?;
+    assert_eq!(refusal.code(), &SqlState::TOO_MANY_CONNECTIONS);
+    assert!(refusal.hint().is_some_and(|hint| hint.contains("engine.pool_size")), "{refusal:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_statement_that_wants_too_much_is_told_so() -> Result<()> {
     let extra = "[engine]\nwork_mem = \"64KiB\"\ntemp_bytes_max = \"256KiB\"\nrows_max = 1500\ntime_max = \"2s\"";
     let tier = Tier::builder().config_extra(extra).start().await?;

@@ -144,9 +144,11 @@ impl UserPools {
     }
 
     /// Other limits from now on; sessions keep the mode they began with.
-    fn set(&self, pool: &PoolConfig, limits: PoolLimits) {
+    fn set(&self, pool: &PoolConfig, limits: PoolLimits, of_engine: Option<PoolLimits>) {
         self.mode.store(pool.mode as u8, Relaxed);
-        // The engine's pool has limits of its own.
+        if let (Some(pools), Some(limits)) = (&self.engine, of_engine) {
+            std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
+        }
         for pools in &self.shards {
             std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
         }
@@ -390,7 +392,8 @@ impl Database {
     pub fn reconfigure(&self, config: &Config) {
         for (user, pools) in self.users.lock().iter() {
             let wanted = config.pool_of(&self.name, user);
-            pools.set(&wanted, self.pool_limits(config, &wanted));
+            let of_engine = self.engine.as_ref().map(|engine| self.engine_limits(engine, config, &wanted));
+            pools.set(&wanted, self.pool_limits(config, &wanted), of_engine);
         }
     }
 

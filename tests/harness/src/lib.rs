@@ -12,7 +12,7 @@ pub mod tpch;
 pub use front::{Front, FrontBuilder};
 pub use storefront::Storefront;
 pub use tier::{Builder, Tier};
-pub use weir_local::{Cluster, ClusterSpec, Redis, Replica, Run, Shard};
+pub use weir_local::{Cluster, ClusterSpec, Redis, Replica, Run, Server, Shard};
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -11,7 +11,7 @@
 
 mod script;
 
-pub use script::script;
+pub use script::{reach, script};
 
 use crate::id::Epoch;
 use crate::topology::{SlotMap, TableRules};
@@ -30,6 +30,8 @@ pub struct ShardServer {
     pub password: Option<String>,
     /// As libpq spells it.
     pub sslmode: &'static str,
+    /// For the modes that verify: a file of the hub's server, or `system`.
+    pub sslrootcert: Option<String>,
 }
 
 /// An object that is made by one statement, if it can be.

@@ -308,11 +308,22 @@ fn engine(source: &Source, raw: &raw::Engine) -> Checked<EngineConfig> {
         database,
         partitions: raw.partitions.unwrap_or(true),
         pool_size: count(source, raw.pool_size.as_ref(), "pool_size", 1..=1000, 5)?,
+        wait_max: raw.wait_max.as_ref().map(|raw| time(source, Some(raw), "wait_max", Duration::ZERO)).transpose()?,
+        server_ca: raw.server_ca.as_ref().map(|raw| server_ca(source, raw)).transpose()?,
         work_mem: bytes(source, raw.work_mem.as_ref(), "work_mem", 32 * MIB)?,
         temp_bytes_max: bytes(source, raw.temp_bytes_max.as_ref(), "temp_bytes_max", 4096 * MIB)?,
         rows_max: count(source, raw.rows_max.as_ref(), "rows_max", 1..=1_000_000_000_000, 10_000_000)? as u64,
         time_max: time(source, raw.time_max.as_ref(), "time_max", Duration::from_secs(300))?,
     })
+}
+
+/// The file is another server's: nothing can be read here.
+fn server_ca(source: &Source, raw: &Spanned<String>) -> Checked<String> {
+    let text = non_empty(source, raw, "server_ca")?;
+    if text == "system" || text.starts_with('/') {
+        return Ok(text);
+    }
+    Err(source.error(raw.span(), "server_ca is a file of the hub's server: write its whole path, or \"system\""))
 }
 
 fn log(source: &Source, raw: &raw::Log) -> Checked<LogConfig> {

@@ -423,6 +423,8 @@ fn config(app: &App) -> Vec<ConfigRow> {
         row("limits.sequence_block", limits.sequence_block.to_string()),
         fixed("engine.enabled", config.engine.enabled.to_string()),
         fixed("engine.database", config.engine.database.clone()),
+        fixed("engine.pool_size", config.engine.pool_size.to_string()),
+        fixed("engine.wait_max", format!("{:?}", config.engine.wait_max.unwrap_or(pool.wait_max))),
         fixed("engine.temp_bytes_max", config.engine.temp_bytes_max.to_string()),
         fixed("engine.time_max", format!("{:?}", config.engine.time_max)),
         fixed("cache.enabled", config.cache.enabled.to_string()),

@@ -69,13 +69,19 @@ impl Database {
             tls: engine.tls().clone(),
             deadline: config.limits.connect_time_max,
         };
-        let limits = self.pool_limits(config, wanted);
-        let bounds = Bounds { size: engine.config.pool_size, reserve: 0, ..limits.bounds };
-        let pool = Pool::new(name, login, PoolLimits { bounds, min: 0, ..limits });
+        let pool = Pool::for_key(name, login, self.engine_limits(engine, config, wanted), "engine.pool_size");
         if self.is_paused() {
             pool.pause();
         }
         pool
+    }
+
+    /// Of a pool on a server of the hub.
+    pub(super) fn engine_limits(&self, engine: &Engine, config: &Config, wanted: &PoolConfig) -> PoolLimits {
+        let limits = self.pool_limits(config, wanted);
+        let bounds = Bounds { size: engine.config.pool_size, reserve: 0, ..limits.bounds };
+        let wait_max = engine.config.wait_max.unwrap_or(limits.wait_max);
+        PoolLimits { bounds, min: 0, wait_max, ..limits }
     }
 
     /// Replaces the engine's connections to the hub's primary: they have the settings of before.

@@ -12,7 +12,8 @@ use weir_wire::frontend::{self, Object, Parse, Target, put_sync};
 use weir_wire::row;
 
 use super::commit::answer;
-use super::engine::{Asked, Open, groups, no_groups_of_intervals};
+use super::engine::{Asked, Open};
+use super::own_types::{groups, no_groups_of_intervals};
 use crate::back::pool::Lease;
 use crate::front::session::{End, Failure, Session};
 

@@ -21,8 +21,6 @@ use weir_core::session::vars::replay;
 use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
 use weir_core::sql::word;
-use weir_wire::backend::tag;
-use weir_wire::{frame, row};
 
 use super::commit::answer;
 use super::copied::{Copied, lost_engine};
@@ -31,6 +29,7 @@ use super::fan::{OUT_BYTES, Question, put_question};
 use super::kept::Kept;
 use super::limits::{Bounds, without_error};
 use super::open::Reader;
+use super::own_types::with_own_types;
 use super::relay::{Capture, Flow, Trail};
 use super::ungrouped::Complaint;
 use crate::engine::{Engine, HubServer, Problem, Ready};
@@ -44,9 +43,6 @@ const ATTEMPTS: u32 = 3;
 /// Columns that are put into GROUP BY, one try for each.
 const EDITS_MAX: usize = 32;
 const NO_PRIMARY_KEYS: &str = "tables have no primary keys there, by which a column outside GROUP BY could be known";
-const INTERVAL: u32 = 1186;
-/// They make one row of several that are equal.
-const GROUPING: &[&str] = &["distinct", "except", "group", "intersect", "union"];
 
 /// What the client asked, besides the statement itself.
 #[derive(Clone, Copy)]
@@ -54,7 +50,7 @@ pub struct Asked<'a> {
     pub question: Question<'a>,
     pub sql: &'a str,
     /// Send the RowDescription.
-    description: bool,
+    pub description: bool,
     /// The text is not the client's any more.
     edited: bool,
 }
@@ -533,48 +529,6 @@ fn of_a_standby(trail: &Trail) -> bool {
         && matches!(&code[..2], b"08" | b"0A" | b"25" | b"40" | b"53" | b"55" | b"57" | b"58" | b"XX")
 }
 
-/// The first frames with the shards' numbers for types.
-fn with_own_types(reply: &[u8], asked: &Asked<'_>, plan: &Plan, ready: &Ready) -> Result<BytesMut, UserError> {
-    let mut rest = reply;
-    let mut out = BytesMut::with_capacity(reply.len());
-    while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
-        rest = &rest[next.raw.len()..];
-        if next.tag == tag::NO_DATA && !asked.description {
-            continue;
-        }
-        if next.tag != tag::ROW_DESCRIPTION {
-            out.extend_from_slice(next.raw);
-            continue;
-        }
-        let mut fields = row::fields(next.body).map_err(|_| cannot(plan, "its answer was malformed"))?;
-        no_groups_of_intervals(&fields, asked.sql, plan)?;
-        if !asked.description {
-            continue;
-        }
-        for field in &mut fields {
-            // A table's number there would be another table's, or none's.
-            (field.table, field.attribute) = (0, 0);
-            field.type_oid = ready.types.get(&field.type_oid).copied().unwrap_or(field.type_oid);
-        }
-        frame::put(&mut out, tag::ROW_DESCRIPTION, |out| row::put_fields(out, fields.into_iter()));
-    }
-    out.extend_from_slice(rest);
-    Ok(out)
-}
-
-pub fn no_groups_of_intervals(fields: &[row::Field<'_>], sql: &str, plan: &Plan) -> Result<(), UserError> {
-    if fields.iter().any(|field| field.type_oid == INTERVAL) && groups(sql) {
-        let why = "which of several equal intervals (1 mon, 30 days) stands for all depends on the order of rows";
-        return Err(cannot(plan, why).hint("Select the interval as text, or a bound of it."));
-    }
-    Ok(())
-}
-
-/// May it make one row of several that are equal?
-pub fn groups(sql: &str) -> bool {
-    says(sql, &|name| GROUPING.contains(&name))
-}
-
 /// OIDs below are the same on every server (FirstNormalObjectId in src/include/access/transam.h).
 const FIRST_OWN_OID: u32 = 16_384;
 /// ERRCODE_CANNOT_CONNECT_NOW.
@@ -613,11 +567,4 @@ fn skipped_in(sql: &str, ready: &Ready) -> Option<String> {
         let found = ready.skipped.iter().find(|skipped| skipped.name == name && !skipped.name.is_empty())?;
         Some(format!("{} {} is not there: {}", found.kind, found.shown, found.reason.trim_end_matches('.')))
     })
-}
-
-/// Has the statement such a word? A text that is not understood has.
-fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
-    let mut tokens = Vec::new();
-    lex(sql, &mut tokens).is_err()
-        || tokens.into_iter().filter_map(|token| word::name(sql, token)).any(|name| wanted(&name))
 }

@@ -14,6 +14,7 @@ pub mod fan;
 mod kept;
 mod limits;
 pub mod open;
+mod own_types;
 pub mod read;
 pub mod relay;
 mod ungrouped;
