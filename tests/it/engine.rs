@@ -415,6 +415,38 @@ async fn without_the_hub_only_what_needs_it_fails() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_edit_of_group_by_is_found_once_and_lasts_as_long_as_the_key() -> Result<()> {
+    let tier = Tier::builder().log_statements(true).start().await?;
+    let (client, other) = (tier.connect().await?, tier.connect().await?);
+    load(&client).await?;
+    let sql = "SELECT u.user_id, u.country, u.email, count(*) FROM users u JOIN orders o ON o.order_id > u.user_id + 390 GROUP BY u.user_id ORDER BY 1";
+    let complaints = || tier.hub.log().matches("must appear in the GROUP BY").count();
+    let expected = rows(&client, sql).await?;
+    assert!(!expected.is_empty());
+    let found = complaints();
+    assert!(found > 0, "it had to be edited");
+    for client in [&client, &other] {
+        assert_eq!(rows(client, sql).await?, expected);
+    }
+    assert_eq!(complaints(), found, "it is known now");
+    // With parameters, by its own types.
+    let bound = sql.replace("390", "$1::bigint");
+    for _ in 0..2 {
+        let statement = client.prepare(&bound).await?;
+        assert_eq!(client.query(&statement, &[&390_i64]).await?.len(), expected.len());
+    }
+    assert_eq!(complaints(), 2 * found);
+    // Other settings ask again: names may mean something else.
+    client.batch_execute("SET search_path = public, pg_catalog").await?;
+    assert_eq!(rows(&client, sql).await?, expected);
+    assert_eq!(complaints(), 3 * found);
+    // Without the key no column is decided by it.
+    client.batch_execute("ALTER TABLE users DROP CONSTRAINT users_pkey").await?;
+    assert_eq!(refusal(&other, sql).await?.0, "42803");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn statements_wait_for_their_turn() -> Result<()> {
     let extra = "[engine]\npool_size = 1\nwait_max = \"30s\"\n[pool]\nwait_max = \"300ms\"";
     let tier = Tier::builder().config_extra(extra).start().await?;

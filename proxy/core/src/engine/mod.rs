@@ -110,6 +110,8 @@ pub struct Home {
     pub extensions: Vec<Object>,
     pub types: Vec<Object>,
     pub tables: Vec<Table>,
+    /// Primary keys in words. They are not made; but a database made under others is another one.
+    pub keys: Vec<String>,
     pub functions: Vec<Object>,
     pub views: Vec<Object>,
     /// Statements that give roles what they have on functions and views.

@@ -114,6 +114,7 @@ pub fn script(home: &Home, target: &Target<'_>) -> String {
     }
     home.tables.iter().for_each(|table| text.table(table, target));
     home.functions.iter().chain(&home.views).for_each(|object| text.object(object));
+    text.run(&format!("COMMENT ON TABLE {SCHEMA}.state IS {}", quote_literal(&home.keys.join("\n"))));
     home.grants.iter().for_each(|sql| text.attempt("grant", "", sql, sql));
     home.skipped.iter().for_each(|skipped| text.skip(skipped));
     text.0.push_str("DROP FUNCTION weir_engine.attempt, weir_engine.role, weir_engine.member, weir_engine.is_ours;\n");

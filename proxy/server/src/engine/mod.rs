@@ -8,6 +8,7 @@
 //! Non-goals: running statements ([`crate::exec::engine`]).
 
 mod build;
+mod mended;
 mod read;
 mod replica;
 mod tables;
@@ -31,6 +32,8 @@ use crate::control::Target;
 use crate::database::Database;
 use crate::statements::Prepared;
 
+pub use mended::Asker;
+use mended::Mended;
 use replica::{Confirm, Replica};
 pub use replica::{HubServer, Standing};
 
@@ -60,6 +63,7 @@ pub struct Engine {
     /// Whose turn it is among them.
     turn: AtomicUsize,
     pub confirm: Confirm,
+    pub mended: Mended,
     /// How weir logs in to each shard's primary.
     shards: Vec<Login>,
     state: watch::Sender<State>,
@@ -129,6 +133,7 @@ impl Engine {
             replicas: replicas.collect::<Option<_>>()?,
             turn: AtomicUsize::new(0),
             confirm: Confirm::new(target(None)?),
+            mended: Mended::new(),
             database: name,
             hub,
             shards,

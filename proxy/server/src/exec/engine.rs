@@ -32,7 +32,7 @@ use super::open::Reader;
 use super::own_types::with_own_types;
 use super::relay::{Capture, Flow, Trail};
 use super::ungrouped::Complaint;
-use crate::engine::{Engine, HubServer, Problem, Ready};
+use crate::engine::{Asker, Engine, HubServer, Problem, Ready};
 use crate::front::names::Portal;
 use crate::front::session::{End, Failure, Session};
 
@@ -190,10 +190,15 @@ impl Session {
         self.engine_fits(plan)?;
         self.stats.sent_to(plan, self.view().topology.home);
         let (mut way, mut edited) = (Way { plan, scans: Scans::Together, replicas: true }, None::<String>);
-        let mut edits = 0;
+        let (mut edits, settings) = (0, self.vars.current().clone());
+        let mut asker = self.asker(&asked);
         while edits <= EDITS_MAX {
-            let asked = edited.as_deref().map_or(asked, |sql| asked.with(sql));
             let open = self.open_engine(engine, asked.sql, &mut way).await?;
+            if edited.is_none() {
+                asker.token.clone_from(&open.ready.token);
+                edited = engine.mended.find(&asker, &settings);
+            }
+            let asked = edited.as_deref().map_or(asked, |sql| asked.with(sql));
             let done = self.run_on_engine(&open, (&asked, &mut *kept), way, engine).await;
             if let Err(Failure::End(_)) = done {
                 return done.map(drop);
@@ -202,7 +207,12 @@ impl Session {
             let unsure = !matches!(done, Ok(Run::Done)) && matches!(asked.question, Question::Portal { .. });
             self.close_engine(unsure).await;
             match done? {
-                Run::Done => return Ok(()),
+                Run::Done => {
+                    if edits > 0 && open.ready.token == asker.token {
+                        engine.mended.keep(asker, settings, asked.sql);
+                    }
+                    return Ok(());
+                }
                 Run::NotThere => {
                     tracing::debug!("a replica of the hub could not run a statement; the primary is asked");
                     way.replicas = false;
@@ -219,6 +229,22 @@ impl Session {
             }
         }
         Err(cannot(plan, NO_PRIMARY_KEYS).into())
+    }
+
+    /// Who asks what, for what is known of the statement; its token is still to come.
+    fn asker(&self, asked: &Asked<'_>) -> Asker {
+        let types: &[u8] = match &asked.question {
+            Question::Portal { prepared, .. } => &prepared.types,
+            Question::Once { types, .. } => types,
+            _ => &[],
+        };
+        Asker {
+            view_version: self.view().version,
+            token: String::new(),
+            user: Arc::clone(&self.user),
+            sql: asked.sql.into(),
+            types: types.into(),
+        }
     }
 
     /// May this session's transaction ask it?
