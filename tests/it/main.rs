@@ -4,6 +4,7 @@ mod advise;
 mod auth;
 mod cancel;
 mod carried;
+mod carried_unique;
 mod compose;
 mod console;
 mod copy_shards;
