@@ -315,7 +315,9 @@ async fn registers_stay_fresh_while_proxies_die_and_join() -> Result<()> {
     assert!(reads > 500 && hits > 0, "{reads} reads, {hits} of them from memory");
     // Nothing old is left anywhere.
     for register in &registers {
-        let truth = column(&client_of(&tier).await?, &format!("SELECT name FROM users WHERE user_id = {}", register.user)).await?;
+        let truth =
+            column(&client_of(&tier).await?, &format!("SELECT name FROM users WHERE user_id = {}", register.user))
+                .await?;
         for proxy in proxies {
             assert_eq!(name_of(&proxy.connect().await?, register.user).await?, truth[0]);
         }

@@ -97,14 +97,16 @@ impl Message {
                 out.put_u8(kind);
                 put_numbers(out, &[lsn, life]);
             }),
-            Message::Attach { from, to, token, joined, serves, writes, orphans } => frame::put(out, tag::ATTACH, |out| {
-                put_numbers(out, &[*from, *to, *token, *joined]);
-                out.put_u8(u8::from(*serves));
-                for list in [writes, orphans] {
-                    out.put_u32(list.len() as u32);
-                    list.iter().for_each(|write| put_write(out, write));
-                }
-            }),
+            Message::Attach { from, to, token, joined, serves, writes, orphans } => {
+                frame::put(out, tag::ATTACH, |out| {
+                    put_numbers(out, &[*from, *to, *token, *joined]);
+                    out.put_u8(u8::from(*serves));
+                    for list in [writes, orphans] {
+                        out.put_u32(list.len() as u32);
+                        list.iter().for_each(|write| put_write(out, write));
+                    }
+                })
+            }
         }
     }
 
@@ -115,12 +117,12 @@ impl Message {
             tag::HELLO => Message::Hello { version: short(&mut reader)?, nonce: reader.array()? },
             tag::PROOF => Message::Proof { mac: reader.array()? },
             tag::ASK => Message::Ask { to: number(&mut reader)?, token: number(&mut reader)? },
-            tag::ANNOUNCE => Message::Announce { from: number(&mut reader)?, to: number(&mut reader)?, write: write(&mut reader)? },
-            tag::HEARD => Message::Heard {
-                by: number(&mut reader)?,
-                token: number(&mut reader)?,
-                known: flag(&mut reader)?,
-            },
+            tag::ANNOUNCE => {
+                Message::Announce { from: number(&mut reader)?, to: number(&mut reader)?, write: write(&mut reader)? }
+            }
+            tag::HEARD => {
+                Message::Heard { by: number(&mut reader)?, token: number(&mut reader)?, known: flag(&mut reader)? }
+            }
             tag::OVER => Message::Over {
                 from: number(&mut reader)?,
                 to: number(&mut reader)?,
@@ -209,8 +211,11 @@ mod tests {
 
     fn a_write() -> impl Strategy<Value = Write> {
         let words = proptest::collection::btree_set(any::<u16>(), 0..9);
-        (any::<u64>(), any::<i32>(), words)
-            .prop_map(|(token, pid, words)| Write { token, pid, words: words.into_iter().collect() })
+        (any::<u64>(), any::<i32>(), words).prop_map(|(token, pid, words)| Write {
+            token,
+            pid,
+            words: words.into_iter().collect(),
+        })
     }
 
     fn a_message() -> impl Strategy<Value = Message> {
@@ -226,8 +231,12 @@ mod tests {
             any::<(u64, u64)>().prop_map(|(to, token)| Message::Ask { to, token }),
             any::<(u64, u64, bool)>().prop_map(|(by, token, known)| Message::Heard { by, token, known }),
             (any::<(u64, u64)>(), a_write()).prop_map(|((from, to), write)| Message::Announce { from, to, write }),
-            (any::<(u64, u64, u64)>(), ending)
-                .prop_map(|((from, to, token), ending)| Message::Over { from, to, token, ending }),
+            (any::<(u64, u64, u64)>(), ending).prop_map(|((from, to, token), ending)| Message::Over {
+                from,
+                to,
+                token,
+                ending
+            }),
             (any::<(u64, u64, u64, u64, bool)>(), list(), list()).prop_map(
                 |((from, to, token, joined, serves), writes, orphans)| Message::Attach {
                     from,

@@ -231,6 +231,8 @@ impl Keeper {
         self.mark_fences();
         self.bury().await?;
         self.stand();
+        let known = self.known.iter().map(|other| (other.id, other.address.clone(), other.out));
+        self.member().know(known.collect());
         Ok(())
     }
 
@@ -270,15 +272,13 @@ impl Keeper {
     /// Whoever could not be reached again is put out: because a write waits for it, or because this one cannot begin otherwise.
     async fn put_out_who_is_deaf(&mut self, deaf: &[u64]) -> Result<(), Lost> {
         let begins = self.member().standing() < Standing::Serves;
-        let unreachable = |other: &&Other| {
-            !other.out && self.failed.contains(&other.id) && (begins || deaf.contains(&other.id))
-        };
+        let unreachable =
+            |other: &&Other| !other.out && self.failed.contains(&other.id) && (begins || deaf.contains(&other.id));
         let silent = |other: &&Other| {
             // It is connected, and yet it did not answer in time.
             !other.out && deaf.contains(&other.id) && self.shard.member.tells(other.id, other.joined)
         };
-        let gone: Vec<Other> =
-            self.known.iter().filter(|other| unreachable(other) || silent(other)).cloned().collect();
+        let gone: Vec<Other> = self.known.iter().filter(|other| unreachable(other) || silent(other)).cloned().collect();
         for other in gone {
             let transaction = self.client.transaction().await?;
             transaction.execute(STEP, &[]).await?;
@@ -306,7 +306,8 @@ impl Keeper {
                 self.fences.remove(&other.id);
             }
         }
-        let told: BTreeSet<u64> = self.known.iter().filter(|other| !self.is_fenced(other.id)).map(|other| other.id).collect();
+        let told: BTreeSet<u64> =
+            self.known.iter().filter(|other| !self.is_fenced(other.id)).map(|other| other.id).collect();
         self.member().tell_only(|id| told.contains(&id));
         for gone in self.member().heard_of() {
             // Its row is gone: it left, or somebody has seen that it is dead.
@@ -322,8 +323,12 @@ impl Keeper {
 
     /// Removes the rows of the dead, once nothing of theirs can happen that is not known.
     async fn bury(&mut self) -> Result<(), Lost> {
-        let dead: Vec<u64> =
-            self.known.iter().filter(|other| other.out && !other.keeps && self.is_fenced(other.id)).map(|other| other.id).collect();
+        let dead: Vec<u64> = self
+            .known
+            .iter()
+            .filter(|other| other.out && !other.keeps && self.is_fenced(other.id))
+            .map(|other| other.id)
+            .collect();
         for id in dead {
             let known_to_us = self.member().standing() == Standing::Serves;
             if known_to_us {

@@ -193,7 +193,9 @@ pub async fn greet(stream: &mut TcpStream, secret: &Secret, side: Side) -> io::R
     if side == Side::Caller {
         say(stream, &Message::Proof { mac: sign(side) }).await?;
     }
-    let Message::Proof { mac } = next(stream, &mut buffer).await? else { return Err(io::ErrorKind::InvalidData.into()) };
+    let Message::Proof { mac } = next(stream, &mut buffer).await? else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
     if !crate::auth::scram::same(&mac, &sign(theirs)) || !buffer.is_empty() {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it does not know the secret"));
     }

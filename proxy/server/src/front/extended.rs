@@ -431,7 +431,8 @@ impl Session {
                 let sql = std::str::from_utf8(&portal.prepared.sql).unwrap_or_default();
                 self.leave_databases(&portal.prepared.shape, sql);
                 self.note_notifier(index, &portal.prepared.shape);
-                self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself()).await?;
+                self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())
+                    .await?;
             }
         }
         Ok(())
