@@ -16,6 +16,7 @@ mod drivers;
 mod dump;
 mod engine;
 mod explain;
+mod fleet;
 mod freshness;
 mod habits;
 mod hostile;

@@ -30,6 +30,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, Endpoint, PoolConfig};
 use crate::engine::Engine;
+use crate::fleet::member::Member;
 use crate::probe::EndpointView;
 use crate::recover::Prepared;
 use crate::seats::SeatCount;
@@ -71,6 +72,8 @@ pub struct Shard {
     pub replicas: Vec<Replica>,
     pub words: Arc<Words>,
     pub clock: Clock,
+    /// This proxy among others.
+    pub member: Arc<Member>,
 }
 
 pub struct Replica {
@@ -545,6 +548,10 @@ impl Database {
     async fn settle_doubts(&self) -> bool {
         let _one_at_a_time = self.catalog_reading.lock().await;
         let doubts = self.catalog_doubts.load(Acquire);
+        if self.shards.iter().any(|shard| shard.member.doubts_schema()) {
+            // Another proxy is at it; what is read now may be over in a moment.
+            return false;
+        }
         let read = tokio::time::timeout(CATALOG_MAX, self.read_catalog()).await;
         matches!(read, Ok(Ok(()))) && self.catalog_doubts.compare_exchange(doubts, 0, AcqRel, Acquire).is_ok()
     }

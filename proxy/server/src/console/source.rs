@@ -41,6 +41,7 @@ impl AdminSource for Source<'_> {
                     snapshot.slots.extend(slot_ranges(&db.name, topology.epoch, &topology.slots, &topology.shards));
                 }
                 Show::Replicas => snapshot.endpoints.extend(endpoints(db)),
+                Show::Peers => snapshot.peers.extend(crate::fleet::rows(db)),
                 Show::Pins => snapshot.pins.extend(pins(db)),
                 Show::Unique => snapshot.unique.extend(unique(db)),
                 Show::Drift => snapshot.drift.extend(drift(db)),

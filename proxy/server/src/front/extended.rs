@@ -350,6 +350,7 @@ impl Session {
                 }
             }
         }
+        self.note_steps(index, survey).await?;
         self.put_steps(index, survey, &mut replies)?;
         if ending == Ending::Sync {
             put_sync(&mut self.held[index].lease.out);
@@ -420,8 +421,8 @@ impl Session {
         }
     }
 
-    /// Writes the steps to a Backend and what they owe to `replies`.
-    fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
+    /// Notes, and announces where it is time to, what the steps write.
+    async fn note_steps(&mut self, index: usize, survey: &Survey) -> Result<(), Failure> {
         let autocommit = self.txn.is_none();
         for step in &survey.steps {
             if let Step::Execute { portal, .. } = step
@@ -430,9 +431,15 @@ impl Session {
                 let sql = std::str::from_utf8(&portal.prepared.sql).unwrap_or_default();
                 self.leave_databases(&portal.prepared.shape, sql);
                 self.note_notifier(index, &portal.prepared.shape);
-                self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())?;
+                self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())
+                    .await?;
             }
         }
+        Ok(())
+    }
+
+    /// Writes the steps to a Backend and what they owe to `replies`.
+    fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
         // What was prepared before this transaction changed the schema may mean what no longer exists.
         let anew = self.txn.as_ref().is_some_and(|txn| txn.renews);
         let Held { lease, shard, .. } = &mut self.held[index];
