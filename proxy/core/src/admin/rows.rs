@@ -36,13 +36,13 @@ pub struct EngineRow {
     pub database: String,
     /// The engine's own database on the hub.
     pub engine: String,
-    /// off, starting, ready or failed; or the kind of object.
+    /// off, starting, ready or failed; `replica`, for one of the hub; or the kind of object that is missing.
     pub state: String,
     /// Of the map it was made for.
     pub epoch: Option<Epoch>,
-    /// What is missing.
+    /// What is missing; the address of a replica.
     pub object: Option<String>,
-    /// Why it failed, or why the object is missing.
+    /// Why it failed, why the object is missing, or how the replica stands.
     pub reason: String,
 }
 

@@ -207,6 +207,12 @@ fn a_typo_names_its_line_and_the_nearest_key() {
 #[test]
 fn bad_values_name_their_line() {
     for (from, to, message) in [
+        ("# server_ca = \"/etc/ssl/servers-ca.crt\"", "server_ca = \"ca.crt\"", "a file of the hub's server"),
+        (
+            "# replicas = [\"hub-replica.example.com:5432\"]",
+            "replicas = [\"a.example.com:5432\", \"a.example.com:5432\"]",
+            "used twice",
+        ),
         ("wait_max = \"5s\"", "wait_max = \"5 parsecs\"", "is not a duration"),
         ("wait_max = \"5s\"", "wait_max = 5", "expected a duration such as"),
         ("wait_max = \"5s\"", "wait_max = \"0s\"", "more than 0"),
