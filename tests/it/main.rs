@@ -33,6 +33,7 @@ mod scale;
 mod sequences;
 mod session;
 mod shop;
+mod snapshot;
 mod start;
 mod tls;
 mod transactions;

@@ -15,5 +15,6 @@ mod limits;
 pub mod open;
 pub mod read;
 pub mod relay;
+pub mod snapshot;
 mod ungrouped;
 pub mod unique;

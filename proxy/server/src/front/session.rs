@@ -459,16 +459,24 @@ impl Session {
     }
 
     /// Notes a write: announced at once if it may commit with this very request, else when the transaction commits.
-    pub fn note_write(&mut self, index: usize, plan: &Plan, commits_now: bool) -> Result<(), UserError> {
+    pub async fn note_write(&mut self, index: usize, plan: &Plan, commits_now: bool) -> Result<(), UserError> {
         let held = &mut self.held[index];
         if self.txn.is_some() && !matches!(held.noting, Noting::Settled { skips: true }) && plan.noting != Noting::None
         {
             held.noting = plan.noting;
         }
-        self.note_write_of(index, &plan.writes, commits_now)
+        self.note_write_of(index, &plan.writes, commits_now).await
     }
 
-    pub fn note_write_of(&mut self, index: usize, writes: &Dependencies, commits_now: bool) -> Result<(), UserError> {
+    pub async fn note_write_of(
+        &mut self,
+        index: usize,
+        writes: &Dependencies,
+        commits_now: bool,
+    ) -> Result<(), UserError> {
+        if commits_now {
+            self.pass_gate().await;
+        }
         let held = &mut self.held[index];
         held.wrote = true;
         held.changed |= !writes.is_empty();
