@@ -6,6 +6,7 @@
 use bytes::BytesMut;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
+use weir_core::plan::{Access, RouteReason, Values};
 use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
@@ -19,6 +20,7 @@ use super::session::{Failure, Joined, Session, Transaction};
 use super::transaction::modes_over;
 use crate::exec::relay::{Capture, Flow, Trail};
 use crate::exec::snapshot::not_exported;
+use crate::statements::relex;
 
 impl Session {
     /// Runs a control statement and writes its reply but ReadyForQuery. False: it is not one.
@@ -65,6 +67,11 @@ impl Session {
             Class::Discard(Discard::All) => self.discard_all(sql).await?,
             Class::Deallocate(Target::Name(name)) => self.deallocate(sql, Some(name)).await?,
             Class::Deallocate(Target::All) => self.deallocate(sql, None).await?,
+            Class::Prepare { inner, .. } if self.is_of_home(sql, *inner) => {
+                let home = self.view().topology.home;
+                self.see(b"", class).await?;
+                self.run_prepare(home, sql).await?;
+            }
             Class::Prepare { .. } => self.pin_home(sql, Pin::SqlPrepare, "PREPARE").await?,
             Class::Execute { .. } => self.on_pinned_or_home(sql).await?,
             Class::Listen(_) => self.pin_home(sql, Pin::Listen, "LISTEN").await?,
@@ -468,52 +475,45 @@ impl Session {
         Ok(())
     }
 
+    /// Does a PREPARE, whose statement begins with this token, read nothing but the catalogue? Then the home shard answers for all.
+    fn is_of_home(&mut self, sql: &str, inner: usize) -> bool {
+        if self.is_single() {
+            return false;
+        }
+        relex(sql, &mut self.scratch);
+        let Some(text) = self.scratch.tokens.get(inner).and_then(|token| sql.get(token.start as usize..)) else {
+            return false;
+        };
+        let view = self.view();
+        let known = self.db.statements.understand(text, &view, &mut self.scratch);
+        let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
+        known.template.bind(&values, &view.topology).is_ok_and(|plan| {
+            !matches!(plan.access, Access::Write)
+                && matches!(plan.reason, RouteReason::SystemCatalog | RouteReason::NoTable)
+        })
+    }
+
+    async fn run_prepare(&mut self, shard: ShardId, sql: &str) -> Result<(), Failure> {
+        let mut request = BytesMut::new();
+        put_query(&mut request, sql);
+        let trail = self.run_raw(shard, &request, &[]).await?;
+        if trail.failed {
+            return Err(Failure::Reported);
+        }
+        if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
+            self.pin(index, Pin::SqlPrepare);
+        }
+        Ok(())
+    }
+
     async fn on_pinned_or_home(&mut self, sql: &str) -> Result<(), Failure> {
+        self.see(sql.as_bytes(), &Class::Other).await?;
         let shard = self.pinned_or_home();
         let mut request = BytesMut::new();
         put_query(&mut request, sql);
         let writes = [weir_core::fresh::Dependency::Anything];
         let trail = self.run_raw(shard, &request, &writes).await?;
         if trail.failed { Err(Failure::Reported) } else { Ok(()) }
-    }
-
-    /// FETCH, MOVE and CLOSE go where the cursor is.
-    async fn on_cursor(&mut self, sql: &str, class: &Class) -> Result<(), Failure> {
-        let shard = self.cursor_shard(class)?;
-        let mut request = BytesMut::new();
-        put_query(&mut request, sql);
-        let writes = [weir_core::fresh::Dependency::Anything];
-        let trail = self.run_raw(shard, &request, &writes).await?;
-        if trail.failed { Err(Failure::Reported) } else { Ok(()) }
-    }
-
-    /// One shard has made a cursor in the open transaction.
-    pub fn note_cursor(&mut self, class: &Class, shard: ShardId) {
-        const CURSORS_MAX: usize = 256;
-        if let (Class::Declare { name, .. }, Some(txn)) = (class, &mut self.txn) {
-            txn.cursors.retain(|(known, _)| **known != **name);
-            if txn.cursors.len() < CURSORS_MAX {
-                txn.cursors.push((name.as_str().into(), shard));
-            }
-        }
-    }
-
-    /// Where this session's cursors are, or the one that the statement names.
-    pub fn cursor_shard(&self, class: &Class) -> Result<ShardId, Failure> {
-        if let Class::Fetch { name } | Class::Move { name } | Class::CloseCursor(Target::Name(name)) = class
-            && let Some(txn) = &self.txn
-            && let Some((_, shard)) = txn.cursors.iter().find(|(known, _)| **known == **name)
-        {
-            return Ok(*shard);
-        }
-        if self.held.len() > 1 {
-            return Err(refused(
-                "a cursor in a transaction over several shards",
-                "the cursor lives on one of them, and weir has not seen its DECLARE",
-                "Read with a plain SELECT.",
-            ));
-        }
-        Ok(self.pinned_or_home())
     }
 
     /// Where what only a server knows of this session is.
@@ -557,7 +557,7 @@ pub fn aborted() -> UserError {
     )
 }
 
-fn refused(what: &str, why: &'static str, hint: &'static str) -> Failure {
+pub fn refused(what: &str, why: &'static str, hint: &'static str) -> Failure {
     UserError::new(
         Blame::Client,
         sqlstate::FEATURE_NOT_SUPPORTED,

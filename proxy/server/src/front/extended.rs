@@ -344,8 +344,6 @@ impl Session {
         let mut replies = Replies::default();
         if !self.held[index].lease.busy {
             self.prime(index, &mut replies);
-        }
-        if !self.held[index].lease.busy {
             for step in &survey.steps {
                 if let Step::Execute { portal, .. } = step {
                     self.own_sequences(index, &portal.prepared.shape, &mut replies);
