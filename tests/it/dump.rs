@@ -90,7 +90,7 @@ fn contents(dsn: &str) -> Result<Vec<String>> {
 }
 
 /// What pg_dump gives, without the triggers that only weir's own schema makes sense of.
-fn dump(arguments: &[&str], dsn: &str) -> Result<String> {
+pub fn dump(arguments: &[&str], dsn: &str) -> Result<String> {
     let dump = run("pg_dump", &[&["--exclude-schema=weir"], arguments, &[dsn]].concat())?;
     ensure!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
     let script = String::from_utf8(dump.stdout)?;

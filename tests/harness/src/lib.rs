@@ -11,7 +11,7 @@ pub mod tpch;
 
 pub use front::{Front, FrontBuilder};
 pub use storefront::Storefront;
-pub use tier::{Builder, Tier};
+pub use tier::{Builder, SecondWeir, Tier};
 pub use weir_local::{Cluster, ClusterSpec, Redis, Replica, Run, Shard};
 
 use std::path::PathBuf;

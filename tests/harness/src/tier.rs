@@ -31,6 +31,20 @@ pub struct Builder {
     weir: Option<PathBuf>,
 }
 
+/// Another weir in front of a tier's servers.
+#[derive(Debug)]
+pub struct SecondWeir {
+    dsn: String,
+    _weir: Weir,
+}
+
+impl SecondWeir {
+    /// A new connection of role `shop` to database `shop` through it.
+    pub async fn connect(&self) -> Result<Client> {
+        connect(&self.dsn).await
+    }
+}
+
 impl Deref for Tier {
     type Target = weir_local::Tier;
 
@@ -184,6 +198,28 @@ impl Tier {
     /// Kills weir if it runs and starts it again on the same ports and configuration. Returns when it is ready.
     pub async fn restart_weir(&self) -> Result<()> {
         self.weir.restart().await
+    }
+
+    /// Starts another weir with the same configuration, on ports of its own.
+    pub async fn second_weir(&self) -> Result<SecondWeir> {
+        let dir = self.run.path();
+        let text = std::fs::read_to_string(dir.join("weir.toml"))?;
+        for attempt in 1.. {
+            let (port, http_port) = (free_port()?, free_port()?);
+            let address = |port: u16| format!("\"127.0.0.1:{port}\"");
+            let config = text.replace(&address(self.port), &address(port));
+            let path = dir.join("second.toml");
+            std::fs::write(&path, config.replace(&address(self.http_port), &address(http_port)))?;
+            match Weir::start(&self.run, &binary("WEIR_BIN", "weir")?, &path, http_port).await {
+                Ok(weir) => {
+                    let dsn = format!("postgres://shop:{}@127.0.0.1:{port}/shop", self.state.shop_password);
+                    return Ok(SecondWeir { dsn, _weir: weir });
+                }
+                Err(error) if attempt < PORT_ATTEMPTS && format!("{error:#}").contains("in use") => {}
+                Err(error) => return Err(error),
+            }
+        }
+        unreachable!("the last attempt returns")
     }
 
     /// All weir has logged, over all its starts.

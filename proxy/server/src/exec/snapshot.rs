@@ -28,9 +28,10 @@ use crate::front::session::{Failure, Session};
 use crate::front::transaction::Snapshot;
 use crate::snapshot::{SHUT_MAX, Shut, Snapshots, Taken};
 
-const ATTEMPTS: u32 = 5;
-/// Between two attempts, times the number of those that failed.
-const PAUSE: Duration = Duration::from_millis(40);
+/// With the pauses between them long enough for recovery to finish what a lost proxy has left half done.
+const ATTEMPTS: u32 = 8;
+/// Behind the first attempt; twice as long behind each further one.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Takes the snapshot and tells it; and whether the server keeps it.
 const TAKE: &str = "SELECT pg_catalog.pg_current_snapshot()::text, \
     pg_catalog.current_setting('transaction_read_only') = 'on' \
@@ -95,7 +96,9 @@ impl Session {
         let shards: Vec<ShardId> = (0..self.view().topology.shard_count() as u16).map(ShardId).collect();
         let mut why = "";
         for attempt in 0..ATTEMPTS {
-            sleep(PAUSE * attempt).await;
+            if attempt > 0 {
+                sleep(PAUSE * (1 << (attempt - 1))).await;
+            }
             // Before the gate is shut: these may take long.
             for &shard in &shards {
                 self.hold(shard).await?;
@@ -104,7 +107,7 @@ impl Session {
             let unfinished: Vec<String> = self.db.prepared.lock().iter().map(|known| known.gid.clone()).collect();
             let shutting = async { Ok(snapshots.shut().await) };
             let Some(shut) = Box::pin(self.cancel.slot.unless_cancelled(shutting)).await? else {
-                why = "Commits over several shards were under way all the time";
+                why = "A commit over several shards took too long";
                 continue;
             };
             why = match self.ask_for_snapshots(&shards, shut).await? {
@@ -193,7 +196,7 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 fn no_snapshot(why: &str) -> UserError {
     UserError::new(Blame::Proxy, LOCK_NOT_AVAILABLE, "no common snapshot of all shards could be taken")
         .detail(format!("{why}, and {ATTEMPTS} attempts are the limit."))
-        .hint("Run the transaction again, at a time of fewer commits over several shards; or use READ COMMITTED.")
+        .hint("Run the transaction again, or use READ COMMITTED. SHOW PREPARED TRANSACTIONS in the admin database shows commits that wait.")
 }
 
 /// Does the statement name the function that gives others one server's snapshot?
