@@ -36,6 +36,7 @@ mod scale;
 mod sequences;
 mod session;
 mod shop;
+mod snapshot;
 mod start;
 mod tls;
 mod transactions;

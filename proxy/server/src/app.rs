@@ -31,6 +31,7 @@ use crate::hub::{Hub, HubEvent, without_hub};
 use crate::metrics::{Metrics, Subject};
 use crate::probe::{self, EndpointView};
 use crate::sequences::Sequences;
+use crate::snapshot::Snapshots;
 use crate::stats::{ClientCount, DatabaseStats};
 use crate::unique::Unique;
 
@@ -345,6 +346,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         sequences: Sequences::new(&database.name, basis.hub.clone(), logins.clone()),
         engine: if basis.is_wildcard() { None } else { Engine::new(config, database, logins.clone()) },
         unique: unique.clone(),
+        snapshots: (logins.len() > 1).then(|| Snapshots::new(logins.clone())),
     };
     let engine = parts.engine.clone();
     let db = Database::new(config, database.clone(), parts);

@@ -35,6 +35,7 @@ use crate::probe::EndpointView;
 use crate::recover::Prepared;
 use crate::seats::SeatCount;
 use crate::sequences::Sequences;
+use crate::snapshot::Snapshots;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 use crate::unique::Unique;
@@ -117,6 +118,8 @@ pub struct Database {
     pub engine: Option<Arc<Engine>>,
     /// Columns that are unique over all shards; `None`: there are none.
     pub unique: Option<Arc<Unique>>,
+    /// How all shards are seen at one moment; `None`: there is one shard.
+    pub snapshots: Option<Arc<Snapshots>>,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
 }
@@ -236,11 +239,12 @@ pub struct Parts {
     pub sequences: Sequences,
     pub engine: Option<Arc<Engine>>,
     pub unique: Option<Arc<Unique>>,
+    pub snapshots: Option<Arc<Snapshots>>,
 }
 
 impl Database {
     pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique } = parts;
+        let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique, snapshots } = parts;
         let home = &database.shards[usize::from(database.home.0)].primary;
         let catalog_login = Login {
             host: home.host.as_str().into(),
@@ -287,6 +291,7 @@ impl Database {
             asks_sequences: AtomicBool::new(false),
             engine,
             unique,
+            snapshots,
             catalog_doubts: AtomicU64::new(0),
         })
     }

@@ -35,6 +35,7 @@ pub mod recover;
 pub mod reload;
 pub mod seats;
 pub mod sequences;
+pub mod snapshot;
 pub mod statements;
 pub mod stats;
 pub mod unique;

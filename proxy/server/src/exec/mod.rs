@@ -17,5 +17,6 @@ pub mod open;
 mod own_types;
 pub mod read;
 pub mod relay;
+pub mod snapshot;
 mod ungrouped;
 pub mod unique;
