@@ -281,7 +281,8 @@ pub(crate) mod tests {
     fn an_entry_of_another_process_is_taken_by_its_stamps() {
         let entry = entry("SELECT 1");
         let decoded = || Entry::decode(entry.encode(&[7, 8, 9]).expect("fits").into(), 1 << 20).expect("sound");
-        let here = |words: [u16; 3]| Observation::settled(WordSet::from_indexes(words), [1, 2, 3]).expect("three words");
+        let here =
+            |words: [u16; 3]| Observation::settled(WordSet::from_indexes(words), [1, 2, 3]).expect("three words");
         let seen = here([7, 1, 900]);
         assert_eq!(decoded().adopt(&seen, &[7, 8, 9]), Some(Entry { seen: seen.clone(), ..entry.clone() }));
         assert_eq!(decoded().adopt(&seen, &[7, 8, 10]), None);

@@ -18,9 +18,9 @@ use weir_core::sql::class::Class;
 use weir_wire::backend::tag;
 use weir_wire::row;
 
-use super::own_types::says;
 use super::failures::unexpected;
 use super::fan::Question;
+use super::own_types::says;
 use crate::front::batch::Ending;
 use crate::front::extended::{Step, Survey};
 use crate::front::names::Portal;
