@@ -18,9 +18,9 @@ use weir_core::sql::class::Class;
 use weir_wire::backend::tag;
 use weir_wire::row;
 
-use super::engine::says;
 use super::failures::unexpected;
 use super::fan::Question;
+use super::own_types::says;
 use crate::front::batch::Ending;
 use crate::front::extended::{Step, Survey};
 use crate::front::names::Portal;
@@ -78,6 +78,9 @@ impl Session {
 
     /// What may have to wait before a batch is relayed: its snapshot is taken, and what a Sync ends may commit with it.
     pub async fn before_batch(&mut self, survey: &Survey, ending: Ending) -> Result<(), Failure> {
+        if self.txn.is_none() && self.pipelining().is_none() {
+            return Ok(());
+        }
         for step in &survey.steps {
             if let Step::Parse { prepared, .. }
             | Step::DescribeStatement { prepared, .. }
