@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
-use weir_harness::Tier;
+use weir_harness::{Builder, Tier};
 
 use crate::differential::Dice;
 use crate::dump::dump;
@@ -22,7 +22,11 @@ const PAIRS: [(i64, i64); 3] = [(1001, 1002), (1003, 1004), (1005, 1006)];
 
 /// Accounts, and marks that clients move one after the other.
 async fn tier() -> Result<Tier> {
-    let tier = Tier::builder().shards(2).tables(&["users(user_id bigint)", "marks(user_id bigint)"]).start().await?;
+    started(Tier::builder()).await
+}
+
+async fn started(builder: Builder) -> Result<Tier> {
+    let tier = builder.shards(2).tables(&["users(user_id bigint)", "marks(user_id bigint)"]).start().await?;
     let client = tier.connect().await?;
     client.batch_execute("CREATE TABLE users (user_id bigint PRIMARY KEY, cents bigint NOT NULL)").await?;
     client.batch_execute("CREATE TABLE marks (user_id bigint PRIMARY KEY, pair bigint, place int, n bigint)").await?;
@@ -301,7 +305,7 @@ async fn what_is_in_doubt_is_never_seen_by_half() -> Result<()> {
 /// Commits through another proxy do not see this one's gate, and are seen whole nevertheless.
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_through_another_proxy_are_seen_whole() -> Result<()> {
-    let tier = tier().await?;
+    let tier = started(Tier::builder().peers(true)).await?;
     let second = tier.another().await?;
     let mut load = Load::empty();
     for worker in 0..3 {

@@ -253,7 +253,7 @@ impl Session {
             return Err(no_common_snapshot());
         }
         if self.sees_all_shards() {
-            let why = "this transaction sees all shards at one moment, and the engine would see another one";
+            let why = "this transaction sees all shards as at one moment, and the engine would see another one";
             return Err(cannot(plan, why).hint("Use a READ COMMITTED transaction."));
         }
         if self.txn.is_some() && self.held.iter().any(|held| held.changed) {

@@ -78,6 +78,9 @@ impl Session {
 
     /// What may have to wait before a batch is relayed: its snapshot is taken, and what a Sync ends may commit with it.
     pub async fn before_batch(&mut self, survey: &Survey, ending: Ending) -> Result<(), Failure> {
+        if self.txn.is_none() && self.pipelining().is_none() {
+            return Ok(());
+        }
         for step in &survey.steps {
             if let Step::Parse { prepared, .. }
             | Step::DescribeStatement { prepared, .. }

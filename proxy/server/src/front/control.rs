@@ -109,7 +109,7 @@ impl Session {
     }
 
     /// What the session's own settings say of transactions that say nothing.
-    fn default_modes(&self) -> Modes {
+    pub fn default_modes(&self) -> Modes {
         let vars = self.vars.current();
         Modes {
             isolation: vars.get("default_transaction_isolation").and_then(isolation_of),

@@ -119,18 +119,15 @@ impl Session {
         survey.clear();
         self.spare_survey = survey;
         match result {
-            Ok(()) | Err(Failure::Reported) => {}
+            Ok(()) | Err(Failure::Reported) => Ok(()),
             Err(Failure::Refused(error)) => {
                 self.announced.publish();
                 self.fail(&error);
                 self.skipping = ending == Ending::Flush;
-                if ending == Ending::Sync {
-                    return self.sync_only().await;
-                }
+                if ending == Ending::Sync { self.sync_only().await } else { Ok(()) }
             }
-            Err(Failure::End(end)) => return Err(end),
+            Err(Failure::End(end)) => Err(end),
         }
-        Ok(())
     }
 
     /// Sync with nothing before it: ends a pipeline if there is one.
@@ -420,8 +417,8 @@ impl Session {
         }
     }
 
-    /// Writes the steps to a Backend and what they owe to `replies`.
-    async fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
+    /// Notes, and announces where it is time to, what the steps write.
+    async fn note_steps(&mut self, index: usize, survey: &Survey) -> Result<(), Failure> {
         let autocommit = self.txn.is_none();
         for step in &survey.steps {
             if let Step::Execute { portal, .. } = step
@@ -434,6 +431,12 @@ impl Session {
                     .await?;
             }
         }
+        Ok(())
+    }
+
+    /// Writes the steps to a Backend and what they owe to `replies`.
+    async fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
+        self.note_steps(index, survey).await?;
         // What was prepared before this transaction changed the schema may mean what no longer exists.
         let anew = self.txn.as_ref().is_some_and(|txn| txn.renews);
         let Held { lease, shard, .. } = &mut self.held[index];

@@ -410,6 +410,10 @@ impl Session {
             return Err(Failure::Reported);
         }
         self.note_settings(index, &classes, open);
+        let defaults = self.default_modes();
+        if let Some(txn) = self.txn.as_mut().filter(|_| !open) {
+            txn.note_text(&classes, defaults, shard);
+        }
         if classes.iter().any(|class| matches!(class, Class::Deallocate(weir_core::sql::class::Target::All))) {
             self.names.forget_statements();
             self.held[index].lease.forget_all_prepared();

@@ -327,6 +327,7 @@ impl Session {
             return Ok(());
         }
         let prepares = matches!(prepared.shape.class, Class::Execute { .. });
+        self.see(&prepared.sql, &Class::Other).await?;
         let shard = if prepares { self.pinned_or_home() } else { self.cursor_shard(&prepared.shape.class)? };
         let index = self.hold(shard).await?;
         self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true).await?;

@@ -4,7 +4,7 @@
 //! it begins and ends on servers ([`super::session`], [`crate::exec::commit`]).
 
 use weir_core::id::ShardId;
-use weir_core::sql::class::{Isolation, Modes};
+use weir_core::sql::class::{Class, Isolation, Modes};
 
 /// A transaction block as the client sees it. Servers learn of it when a statement needs them (lazy BEGIN).
 #[derive(Debug, Clone)]
@@ -87,6 +87,22 @@ impl Transaction {
             next.prelude.push(Joined { sql, savepoint: None });
         }
         next
+    }
+
+    /// One that began on this shard, in a text that weir has sent as it was: what the text's last BEGIN and what follows it say.
+    pub fn note_text(&mut self, classes: &[&Class], defaults: Modes, shard: ShardId) {
+        for class in classes {
+            match class {
+                Class::Begin(modes) => self.modes = modes_over(*modes, defaults),
+                Class::SetTransaction(modes) => self.set_modes(*modes),
+                _ => {}
+            }
+        }
+        self.prelude.extend(set_transaction(self.modes).map(|sql| Joined { sql, savepoint: None }));
+        self.snapshot = match self.wanted() {
+            Snapshot::NotYet | Snapshot::EachStatement => Snapshot::EachStatement,
+            Snapshot::OneShard(_) | Snapshot::AllShards => Snapshot::OneShard(Some(shard)),
+        };
     }
 
     /// SET TRANSACTION: what it says counts, what it leaves out stays.
