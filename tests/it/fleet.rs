@@ -17,7 +17,7 @@ use crate::freshness::until;
 use crate::placement::{column, create_schema};
 
 /// A figure of SHOW CACHE of one proxy.
-async fn cache_figure(proxy: &Proxy, name: &str) -> Result<i64> {
+pub async fn cache_figure(proxy: &Proxy, name: &str) -> Result<i64> {
     let console = weir_harness::connect(&proxy.admin_dsn()).await?;
     for message in console.simple_query("SHOW CACHE").await? {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = message
@@ -29,12 +29,12 @@ async fn cache_figure(proxy: &Proxy, name: &str) -> Result<i64> {
     anyhow::bail!("no figure {name}")
 }
 
-async fn name_of(client: &Client, user: i64) -> Result<String> {
+pub async fn name_of(client: &Client, user: i64) -> Result<String> {
     Ok(client.query_one("SELECT name FROM users WHERE user_id = $1", &[&user]).await?.get(0))
 }
 
 /// Reads until the proxy answers from its own cache.
-async fn warm(proxy: &Proxy, client: &Client, user: i64) -> Result<()> {
+pub async fn warm(proxy: &Proxy, client: &Client, user: i64) -> Result<()> {
     until(async || {
         let before = cache_figure(proxy, "hits_memory").await?;
         name_of(client, user).await?;

@@ -22,7 +22,7 @@ use weir_core::cache::{CacheKey, Entry, MissReason, NoFillReason, Now, Reply, ju
 use weir_core::fresh::{Observation, Words};
 use weir_core::id::{Epoch, ShardId};
 
-use self::redis::{Redis, Waiting};
+use self::redis::{Redis, Stored, Waiting};
 
 /// What an encoded entry may have besides its reply: key, words, frame.
 const ENTRY_OVERHEAD_MAX: usize = 1 << 20;
@@ -33,6 +33,8 @@ pub struct CacheSettings {
     pub l1_bytes_max: usize,
     /// Replies longer than this are not stored.
     pub entry_bytes_max: usize,
+    /// In Redis, longer replies are compressed.
+    pub compress_above: usize,
     /// Entries older than this are not served, whatever their words say.
     pub age_max: Duration,
     /// `redis://[user[:password]@]host[:port][/db]`. `None`: memory alone.
@@ -79,6 +81,9 @@ pub struct CacheCounters {
     pub redis_errors: AtomicU64,
     /// Entries not sent to Redis because too many were waiting.
     pub redis_dropped: AtomicU64,
+    /// Entries sent to Redis compressed, and the bytes that has spared.
+    pub redis_compressed: AtomicU64,
+    pub redis_bytes_spared: AtomicU64,
 }
 
 impl CacheCounters {
@@ -113,8 +118,9 @@ impl Cache {
     /// With a `redis_url` this must run inside a tokio runtime; it returns at once and connects in the background.
     pub fn new(settings: CacheSettings) -> Result<Cache, CacheError> {
         let counters = Arc::new(CacheCounters::default());
+        let stored = Stored { age_max: settings.age_max, compress_above: settings.compress_above };
         let l2 = match &settings.redis_url {
-            Some(url) => Some(Redis::start(url, settings.age_max, Arc::clone(&counters))?),
+            Some(url) => Some(Redis::start(url, stored, Arc::clone(&counters))?),
             None => None,
         };
         // An estimate for the first allocation only.
@@ -267,6 +273,7 @@ mod tests {
         CacheSettings {
             l1_bytes_max: 1 << 20,
             entry_bytes_max: 1 << 10,
+            compress_above: 1 << 10,
             age_max: Duration::from_secs(60),
             redis_url: None,
             namespace: "test".into(),

@@ -8,7 +8,7 @@ pub mod flight;
 pub mod key;
 pub mod verdict;
 
-pub use entry::{BadEntry, Entry, Reply};
+pub use entry::{BadEntry, Encoded, Entry, Reply};
 pub use flight::{Alone, FlightId, Flights, Join, Landing};
 pub use key::{CacheKey, KeyParts, Param};
 pub use verdict::{MissReason, NoFillReason, Now, judge, may_fill};

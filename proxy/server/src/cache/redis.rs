@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use weir_core::cache::{Entry, MissReason};
+use weir_core::cache::{Encoded, Entry, MissReason};
 
 use super::{CacheCounters, CacheError};
 
@@ -53,6 +53,16 @@ struct Link {
     gave_up: Notify,
     waiting_bytes: AtomicUsize,
     counters: Arc<CacheCounters>,
+    store: Stored,
+}
+
+/// How entries are stored.
+#[derive(Clone, Copy)]
+pub(super) struct Stored {
+    /// Redis forgets them then.
+    pub age_max: Duration,
+    /// In bytes.
+    pub compress_above: usize,
 }
 
 /// An entry on its way to Redis.
@@ -64,7 +74,7 @@ pub(super) struct Waiting {
 }
 
 impl Redis {
-    pub fn start(url: &str, age_max: Duration, counters: Arc<CacheCounters>) -> Result<Redis, CacheError> {
+    pub fn start(url: &str, store: Stored, counters: Arc<CacheCounters>) -> Result<Redis, CacheError> {
         let info = url.into_connection_info().map_err(CacheError::Url)?;
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let client = Client::open(info).map_err(CacheError::Url)?;
@@ -74,9 +84,10 @@ impl Redis {
             gave_up: Notify::new(),
             waiting_bytes: AtomicUsize::new(0),
             counters,
+            store,
         });
         let (queue, waiting) = mpsc::channel(SETS_MAX);
-        let keeper = tokio::spawn(keep(client, Arc::clone(&link), waiting, age_max));
+        let keeper = tokio::spawn(keep(client, Arc::clone(&link), waiting));
         Ok(Redis { link, gets: Semaphore::new(GETS_MAX), queue, keeper })
     }
 
@@ -155,7 +166,7 @@ impl Link {
 }
 
 /// Keeps a connection that answers, and stores what waits. Ends when the cache is dropped.
-async fn keep(client: Client, link: Arc<Link>, mut waiting: mpsc::Receiver<Waiting>, age_max: Duration) {
+async fn keep(client: Client, link: Arc<Link>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut retry_ms = RETRY_MS_MIN;
     loop {
         if let Some(connection) = connect(&client).await {
@@ -164,7 +175,7 @@ async fn keep(client: Client, link: Arc<Link>, mut waiting: mpsc::Receiver<Waiti
             link.failures.store(0, Ordering::Relaxed);
             let connection = Arc::new(connection);
             link.connection.store(Some(Arc::clone(&connection)));
-            if !store_until_given_up(&link, &connection, &mut waiting, age_max).await {
+            if !store_until_given_up(&link, &connection, &mut waiting).await {
                 return;
             }
             tracing::warn!(retry_ms, "cache: Redis does not answer; serving from memory alone");
@@ -207,7 +218,6 @@ async fn store_until_given_up(
     link: &Link,
     connection: &Arc<MultiplexedConnection>,
     waiting: &mut mpsc::Receiver<Waiting>,
-    age_max: Duration,
 ) -> bool {
     let mut batch = Vec::with_capacity(SETS_PER_WRITE);
     loop {
@@ -224,16 +234,21 @@ async fn store_until_given_up(
             link.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return true;
         }
-        store(link, connection, &mut batch, age_max).await;
+        store(link, connection, &mut batch).await;
     }
 }
 
-async fn store(link: &Link, connection: &Arc<MultiplexedConnection>, batch: &mut Vec<Waiting>, age_max: Duration) {
+async fn store(link: &Link, connection: &Arc<MultiplexedConnection>, batch: &mut Vec<Waiting>) {
     let mut pipeline = redis::pipe();
+    let Stored { age_max, compress_above } = link.store;
     let age_ms_max = (age_max.as_millis() as u64).max(1);
     for Waiting { key, entry, stamps } in batch.drain(..) {
         link.waiting_bytes.fetch_sub(entry.weight(), Ordering::Relaxed);
-        if let Some(bytes) = entry.encode(&stamps) {
+        if let Some(Encoded { bytes, spared }) = entry.encode(&stamps, compress_above) {
+            if let Some(spared) = spared {
+                link.counters.redis_compressed.fetch_add(1, Ordering::Relaxed);
+                link.counters.redis_bytes_spared.fetch_add(spared as u64, Ordering::Relaxed);
+            }
             pipeline.cmd("SET").arg(key).arg(bytes).arg("PX").arg(age_ms_max).ignore();
         }
     }

@@ -230,6 +230,8 @@ pub struct CacheConfig {
     pub l1_bytes: usize,
     /// A larger reply is not cached, in bytes.
     pub entry_bytes_max: usize,
+    /// A longer reply is compressed in the second level, in bytes.
+    pub compress_above: usize,
     /// An entry older than this is not served, whatever the protocol says.
     pub max_age: Duration,
 }

@@ -168,6 +168,7 @@ pub(super) struct Cache {
     pub redis: Option<Spanned<String>>,
     pub l1_bytes: Option<Spanned<Size>>,
     pub entry_bytes_max: Option<Spanned<Size>>,
+    pub compress_above: Option<Spanned<Size>>,
     pub max_age: Option<Spanned<Time>>,
 }
 

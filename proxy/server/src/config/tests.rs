@@ -85,9 +85,7 @@ fn the_example_says_every_default() {
     assert_eq!(bare.pool, config.pool);
     assert_eq!(bare.limits, config.limits);
     assert_eq!(bare.log, config.log);
-    let cache = |config: &Config| {
-        (config.cache.enabled, config.cache.l1_bytes, config.cache.entry_bytes_max, config.cache.max_age)
-    };
+    let cache = |config: &Config| CacheConfig { redis: None, ..config.cache.clone() };
     assert_eq!(cache(&bare), cache(&config));
     assert!(bare.tls.is_none() && bare.cache.redis.is_none());
 }

@@ -367,6 +367,8 @@ fn cache(db: &Database) -> Vec<(String, i64)> {
         ("not_stored", counters.not_stored.load(Relaxed)),
         ("redis_errors", counters.redis_errors.load(Relaxed)),
         ("redis_dropped", counters.redis_dropped.load(Relaxed)),
+        ("redis_compressed", counters.redis_compressed.load(Relaxed)),
+        ("redis_bytes_spared", counters.redis_bytes_spared.load(Relaxed)),
         ("redis_up", u64::from(cache.redis_up() == Some(true))),
         ("replica_answers_rejected", db.stats.replica_rejected.load(Relaxed)),
     ]
@@ -430,6 +432,7 @@ fn config(app: &App) -> Vec<ConfigRow> {
         fixed("engine.time_max", format!("{:?}", config.engine.time_max)),
         fixed("cache.enabled", config.cache.enabled.to_string()),
         fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
+        fixed("cache.compress_above", config.cache.compress_above.to_string()),
         fixed("cache.max_age", format!("{:?}", config.cache.max_age)),
         fixed("tls", if config.tls.is_some() { "on" } else { "off" }.to_owned()),
         row("log.level", config.log.level.as_str().to_owned()),
