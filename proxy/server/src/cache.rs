@@ -215,10 +215,10 @@ impl Cache {
         let entry = Arc::new(entry);
         self.l1.insert(key.clone(), Arc::clone(&entry));
         self.counters.stored.fetch_add(1, Ordering::Relaxed);
-        if let Some(redis) = &self.l2 {
-            if let Some(stamps) = moment.words.stamps(moment.seen) {
-                redis.put(Waiting { key: self.redis_key(key), entry, stamps });
-            }
+        if let Some(redis) = &self.l2
+            && let Some(stamps) = moment.words.stamps(moment.seen)
+        {
+            redis.put(Waiting { key: self.redis_key(key), entry, stamps });
         }
         Ok(())
     }

@@ -96,7 +96,7 @@ pub struct Member {
     /// The others in the table: member, address, and whether it was put out.
     others: Mutex<Vec<(u64, String, bool)>>,
     /// Who did not hear; for the keeper.
-    deaf: Mutex<Vec<u64>>,
+    deaf: Mutex<BTreeSet<u64>>,
     poked: Notify,
     /// Name of the primary's life that the lease is from.
     life: AtomicU64,
@@ -505,7 +505,7 @@ impl Member {
         *self.others.lock() = others;
     }
 
-    pub(super) fn take_deaf(&self) -> Vec<u64> {
+    pub(super) fn take_deaf(&self) -> BTreeSet<u64> {
         std::mem::take(&mut *self.deaf.lock())
     }
 
