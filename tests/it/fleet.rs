@@ -17,7 +17,7 @@ use crate::freshness::until;
 use crate::placement::{column, create_schema};
 
 /// A figure of SHOW CACHE of one proxy.
-async fn cache_figure(proxy: &Proxy, name: &str) -> Result<i64> {
+pub async fn cache_figure(proxy: &Proxy, name: &str) -> Result<i64> {
     let console = weir_harness::connect(&proxy.admin_dsn()).await?;
     for message in console.simple_query("SHOW CACHE").await? {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = message

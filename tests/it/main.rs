@@ -4,6 +4,7 @@ mod advise;
 mod auth;
 mod cancel;
 mod carried;
+mod checker;
 mod carried_unique;
 mod compose;
 mod console;
