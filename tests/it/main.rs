@@ -8,6 +8,7 @@ mod compose;
 mod console;
 mod copy_shards;
 mod cursors;
+mod decoding;
 mod dev;
 mod differential;
 mod drift;

@@ -60,7 +60,7 @@ pub struct ClockCounters {
     pub lost: AtomicU64,
     /// Of those, the ones that could not even be remembered.
     pub stuck: AtomicU64,
-    /// Starts, restarts and promotions of the primary.
+    /// Starts, restarts and promotions of the primary, and gaps in what was seen of its WAL.
     pub floors: AtomicU64,
     pub errors: AtomicU64,
 }
@@ -151,6 +151,18 @@ impl Clock {
         }
         queue.lost.push(Lost { intent, pid, seen: Seen::NotYet });
         drop(queue);
+        self.shared.handed_over.notify_one();
+    }
+
+    /// Nobody saw what was written up to now: what was read before is void, and no replica covers anything until it has replayed
+    /// up to a position that is asked for from now on.
+    pub fn void(&self) {
+        let mut queue = self.shared.queue.lock();
+        // Under the lock, so that no word can be given an older position at the same time.
+        queue.unplaced.extend((0..WORDS).map(|index| index as u16));
+        self.shared.words.raise_floor(UNPLACED);
+        drop(queue);
+        self.shared.counters.floors.fetch_add(1, Ordering::Relaxed);
         self.shared.handed_over.notify_one();
     }
 

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use weir_core::error::{Blame, UserError, sqlstate};
-use weir_core::fresh::Dependencies;
 use weir_core::fresh::words::{Intent, WordSet};
+use weir_core::fresh::{Dependencies, WordsFull};
 use weir_core::id::ShardId;
 
-use crate::database::Database;
+use crate::database::{Database, Shard};
 
 #[derive(Default)]
 pub struct Announced {
@@ -46,4 +46,14 @@ impl Announced {
             db.shard(shard).clock.unknown_outcome(intent, process_on(shard));
         }
     }
+}
+
+/// Raises the words of a commit that was decoded out of the WAL of `shard`, ahead of anything that reads it there.
+pub fn announce_decoded(shard: &Shard, writes: &Dependencies) -> Result<Intent, WordsFull> {
+    shard.words.begin_write(&WordSet::of(writes))
+}
+
+/// Ends one that the primary shows: from here on it is like any write that was acknowledged.
+pub fn end_decoded(shard: &Shard, intent: Intent) {
+    shard.clock.post(intent);
 }

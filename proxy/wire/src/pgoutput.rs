@@ -24,8 +24,17 @@ const COLUMNS_MAX: usize = 1664;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Copied<'a> {
     /// XLogData: one message of the plugin.
-    Data { start: u64, wal_end: u64, sent_at: i64, message: &'a [u8] },
-    Keepalive { wal_end: u64, sent_at: i64, reply_now: bool },
+    Data {
+        start: u64,
+        wal_end: u64,
+        sent_at: i64,
+        message: &'a [u8],
+    },
+    Keepalive {
+        wal_end: u64,
+        sent_at: i64,
+        reply_now: bool,
+    },
 }
 
 /// The body of a CopyData frame of a walsender.
@@ -63,23 +72,77 @@ pub fn put_status(out: &mut BytesMut, position: u64, now: i64) {
 /// One message. `part`: inside a streamed block, the (sub)transaction it belongs to; 0 outside.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Message<'a> {
-    Begin { final_lsn: u64, committed_at: i64, xid: u32 },
-    Commit { lsn: u64, end_lsn: u64, committed_at: i64 },
-    Origin { lsn: u64, name: &'a [u8] },
-    Relation { part: u32, relation: Relation<'a> },
-    Type { part: u32, id: u32, schema: &'a [u8], name: &'a [u8] },
-    Insert { part: u32, relation: u32, new: Tuple<'a> },
+    Begin {
+        final_lsn: u64,
+        committed_at: i64,
+        xid: u32,
+    },
+    Commit {
+        lsn: u64,
+        end_lsn: u64,
+        committed_at: i64,
+    },
+    Origin {
+        lsn: u64,
+        name: &'a [u8],
+    },
+    Relation {
+        part: u32,
+        relation: Relation<'a>,
+    },
+    Type {
+        part: u32,
+        id: u32,
+        schema: &'a [u8],
+        name: &'a [u8],
+    },
+    Insert {
+        part: u32,
+        relation: u32,
+        new: Tuple<'a>,
+    },
     /// `old` is there if the identity has changed, and always where the whole row is the identity.
-    Update { part: u32, relation: u32, old: Option<Old<'a>>, new: Tuple<'a> },
-    Delete { part: u32, relation: u32, old: Old<'a> },
-    Truncate { part: u32, relations: Vec<u32>, cascade: bool, restart_identity: bool },
+    Update {
+        part: u32,
+        relation: u32,
+        old: Option<Old<'a>>,
+        new: Tuple<'a>,
+    },
+    Delete {
+        part: u32,
+        relation: u32,
+        old: Old<'a>,
+    },
+    Truncate {
+        part: u32,
+        relations: Vec<u32>,
+        cascade: bool,
+        restart_identity: bool,
+    },
     /// pg_logical_emit_message.
-    Message { part: u32, transactional: bool, lsn: u64, prefix: &'a [u8], content: &'a [u8] },
-    StreamStart { xid: u32, first: bool },
+    Message {
+        part: u32,
+        transactional: bool,
+        lsn: u64,
+        prefix: &'a [u8],
+        content: &'a [u8],
+    },
+    StreamStart {
+        xid: u32,
+        first: bool,
+    },
     StreamStop,
-    StreamCommit { xid: u32, lsn: u64, end_lsn: u64, committed_at: i64 },
+    StreamCommit {
+        xid: u32,
+        lsn: u64,
+        end_lsn: u64,
+        committed_at: i64,
+    },
     /// `part` equals `xid` if the whole transaction was rolled back.
-    StreamAbort { xid: u32, part: u32 },
+    StreamAbort {
+        xid: u32,
+        part: u32,
+    },
 }
 
 /// How a relation looks from here on.

@@ -230,10 +230,14 @@ fn what_the_catalogue_does_not_know_counts_as_anything() {
         assert!(!again.schema_changed);
     }
     let mut wire = Wire::new();
-    wire.catalog.relations.get_mut("public").expect("there").get_mut("plain").expect("there").columns.push(Column {
-        default: DefaultKind::Generated,
-        ..column("sum", 20)
-    });
+    wire.catalog
+        .relations
+        .get_mut("public")
+        .expect("there")
+        .get_mut("plain")
+        .expect("there")
+        .columns
+        .push(Column { default: DefaultKind::Generated, ..column("sum", 20) });
     wire.begin(9);
     wire.relation(8, "plain", &[("id*", 20)]);
     wire.insert(8, &["1"]);
