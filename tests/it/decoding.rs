@@ -142,3 +142,284 @@ async fn every_kind_of_write_beside_weir_is_seen() -> Result<()> {
     ensure!(shown(&tier, "gaps").await?[0].contains("public.bare"), "{:?}", shown(&tier, "gaps").await?);
     Ok(())
 }
+
+/// A tier of one shard with the usual tables and 50 users named "a", decoded.
+async fn with_users(builder: weir_harness::Builder) -> Result<(Tier, Client, Client)> {
+    let tier = builder.shards(1).start().await?;
+    let direct = tier.shards[0].primary.admin("shop").await?;
+    let client = tier.connect().await?;
+    create_schema(&client).await?;
+    client.batch_execute("INSERT INTO users (user_id, name) SELECT i, 'a' FROM generate_series(1, 50) i").await?;
+    until_published(&tier, &direct, "settings").await?;
+    Ok((tier, direct, client))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_holds_nobody_up() -> Result<()> {
+    let (tier, mut direct, client) = with_users(Tier::builder()).await?;
+    let other = tier.shards[0].primary.admin("shop").await?;
+    let readers = [client];
+    cached(&tier, &readers[0], "SELECT count(*) FROM products", "0").await?;
+    let large = direct.transaction().await?;
+    large.batch_execute("INSERT INTO products SELECT i, repeat('x', 50), i FROM generate_series(1, 100000) i").await?;
+    for round in 0..5 {
+        let (probe, old) =
+            ("SELECT name FROM users WHERE user_id = 7", if round == 0 { "a".to_owned() } else { round.to_string() });
+        cached(&tier, &readers[0], probe, &old).await?;
+        let new = (round + 1).to_string();
+        other.execute("UPDATE users SET name = $1 WHERE user_id = 7", &[&new]).await?;
+        seen(&readers, probe, &new).await?;
+    }
+    cached(&tier, &readers[0], "SELECT count(*) FROM products", "0").await?;
+    large.commit().await?;
+    seen(&readers, "SELECT count(*) FROM products", "100000").await?;
+    // What is rolled back moves nothing for good.
+    let large = direct.transaction().await?;
+    large.batch_execute("DELETE FROM products").await?;
+    large.rollback().await?;
+    cached(&tier, &readers[0], "SELECT count(*) FROM products", "100000").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_while_nobody_listens_is_seen_when_the_stream_is_back() -> Result<()> {
+    let (tier, direct, client) = with_users(Tier::builder().replicas(1)).await?;
+    let readers = [client];
+    for round in 1..=6_i64 {
+        let probe = format!("SELECT name FROM users WHERE user_id = {round}");
+        cached(&tier, &readers[0], &probe, "a").await?;
+        // The walsender, the connection that asks what is shown, or both; then a write at once.
+        let whom = ["backend_type = 'walsender'", "application_name = 'weir control'", "application_name LIKE 'weir%'"];
+        let whom = whom[round as usize % 3];
+        direct
+            .batch_execute(&format!(
+                "BEGIN; SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {whom} AND application_name LIKE 'weir%';
+                 UPDATE users SET name = 'b' WHERE user_id = {round}; COMMIT"
+            ))
+            .await?;
+        seen(&readers, &probe, "b").await?;
+        until_up(&tier).await?;
+    }
+    ensure!(shown(&tier, "reconnects").await?[0].parse::<u64>()? >= 4, "the stream was lost");
+    drop(direct);
+    for round in 11..=12 {
+        let probe = format!("SELECT name FROM users WHERE user_id = {round}");
+        cached(&tier, &readers[0], &probe, "a").await?;
+        tier.shards[0].primary.restart().await?;
+        let direct = tier.shards[0].primary.admin("shop").await?;
+        direct.execute("UPDATE users SET name = 'b' WHERE user_id = $1", &[&i64::from(round)]).await?;
+        until(&probe, async || Ok(column(&readers[0], &probe).await.is_ok_and(|answer| answer == ["b"]))).await?;
+        until_up(&tier).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ddl_beside_weir_is_noticed() -> Result<()> {
+    let (tier, direct, client) = with_users(Tier::builder().replicas(1)).await?;
+    let readers = [client];
+    let all = readers[0].prepare("SELECT * FROM users WHERE user_id = $1").await?;
+    let simple = "SELECT * FROM users WHERE user_id = 1";
+    let columns = async || {
+        let messages = readers[0].simple_query(simple).await?;
+        anyhow::Ok(messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row.len()),
+            _ => None,
+        }))
+    };
+    readers[0].query(&all, &[&1_i64]).await?;
+    cached(&tier, &readers[0], simple, "1").await?;
+    direct.batch_execute("ALTER TABLE users ADD COLUMN extra text DEFAULT 'x'").await?;
+    let took = until("the new column", async || Ok(columns().await? == Some(4))).await?;
+    ensure!(took < SOON, "{took:?}");
+    for _ in 0..20 {
+        ensure!(columns().await? == Some(4), "it went back");
+    }
+    // Another table of the same name, and one that is new, whose writes are seen as soon as it is published.
+    cached(&tier, &readers[0], "SELECT count(*) FROM settings", "0").await?;
+    direct
+        .batch_execute(
+            "BEGIN; ALTER TABLE settings RENAME TO former; CREATE TABLE settings (name text PRIMARY KEY, value text);
+            INSERT INTO settings VALUES ('a', 'b'); GRANT ALL ON settings TO shop; COMMIT",
+        )
+        .await?;
+    seen(&readers, "SELECT count(*) FROM settings", "1").await?;
+    let twice = "SELECT count(*) FROM pg_publication_tables WHERE tablename IN ('settings', 'former')";
+    until("both are published", async || Ok(column(&direct, twice).await? == ["2"])).await?;
+    cached(&tier, &readers[0], "SELECT count(*) FROM settings", "1").await?;
+    direct.batch_execute("INSERT INTO settings VALUES ('c', 'd')").await?;
+    seen(&readers, "SELECT count(*) FROM settings", "2").await?;
+    // Privileges are DDL as well.
+    let read = "SELECT value FROM settings WHERE name = 'a'";
+    cached(&tier, &readers[0], read, "b").await?;
+    direct.batch_execute("REVOKE ALL ON settings FROM shop").await?;
+    until("the privilege is gone", async || Ok(readers[0].simple_query(read).await.is_err())).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publications_are_in_nobodys_way() -> Result<()> {
+    let (tier, direct, _client) = with_users(Tier::builder()).await?;
+    // A primary key goes, rows are updated without one, and another comes: within one transaction, and after it.
+    direct
+        .batch_execute(
+            "BEGIN; ALTER TABLE settings DROP CONSTRAINT settings_pkey; INSERT INTO settings VALUES ('a', 'b');
+            UPDATE settings SET value = 'c'; ALTER TABLE settings ADD PRIMARY KEY (name); COMMIT",
+        )
+        .await?;
+    direct.batch_execute("ALTER TABLE settings DROP CONSTRAINT settings_pkey").await?;
+    direct.batch_execute("UPDATE settings SET value = 'd'").await?;
+    let gap = async || anyhow::Ok(shown(&tier, "gaps").await?[0].contains("public.settings"));
+    until("the table is named", gap).await?;
+    direct.batch_execute("ALTER TABLE settings REPLICA IDENTITY FULL; DELETE FROM settings").await?;
+    until("it is seen again", async || Ok(!gap().await?)).await?;
+    // Tables, schemas and the publications themselves can go; those are made again.
+    direct.batch_execute("CREATE SCHEMA other; CREATE TABLE other.t (id int PRIMARY KEY); DROP SCHEMA other CASCADE; DROP TABLE settings").await?;
+    let names = column(&direct, "SELECT pubname FROM pg_publication ORDER BY 1").await?;
+    ensure!(names.len() == 2, "{names:?}");
+    direct.batch_execute(&format!("DROP PUBLICATION {}", names.join(", "))).await?;
+    until("they are back", async || {
+        Ok(column(&direct, "SELECT count(*) FROM pg_publication_tables WHERE tablename = 'users'").await? == ["1"])
+    })
+    .await?;
+    // Temporary tables are nobody's business, and cost no transaction of their own.
+    let before = shown(&tier, "transactions").await?;
+    direct.batch_execute("CREATE TEMP TABLE mine (id int); INSERT INTO mine VALUES (1); DROP TABLE mine").await?;
+    direct.batch_execute("CREATE TABLE other_one (id int PRIMARY KEY); DROP TABLE other_one").await?;
+    until("the next one is seen", async || Ok(shown(&tier, "transactions").await? != before)).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_slot_outlives_weir() -> Result<()> {
+    let (tier, direct, client) = with_users(Tier::builder()).await?;
+    let slots = async || anyhow::Ok(column(&direct, "SELECT count(*) FROM pg_replication_slots").await?[0].clone());
+    ensure!(slots().await? == "1");
+    let temporary = "SELECT temporary AND slot_name LIKE 'weir\\_%' FROM pg_replication_slots";
+    ensure!(column(&direct, temporary).await? == ["t"]);
+    let signal = |name: &str| {
+        let pid = tier.weir_pid().context("weir runs")?.to_string();
+        let sent = std::process::Command::new("kill").args([name, &pid]).status()?;
+        ensure!(sent.success(), "kill {name}");
+        anyhow::Ok(())
+    };
+    signal("-STOP")?;
+    let gone = until("wal_sender_timeout", async || Ok(slots().await? == "0")).await;
+    signal("-CONT")?;
+    ensure!(gone? > Duration::from_secs(3), "it was the time-out");
+    until("it is made again", async || Ok(slots().await? == "1")).await?;
+    until_up(&tier).await?;
+    let readers = [client];
+    direct.batch_execute("UPDATE users SET name = 'b' WHERE user_id = 1").await?;
+    seen(&readers, "SELECT name FROM users WHERE user_id = 1", "b").await?;
+    tier.kill_weir();
+    until("the connection is gone", async || Ok(slots().await? == "0")).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_proxy_of_a_tier_decodes_and_another_takes_over() -> Result<()> {
+    let (tier, direct, _client) = with_users(Tier::builder()).await?;
+    let (port, http) = (weir_local::free_port()?, weir_local::free_port()?);
+    let dir = tier.run.path();
+    let mut config: toml::Table = std::fs::read_to_string(dir.join("weir.toml"))?.parse()?;
+    config.insert("listen".to_owned(), format!("127.0.0.1:{port}").into());
+    config.insert("http_listen".to_owned(), format!("127.0.0.1:{http}").into());
+    let second = dir.join("second.toml");
+    std::fs::write(&second, toml::to_string(&config)?)?;
+    let _second = weir_local::Weir::start(&tier.run, &weir_harness::weir_binary()?, &second, http).await?;
+    let console = weir_harness::connect(&tier.admin_dsn().replace(&tier.port().to_string(), &port.to_string())).await?;
+    let state = async || {
+        let messages = console.simple_query("SHOW DECODING").await?;
+        anyhow::Ok(messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get("state").map(str::to_owned),
+            _ => None,
+        }))
+    };
+    until("the second waits", async || Ok(state().await?.as_deref() == Some("standby"))).await?;
+    ensure!(shown(&tier, "state").await? == ["up"]);
+    ensure!(column(&direct, "SELECT count(*) FROM pg_replication_slots").await? == ["1"]);
+    tier.kill_weir();
+    until("the second takes over", async || Ok(state().await?.as_deref() == Some("up"))).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_decoding_is_required_nobody_else_answers_without_it() -> Result<()> {
+    let (tier, direct, client) =
+        with_users(Tier::builder().replicas(1).config_extra("[cache]\ndecoding = \"require\"")).await?;
+    let probe = "SELECT name FROM users WHERE user_id = 1";
+    cached(&tier, &client, probe, "a").await?;
+    direct.batch_execute("ALTER SYSTEM SET wal_level = 'replica'").await?;
+    tier.shards[0].primary.restart().await?;
+    until("it says why", async || Ok(shown(&tier, "reason").await?[0].contains("wal_level is replica"))).await?;
+    ensure!(shown(&tier, "state").await? == ["off"]);
+    let direct = tier.shards[0].primary.admin("shop").await?;
+    let figures = async || {
+        let hits = crate::freshness::cache_figure(&tier, "hits_memory").await?;
+        anyhow::Ok((hits, crate::freshness::replica_reads(&tier).await?))
+    };
+    until("a server connection", async || Ok(column(&client, probe).await.is_ok())).await?;
+    let before = figures().await?;
+    for round in 0..50 {
+        direct.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&round.to_string()]).await?;
+        ensure!(column(&client, probe).await? == [round.to_string()], "at once");
+    }
+    ensure!(figures().await? == before, "only the primary has answered");
+    direct.batch_execute("ALTER SYSTEM RESET wal_level").await?;
+    tier.shards[0].primary.restart().await?;
+    until_up(&tier).await?;
+    cached(&tier, &client, probe, "49").await
+}
+
+/// Many readers while somebody writes beside weir: nothing that is stale stays. `WEIR_DECODING_WRITES` makes it longer. Prints
+/// how long it takes from a commit until nobody is shown what was before.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_stale_stays_however_reads_race_with_writes() -> Result<()> {
+    const KEYS: i64 = 8;
+    let writes: i64 = std::env::var("WEIR_DECODING_WRITES").ok().and_then(|text| text.parse().ok()).unwrap_or(2000);
+    let (tier, direct, client) = with_users(Tier::builder().replicas(1)).await?;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut readers = Vec::new();
+    for reader in 0..4 {
+        let (client, stop) = (tier.connect().await?, std::sync::Arc::clone(&stop));
+        readers.push(tokio::spawn(async move {
+            let select = client.prepare("SELECT name FROM users WHERE user_id = $1").await?;
+            let mut round = reader;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                round += 1;
+                client.query_one(&select, &[&(round % KEYS + 1)]).await?;
+            }
+            anyhow::Ok(())
+        }));
+    }
+    let update = direct.prepare("UPDATE users SET name = $2 WHERE user_id = $1").await?;
+    let select = client.prepare("SELECT name FROM users WHERE user_id = $1").await?;
+    let mut took = Vec::new();
+    for write in 1..=writes {
+        let key = write % KEYS + 1;
+        direct.execute(&update, &[&key, &write.to_string()]).await?;
+        if write % 4 == 0 {
+            let start = Instant::now();
+            while client.query_one(&select, &[&key]).await?.get::<_, String>(0) != write.to_string() {
+                ensure!(start.elapsed() < SOON, "key {key} is stale");
+            }
+            took.push(start.elapsed());
+        }
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for reader in readers {
+        reader.await??;
+    }
+    took.sort_unstable();
+    let at = |share: usize| took[(took.len() - 1) * share / 100];
+    println!("commit until gone: p50 {:?}, p99 {:?}, max {:?} of {}", at(50), at(99), at(100), took.len());
+    for key in 1..=KEYS {
+        let expected = column(&direct, &format!("SELECT name FROM users WHERE user_id = {key}")).await?;
+        let shows = async || anyhow::Ok(client.query_one(&select, &[&key]).await?.get::<_, String>(0) == expected[0]);
+        until("the last write is shown", shows).await?;
+        for _ in 0..20 {
+            ensure!(shows().await?, "key {key} went back");
+        }
+    }
+    Ok(())
+}
