@@ -102,7 +102,7 @@ async fn every_kind_of_write_beside_weir_is_seen() -> Result<()> {
     until_published(&tier, &direct, "keyed_apart").await?;
     let named = "SELECT string_agg(name, ',' ORDER BY user_id) FROM users WHERE user_id IN (1, 2)";
     let of = |key: i64| format!("SELECT name FROM users WHERE user_id = {key}");
-    let cases: Vec<(&str, Vec<(String, &str, &str)>)> = vec![
+    let cases = [
         ("UPDATE users SET name = 'b' WHERE user_id = 1", vec![(of(1), "a", "b"), (named.into(), "a,a", "b,a")]),
         ("UPDATE users SET user_id = 1002 WHERE user_id = 2", vec![(of(2), "a", ""), (of(1002), "", "a")]),
         ("INSERT INTO users (user_id, name) VALUES (77, 'new')", vec![(of(77), "", "new")]),
@@ -369,6 +369,33 @@ async fn where_decoding_is_required_nobody_else_answers_without_it() -> Result<(
     tier.shards[0].primary.restart().await?;
     until_up(&tier).await?;
     cached(&tier, &client, probe, "49").await
+}
+
+/// While a synchronous standby keeps a commit waiting, the WAL has it and the primary does not show it: what is read meanwhile is
+/// right, and must not stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_decoded_long_before_it_is_shown_leaves_nothing_stale() -> Result<()> {
+    let (tier, direct, client) = with_users(Tier::builder()).await?;
+    let probe = "SELECT name FROM users WHERE user_id = 1";
+    cached(&tier, &client, probe, "a").await?;
+    direct.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await?;
+    direct.batch_execute("SELECT pg_reload_conf()").await?;
+    until("it is in force", async || Ok(column(&direct, "SHOW synchronous_standby_names").await? == ["nobody"]))
+        .await?;
+    let stuck = tier.shards[0].primary.admin("shop").await?;
+    let writing =
+        tokio::spawn(async move { stuck.batch_execute("UPDATE users SET name = 'b' WHERE user_id = 1").await });
+    until("it is decoded", async || Ok(shown(&tier, "waiting").await? == ["1"])).await?;
+    for _ in 0..100 {
+        ensure!(column(&client, probe).await? == ["a"], "nobody has been told yet");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    ensure!(!writing.is_finished());
+    direct.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").await?;
+    direct.batch_execute("SELECT pg_reload_conf()").await?;
+    writing.await??;
+    seen(&[client], probe, "b").await?;
+    Ok(())
 }
 
 /// Many readers while somebody writes beside weir: nothing that is stale stays. `WEIR_DECODING_WRITES` makes it longer. Prints

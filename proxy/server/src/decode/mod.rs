@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, Statement};
 use weir_core::fresh::decoded::Snapshot;
 use weir_core::fresh::{Dependencies, Dependency, Intent};
 use weir_core::id::ShardId;
@@ -258,14 +258,14 @@ impl Decoder {
     }
 
     async fn follow(&mut self) -> Result<std::convert::Infallible, Ended> {
-        let client = timeout(QUERY_TIMEOUT, crate::control::connect(&self.login)).await.context("no connection")??;
-        if let Err(refused) = self.requirements(&client).await {
-            self.settling.finish_old(self, &client).await?;
+        let primary = timeout(QUERY_TIMEOUT, Primary::connect(&self.login)).await.context("no connection")??;
+        if let Err(refused) = self.requirements(&primary.client).await {
+            self.settling.finish_old(self, &primary).await?;
             return Err(refused);
         }
-        self.lead(&client).await?;
+        self.lead(&primary).await?;
         self.decoding().set(State::Down("publications are being made".to_owned()));
-        let publisher = Publisher::new(self.login.clone(), &client).await?;
+        let publisher = Publisher::new(self.login.clone(), &primary.client).await?;
         *self.decoding().gaps.lock() = publisher.catch_up().await?.gaps;
         self.decoding()
             .set(State::Down("waiting for transactions that were running when the slot was made".to_owned()));
@@ -273,19 +273,19 @@ impl Decoder {
             let opened = Stream::open(&self.login, publisher.names());
             tokio::select! {
                 opened = opened => opened?,
-                lost = watch(&client) => return Err(Ended::Lost(lost)),
+                lost = watch(&primary.client) => return Err(Ended::Lost(lost)),
             }
         };
         // All that commits from here on is decoded; what was before may have gone unseen.
-        self.settling.void(self.here(), &client).await?;
+        self.settling.void(self.here(), &primary).await?;
         self.decoding().set(State::Up);
         self.unbar();
         tracing::info!(database = %self.db.name, shard = %self.here().name, "writes are followed in the WAL");
         let this = &*self;
         let ended: Result<std::convert::Infallible> = tokio::select! {
             ended = stream.follow(this) => ended,
-            ended = this.settling.run(this, &client) => ended,
-            ended = this.keep_published(&publisher, &client) => ended,
+            ended = this.settling.run(this, &primary) => ended,
+            ended = this.keep_published(&publisher, &primary) => ended,
         };
         Ok(ended?)
     }
@@ -322,27 +322,27 @@ impl Decoder {
     }
 
     /// Waits until this proxy is the one that decodes. The lock lives as long as the client does.
-    async fn lead(&self, client: &Client) -> Result<()> {
+    async fn lead(&self, primary: &Primary) -> Result<()> {
         loop {
-            let asked = async { client.query_one("SELECT pg_try_advisory_lock($1)", &[&self.lock]).await };
+            let asked = async { primary.client.query_one("SELECT pg_try_advisory_lock($1)", &[&self.lock]).await };
             if timeout(QUERY_TIMEOUT, asked).await??.try_get(0)? {
                 return Ok(());
             }
             self.decoding().set(State::Standby);
             self.publish_figures();
-            self.settling.look(self, client).await?;
+            self.settling.look(self, primary).await?;
             sleep(LEAD_RETRY.mul_f64(rand::random_range(0.75..1.25))).await;
         }
     }
 
     /// Brings the publications up to date after DDL, and now and then.
-    async fn keep_published(&self, publisher: &Publisher, client: &Client) -> Result<std::convert::Infallible> {
+    async fn keep_published(&self, publisher: &Publisher, primary: &Primary) -> Result<std::convert::Infallible> {
         loop {
             self.settling.schema_has_changed().await;
             let caught_up = publisher.catch_up().await?;
             if caught_up.added {
                 // Who wrote one of them before it was published, and commits later, is not decoded.
-                self.settling.void(self.here(), client).await?;
+                self.settling.void(self.here(), primary).await?;
             }
             *self.decoding().gaps.lock() = caught_up.gaps;
         }
@@ -381,13 +381,23 @@ async fn watch(client: &Client) -> anyhow::Error {
     }
 }
 
-/// What a server shows now.
-async fn snapshot(client: &Client) -> Result<Snapshot> {
-    const ASKED: &str = "SELECT pg_current_snapshot()::text";
-    let rows = timeout(QUERY_TIMEOUT, client.simple_query(ASKED)).await.context("no answer in time")??;
-    let text = rows.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    text.and_then(Snapshot::parse).with_context(|| format!("the server's snapshot cannot be read: {text:?}"))
+/// The connection to a primary on which questions are asked, and which holds the advisory lock.
+struct Primary {
+    client: Client,
+    snapshot: Statement,
+}
+
+impl Primary {
+    async fn connect(login: &Login) -> Result<Primary> {
+        let client = crate::control::connect(login).await?;
+        let snapshot = client.prepare("SELECT pg_current_snapshot()::text").await?;
+        Ok(Primary { client, snapshot })
+    }
+
+    /// What the server shows now.
+    async fn snapshot(&self) -> Result<Snapshot> {
+        let asked = self.client.query_one(&self.snapshot, &[]);
+        let text: String = timeout(QUERY_TIMEOUT, asked).await.context("no answer in time")??.try_get(0)?;
+        Snapshot::parse(&text).with_context(|| format!("the server's snapshot cannot be read: {text}"))
+    }
 }

@@ -12,6 +12,7 @@
 //! Invariant: nothing here stops or delays DDL of others for longer than [`LOCK_TIMEOUT`], which is shorter than a deadlock
 //! lasts; what could not be locked is tried again. Non-goals: taking anything down (docs/dba.md says how).
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -157,10 +158,12 @@ impl Publisher {
     async fn create(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
         let [rows, inserts] = &self.names;
         let there = client.query(PUBLICATIONS, &[rows, inserts]).await?;
+        let known = |row: &Row| Ok::<(String, bool), tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?));
+        let there: Vec<(String, bool)> = there.iter().map(known).collect::<Result<_, _>>()?;
         for (name, publish) in [(rows, "insert, update, delete, truncate"), (inserts, "insert, truncate")] {
             let options = format!("(publish = '{publish}', publish_via_partition_root = false)");
-            let found = there.iter().find(|row| row.get::<_, &str>(0) == name).map(|row| row.try_get(1));
-            let made = match found.transpose()? {
+            let found = there.iter().find(|(known, _)| known == name).map(|(_, right)| *right);
+            let made = match found {
                 Some(true) => continue,
                 Some(false) => client.batch_execute(&format!("ALTER PUBLICATION {name} SET {options}")).await,
                 None => client.batch_execute(&format!("CREATE PUBLICATION {name} WITH {options}")).await,
@@ -248,11 +251,12 @@ async fn tell_of_ddl(client: &Client) -> Result<(), tokio_postgres::Error> {
              SET search_path = pg_catalog AS $weir${TELL}$weir$;"
     );
     for (name, event) in TRIGGERS {
-        script.push_str(&format!(
+        let _ = write!(
+            script,
             "DROP EVENT TRIGGER IF EXISTS {name};
              CREATE EVENT TRIGGER {name} ON {event} EXECUTE FUNCTION weir.tell_of_ddl();
              ALTER EVENT TRIGGER {name} ENABLE ALWAYS;"
-        ));
+        );
     }
     script.push_str("COMMIT");
     let made = client.batch_execute(&script).await;

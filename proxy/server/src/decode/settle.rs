@@ -12,12 +12,11 @@ use anyhow::{Result, ensure};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 use weir_core::fresh::Intent;
 use weir_core::fresh::decoded::Committed;
 
-use super::{Decoder, QUERY_TIMEOUT, snapshot};
+use super::{Decoder, Primary, QUERY_TIMEOUT};
 use crate::database::Shard;
 
 /// Commits that wait. Each belongs to a server process that has not finished, so a server's max_connections is the real bound.
@@ -26,6 +25,8 @@ const WAITING_MAX: usize = 300_000;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Between two looks at what is not shown yet: at first, and at most.
 const LOOK_MIN: Duration = Duration::from_micros(200);
+/// Shortest time between two looks on behalf of what has come: under load, many commits share one.
+const LOOK_GAP: Duration = Duration::from_millis(1);
 const LOOK_MAX: Duration = Duration::from_millis(20);
 /// How long a server that cannot be followed is asked about what was decoded before.
 const FINISH_MAX: Duration = Duration::from_secs(60);
@@ -83,9 +84,9 @@ impl Settling {
 
     /// There may have been writes that nobody saw: everything is void, now, and once more when all that may have committed
     /// meanwhile is shown.
-    pub(super) async fn void(&self, shard: &Shard, client: &Client) -> Result<()> {
+    pub(super) async fn void(&self, shard: &Shard, primary: &Primary) -> Result<()> {
         shard.clock.void();
-        let now = snapshot(client).await?;
+        let now = primary.snapshot().await?;
         let mut queue = self.queue.lock();
         queue.void_at = Some(queue.void_at.unwrap_or(0).max(now.xmax));
         drop(queue);
@@ -100,31 +101,33 @@ impl Settling {
     }
 
     /// Ends what the primary shows, for ever.
-    pub(super) async fn run(&self, decoder: &Decoder, client: &Client) -> Result<Infallible> {
+    pub(super) async fn run(&self, decoder: &Decoder, primary: &Primary) -> Result<Infallible> {
         let mut pause = LOOK_MIN;
         let mut told = Instant::now();
         loop {
-            let left = self.look(decoder, client).await?;
+            let looked = Instant::now();
+            let left = self.look(decoder, primary).await?;
             pause = if left.waiting == 0 { HEARTBEAT } else { pause.min(LOOK_MAX) };
-            // What comes meanwhile is worth a look of its own.
+            // What comes meanwhile is worth a look of its own, together with all that comes within the gap.
             if timeout(pause, self.came.notified()).await.is_ok() {
                 pause = LOOK_MIN;
+                sleep(LOOK_GAP.saturating_sub(looked.elapsed())).await;
             } else {
                 pause *= 2;
             }
             if told.elapsed() >= HEARTBEAT {
                 told = Instant::now();
-                self.measure(decoder, client).await?;
+                self.measure(decoder, primary).await?;
             }
         }
     }
 
     /// How much of the WAL is not decoded yet.
-    async fn measure(&self, decoder: &Decoder, client: &Client) -> Result<()> {
+    async fn measure(&self, decoder: &Decoder, primary: &Primary) -> Result<()> {
         let counters = &decoder.decoding().counters;
         // First where we are, then where the server is: never less than the truth.
         let handled = counters.handled.load(Relaxed);
-        let asked = client.query_one("SELECT pg_current_wal_lsn()", &[]);
+        let asked = primary.client.query_one("SELECT pg_current_wal_lsn()", &[]);
         let written: PgLsn = timeout(QUERY_TIMEOUT, asked).await??.try_get(0)?;
         counters.lag_bytes.store(u64::from(written).saturating_sub(handled), Relaxed);
         decoder.publish_figures();
@@ -132,21 +135,21 @@ impl Settling {
     }
 
     /// Waits until nothing of earlier connections is left, for a while: this server will not be followed.
-    pub(super) async fn finish_old(&self, decoder: &Decoder, client: &Client) -> Result<()> {
+    pub(super) async fn finish_old(&self, decoder: &Decoder, primary: &Primary) -> Result<()> {
         let start = Instant::now();
-        while self.look(decoder, client).await?.old > 0 && start.elapsed() < FINISH_MAX {
+        while self.look(decoder, primary).await?.old > 0 && start.elapsed() < FINISH_MAX {
             sleep(HEARTBEAT).await;
         }
         Ok(())
     }
 
     /// One look at the primary on behalf of all that wait; how many still do.
-    pub(super) async fn look(&self, decoder: &Decoder, client: &Client) -> Result<Left> {
+    pub(super) async fn look(&self, decoder: &Decoder, primary: &Primary) -> Result<Left> {
         let (asked_for, any_old) = {
             let queue = self.queue.lock();
             (queue.waiting.len(), !queue.old.is_empty())
         };
-        let now = snapshot(client).await?;
+        let now = primary.snapshot().await?;
         let (shown, old, void) = {
             let mut queue = self.queue.lock();
             // Others only add to the end.
@@ -172,7 +175,9 @@ impl Settling {
             }
             crate::fresh::end_decoded(shard, waiting.intent);
         }
-        old.into_iter().for_each(|intent| crate::fresh::end_decoded(shard, intent));
+        for intent in old {
+            crate::fresh::end_decoded(shard, intent);
+        }
         if void {
             shard.clock.void();
         }
