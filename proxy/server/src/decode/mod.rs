@@ -43,6 +43,8 @@ const REFUSED_RETRY: Duration = Duration::from_secs(15);
 const LEAD_RETRY: Duration = Duration::from_secs(1);
 /// In mode `auto` so many slots and walsenders are left to replicas and others.
 const SPARE: i32 = 2;
+/// Whoever may create in a schema on the path could else answer for a catalogue or an operator.
+const OWN_NAMES: &str = "SET search_path = pg_catalog, pg_temp";
 /// Tables that are named where there are gaps.
 const SHOWN_MAX: usize = 20;
 
@@ -390,6 +392,7 @@ struct Primary {
 impl Primary {
     async fn connect(login: &Login) -> Result<Primary> {
         let client = crate::control::connect(login).await?;
+        client.batch_execute(OWN_NAMES).await?;
         let snapshot = client.prepare("SELECT pg_current_snapshot()::text").await?;
         Ok(Primary { client, snapshot })
     }

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
-use super::{Gaps, QUERY_TIMEOUT};
+use super::{Gaps, OWN_NAMES, QUERY_TIMEOUT};
 use crate::back::connect::Login;
 
 /// In milliseconds; deadlock_timeout is 1 s, so that if somebody has to give way it is we.
@@ -50,7 +50,8 @@ SELECT pubname::text, pubinsert AND pubtruncate AND (pubupdate AND pubdelete) = 
        AND NOT puballtables AND pg_has_role(pubowner, 'USAGE')
 FROM pg_publication WHERE pubname IN ($1, $2)";
 
-/// Tells of DDL on anything but temporary objects, within its transaction. Whatever fails in it is none of the DDL's business.
+/// Tells of DDL on anything but temporary objects, within its transaction. Whatever fails in it is none of the DDL's business. It
+/// runs with our rights in others' sessions, so nothing of theirs may stand before pg_catalog, not even temporary objects.
 const TELL: &str = r"
 BEGIN
     IF tg_tag LIKE '%PUBLICATION' THEN RETURN; END IF;
@@ -127,7 +128,8 @@ impl Publisher {
 
     async fn compare(&self) -> Result<CaughtUp> {
         let client = crate::control::connect(&self.login).await?;
-        client.batch_execute(&format!("SET lock_timeout = '{LOCK_TIMEOUT}'; SET statement_timeout = '30s'")).await?;
+        let settings = format!("SET lock_timeout = '{LOCK_TIMEOUT}'; SET statement_timeout = '30s'; {OWN_NAMES}");
+        client.batch_execute(&settings).await?;
         self.create(&client).await.context("publications")?;
         let [rows, inserts] = &self.names;
         let tables: Vec<Table> =
@@ -245,10 +247,10 @@ async fn tell_of_ddl(client: &Client) -> Result<(), tokio_postgres::Error> {
     let mut script = format!(
         "BEGIN; SET LOCAL lock_timeout = '5s'; SELECT pg_advisory_xact_lock(7765697201); CREATE SCHEMA IF NOT EXISTS weir;
          CREATE OR REPLACE FUNCTION weir.keep_publications() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
-             SET search_path = pg_catalog AS $weir${KEEP}$weir$;
+             SET search_path = pg_catalog, pg_temp AS $weir${KEEP}$weir$;
          REVOKE ALL ON FUNCTION weir.keep_publications() FROM PUBLIC;
          CREATE OR REPLACE FUNCTION weir.tell_of_ddl() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER
-             SET search_path = pg_catalog AS $weir${TELL}$weir$;"
+             SET search_path = pg_catalog, pg_temp AS $weir${TELL}$weir$;"
     );
     for (name, event) in TRIGGERS {
         let _ = write!(

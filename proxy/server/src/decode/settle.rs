@@ -53,6 +53,8 @@ struct Queue {
 pub(super) struct Left {
     pub waiting: usize,
     pub old: usize,
+    /// Something has yet to be voided once more.
+    void: bool,
 }
 
 struct Waiting {
@@ -107,7 +109,11 @@ impl Settling {
         loop {
             let looked = Instant::now();
             let left = self.look(decoder, primary).await?;
-            pause = if left.waiting == 0 { HEARTBEAT } else { pause.min(LOOK_MAX) };
+            pause = match left {
+                Left { waiting: 0, void: false, .. } => HEARTBEAT,
+                Left { waiting: 0, .. } => pause.min(HEARTBEAT),
+                Left { .. } => pause.min(LOOK_MAX),
+            };
             // What comes meanwhile is worth a look of its own, together with all that comes within the gap.
             if timeout(pause, self.came.notified()).await.is_ok() {
                 pause = LOOK_MIN;
@@ -184,6 +190,6 @@ impl Settling {
         let queue = self.queue.lock();
         let counters = &decoder.decoding().counters;
         counters.waiting.store((queue.waiting.len() + queue.old.len()) as u64, Relaxed);
-        Ok(Left { waiting: queue.waiting.len(), old: queue.old.len() })
+        Ok(Left { waiting: queue.waiting.len(), old: queue.old.len(), void: queue.void_at.is_some() })
     }
 }
