@@ -225,6 +225,16 @@ pub enum Decoding {
     Require,
 }
 
+impl Decoding {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Decoding::Off => "off",
+            Decoding::Auto => "auto",
+            Decoding::Require => "require",
+        }
+    }
+}
+
 /// TLS towards clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsConfig {

@@ -435,6 +435,7 @@ fn config(app: &App) -> Vec<ConfigRow> {
         fixed("engine.temp_bytes_max", config.engine.temp_bytes_max.to_string()),
         fixed("engine.time_max", format!("{:?}", config.engine.time_max)),
         fixed("cache.enabled", config.cache.enabled.to_string()),
+        fixed("cache.decoding", config.cache.decoding.as_str().to_owned()),
         fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
         fixed("cache.max_age", format!("{:?}", config.cache.max_age)),
         fixed("tls", if config.tls.is_some() { "on" } else { "off" }.to_owned()),

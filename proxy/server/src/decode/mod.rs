@@ -43,6 +43,7 @@ const REFUSED_RETRY: Duration = Duration::from_secs(15);
 const LEAD_RETRY: Duration = Duration::from_secs(1);
 /// In mode `auto` so many slots and walsenders are left to replicas and others.
 const SPARE: i32 = 2;
+const PUBLISH_GAP: Duration = Duration::from_millis(20);
 /// Whoever may create in a schema on the path could else answer for a catalogue or an operator.
 const OWN_NAMES: &str = "SET search_path = pg_catalog, pg_temp";
 /// Tables that are named where there are gaps.
@@ -228,6 +229,7 @@ impl Decoder {
     /// For ever; ends with its database.
     async fn run(mut self) {
         let mut retry = RETRY_MIN;
+        let mut told = String::new();
         loop {
             self.bar();
             let began = Instant::now();
@@ -236,8 +238,12 @@ impl Decoder {
             let (pause, state) = match ended {
                 Ended::Refused(why) => (REFUSED_RETRY, State::Off(why)),
                 Ended::Lost(error) => {
-                    tracing::warn!(database = %self.db.name, shard = %self.here().name, "decoding ended: {error:#}");
-                    (retry, State::Down(format!("{error:#}")))
+                    let why = format!("{error:#}");
+                    if was_up || why != told {
+                        tracing::warn!(database = %self.db.name, shard = %self.here().name, "decoding ended: {why}");
+                        told.clone_from(&why);
+                    }
+                    (retry, State::Down(why))
                 }
             };
             self.decoding().set(state);
@@ -341,7 +347,15 @@ impl Decoder {
     async fn keep_published(&self, publisher: &Publisher, primary: &Primary) -> Result<std::convert::Infallible> {
         loop {
             self.settling.schema_has_changed().await;
-            let caught_up = publisher.catch_up().await?;
+            // What a migration does within a moment is looked at once.
+            sleep(PUBLISH_GAP).await;
+            let caught_up = match publisher.catch_up().await {
+                Ok(caught_up) => caught_up,
+                Err(error) => {
+                    tracing::warn!(database = %self.db.name, "publications are not brought up to date: {error:#}");
+                    continue;
+                }
+            };
             if caught_up.added {
                 // Who wrote one of them before it was published, and commits later, is not decoded.
                 self.settling.void(self.here(), primary).await?;
