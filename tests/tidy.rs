@@ -44,6 +44,7 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("pool", &["error", "id"]),
     ("cache", &["error", "id", "topology", "sql", "fresh"]),
     ("admin", &["error", "id", "topology"]),
+    ("snapshot", &[]),
 ];
 
 /// What wire and core never mention outside their tests: IO, clocks, the environment, randomness and async runtimes.

@@ -318,18 +318,13 @@ async fn no_slot_outlives_weir() -> Result<()> {
     Ok(())
 }
 
+/// Of several proxies one decodes and tells the others; when it dies, another does.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_proxy_of_a_tier_decodes_and_another_takes_over() -> Result<()> {
-    let (tier, direct, _client) = with_users(Tier::builder()).await?;
-    let (port, http) = (weir_local::free_port()?, weir_local::free_port()?);
-    let dir = tier.run.path();
-    let mut config: toml::Table = std::fs::read_to_string(dir.join("weir.toml"))?.parse()?;
-    config.insert("listen".to_owned(), format!("127.0.0.1:{port}").into());
-    config.insert("http_listen".to_owned(), format!("127.0.0.1:{http}").into());
-    let second = dir.join("second.toml");
-    std::fs::write(&second, toml::to_string(&config)?)?;
-    let _second = weir_local::Weir::start(&tier.run, &weir_harness::weir_binary()?, &second, http).await?;
-    let console = weir_harness::connect(&tier.admin_dsn().replace(&tier.port().to_string(), &port.to_string())).await?;
+async fn one_proxy_of_several_decodes_for_all_and_another_takes_over() -> Result<()> {
+    let (tier, direct, client) = with_users(Tier::builder().peers(true)).await?;
+    let other = tier.another().await?;
+    let readers = [other.connect().await?];
+    let console = weir_harness::connect(&other.admin_dsn()).await?;
     let state = async || {
         let messages = console.simple_query("SHOW DECODING").await?;
         anyhow::Ok(messages.iter().find_map(|message| match message {
@@ -337,11 +332,41 @@ async fn one_proxy_of_a_tier_decodes_and_another_takes_over() -> Result<()> {
             _ => None,
         }))
     };
-    until("the second waits", async || Ok(state().await?.as_deref() == Some("standby"))).await?;
+    let hits = async || {
+        let messages = console.simple_query("SHOW CACHE").await?;
+        let figures = messages.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) if row.get(0) == Some("shop.hits_memory") => row.get(1)?.parse::<i64>().ok(),
+            _ => None,
+        });
+        anyhow::Ok(figures.sum::<i64>())
+    };
+    let probe = |key: i64| format!("SELECT name FROM users WHERE user_id = {key}");
+    let cached = async |key: i64, expected: &str| {
+        until("a hit at the other proxy", async || {
+            let before = hits().await?;
+            ensure!(column(&readers[0], &probe(key)).await? == [expected]);
+            Ok(hits().await? > before)
+        })
+        .await
+    };
+    until("the second stands by", async || Ok(state().await?.as_deref() == Some("standby"))).await?;
     ensure!(shown(&tier, "state").await? == ["up"]);
     ensure!(column(&direct, "SELECT count(*) FROM pg_replication_slots").await? == ["1"]);
+    for round in 1..=20 {
+        let (old, new) = (if round == 1 { "a".to_owned() } else { (round - 1).to_string() }, round.to_string());
+        cached(1, &old).await?;
+        direct.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&new]).await?;
+        seen(&readers, &probe(1), &new).await?;
+    }
+    cached(2, "a").await?;
+    drop(client);
     tier.kill_weir();
+    direct.batch_execute("UPDATE users SET name = 'b' WHERE user_id = 2").await?;
     until("the second takes over", async || Ok(state().await?.as_deref() == Some("up"))).await?;
+    seen(&readers, &probe(2), "b").await?;
+    cached(3, "a").await?;
+    direct.batch_execute("UPDATE users SET name = 'b' WHERE user_id = 3").await?;
+    seen(&readers, &probe(3), "b").await?;
     Ok(())
 }
 

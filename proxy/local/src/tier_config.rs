@@ -46,6 +46,11 @@ pub struct ConfigSpec {
 impl Tier {
     /// Writes `weir.toml`, `users.toml` and `admin.pw` into the run's directory; gives the first one's path.
     pub fn write_config(&self, spec: &ConfigSpec) -> Result<PathBuf> {
+        self.write_config_as("weir.toml", spec)
+    }
+
+    /// The same under another name, for one more weir.
+    pub fn write_config_as(&self, name: &str, spec: &ConfigSpec) -> Result<PathBuf> {
         let dir = self.run.path();
         let mut text = self.config_text(spec);
         if !spec.extra.trim().is_empty() {
@@ -55,7 +60,7 @@ impl Tier {
         }
         write_private(&dir.join("users.toml"), &format!("[user.shop]\npassword = \"{}\"\n", self.state.shop_password))?;
         write_private(&dir.join("admin.pw"), &format!("{}\n", self.state.admin_password))?;
-        let path = dir.join("weir.toml");
+        let path = dir.join(name);
         write_private(&path, &text)?;
         Ok(path)
     }
@@ -63,11 +68,12 @@ impl Tier {
     fn config_text(&self, spec: &ConfigSpec) -> String {
         let mut text = format!(
             "listen = \"127.0.0.1:{}\"\nhttp_listen = \"127.0.0.1:{}\"\nusers_file = \"users.toml\"\n\
-             admin_users = [\"shop\"]\n\n[hub]\ndsn = \"{}\"\n\n[server_auth]\nuser = \"{SUPERUSER}\"\n\
+             admin_users = [\"shop\"]\n\n[hub]\ndsn = \"{}\"\nreplicas = {:?}\n\n[server_auth]\nuser = \"{SUPERUSER}\"\n\
              password_file = \"admin.pw\"\n\n[cache]\nenabled = true\n",
             spec.port,
             spec.http_port,
-            self.hub.admin_dsn("weir_hub")
+            self.hub.admin_dsn("weir_hub"),
+            self.hub_replicas.iter().map(|replica| replica.address()).collect::<Vec<_>>(),
         );
         if let Some(redis) = &self.redis {
             text.extend(["redis = \"", &redis.url(), "\"\n"]);

@@ -30,13 +30,17 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, Endpoint, PoolConfig};
 use crate::engine::Engine;
+use crate::fleet::member::Member;
 use crate::probe::EndpointView;
 use crate::recover::Prepared;
 use crate::seats::SeatCount;
 use crate::sequences::Sequences;
+use crate::snapshot::Snapshots;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 use crate::unique::Unique;
+
+pub use engine::EnginePools;
 
 /// A replica that has just said it is behind is not asked again for so long.
 const BEHIND: Duration = Duration::from_millis(5);
@@ -69,6 +73,8 @@ pub struct Shard {
     pub replicas: Vec<Replica>,
     pub words: Arc<Words>,
     pub clock: Clock,
+    /// This proxy among others.
+    pub member: Arc<Member>,
 }
 
 pub struct Replica {
@@ -114,6 +120,8 @@ pub struct Database {
     pub engine: Option<Arc<Engine>>,
     /// Columns that are unique over all shards; `None`: there are none.
     pub unique: Option<Arc<Unique>>,
+    /// How all shards are seen at one moment; `None`: there is one shard.
+    pub snapshots: Option<Arc<Snapshots>>,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
 }
@@ -121,7 +129,7 @@ pub struct Database {
 /// One user's pools.
 pub struct UserPools {
     shards: Vec<ShardPools>,
-    engine: Option<Arc<Pool>>,
+    pub engine: Option<EnginePools>,
     /// Places for transactions of weir's own that write columns which are unique over all shards.
     pub unique_turns: Arc<Semaphore>,
     keyring: Keyring,
@@ -144,9 +152,11 @@ impl UserPools {
     }
 
     /// Other limits from now on; sessions keep the mode they began with.
-    fn set(&self, pool: &PoolConfig, limits: PoolLimits) {
+    fn set(&self, pool: &PoolConfig, limits: PoolLimits, of_engine: Option<PoolLimits>) {
         self.mode.store(pool.mode as u8, Relaxed);
-        // The engine's pool has limits of its own.
+        if let (Some(pools), Some(limits)) = (&self.engine, of_engine) {
+            std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
+        }
         for pools in &self.shards {
             std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
         }
@@ -159,7 +169,7 @@ impl UserPools {
     /// The number behind the last shard's is the engine's, if there is one.
     pub fn primary(&self, shard: ShardId) -> &Arc<Pool> {
         match (&self.engine, self.shards.get(usize::from(shard.0))) {
-            (Some(engine), None) => engine,
+            (Some(engine), None) => &engine.primary,
             _ => &self.shards[usize::from(shard.0)].primary,
         }
     }
@@ -178,7 +188,11 @@ impl UserPools {
                 let replicas = pools.replicas.iter().map(move |pool| (shard, false, pool));
                 std::iter::once((shard, true, &pools.primary)).chain(replicas)
             })
-            .chain(self.engine.iter().map(|pool| (ShardId(self.shards.len() as u16), true, pool)))
+            .chain(self.engine.iter().flat_map(|pools| {
+                let number = ShardId(self.shards.len() as u16);
+                let replicas = pools.replicas.iter().map(move |pool| (number, false, pool));
+                std::iter::once((number, true, &pools.primary)).chain(replicas)
+            }))
     }
 }
 
@@ -227,11 +241,12 @@ pub struct Parts {
     pub sequences: Sequences,
     pub engine: Option<Arc<Engine>>,
     pub unique: Option<Arc<Unique>>,
+    pub snapshots: Option<Arc<Snapshots>>,
 }
 
 impl Database {
     pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique } = parts;
+        let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique, snapshots } = parts;
         let home = &database.shards[usize::from(database.home.0)].primary;
         let catalog_login = Login {
             host: home.host.as_str().into(),
@@ -279,6 +294,7 @@ impl Database {
             asks_sequences: AtomicBool::new(false),
             engine,
             unique,
+            snapshots,
             catalog_doubts: AtomicU64::new(0),
         })
     }
@@ -365,7 +381,7 @@ impl Database {
             }
         });
         let shards = shards.collect();
-        let engine = self.engine.as_ref().map(|engine| self.engine_pool(engine, (config, user), &wanted, &keyring));
+        let engine = self.engine.as_ref().map(|engine| self.engine_pools(engine, (config, user), &wanted, &keyring));
         let unique_turns = Arc::new(Semaphore::new(wanted.size.max(1)));
         UserPools { shards, engine, unique_turns, keyring, mode: AtomicU8::new(wanted.mode as u8) }
     }
@@ -387,7 +403,8 @@ impl Database {
     pub fn reconfigure(&self, config: &Config) {
         for (user, pools) in self.users.lock().iter() {
             let wanted = config.pool_of(&self.name, user);
-            pools.set(&wanted, self.pool_limits(config, &wanted));
+            let of_engine = self.engine.as_ref().map(|engine| self.engine_limits(engine, config, &wanted));
+            pools.set(&wanted, self.pool_limits(config, &wanted), of_engine);
         }
     }
 
@@ -539,6 +556,10 @@ impl Database {
     async fn settle_doubts(&self) -> bool {
         let _one_at_a_time = self.catalog_reading.lock().await;
         let doubts = self.catalog_doubts.load(Acquire);
+        if self.shards.iter().any(|shard| shard.member.doubts_schema()) {
+            // Another proxy is at it; what is read now may be over in a moment.
+            return false;
+        }
         let read = tokio::time::timeout(CATALOG_MAX, self.read_catalog()).await;
         matches!(read, Ok(Ok(()))) && self.catalog_doubts.compare_exchange(doubts, 0, AcqRel, Acquire).is_ok()
     }
@@ -550,7 +571,11 @@ impl Database {
         let understood = self.statements.understand(sql, &view, &mut scratch);
         let values = weir_core::plan::Values { params: &[], sql, literals: &scratch.normal.literals };
         let plan = self.plan_of(&understood.template, &values, &view.topology)?;
-        Ok(weir_core::plan::explain(&plan, &view.topology))
+        let mut told = weir_core::plan::explain(&plan, &view.topology);
+        if let (weir_core::plan::Target::Engine, Some(engine)) = (&plan.target, &self.engine) {
+            told.push(("hub".to_owned(), engine.would_run_on()));
+        }
+        Ok(told)
     }
 }
 

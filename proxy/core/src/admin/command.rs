@@ -65,6 +65,7 @@ pub enum Show {
     Engine,
     Help,
     Lists,
+    Peers,
     Pins,
     Pools,
     PreparedTransactions,
@@ -83,7 +84,7 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 24] = [
+    pub const ALL: [Show; 25] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
@@ -93,6 +94,7 @@ impl Show {
         Show::Engine,
         Show::Help,
         Show::Lists,
+        Show::Peers,
         Show::Pins,
         Show::Pools,
         Show::PreparedTransactions,
@@ -131,6 +133,7 @@ impl Show {
             Show::Engine => ("ENGINE", "the fallback engine on the hub, and what it does not have"),
             Show::Help => ("HELP", "this list"),
             Show::Lists => ("LISTS", "how many of everything"),
+            Show::Peers => ("PEERS", "this proxy and others, at each shard"),
             Show::Pins => ("PINS", "why sessions keep their server connection"),
             Show::Pools => ("POOLS", "clients and server connections per database and user"),
             Show::PreparedTransactions => {

@@ -42,6 +42,7 @@ pub(super) struct File {
     pub limits: Limits,
     #[serde(default)]
     pub cache: Cache,
+    pub peers: Option<Spanned<Peers>>,
     pub tls: Option<Tls>,
     pub server_tls: Option<Spanned<ServerTls>>,
     pub server_auth: Option<Spanned<ServerAuth>>,
@@ -55,6 +56,8 @@ pub(super) struct Hub {
     pub dsn: Option<Spanned<String>>,
     pub dsn_file: Option<Spanned<String>>,
     pub dsn_env: Option<Spanned<String>>,
+    #[serde(default)]
+    pub replicas: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -64,6 +67,8 @@ pub(super) struct Engine {
     pub database: Option<Spanned<String>>,
     pub partitions: Option<bool>,
     pub pool_size: Option<Spanned<i64>>,
+    pub wait_max: Option<Spanned<Time>>,
+    pub server_ca: Option<Spanned<String>>,
     pub work_mem: Option<Spanned<Size>>,
     pub temp_bytes_max: Option<Spanned<Size>>,
     pub rows_max: Option<Spanned<i64>>,
@@ -165,6 +170,16 @@ pub(super) struct Cache {
     pub entry_bytes_max: Option<Spanned<Size>>,
     pub max_age: Option<Spanned<Time>>,
     pub decoding: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Peers {
+    pub listen: Spanned<String>,
+    pub advertise: Option<Spanned<String>>,
+    pub secret_file: Option<Spanned<String>>,
+    pub secret_env: Option<Spanned<String>>,
+    pub lease: Option<Spanned<Time>>,
 }
 
 #[derive(Deserialize)]

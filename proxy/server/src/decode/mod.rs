@@ -6,7 +6,8 @@
 //! long as that takes. How much of the WAL is behind is shown, never guessed at.
 //!
 //! Its slot is temporary and dies with its connection, and a connection that does not answer dies by wal_sender_timeout: no
-//! slot outlives weir. Non-goals: telling other proxies, and tables that are not published ([`publish`] names them).
+//! slot outlives weir. Of several proxies one decodes and tells the others, as they tell each other of their clients' writes. Non-goals: tables that
+//! are not published ([`publish`] names them).
 
 mod publish;
 mod settle;
@@ -21,10 +22,11 @@ use anyhow::{Context, Result, anyhow};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, Statement};
+use weir_core::error::UserError;
 use weir_core::fresh::decoded::Snapshot;
-use weir_core::fresh::{Dependencies, Dependency, Intent};
+use weir_core::fresh::words::WordSet;
+use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
-use weir_core::topology::hash::hash_bytes_extended;
 use weir_wire::pgoutput::SERVER_VERSION_MIN;
 
 use self::publish::Publisher;
@@ -33,6 +35,7 @@ use self::stream::Stream;
 use crate::back::connect::Login;
 use crate::config::{Config, Decoding as Mode};
 use crate::database::{Database, Shard};
+use crate::fleet::member::Announcement;
 
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -41,6 +44,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const REFUSED_RETRY: Duration = Duration::from_secs(15);
 /// How often a proxy that does not lead tries to.
 const LEAD_RETRY: Duration = Duration::from_secs(1);
+/// The advisory lock of the proxy that decodes.
+const LEADS: i64 = 7_765_697_202;
 /// In mode `auto` so many slots and walsenders are left to replicas and others.
 const SPARE: i32 = 2;
 const PUBLISH_GAP: Duration = Duration::from_millis(20);
@@ -56,7 +61,7 @@ pub enum State {
     Off(String),
     /// Not yet, or not any more: why.
     Down(String),
-    /// Another proxy of this tier decodes.
+    /// Another proxy decodes, and tells this one.
     Standby,
     Up,
 }
@@ -67,7 +72,7 @@ impl State {
         match self {
             State::Off(why) => ("off", why),
             State::Down(why) => ("down", why),
-            State::Standby => ("standby", "another proxy of this tier decodes"),
+            State::Standby => ("standby", "another proxy decodes, and tells this one"),
             State::Up => ("up", ""),
         }
     }
@@ -148,27 +153,10 @@ impl Default for Decoding {
     }
 }
 
-/// How the decoders of a database come to their servers.
-#[derive(Clone)]
-pub struct Plan {
-    pub mode: Mode,
-    /// One per shard.
-    pub logins: Vec<Login>,
-    /// What proxies of one tier have in common.
-    tier: String,
-}
-
-impl Plan {
-    pub fn new(config: &Config, database: &str, logins: Vec<Login>) -> Self {
-        let hub = config.hub.as_ref().and_then(|hub| hub.dsn.expose().parse::<tokio_postgres::Config>().ok());
-        let place = hub.map(|hub| format!("{:?} {:?} {:?}", hub.get_hosts(), hub.get_ports(), hub.get_dbname()));
-        Plan { mode: config.cache.decoding, logins, tier: format!("{database} {}", place.unwrap_or_default()) }
-    }
-}
-
-/// Starts what [`Plan`] says. Does nothing where only the primaries answer reads.
-pub fn start(db: &Arc<Database>, plan: &Plan) {
-    let off = match plan.mode {
+/// Starts a decoder for each shard, by weir's own logins to the primaries. Does nothing where only those answer reads.
+pub fn start(config: &Config, db: &Arc<Database>, logins: Vec<Login>) {
+    let mode = config.cache.decoding;
+    let off = match mode {
         Mode::Off => Some("cache.decoding is \"off\""),
         _ if !db.tracks_freshness() => Some("nothing but the primary answers reads"),
         Mode::Auto if db.on_demand => {
@@ -176,11 +164,11 @@ pub fn start(db: &Arc<Database>, plan: &Plan) {
         }
         Mode::Auto | Mode::Require => None,
     };
-    for (number, login) in plan.logins.iter().enumerate() {
+    for (number, login) in logins.into_iter().enumerate() {
         let shard = ShardId(number as u16);
         match off {
             Some(why) => db.decoding[number].set(State::Off(why.to_owned())),
-            None => db.spawn(Decoder::new(db, shard, login.clone(), plan).run()),
+            None => db.spawn(Decoder::new(db, shard, login, mode).run()),
         }
     }
 }
@@ -204,18 +192,15 @@ struct Decoder {
     shard: ShardId,
     login: Login,
     mode: Mode,
-    /// Of the advisory lock that only one proxy of the tier holds.
-    lock: i64,
     settling: Settling,
-    /// In mode `require`: keeps everybody but the primary from answering while the stream is down.
-    barred: Option<Intent>,
+    /// In mode `require`: keeps everybody but the primary from answering while the stream is down, here and, by the second, at
+    /// other proxies.
+    barred: [Option<Announcement>; 2],
 }
 
 impl Decoder {
-    fn new(db: &Arc<Database>, shard: ShardId, login: Login, plan: &Plan) -> Self {
-        let lock = hash_bytes_extended(format!("weir decoding {}", plan.tier).as_bytes(), 0) as i64;
-        let settling = Settling::default();
-        Decoder { db: Arc::clone(db), shard, login, mode: plan.mode, lock, settling, barred: None }
+    fn new(db: &Arc<Database>, shard: ShardId, login: Login, mode: Mode) -> Self {
+        Decoder { db: Arc::clone(db), shard, login, mode, settling: Settling::default(), barred: [None, None] }
     }
 
     fn here(&self) -> &Shard {
@@ -235,6 +220,9 @@ impl Decoder {
             let began = Instant::now();
             let ended = self.attempt().await;
             let was_up = self.decoding().state() == State::Up;
+            if was_up {
+                self.bar_everywhere().await;
+            }
             let (pause, state) = match ended {
                 Ended::Refused(why) => (REFUSED_RETRY, State::Off(why)),
                 Ended::Lost(error) => {
@@ -272,6 +260,7 @@ impl Decoder {
             return Err(refused);
         }
         self.lead(&primary).await?;
+        self.bar_everywhere().await;
         self.decoding().set(State::Down("publications are being made".to_owned()));
         let publisher = Publisher::new(self.login.clone(), &primary.client).await?;
         *self.decoding().gaps.lock() = publisher.catch_up().await?.gaps;
@@ -285,13 +274,13 @@ impl Decoder {
             }
         };
         // All that commits from here on is decoded; what was before may have gone unseen.
-        self.settling.void(self.here(), &primary).await?;
+        self.settling.void(self, &primary).await?;
         self.decoding().set(State::Up);
         self.unbar();
         tracing::info!(database = %self.db.name, shard = %self.here().name, "writes are followed in the WAL");
         let this = &*self;
         let ended: Result<std::convert::Infallible> = tokio::select! {
-            ended = stream.follow(this) => ended,
+            ended = stream.follow(this, primary.pid) => ended,
             ended = this.settling.run(this, &primary) => ended,
             ended = this.keep_published(&publisher, &primary) => ended,
         };
@@ -329,16 +318,25 @@ impl Decoder {
         Ok(())
     }
 
-    /// Waits until this proxy is the one that decodes. The lock lives as long as the client does.
-    async fn lead(&self, primary: &Primary) -> Result<()> {
+    /// Waits until this proxy is the one of several that decodes. The lock lives as long as the connection does.
+    async fn lead(&mut self, primary: &Primary) -> Result<()> {
+        if !self.here().member.has_peers() {
+            return Ok(());
+        }
+        let mut tries = 0;
         loop {
-            let asked = async { primary.client.query_one("SELECT pg_try_advisory_lock($1)", &[&self.lock]).await };
+            let asked = async { primary.client.query_one("SELECT pg_try_advisory_lock($1)", &[&LEADS]).await };
             if timeout(QUERY_TIMEOUT, asked).await??.try_get(0)? {
                 return Ok(());
             }
             self.decoding().set(State::Standby);
             self.publish_figures();
             self.settling.look(self, primary).await?;
+            // Whoever leads now has had the time to bar what has to be.
+            tries += 1;
+            if tries == 2 {
+                self.unbar();
+            }
             sleep(LEAD_RETRY.mul_f64(rand::random_range(0.75..1.25))).await;
         }
     }
@@ -358,22 +356,35 @@ impl Decoder {
             };
             if caught_up.added {
                 // Who wrote one of them before it was published, and commits later, is not decoded.
-                self.settling.void(self.here(), primary).await?;
+                self.settling.void(self, primary).await?;
             }
             *self.decoding().gaps.lock() = caught_up.gaps;
         }
     }
 
+    /// Raises the words of anything, here and at other proxies.
+    async fn announce_anything(&self, pid: i32) -> Result<Announcement> {
+        let anything: Dependencies = [Dependency::Anything].into_iter().collect();
+        Ok(crate::fresh::announce_decoded(self.here(), &anything, pid).await.map_err(told)?)
+    }
+
     fn bar(&mut self) {
-        if self.mode == Mode::Require && self.barred.is_none() {
-            let anything: Dependencies = [Dependency::Anything].into_iter().collect();
-            self.barred = crate::fresh::announce_decoded(self.here(), &anything).ok();
+        if self.mode == Mode::Require && self.barred.iter().all(Option::is_none) {
+            let anything = WordSet::of(&[Dependency::Anything].into_iter().collect());
+            self.barred[0] = self.here().words.begin_write(&anything).ok().map(Announcement::alone);
+        }
+    }
+
+    /// Who cannot be told serves nothing anyhow.
+    async fn bar_everywhere(&mut self) {
+        if self.mode == Mode::Require && self.barred[1].is_none() && self.here().member.has_peers() {
+            self.barred[1] = self.announce_anything(0).await.ok();
         }
     }
 
     fn unbar(&mut self) {
-        if let Some(intent) = self.barred.take() {
-            crate::fresh::end_decoded(self.here(), intent);
+        for barred in self.barred.iter_mut().filter_map(Option::take) {
+            crate::fresh::end_decoded(self.db.shard(self.shard), barred);
         }
     }
 
@@ -383,6 +394,10 @@ impl Decoder {
             figures.publish(decoding.state() == State::Up, &decoding.counters);
         }
     }
+}
+
+fn told(error: UserError) -> anyhow::Error {
+    anyhow!("{}{}", error.message, error.detail.map(|detail| format!(": {detail}")).unwrap_or_default())
 }
 
 /// Until the server does not answer any more.
@@ -400,6 +415,7 @@ async fn watch(client: &Client) -> anyhow::Error {
 /// The connection to a primary on which questions are asked, and which holds the advisory lock.
 struct Primary {
     client: Client,
+    pid: i32,
     snapshot: Statement,
 }
 
@@ -408,7 +424,8 @@ impl Primary {
         let client = crate::control::connect(login).await?;
         client.batch_execute(OWN_NAMES).await?;
         let snapshot = client.prepare("SELECT pg_current_snapshot()::text").await?;
-        Ok(Primary { client, snapshot })
+        let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)?;
+        Ok(Primary { client, pid, snapshot })
     }
 
     /// What the server shows now.

@@ -13,11 +13,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::types::PgLsn;
-use weir_core::fresh::Intent;
 use weir_core::fresh::decoded::Committed;
 
 use super::{Decoder, Primary, QUERY_TIMEOUT};
-use crate::database::Shard;
+use crate::fleet::member::Announcement;
 
 /// Commits that wait. Each belongs to a server process that has not finished, so a server's max_connections is the real bound.
 const WAITING_MAX: usize = 300_000;
@@ -28,6 +27,8 @@ const LOOK_MIN: Duration = Duration::from_micros(200);
 /// Shortest time between two looks on behalf of what has come: under load, many commits share one.
 const LOOK_GAP: Duration = Duration::from_millis(1);
 const LOOK_MAX: Duration = Duration::from_millis(20);
+/// The same on behalf of what is to be voided once more, which may have to wait for a transaction of hours.
+const VOID_LOOK_MAX: Duration = Duration::from_millis(100);
 /// How long a server that cannot be followed is asked about what was decoded before.
 const FINISH_MAX: Duration = Duration::from_secs(60);
 /// How often publications are compared with the tables there are, whatever was told.
@@ -44,7 +45,7 @@ pub(super) struct Settling {
 struct Queue {
     waiting: Vec<Waiting>,
     /// Of connections that are gone.
-    old: Vec<Intent>,
+    old: Vec<Announcement>,
     /// When everything below this number is over, everything is voided once more and `old` ends.
     void_at: Option<u64>,
 }
@@ -57,18 +58,20 @@ pub(super) struct Left {
     void: bool,
 }
 
+/// Commits that were announced together.
 struct Waiting {
-    xid: u32,
-    intent: Intent,
+    xids: Vec<u32>,
+    announcement: Announcement,
     schema_changed: bool,
 }
 
 impl Settling {
-    /// Takes over a commit that was announced.
-    pub(super) fn put(&self, committed: &Committed, intent: Intent) -> Result<()> {
+    /// Takes over commits that were announced.
+    pub(super) fn put(&self, committed: &[Committed], announcement: Announcement) -> Result<()> {
+        let xids = committed.iter().map(|one| one.xid).collect();
+        let schema_changed = committed.iter().any(|one| one.schema_changed);
         let mut queue = self.queue.lock();
-        let waiting = Waiting { xid: committed.xid, intent, schema_changed: committed.schema_changed };
-        queue.waiting.push(waiting);
+        queue.waiting.push(Waiting { xids, announcement, schema_changed });
         let count = queue.waiting.len();
         drop(queue);
         self.came.notify_one();
@@ -80,19 +83,26 @@ impl Settling {
     pub(super) fn all_are_old(&self) {
         let mut queue = self.queue.lock();
         let waiting = std::mem::take(&mut queue.waiting);
-        queue.old.extend(waiting.into_iter().map(|waiting| waiting.intent));
+        queue.old.extend(waiting.into_iter().map(|waiting| waiting.announcement));
         queue.void_at = None;
     }
 
     /// There may have been writes that nobody saw: everything is void, now, and once more when all that may have committed
     /// meanwhile is shown.
-    pub(super) async fn void(&self, shard: &Shard, primary: &Primary) -> Result<()> {
-        shard.clock.void();
+    pub(super) async fn void(&self, decoder: &Decoder, primary: &Primary) -> Result<()> {
+        self.void_now(decoder, primary).await?;
         let now = primary.snapshot().await?;
         let mut queue = self.queue.lock();
         queue.void_at = Some(queue.void_at.unwrap_or(0).max(now.xmax));
         drop(queue);
         self.came.notify_one();
+        Ok(())
+    }
+
+    /// Every read depends on the word of anything: a write of that voids them all, here and at other proxies.
+    async fn void_now(&self, decoder: &Decoder, primary: &Primary) -> Result<()> {
+        let announcement = decoder.announce_anything(primary.pid).await?;
+        crate::fresh::end_decoded(decoder.here(), announcement);
         Ok(())
     }
 
@@ -111,7 +121,7 @@ impl Settling {
             let left = self.look(decoder, primary).await?;
             pause = match left {
                 Left { waiting: 0, void: false, .. } => HEARTBEAT,
-                Left { waiting: 0, .. } => pause.min(HEARTBEAT),
+                Left { waiting: 0, .. } => pause.min(VOID_LOOK_MAX),
                 Left { .. } => pause.min(LOOK_MAX),
             };
             // What comes meanwhile is worth a look of its own, together with all that comes within the gap.
@@ -160,8 +170,9 @@ impl Settling {
             let mut queue = self.queue.lock();
             // Others only add to the end.
             let later = queue.waiting.split_off(asked_for);
-            let (shown, still): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut queue.waiting).into_iter().partition(|waiting| now.shows(waiting.xid));
+            let (shown, still): (Vec<_>, Vec<_>) = std::mem::take(&mut queue.waiting)
+                .into_iter()
+                .partition(|waiting| waiting.xids.iter().all(|xid| now.shows(*xid)));
             queue.waiting = still;
             queue.waiting.extend(later);
             if any_old && queue.void_at.is_none() {
@@ -179,13 +190,13 @@ impl Settling {
                 decoder.db.doubt_catalog();
                 self.schema.notify_one();
             }
-            crate::fresh::end_decoded(shard, waiting.intent);
+            crate::fresh::end_decoded(shard, waiting.announcement);
         }
-        for intent in old {
-            crate::fresh::end_decoded(shard, intent);
+        for announcement in old {
+            crate::fresh::end_decoded(shard, announcement);
         }
         if void {
-            shard.clock.void();
+            self.void_now(decoder, primary).await?;
         }
         let queue = self.queue.lock();
         let counters = &decoder.decoding().counters;

@@ -10,13 +10,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use weir_core::error::UserError;
+use weir_core::fresh::Dependencies;
 use weir_core::fresh::decoded::{Committed, Decoded, Known};
 use weir_wire::backend::{report_field, tag};
 use weir_wire::pgoutput::{Copied, put_status, read_copied, read_message};
 
-use super::Decoder;
+use super::{Decoder, told};
 use crate::back::conn::Backend;
 use crate::back::connect::{Login, connect_as};
 use crate::database::View;
@@ -24,6 +25,10 @@ use crate::database::View;
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// Commits that follow each other more closely share a status: each costs a system call, and only WAL is held meanwhile.
 const STATUS_GAP: Duration = Duration::from_millis(20);
+/// Commits that are announced together, at most: their words are pending until the last of them is shown.
+const TOGETHER_MAX: usize = 64;
+/// Frames that are looked at, at most, before what they told is announced.
+const FRAMES_MAX: usize = 256;
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Microseconds from 1970 to 2000, where Postgres's clock begins.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -95,21 +100,35 @@ impl Stream {
         }
     }
 
-    /// Announces what is decoded, until the connection fails.
-    pub(super) async fn follow(&mut self, decoder: &Decoder) -> Result<Infallible> {
+    /// Announces what is decoded, until the connection fails. `pid`: as for [`crate::fresh::announce_decoded`].
+    pub(super) async fn follow(&mut self, decoder: &Decoder, pid: i32) -> Result<Infallible> {
         let mut ticks = interval(STATUS_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut view = decoder.db.view_arc();
         loop {
             // Both may be dropped while they wait: a frame is taken whole or not at all, a tick is not used up.
-            tokio::select! {
-                frame = self.backend.receive() => {
-                    let (tag, body) = frame.context("the stream broke")?;
-                    if self.on_frame(tag, &body, decoder, &mut view)? || self.is_quiet_since(STATUS_GAP) {
-                        self.confirm().await?;
-                    }
+            let mut frame = tokio::select! {
+                frame = self.backend.receive() => Some(frame),
+                _ = ticks.tick() => None,
+            };
+            let mut asked = frame.is_none();
+            // What is there already is announced together.
+            let (mut committed, mut frames) = (Vec::new(), 0);
+            while let Some(received) = frame.take() {
+                let (tag, body) = received.context("the stream broke")?;
+                asked |= self.on_frame(tag, &body, decoder, (&mut view, &mut committed))?;
+                frames += 1;
+                if frames < FRAMES_MAX && committed.len() < TOGETHER_MAX {
+                    frame = self.backend.receive().now_or_never();
                 }
-                _ = ticks.tick() => self.confirm().await?,
+            }
+            if let Some(last) = committed.last() {
+                announce(&committed, decoder, pid).await?;
+                self.handled = self.handled.max(last.end_lsn);
+            }
+            decoder.decoding().counters.handled.store(self.handled, Relaxed);
+            if asked || self.is_quiet_since(STATUS_GAP) {
+                self.confirm().await?;
             }
         }
     }
@@ -119,7 +138,13 @@ impl Stream {
     }
 
     /// True: the server wants an answer now.
-    fn on_frame(&mut self, tag: u8, body: &Bytes, decoder: &Decoder, view: &mut Arc<View>) -> Result<bool> {
+    fn on_frame(
+        &mut self,
+        tag: u8,
+        body: &Bytes,
+        decoder: &Decoder,
+        (view, committed): (&mut Arc<View>, &mut Vec<Committed>),
+    ) -> Result<bool> {
         match tag {
             tag::COPY_DATA => {}
             tag::ERROR => return Err(said(body)),
@@ -129,9 +154,8 @@ impl Stream {
         let counters = &decoder.decoding().counters;
         match read_copied(body)? {
             Copied::Keepalive { wal_end, reply_now, .. } => {
-                // All that committed below has been sent.
+                // All that committed below has been sent; what of it is not announced yet is before the next confirmation.
                 self.handled = self.handled.max(wal_end);
-                counters.handled.store(self.handled, Relaxed);
                 Ok(reply_now)
             }
             Copied::Data { sent_at, message, .. } => {
@@ -141,11 +165,9 @@ impl Stream {
                     *view = Arc::clone(&now);
                 }
                 let known = Known { catalog: &view.catalog, rules: &view.rules, version: view.version };
-                if let Some(committed) = self.decoded.on_message(&message, known)? {
-                    counters.lag_us.store(sent_at.saturating_sub(committed.committed_at).max(0), Relaxed);
-                    self.handled = self.handled.max(committed.end_lsn);
-                    announce(&committed, decoder)?;
-                    counters.handled.store(self.handled, Relaxed);
+                if let Some(one) = self.decoded.on_message(&message, known)? {
+                    counters.lag_us.store(sent_at.saturating_sub(one.committed_at).max(0), Relaxed);
+                    committed.push(one);
                 }
                 counters.open.store(self.decoded.open_count() as u64, Relaxed);
                 Ok(false)
@@ -161,13 +183,14 @@ impl Stream {
     }
 }
 
-/// Raises the words of a commit and hands it over to be ended.
-fn announce(committed: &Committed, decoder: &Decoder) -> Result<()> {
-    let intent = crate::fresh::announce_decoded(decoder.here(), &committed.writes)?;
+/// Raises the words of commits and hands them over to be ended.
+async fn announce(committed: &[Committed], decoder: &Decoder, pid: i32) -> Result<()> {
+    let writes: Dependencies = committed.iter().flat_map(|one| one.writes.iter().copied()).collect();
+    let announcement = crate::fresh::announce_decoded(decoder.here(), &writes, pid).await.map_err(told)?;
     let counters = &decoder.decoding().counters;
-    counters.transactions.fetch_add(1, Relaxed);
-    counters.words.fetch_add(intent.words().indexes().len() as u64, Relaxed);
-    decoder.settling.put(committed, intent)
+    counters.transactions.fetch_add(committed.len() as u64, Relaxed);
+    counters.words.fetch_add(announcement.intent.words().indexes().len() as u64, Relaxed);
+    decoder.settling.put(committed, announcement)
 }
 
 /// A server's error message.
@@ -175,8 +198,4 @@ fn said(body: &[u8]) -> anyhow::Error {
     let field =
         |code| report_field(body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
     anyhow!("{} ({})", field(b'M'), field(b'C'))
-}
-
-fn told(error: UserError) -> anyhow::Error {
-    anyhow!("{}{}", error.message, error.detail.map(|detail| format!(": {detail}")).unwrap_or_default())
 }

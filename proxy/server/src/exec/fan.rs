@@ -23,7 +23,7 @@ pub use self::question::put_question;
 use self::rows::Whole;
 use super::carry::Carried;
 use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
-use crate::front::session::{End, Failure, Session};
+use crate::front::session::{End, Failure, Session, Transaction};
 use crate::statements::{Prepared, Understood};
 
 /// The client is sent what has gathered whenever it is more than this.
@@ -146,7 +146,7 @@ impl Session {
         spec: MergeSpec,
         form: Form,
     ) -> Result<(), Failure> {
-        if self.txn.as_ref().is_some_and(|txn| txn.one_snapshot) {
+        if self.txn.as_ref().is_some_and(Transaction::keeps_one_shard) {
             return Err(no_common_snapshot().into());
         }
         let mut sources = self.ask(shards, question).await?;
@@ -363,7 +363,7 @@ impl Session {
             let mut sources = self.ask(part, question).await?;
             for number in 0..sources.len() {
                 let index = sources[number].index;
-                self.note_write(index, plan, false)?;
+                self.note_write(index, plan, false).await?;
                 let shown = round + number == 0 || plan.combine() == Combine::Sum;
                 self.pass(&mut sources, number, shown, form.description && round + number == 0).await?;
             }

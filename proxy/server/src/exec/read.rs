@@ -22,6 +22,7 @@ use weir_wire::row;
 use super::fan::{Question, put_question};
 use super::relay::{Capture, Flow, Trail, relay};
 use crate::cache::{Lookup, Moment};
+use crate::database::Shard;
 use crate::front::cancel::cancelled;
 use crate::front::session::{Failure, Session};
 use crate::metrics::CacheResult;
@@ -84,6 +85,9 @@ impl Session {
         let Some(set) = WordSet::for_read(&plan.reads) else { return Ok(false) };
         let words = std::sync::Arc::clone(&self.db.shard(shard).words);
         let seen = words.observe(&set);
+        if !self.db.shard(shard).member.may_serve() {
+            return Ok(false);
+        }
         let key = match (&self.db.cache, &plan.cacheable) {
             (Some(_), Ok(())) => self.cache_key(shard, question),
             _ => None,
@@ -113,7 +117,9 @@ impl Session {
 
     /// Stores a complete, quiet result if its words have stood still since they were looked at.
     fn fill(&self, key: Option<&CacheKey>, moment: &Moment<'_>, frames: &Bytes) {
-        if let (Some(cache), Some(key)) = (&self.db.cache, key) {
+        if let (Some(cache), Some(key)) = (&self.db.cache, key)
+            && self.db.shard(moment.shard).member.may_serve()
+        {
             // A refusal is counted there; the reply is right all the same.
             let _ = cache.put(key, moment, frames.clone());
         }
@@ -210,7 +216,8 @@ impl Session {
         }
         let Some((replay, frames)) = split_position(&reply.freeze()) else { return Ok(None) };
         self.db.shard(shard).replicas[number].note_replay(replay);
-        if !replica_answer_ok(seen.lsn(), replay) || !self.db.shard(shard).words.unmoved(seen) {
+        let Shard { words, member, .. } = self.db.shard(shard);
+        if !replica_answer_ok(seen.lsn(), replay) || !words.unmoved(seen) || !member.may_serve() {
             self.db.stats.replica_rejected.fetch_add(1, Relaxed);
             return Ok(None);
         }

@@ -136,6 +136,7 @@ impl Session {
     /// Sync with nothing before it: ends a pipeline if there is one.
     pub async fn sync_only(&mut self) -> Result<(), End> {
         if let Some(index) = self.pipelining() {
+            self.pass_gate().await;
             let mut replies = Replies::default();
             put_sync(&mut self.held[index].lease.out);
             replies.push(Owed::Sync { hidden: false });
@@ -338,19 +339,18 @@ impl Session {
                 Err(failure) => return Err(failure),
             }
         }
+        self.before_batch(survey, ending).await?;
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         if !self.held[index].lease.busy {
             self.prime(index, &mut replies);
-        }
-        if !self.held[index].lease.busy {
             for step in &survey.steps {
                 if let Step::Execute { portal, .. } = step {
                     self.own_sequences(index, &portal.prepared.shape, &mut replies);
                 }
             }
         }
-        self.put_steps(index, survey, &mut replies)?;
+        self.put_steps(index, survey, &mut replies).await?;
         if ending == Ending::Sync {
             put_sync(&mut self.held[index].lease.out);
             replies.push(Owed::Sync { hidden: false });
@@ -421,7 +421,7 @@ impl Session {
     }
 
     /// Writes the steps to a Backend and what they owe to `replies`.
-    fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
+    async fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
         let autocommit = self.txn.is_none();
         for step in &survey.steps {
             if let Step::Execute { portal, .. } = step
@@ -430,7 +430,8 @@ impl Session {
                 let sql = std::str::from_utf8(&portal.prepared.sql).unwrap_or_default();
                 self.leave_databases(&portal.prepared.shape, sql);
                 self.note_notifier(index, &portal.prepared.shape);
-                self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())?;
+                self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())
+                    .await?;
             }
         }
         // What was prepared before this transaction changed the schema may mean what no longer exists.

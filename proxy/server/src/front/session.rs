@@ -26,7 +26,7 @@ use super::extended::Survey;
 use super::names::{Names, Undo};
 pub use super::transaction::{Joined, Transaction};
 use crate::app::App;
-use crate::back::pool::Lease;
+use crate::back::pool::{Lease, Pool};
 use crate::database::{Database, UserPools, View};
 use crate::exec::failures::{lost, state_not_taken_over};
 use crate::exec::open::OpenRead;
@@ -288,19 +288,24 @@ impl Session {
         if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
             return Ok(index);
         }
-        let pool = self.pools.primary(shard);
-        let lease = match pool.lease_idle() {
-            Some(lease) => {
-                self.stats.assigned(std::time::Duration::ZERO);
-                lease
-            }
-            None => {
-                let asked = std::time::Instant::now();
-                let lease = Box::pin(self.cancel.slot.unless_cancelled(pool.lease())).await?;
-                self.stats.assigned(asked.elapsed());
-                lease
-            }
-        };
+        let lease = self.lease_from(self.pools.primary(shard)).await?;
+        Ok(self.hold_lease(shard, lease))
+    }
+
+    /// A Backend of this pool, for as long as the client does not cancel.
+    pub async fn lease_from(&self, pool: &Arc<Pool>) -> Result<Lease, UserError> {
+        if let Some(lease) = pool.lease_idle() {
+            self.stats.assigned(std::time::Duration::ZERO);
+            return Ok(lease);
+        }
+        let asked = std::time::Instant::now();
+        let lease = Box::pin(self.cancel.slot.unless_cancelled(pool.lease())).await?;
+        self.stats.assigned(asked.elapsed());
+        Ok(lease)
+    }
+
+    /// Makes a Backend this session's one for `shard`.
+    pub fn hold_lease(&mut self, shard: ShardId, lease: Lease) -> usize {
         let vars_before = lease.vars.clone();
         self.held.push(Held {
             shard,
@@ -314,7 +319,7 @@ impl Session {
             noting: Noting::None,
             vars_before,
         });
-        Ok(self.held.len() - 1)
+        self.held.len() - 1
     }
 
     /// Brings a held Backend into the session's state: settings, then the open transaction.
@@ -459,16 +464,24 @@ impl Session {
     }
 
     /// Notes a write: announced at once if it may commit with this very request, else when the transaction commits.
-    pub fn note_write(&mut self, index: usize, plan: &Plan, commits_now: bool) -> Result<(), UserError> {
+    pub async fn note_write(&mut self, index: usize, plan: &Plan, commits_now: bool) -> Result<(), UserError> {
         let held = &mut self.held[index];
         if self.txn.is_some() && !matches!(held.noting, Noting::Settled { skips: true }) && plan.noting != Noting::None
         {
             held.noting = plan.noting;
         }
-        self.note_write_of(index, &plan.writes, commits_now)
+        self.note_write_of(index, &plan.writes, commits_now).await
     }
 
-    pub fn note_write_of(&mut self, index: usize, writes: &Dependencies, commits_now: bool) -> Result<(), UserError> {
+    pub async fn note_write_of(
+        &mut self,
+        index: usize,
+        writes: &Dependencies,
+        commits_now: bool,
+    ) -> Result<(), UserError> {
+        if commits_now {
+            self.pass_gate().await;
+        }
         let held = &mut self.held[index];
         held.wrote = true;
         held.changed |= !writes.is_empty();
@@ -491,7 +504,16 @@ impl Session {
                 }
             }
         }
-        if commits_now { self.announced.announce(&self.db, held.shard, writes) } else { Ok(()) }
+        if !commits_now {
+            return Ok(());
+        }
+        let server = (held.shard, held.lease.cancel_key.process);
+        let announced = self.announced.announce(&self.db, server, writes).await;
+        if announced.is_err() {
+            // What was put down for it will never be sent.
+            self.held[index].lease.doubt("a write on it could not be announced");
+        }
+        announced
     }
 
     /// Takes back what an error in a pipeline undid.

@@ -23,6 +23,7 @@ use weir_wire::backend::{EMPTY_QUERY, Status};
 
 use super::session::{End, Failure, Session};
 use super::stepwise::split_pipeline;
+use super::transaction::Snapshot;
 use crate::exec::failures::no_common_snapshot;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
@@ -50,6 +51,9 @@ impl Session {
 
     pub async fn function_call(&mut self, frame: &Bytes) -> Result<(), End> {
         let home = self.view().topology.home;
+        if let Err(failure) = self.see(b"", &Class::Select).await {
+            return self.conclude(Err(failure));
+        }
         let result = match self.pipelining() {
             Some(index) if self.held[index].shard != home => Err(split_pipeline().into()),
             _ => self.run_raw(home, frame, &[Dependency::Anything]).await,
@@ -63,7 +67,7 @@ impl Session {
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
         if !writes.is_empty() {
-            self.note_write_of(index, &Dependencies::from_slice(writes), true)?;
+            self.note_write_of(index, &Dependencies::from_slice(writes), true).await?;
         }
         self.held[index].lease.put_raw(frame);
         self.relay_query(index, replies).await
@@ -121,6 +125,7 @@ impl Session {
                 .hint("Use client_encoding UTF8, and parameters or COPY for large values.")
                 .into());
         }
+        self.see(sql, &Class::Other).await?;
         let mut frame = bytes::BytesMut::new();
         weir_wire::frame::put(&mut frame, b'Q', |out| weir_wire::frame::put_cstr(out, sql));
         let trail = self.run_raw(view.topology.home, &frame, &[Dependency::Anything]).await?;
@@ -139,6 +144,7 @@ impl Session {
         {
             return Box::pin(self.statement(&text, &filled)).await;
         }
+        self.see(sql.as_bytes(), class).await?;
         let view = self.view();
         let literals = std::mem::take(&mut self.scratch.normal.literals);
         let values = Values { params: &[], sql, literals: &literals };
@@ -180,7 +186,10 @@ impl Session {
 
     /// The shard whose snapshot the transaction sees, where it has but one.
     fn snapshot_on(&self) -> Option<ShardId> {
-        self.txn.as_ref()?.snapshot_on
+        match self.txn.as_ref()?.snapshot {
+            Snapshot::OneShard(shard) => shard,
+            _ => None,
+        }
     }
 
     /// Which shards a plan means for this session now.
@@ -203,13 +212,15 @@ impl Session {
 
     /// A transaction with one snapshot for all of it stays on the shard that took it: another would show other moments.
     pub fn keep_snapshot(&mut self, plan: &Plan, place: &Place) -> Result<(), UserError> {
-        let Some(txn) = self.txn.as_mut().filter(|txn| txn.one_snapshot && plan.reason.sees_rows()) else {
+        let Some(txn) = self.txn.as_mut().filter(|txn| txn.keeps_one_shard() && plan.reason.sees_rows()) else {
             return Ok(());
         };
-        match place {
-            Place::One(shard) if *txn.snapshot_on.get_or_insert(*shard) == *shard => Ok(()),
-            _ => Err(no_common_snapshot()),
+        let Place::One(shard) = place else { return Err(no_common_snapshot()) };
+        match txn.snapshot {
+            Snapshot::OneShard(Some(taken)) if taken != *shard => return Err(no_common_snapshot()),
+            _ => txn.snapshot = Snapshot::OneShard(Some(*shard)),
         }
+        Ok(())
     }
 
     async fn single(&mut self, shard: ShardId, sql: &str, understood: &Understood, plan: &Plan) -> Result<(), Failure> {
@@ -231,7 +242,7 @@ impl Session {
         if !matches!(plan.access, Access::Read) {
             self.leave_databases(&understood.shape, sql);
             self.note_notifier(index, &understood.shape);
-            self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself())?;
+            self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself()).await?;
         }
         self.stats.sent_to(plan, shard);
         self.held[index].lease.put_query(sql);
@@ -240,6 +251,7 @@ impl Session {
         if trail.failed {
             return Err(Failure::Reported);
         }
+        self.note_cursor(&understood.shape.class, shard);
         self.after(&understood.shape).await;
         Ok(())
     }
@@ -341,6 +353,11 @@ impl Session {
             }
             understood.push(known);
         }
+        let in_block = self.txn.is_some() && !view.topology.is_single();
+        let sets = |known: &Understood| matches!(known.shape.class, Class::SetTransaction(_));
+        if in_block && (self.sees_all_shards() || understood.iter().any(sets)) {
+            return self.one_by_one(texts, &understood, false).await;
+        }
         let home = Some(Place::One(view.topology.home));
         let together = if view.topology.is_single() {
             Some(ShardId(0))
@@ -379,7 +396,7 @@ impl Session {
             for known in understood {
                 self.note_notifier(index, &known.shape);
             }
-            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
+            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true).await?;
         }
         let open = self.txn.is_some();
         self.held[index].lease.put_query(sql);
