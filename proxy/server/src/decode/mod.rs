@@ -365,7 +365,7 @@ impl Decoder {
     /// Raises the words of anything, here and at other proxies.
     async fn announce_anything(&self, pid: i32) -> Result<Announcement> {
         let anything: Dependencies = [Dependency::Anything].into_iter().collect();
-        Ok(crate::fresh::announce_decoded(self.here(), &anything, pid).await.map_err(told)?)
+        crate::fresh::announce_decoded(self.here(), &anything, pid).await.map_err(told)
     }
 
     fn bar(&mut self) {
