@@ -297,7 +297,7 @@ fn watch_servers(
             tasks.spawn(probe::run(Arc::clone(&view), config.server_auth.clone(), database.server_database.clone()));
             view
         };
-        let words = Arc::new(Words::new());
+        let words = Arc::new(Words::seeded(rand::random()));
         let server = crate::control::target(&control_login(config, database, &shard.primary));
         let member = Member::new(fleet.cloned(), Arc::clone(&words));
         let made = Arc::new(Shard {
@@ -425,10 +425,22 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
         entry_bytes_max: config.cache.entry_bytes_max,
         age_max: config.cache.max_age,
         redis_url: config.cache.redis.as_ref().map(|url| url.expose().to_owned()),
-        // Words live in memory: what an earlier process stored must not be found again.
-        namespace: format!("weir:{:016x}", rand::random::<u64>()),
+        namespace: namespace(config),
     };
     Ok(Some(Arc::new(Cache::new(settings)?)))
+}
+
+/// Of the keys in Redis. Proxies that tell each other of their writes share what they store; one that is alone finds nothing that an
+/// earlier process stored.
+fn namespace(config: &Config) -> String {
+    let name = match &config.peers {
+        Some(peers) => {
+            let tier = crate::auth::scram::hmac(peers.secret.expose().as_bytes(), &[b"weir redis"]);
+            tier.iter().take(8).fold(0, |name, byte| name << 8 | u64::from(*byte))
+        }
+        None => rand::random::<u64>(),
+    };
+    format!("weir:{name:016x}")
 }
 
 /// Where the schemas of each database's shards differ, in lines to be read.
