@@ -55,7 +55,11 @@ const DESCRIBED: [(&str, Type, &str); 27] = [
     ("weir_slots", Type::Gauge, "Slots owned by a shard."),
     ("weir_topology_epoch", Type::Gauge, "Epoch of the slot map in force."),
     ("weir_pins_total", Type::Counter, "Sessions that kept their server connection, by reason."),
-    ("weir_decoding_up", Type::Gauge, "1 while a shard's WAL is followed, so that writes beside weir are seen."),
+    (
+        "weir_decoding_up",
+        Type::Gauge,
+        "1 while a shard's WAL is followed, here or by a peer, so that writes beside weir are seen.",
+    ),
     ("weir_decoding_lag_bytes", Type::Gauge, "WAL of a shard that is written and not decoded yet."),
     ("weir_decoding_lag_seconds", Type::Gauge, "From the last decoded commit to its arrival, by the server's clock."),
     ("weir_decoding_waiting_commits", Type::Gauge, "Decoded commits that the primary does not show yet."),

@@ -215,14 +215,12 @@ impl Decoder {
     async fn run(mut self) {
         let mut retry = RETRY_MIN;
         let mut told = String::new();
+        self.bar();
         loop {
-            self.bar();
             let began = Instant::now();
             let ended = self.attempt().await;
             let was_up = self.decoding().state() == State::Up;
-            if was_up {
-                self.bar_everywhere().await;
-            }
+            self.bar();
             let (pause, state) = match ended {
                 Ended::Refused(why) => (REFUSED_RETRY, State::Off(why)),
                 Ended::Lost(error) => {
@@ -236,10 +234,11 @@ impl Decoder {
             };
             self.decoding().set(state);
             self.settling.all_are_old();
+            self.publish_figures();
             if was_up {
                 self.decoding().counters.reconnects.fetch_add(1, Relaxed);
+                self.bar_everywhere().await;
             }
-            self.publish_figures();
             sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
             retry = if was_up && began.elapsed() > RETRY_MAX { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
         }
@@ -391,7 +390,8 @@ impl Decoder {
     fn publish_figures(&self) {
         let decoding = self.decoding();
         if let Some(figures) = self.db.stats.database.decoding(self.shard) {
-            figures.publish(decoding.state() == State::Up, &decoding.counters);
+            let seen = matches!(decoding.state(), State::Up | State::Standby);
+            figures.publish(seen, &decoding.counters);
         }
     }
 }
