@@ -10,6 +10,7 @@ mod compose;
 mod console;
 mod copy_shards;
 mod cursors;
+mod decoding;
 mod dev;
 mod differential;
 mod drift;

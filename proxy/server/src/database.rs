@@ -107,6 +107,8 @@ pub struct Database {
     pub notifiers: Arc<crate::notifiers::Notifiers>,
     /// What waited for its decision when recovery last looked.
     pub prepared: Mutex<Vec<Prepared>>,
+    /// What is seen of writes that go round weir, per shard.
+    pub decoding: Vec<crate::decode::Decoding>,
     /// Where the shards' schemas differ, as they were last compared.
     pub drift: Mutex<Vec<weir_core::topology::drift::Drift>>,
     turn: AtomicUsize,
@@ -271,6 +273,7 @@ impl Database {
             stats,
             config: database,
             view: ArcSwap::from_pointee(view),
+            decoding: shards.iter().map(|_| crate::decode::Decoding::new()).collect(),
             shards,
             statements: if alone { statements.for_one_server() } else { statements },
             cache,

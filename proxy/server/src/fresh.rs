@@ -10,7 +10,7 @@ use weir_core::fresh::Dependencies;
 use weir_core::fresh::words::WordSet;
 use weir_core::id::ShardId;
 
-use crate::database::Database;
+use crate::database::{Database, Shard};
 use crate::fleet::member::{Announcement, Announcing};
 
 #[derive(Default)]
@@ -53,4 +53,18 @@ impl Announced {
             db.shard(shard).clock.unknown_outcome(announcement, process_on(shard));
         }
     }
+}
+
+/// Raises the words of what the WAL of `shard` tells, here and at other proxies. `pid`: the server process on whose word they hear
+/// of its end, if this proxy dies.
+pub async fn announce_decoded(shard: &Shard, writes: &Dependencies, pid: i32) -> Result<Announcement, UserError> {
+    match shard.member.announce(&WordSet::of(writes), pid)? {
+        Announcing::Done(announcement) => Ok(announcement),
+        Announcing::Untold(untold) => untold.tell().await,
+    }
+}
+
+/// Ends it once the primary shows it: from here on it is like any write that was acknowledged.
+pub fn end_decoded(shard: &Shard, announcement: Announcement) {
+    shard.clock.post(announcement);
 }

@@ -174,6 +174,11 @@ impl Member {
         })
     }
 
+    /// Are there other proxies, or may there be?
+    pub fn has_peers(&self) -> bool {
+        self.fleet.is_some()
+    }
+
     /// May reads be answered from the cache or by replicas? Ask after the words were looked at.
     pub fn may_serve(&self) -> bool {
         self.fleet.is_none() || (self.serves.load(SeqCst) && self.has_lease())
