@@ -37,7 +37,7 @@ pub async fn replica_reads(tier: &Tier) -> Result<i64> {
 }
 
 /// Reads until somebody else than the primary has answered; what they answer must be right all the while.
-async fn until(mut what: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+pub async fn until(mut what: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     for _ in 0..200 {
         if what().await? {
             return Ok(());

@@ -20,6 +20,7 @@ mod habits;
 mod hostile;
 mod journey;
 mod ledger;
+mod levels;
 mod login;
 mod outage;
 mod placement;

@@ -5,6 +5,7 @@
 
 mod engine;
 mod identity;
+mod replica;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
@@ -14,11 +15,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use weir_core::error::UserError;
 use weir_core::fresh::words::Words;
-use weir_core::id::{Lsn, ShardId};
+use weir_core::fresh::{Choice, Level, Observation, ReadBound, ReplicaView, choose};
+use weir_core::id::ShardId;
 use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::{TableRules, Topology};
@@ -38,8 +41,8 @@ use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 use crate::unique::Unique;
 
-/// A replica that has just said it is behind is not asked again for so long.
-const BEHIND: Duration = Duration::from_millis(5);
+pub use replica::{Outstanding, Replica};
+
 /// How long a connection to a database of the wildcard entry stays open unused. Postgres itself waits 5 s for others to leave
 /// before it refuses to drop a database.
 const SPARE_MAX: Duration = Duration::from_secs(4);
@@ -69,14 +72,6 @@ pub struct Shard {
     pub replicas: Vec<Replica>,
     pub words: Arc<Words>,
     pub clock: Clock,
-}
-
-pub struct Replica {
-    pub view: Arc<EndpointView>,
-    replay: AtomicU64,
-    /// Microseconds since the database was set up.
-    asked_us: AtomicU64,
-    start: Instant,
 }
 
 pub struct Database {
@@ -124,7 +119,12 @@ pub struct UserPools {
     pub unique_turns: Arc<Semaphore>,
     keyring: Keyring,
     mode: AtomicU8,
+    /// [`Level::packed`], and above it whether the user's own section says so.
+    freshness: AtomicU64,
 }
+
+/// Bit of [`UserPools::freshness`].
+const BY_ROLE: u64 = 1 << 63;
 
 struct ShardPools {
     primary: Arc<Pool>,
@@ -141,9 +141,16 @@ impl UserPools {
         }
     }
 
+    /// How fresh reads are where neither session nor statement says so; true: the user's own section does.
+    pub fn freshness(&self) -> (Level, bool) {
+        let packed = self.freshness.load(Relaxed);
+        (Level::unpacked(packed & !BY_ROLE), packed & BY_ROLE != 0)
+    }
+
     /// Other limits from now on; sessions keep the mode they began with.
-    fn set(&self, pool: &PoolConfig, limits: PoolLimits) {
+    fn set(&self, pool: &PoolConfig, limits: PoolLimits, freshness: u64) {
         self.mode.store(pool.mode as u8, Relaxed);
+        self.freshness.store(freshness, Relaxed);
         // The engine's pool has limits of its own.
         for pools in &self.shards {
             std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
@@ -177,26 +184,6 @@ impl UserPools {
                 std::iter::once((shard, true, &pools.primary)).chain(replicas)
             })
             .chain(self.engine.iter().map(|pool| (ShardId(self.shards.len() as u16), true, pool)))
-    }
-}
-
-impl Replica {
-    pub fn new(view: Arc<EndpointView>) -> Self {
-        Replica { view, replay: AtomicU64::new(0), asked_us: AtomicU64::new(0), start: Instant::now() }
-    }
-
-    /// What it has just said on its own connection.
-    pub fn note_replay(&self, replay: Lsn) {
-        self.replay.store(replay.0, Relaxed);
-        self.asked_us.store(self.start.elapsed().as_micros() as u64, Relaxed);
-    }
-
-    fn is_worth_asking(&self, need: Lsn) -> bool {
-        if !self.view.is_up() {
-            return false;
-        }
-        let age_us = (self.start.elapsed().as_micros() as u64).saturating_sub(self.asked_us.load(Relaxed));
-        self.replay.load(Relaxed) >= need.0 || age_us > BEHIND.as_micros() as u64
     }
 }
 
@@ -307,17 +294,10 @@ impl Database {
         self.catalog_doubts.load(Acquire) != 0
     }
 
-    /// A replica to ask for a read that must cover `need`, in turn.
-    pub fn choose_replica(&self, shard: ShardId, need: Lsn) -> Option<usize> {
-        let shard = self.shard(shard);
-        let replicas = &shard.replicas;
-        if replicas.is_empty() || !shard.clock.connected() {
-            return None;
-        }
-        let first = self.turn.fetch_add(1, Relaxed);
-        (0..replicas.len())
-            .map(|step| (first + step) % replicas.len())
-            .find(|number| replicas[*number].is_worth_asking(need))
+    /// Who is to answer a read whose words look like `seen`.
+    pub fn choose(&self, shard: ShardId, bound: ReadBound, seen: &Observation) -> Choice {
+        let replicas: SmallVec<[ReplicaView; 4]> = self.shard(shard).replicas.iter().map(Replica::seen).collect();
+        choose(bound, seen, &replicas, self.turn.fetch_add(1, Relaxed))
     }
 
     /// The pools of a user, made at the first login. Connections opened from now on log in with what this login has proved.
@@ -364,7 +344,14 @@ impl Database {
         let shards = shards.collect();
         let engine = self.engine.as_ref().map(|engine| self.engine_pool(engine, (config, user), &wanted, &keyring));
         let unique_turns = Arc::new(Semaphore::new(wanted.size.max(1)));
-        UserPools { shards, engine, unique_turns, keyring, mode: AtomicU8::new(wanted.mode as u8) }
+        let mode = AtomicU8::new(wanted.mode as u8);
+        let freshness = AtomicU64::new(self.packed_freshness(config, user));
+        UserPools { shards, engine, unique_turns, keyring, mode, freshness }
+    }
+
+    fn packed_freshness(&self, config: &Config, user: &str) -> u64 {
+        let (level, by_role) = config.freshness_of(&self.name, user);
+        level.packed() | if by_role { BY_ROLE } else { 0 }
     }
 
     fn pool_limits(&self, config: &Config, wanted: &PoolConfig) -> PoolLimits {
@@ -384,7 +371,7 @@ impl Database {
     pub fn reconfigure(&self, config: &Config) {
         for (user, pools) in self.users.lock().iter() {
             let wanted = config.pool_of(&self.name, user);
-            pools.set(&wanted, self.pool_limits(config, &wanted));
+            pools.set(&wanted, self.pool_limits(config, &wanted), self.packed_freshness(config, user));
         }
     }
 
@@ -547,7 +534,9 @@ impl Database {
         let understood = self.statements.understand(sql, &view, &mut scratch);
         let values = weir_core::plan::Values { params: &[], sql, literals: &scratch.normal.literals };
         let plan = self.plan_of(&understood.template, &values, &view.topology)?;
-        Ok(weir_core::plan::explain(&plan, &view.topology))
+        let mut rows = weir_core::plan::explain(&plan, &view.topology);
+        rows.extend(self.route_level(&plan, understood.hint, &view.topology));
+        Ok(rows)
     }
 }
 

@@ -5,16 +5,20 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError, sqlstate};
-use weir_core::fresh::Dependencies;
 use weir_core::fresh::words::{Intent, WordSet};
+use weir_core::fresh::{Dependencies, SessionMark};
 use weir_core::id::ShardId;
 
+use crate::clock::{Clock, Ticket};
 use crate::database::Database;
 
 #[derive(Default)]
 pub struct Announced {
     intents: Vec<(Arc<Database>, ShardId, Intent)>,
+    /// The last write of the session on each shard.
+    last: SmallVec<[(ShardId, Ticket); 1]>,
 }
 
 impl Announced {
@@ -35,7 +39,16 @@ impl Announced {
     /// The servers have answered: the shards' clocks finish the writes, whatever became of them.
     pub fn publish(&mut self) {
         for (db, shard, intent) in self.intents.drain(..) {
-            db.shard(shard).clock.post(intent);
+            let ticket = db.shard(shard).clock.post(intent);
+            note(&mut self.last, shard, ticket);
+        }
+    }
+
+    /// What the session has written on a shard, for reads that must not be older.
+    pub fn mark(&self, shard: ShardId, clock: &Clock) -> SessionMark {
+        match self.last.iter().find(|(on, _)| *on == shard) {
+            None => SessionMark::Nothing,
+            Some((_, ticket)) => clock.position_of(*ticket).map_or(SessionMark::Unknown, SessionMark::At),
         }
     }
 
@@ -44,6 +57,15 @@ impl Announced {
     pub fn unknown(&mut self, process_on: impl Fn(ShardId) -> i32) {
         for (db, shard, intent) in self.intents.drain(..) {
             db.shard(shard).clock.unknown_outcome(intent, process_on(shard));
+            note(&mut self.last, shard, Ticket::LOST);
         }
+    }
+}
+
+/// Later tickets cover earlier ones, and a lost one is never covered.
+fn note(last: &mut SmallVec<[(ShardId, Ticket); 1]>, shard: ShardId, ticket: Ticket) {
+    match last.iter_mut().find(|(on, _)| *on == shard) {
+        Some((_, known)) => *known = ticket.max(*known),
+        None => last.push((shard, ticket)),
     }
 }

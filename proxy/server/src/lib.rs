@@ -26,6 +26,7 @@ pub mod fresh;
 pub mod front;
 pub mod http;
 pub mod hub;
+pub mod level;
 pub mod log;
 pub mod metrics;
 pub mod notifiers;

@@ -37,7 +37,7 @@ const ENROLLED_MAX: usize = 200;
 const OTHERS: &str = "*";
 
 /// Name, type and help of every metric.
-const DESCRIBED: [(&str, Type, &str); 20] = [
+const DESCRIBED: [(&str, Type, &str); 21] = [
     ("weir_client_connections", Type::Gauge, "Client connections of a database by state (active, idle, waiting)."),
     ("weir_server_connections", Type::Gauge, "Server connections by shard, role and state (active, idle, login)."),
     ("weir_query_duration_seconds", Type::Histogram, "From the statement's arrival to the end of its reply."),
@@ -51,6 +51,11 @@ const DESCRIBED: [(&str, Type, &str); 20] = [
     ("weir_reads_total", Type::Counter, "Reads by the server that answered them."),
     ("weir_replica_lag_seconds", Type::Gauge, "Replay lag of a replica at its last probe."),
     ("weir_server_up", Type::Gauge, "1 when the last probe of the server succeeded."),
+    (
+        "weir_primary_reads_total",
+        Type::Counter,
+        "Reads that the primary answered though a replica might have, by reason.",
+    ),
     ("weir_cache_requests_total", Type::Counter, "Cacheable reads by what the cache said."),
     ("weir_slots", Type::Gauge, "Slots owned by a shard."),
     ("weir_topology_epoch", Type::Gauge, "Epoch of the slot map in force."),

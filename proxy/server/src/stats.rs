@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use weir_core::fresh::PrimaryBecause;
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Plan, Target};
 use weir_core::pool::Mode;
@@ -155,6 +156,11 @@ impl SessionStats {
     pub fn read_replica(&self, shard: ShardId, number: usize) {
         self.metrics.sent_to(RouteKind::Single, shard, Role::Replica);
         self.metrics.read_by(shard, number + 1);
+    }
+
+    /// The primary answers a read that a replica might have.
+    pub fn read_primary(&self, shard: ShardId, because: PrimaryBecause) {
+        self.metrics.read_primary(shard, because);
     }
 
     pub fn cache(&self, result: CacheResult) {

@@ -4,11 +4,13 @@
 pub mod bound;
 #[cfg(test)]
 mod model;
+pub mod past;
 pub mod words;
 
 use smallvec::SmallVec;
 
 pub use bound::{Choice, Level, PrimaryBecause, ReadBound, ReplicaView, SessionMark, choose, replica_answer_ok};
+pub use past::Past;
 pub use words::{Intent, Observation, UNPLACED, WORDS, WordSet, Words, WordsFull};
 
 /// What a statement reads or writes, as far as freshness cares. Hashes name tables and key values; collisions only

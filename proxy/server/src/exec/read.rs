@@ -1,39 +1,34 @@
 //! Reads that somebody other than the primary may answer: the cache, or a replica that is proven fresh.
 //!
 //! Invariant: nothing is released to the client that a write acknowledged before the read began could have changed. A cached
-//! entry is served only while its words stand still; a replica's answer is held back until its own replay position covers
-//! the words and the words have not moved meanwhile; otherwise the primary is asked. Protocol: weir-core `fresh::words`.
-
-use std::sync::atomic::Ordering::Relaxed;
+//! entry is served only while its words stand still; a replica ([`super::replica`]) has to prove itself; otherwise the primary
+//! is asked. Where a looser level is asked for (`crate::level`), less is asked of replicas; the cache keeps to the strict level
+//! for all. Protocol: weir-core `fresh::words`.
 
 use bytes::{Bytes, BytesMut};
 use weir_core::cache::key::{CacheKey, KeyParts, Param};
-use weir_core::error::sqlstate;
-use weir_core::fresh::bound::replica_answer_ok;
-use weir_core::fresh::words::{Observation, WordSet};
-use weir_core::id::{Lsn, ShardId};
+use weir_core::fresh::words::WordSet;
+use weir_core::fresh::{Level, PrimaryBecause};
+use weir_core::id::ShardId;
 use weir_core::plan::Plan;
-use weir_core::session::replies::{Owed, Replies};
-use weir_wire::backend::{BIND_COMPLETE, PARSE_COMPLETE, Status, tag};
+use weir_core::session::replies::Replies;
+use weir_wire::backend::{BIND_COMPLETE, PARSE_COMPLETE, tag};
 use weir_wire::frame;
 use weir_wire::frontend::{Bind, is_binary};
-use weir_wire::row;
 
 use super::fan::{Question, put_question};
-use super::relay::{Capture, Flow, Trail, relay};
+use super::relay::{Capture, Flow, Trail};
+use super::replica::Elsewhere;
 use crate::cache::{Lookup, Moment};
-use crate::front::cancel::cancelled;
 use crate::front::session::{Failure, Session};
 use crate::metrics::CacheResult;
 use crate::statements::Shape;
 
-/// Replica answers larger than this go to the primary, since they cannot be held back until they are proven.
-const REPLICA_REPLY_BYTES_MAX: usize = 64 * 1024;
-const REPLAY_POSITION: &str = "SELECT pg_catalog.pg_last_wal_replay_lsn()";
-
 /// What the client asked for around a lone read; says which frames its reply has.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
+    /// How fresh the answer must be.
+    pub level: Level,
     pub parse: bool,
     /// Which step binds.
     pub bind: Option<usize>,
@@ -43,12 +38,12 @@ pub struct Asked {
 }
 
 impl Asked {
-    pub fn simple() -> Self {
-        Asked { simple: true, ..Asked::default() }
+    pub fn simple(level: Level) -> Self {
+        Asked { level, simple: true, ..Asked::default() }
     }
 
     /// Writes the reply from a result's frames: RowDescription, rows, CommandComplete; or an error.
-    fn put(&self, frames: &[u8], out: &mut BytesMut) {
+    pub fn put(&self, frames: &[u8], out: &mut BytesMut) {
         if self.parse {
             out.extend_from_slice(PARSE_COMPLETE);
         }
@@ -77,15 +72,20 @@ impl Session {
         if self.db.is_suspect() {
             Box::pin(self.db.verify()).await?;
         }
+        let Some(set) = WordSet::for_read(&plan.reads) else {
+            self.stats.read_primary(shard, PrimaryBecause::Unwatched);
+            return Ok(false);
+        };
         // Without the clock a restart or promotion of the primary would go unnoticed.
-        if !self.db.shard(shard).clock.connected() {
+        let watched = self.db.shard(shard).clock.connected();
+        if !watched && asked.level == Level::Strict {
+            self.stats.read_primary(shard, PrimaryBecause::ClockDown);
             return Ok(false);
         }
-        let Some(set) = WordSet::for_read(&plan.reads) else { return Ok(false) };
         let words = std::sync::Arc::clone(&self.db.shard(shard).words);
         let seen = words.observe(&set);
         let key = match (&self.db.cache, &plan.cacheable) {
-            (Some(_), Ok(())) => self.cache_key(shard, question),
+            (Some(_), Ok(())) if watched => self.cache_key(shard, question),
             _ => None,
         };
         let epoch = self.view().topology.epoch;
@@ -98,13 +98,14 @@ impl Session {
             }
             self.stats.cache(CacheResult::Miss);
         }
-        if !seen.pending()
-            && !shape.is_large()
-            && let Some(frames) = self.ask_replica(shard, question, &seen, (shape, asked)).await?
-        {
-            self.fill(key.as_ref(), &moment, &frames);
-            asked.put(&frames, &mut self.client.out);
-            return Ok(true);
+        match self.ask_replica(shard, question, &seen, (shape, asked)).await? {
+            Elsewhere::Answered { frames, proven } => {
+                self.fill(key.as_ref().filter(|_| proven), &moment, &frames);
+                asked.put(&frames, &mut self.client.out);
+                return Ok(true);
+            }
+            Elsewhere::Passed => return Ok(true),
+            Elsewhere::Primary(because) => self.stats.read_primary(shard, because),
         }
         let Some(key) = key else { return Ok(false) };
         self.ask_primary(shard, question, asked, &key, &moment).await?;
@@ -155,69 +156,6 @@ impl Session {
         }
     }
 
-    /// Asks a replica with its replay position in front. `None`: no replica could prove that it is fresh.
-    async fn ask_replica(
-        &mut self,
-        shard: ShardId,
-        question: Question<'_>,
-        seen: &Observation,
-        (shape, asked): (&Shape, &Asked),
-    ) -> Result<Option<Bytes>, Failure> {
-        let Some(number) = self.db.choose_replica(shard, seen.lsn()) else { return Ok(None) };
-        let Some(pool) = self.pools.replica(shard, number) else { return Ok(None) };
-        // A replica that cannot be reached is no error: the primary answers.
-        let mut lease = match Box::pin(self.cancel.slot.unless_cancelled(pool.lease())).await {
-            Ok(lease) => lease,
-            Err(error) if error.sqlstate == sqlstate::QUERY_CANCELED => return Err(error.into()),
-            Err(_) => return Ok(None),
-        };
-        let mut replies = Replies::default();
-        self.prime_lease(&mut lease, &mut replies);
-        lease.put_query(REPLAY_POSITION);
-        replies.push(Owed::Query { hidden: false });
-        put_question(&mut lease, question, &mut replies)?;
-        let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: REPLICA_REPLY_BYTES_MAX };
-        let mut trail = Trail::default();
-        self.cancel.slot.begin(&lease.cancel_key);
-        let flow = relay(&mut self.client, &mut lease, &mut replies, &mut capture, &mut trail).await;
-        if !self.cancel.slot.end() && !Box::pin(self.cancel.slot.settle()).await {
-            lease.doubt("a cancel request was still on its way");
-        }
-        let Capture::Hold { reply, .. } = capture else { return Ok(None) };
-        match flow {
-            Ok(Flow::Ready(Status::Idle)) => {}
-            Ok(Flow::Overflow) => {
-                lease.doubt("a reply too large to hold back");
-                shape.mark_large();
-                return Ok(None);
-            }
-            Ok(_) | Err(_) => {
-                lease.doubt("a replica failed");
-                return Ok(None);
-            }
-        }
-        drop(lease);
-        if trail.sqlstate.as_ref().is_some_and(|code| code == sqlstate::QUERY_CANCELED.as_bytes()) {
-            // It was cancelled or took too long; the primary must not run it again. If only the question for the position was
-            // hit, that was meant for the statement too.
-            let Some((_, frames)) = split_position(&reply.freeze()) else { return Err(cancelled().into()) };
-            asked.put(&frames, &mut self.client.out);
-            return Err(Failure::Reported);
-        }
-        if trail.failed || trail.chatter {
-            // The primary says it, if it is to be said.
-            return Ok(None);
-        }
-        let Some((replay, frames)) = split_position(&reply.freeze()) else { return Ok(None) };
-        self.db.shard(shard).replicas[number].note_replay(replay);
-        if !replica_answer_ok(seen.lsn(), replay) || !self.db.shard(shard).words.unmoved(seen) {
-            self.db.stats.replica_rejected.fetch_add(1, Relaxed);
-            return Ok(None);
-        }
-        self.stats.read_replica(shard, number);
-        Ok(Some(frames))
-    }
-
     /// Runs it on the primary, holding the reply back as long as it may be worth keeping.
     async fn ask_primary(
         &mut self,
@@ -249,28 +187,5 @@ impl Session {
         self.release();
         self.db.stats.server_error(&trail);
         if trail.failed { Err(Failure::Reported) } else { Ok(()) }
-    }
-}
-
-/// Splits the reply to [`REPLAY_POSITION`] off the front of `frames`.
-fn split_position(frames: &Bytes) -> Option<(Lsn, Bytes)> {
-    let mut at = 0;
-    let mut replay = None;
-    loop {
-        let next = frame::peek(&frames[at..], usize::MAX >> 1).ok()??;
-        at += next.raw.len();
-        match next.tag {
-            tag::DATA_ROW => {
-                let values = row::values(next.body).ok()?;
-                replay = values
-                    .first()
-                    .copied()
-                    .flatten()
-                    .and_then(|text| std::str::from_utf8(text).ok())
-                    .and_then(Lsn::parse);
-            }
-            tag::COMMAND_COMPLETE => return Some((replay?, frames.slice(at..))),
-            _ => {}
-        }
     }
 }

@@ -23,6 +23,7 @@ use crate::database::View;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
+use crate::level::Hint;
 use crate::statements::Prepared;
 
 /// One message with what it refers to.
@@ -232,6 +233,7 @@ impl Session {
                     None => self.current(&statement, view)?,
                 };
                 let plan = bind(&self.db, &prepared, &body, view)?;
+                self.heed(prepared.hint);
                 self.note_draws(&prepared.shape, &plan);
                 self.survey_class(&prepared.shape.class, survey);
                 let place = self.place(&view.topology, &plan, || spread_of(&body));
@@ -487,17 +489,20 @@ impl Session {
             return None;
         }
         let mut asked = Asked::default();
+        let mut hint = Hint::None;
         for (place, step) in survey.steps.iter().enumerate() {
             match step {
                 Step::Parse { .. } if place == 0 => asked.parse = true,
                 Step::Bind { bound, .. } if asked.bind.is_none() && matches!(bound.plan.access, Access::Read) => {
                     asked.bind = Some(place);
+                    hint = bound.prepared.hint;
                 }
                 Step::DescribePortal { .. } if asked.bind.is_some() && !asked.executed => asked.describe = true,
                 Step::Execute { rows_max: 0, .. } if asked.bind.is_some() && !asked.executed => asked.executed = true,
                 _ => return None,
             }
         }
+        asked.level = self.level(hint).0;
         asked.executed.then_some(asked)
     }
 

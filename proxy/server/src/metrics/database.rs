@@ -6,6 +6,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
 use weir_core::admin::StatCounts;
+use weir_core::fresh::PrimaryBecause;
 use weir_core::id::{Epoch, ShardId};
 use weir_core::topology::SlotMap;
 
@@ -172,6 +173,8 @@ pub struct DatabaseMetrics {
     wait_seconds: Histogram,
     shards: Vec<ShardMetrics>,
     cache: [Published; CacheResult::ALL.len()],
+    /// Reads that the primary answered though there are replicas, by reason.
+    primary_reads: [Published; PrimaryBecause::ALL.len()],
     transactions: Published,
     received: Published,
     sent: Published,
@@ -200,6 +203,10 @@ impl DatabaseMetrics {
                 registry.counter("weir_cache_requests_total", &[("database", name), ("result", result.as_str())]),
             )
         });
+        let primary_reads = PrimaryBecause::ALL.map(|because| {
+            let labels = [("database", name), ("reason", because.as_str())];
+            Published::new(registry.counter("weir_primary_reads_total", &labels))
+        });
         Arc::new(DatabaseMetrics {
             name: name.to_owned(),
             clients_active: clients("active"),
@@ -210,6 +217,7 @@ impl DatabaseMetrics {
             wait_seconds: histogram("weir_pool_wait_duration_seconds"),
             shards: subject.shards.iter().map(|shard| ShardMetrics::new(registry, name, shard)).collect(),
             cache,
+            primary_reads,
             transactions: counted("weir_transactions_total"),
             received: counted("weir_client_received_bytes_total"),
             sent: counted("weir_client_sent_bytes_total"),
@@ -272,6 +280,11 @@ impl DatabaseMetrics {
         CacheResult::ALL.into_iter().zip(&self.cache).map(|(result, published)| (result, published.count.value()))
     }
 
+    /// How often the primary answered a read that a replica might have, by reason.
+    pub fn primary_reads(&self) -> impl Iterator<Item = (PrimaryBecause, u64)> {
+        PrimaryBecause::ALL.into_iter().zip(&self.primary_reads).map(|(because, one)| (because, one.count.value()))
+    }
+
     pub(super) fn tick(&self, elapsed: Duration) {
         let now = self.totals();
         let mut period = self.period.lock();
@@ -280,7 +293,8 @@ impl DatabaseMetrics {
     }
 
     pub(super) fn publish(&self, registry: &Registry) {
-        let counted = self.cache.iter().chain([&self.transactions, &self.received, &self.sent]);
+        let counted =
+            self.cache.iter().chain(&self.primary_reads).chain([&self.transactions, &self.received, &self.sent]);
         counted.for_each(Published::publish);
         for shard in &self.shards {
             shard.queries.iter().flatten().for_each(Published::publish);
@@ -404,6 +418,13 @@ impl SessionMetrics {
     pub fn read_by(&self, shard: ShardId, index: usize) {
         if let Some(endpoint) = self.database.endpoint(shard, index) {
             endpoint.reads.count.add(self.stripe, 1);
+        }
+    }
+
+    /// Counts nothing where there is no replica that could have answered.
+    pub fn read_primary(&self, shard: ShardId, because: PrimaryBecause) {
+        if self.database.endpoint(shard, 1).is_some() {
+            self.database.primary_reads[because as usize].count.add(self.stripe, 1);
         }
     }
 
