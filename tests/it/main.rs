@@ -15,6 +15,7 @@ mod drivers;
 mod dump;
 mod engine;
 mod explain;
+mod fleet;
 mod freshness;
 mod habits;
 mod hostile;

@@ -46,6 +46,11 @@ pub struct ConfigSpec {
 impl Tier {
     /// Writes `weir.toml`, `users.toml` and `admin.pw` into the run's directory; gives the first one's path.
     pub fn write_config(&self, spec: &ConfigSpec) -> Result<PathBuf> {
+        self.write_config_as("weir.toml", spec)
+    }
+
+    /// The same under another name, for one more weir.
+    pub fn write_config_as(&self, name: &str, spec: &ConfigSpec) -> Result<PathBuf> {
         let dir = self.run.path();
         let mut text = self.config_text(spec);
         if !spec.extra.trim().is_empty() {
@@ -55,7 +60,7 @@ impl Tier {
         }
         write_private(&dir.join("users.toml"), &format!("[user.shop]\npassword = \"{}\"\n", self.state.shop_password))?;
         write_private(&dir.join("admin.pw"), &format!("{}\n", self.state.admin_password))?;
-        let path = dir.join("weir.toml");
+        let path = dir.join(name);
         write_private(&path, &text)?;
         Ok(path)
     }

@@ -23,6 +23,8 @@ use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags};
 use crate::database::{Database, Parts, Replica, Shard};
 use crate::databases::Databases;
 use crate::engine::Engine;
+use crate::fleet::Fleet;
+use crate::fleet::member::Member;
 use crate::front::cancel::CancelRegistry;
 use crate::front::tls::ClientTls;
 use crate::hub::{Hub, HubEvent, without_hub};
@@ -49,6 +51,8 @@ pub struct App {
     /// What handshakes need; `None` where TLS is off.
     pub tls: ArcSwapOption<ClientTls>,
     pub metrics: Arc<Metrics>,
+    /// Other proxies in front of the same servers; `None`: there are none.
+    pub fleet: Option<Arc<Fleet>>,
     /// Who may log in.
     pub directory: Directory,
     pub started: Instant,
@@ -78,6 +82,7 @@ pub struct Basis {
     pub shards: Vec<Arc<Shard>>,
     cache: Option<Arc<Cache>>,
     hub: Option<Hub>,
+    fleet: Option<Arc<Fleet>>,
     metrics: Arc<Metrics>,
 }
 
@@ -166,11 +171,16 @@ impl Running {
             Some(hub) => Some(Hub::connect(hub).await.context("hub")?),
             None => None,
         };
-        let metrics = Arc::new(Metrics::new(&config.databases.iter().map(subject).collect::<Vec<_>>())?);
         let mut tasks = JoinSet::new();
+        let fleet = match &config.peers {
+            Some(peers) => Some(Fleet::start(peers, &mut tasks).await?),
+            None => None,
+        };
+        let metrics = Arc::new(Metrics::new(&config.databases.iter().map(subject).collect::<Vec<_>>())?);
         let mut basis = |database: &DatabaseConfig| -> Result<Basis> {
             Ok(Basis {
-                shards: watch_servers(&config, database, &mut tasks),
+                shards: watch_servers(&config, database, fleet.as_ref(), &mut tasks),
+                fleet: fleet.clone(),
                 config: database.clone(),
                 cache: start_cache(&config)?,
                 hub: hub.clone(),
@@ -189,6 +199,7 @@ impl Running {
             cancels: Arc::default(),
             tls: ArcSwapOption::new(tls),
             metrics,
+            fleet,
             directory: Directory::new(&config.users, auth_query(&config)),
             started: Instant::now(),
             listening: AtomicBool::new(false),
@@ -232,6 +243,9 @@ impl Running {
         while app.busy_sessions() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        if let Some(fleet) = &app.fleet {
+            fleet.leave().await;
+        }
         self.tasks.abort_all();
         Ok(())
     }
@@ -269,8 +283,13 @@ async fn meet(config: &Config, wildcard: &DatabaseConfig) -> Result<()> {
     Err(error.context(format!("cannot log in to {dsn}; {what_to_do}")))
 }
 
-/// Probes and clocks of a database's servers.
-fn watch_servers(config: &Config, database: &DatabaseConfig, tasks: &mut JoinSet<()>) -> Vec<Arc<Shard>> {
+/// Probes and clocks of a database's servers, and this proxy's place among others.
+fn watch_servers(
+    config: &Config,
+    database: &DatabaseConfig,
+    fleet: Option<&Arc<Fleet>>,
+    tasks: &mut JoinSet<()>,
+) -> Vec<Arc<Shard>> {
     let shards = database.shards.iter().map(|shard| {
         let mut watch = |endpoint: &Endpoint| {
             let view = EndpointView::new(endpoint.clone());
@@ -278,14 +297,20 @@ fn watch_servers(config: &Config, database: &DatabaseConfig, tasks: &mut JoinSet
             view
         };
         let words = Arc::new(Words::new());
-        let login = control_login(config, database, &shard.primary);
-        Arc::new(Shard {
+        let server = crate::control::target(&control_login(config, database, &shard.primary));
+        let member = Member::new(fleet.cloned(), Arc::clone(&words));
+        let made = Arc::new(Shard {
             name: shard.name.as_str().into(),
             primary: watch(&shard.primary),
             replicas: shard.replicas.iter().map(|replica| Replica::new(watch(replica))).collect(),
-            clock: Clock::start(crate::control::target(&login), Arc::clone(&words)),
+            clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member)),
             words,
-        })
+            member,
+        });
+        if let Some(fleet) = fleet {
+            fleet.take_part(&made, server, tasks);
+        }
+        made
     });
     shards.collect()
 }
@@ -323,6 +348,9 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
     };
     let engine = parts.engine.clone();
     let db = Database::new(config, database.clone(), parts);
+    if let Some(fleet) = &basis.fleet {
+        fleet.enroll(&db);
+    }
     db.refresh_catalog().await;
     report_rules(&db).await;
     if let Some(unique) = unique {

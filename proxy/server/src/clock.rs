@@ -26,10 +26,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Statement};
 use weir_core::fresh::bound::WAL_PAGE_BYTES;
-use weir_core::fresh::{Intent, Past, UNPLACED, WORDS, WordSet, Words, WordsFull};
+use weir_core::fresh::{Past, UNPLACED, WORDS, Words};
 use weir_core::id::Lsn;
+use weir_wire::peer::Write;
 
 use crate::control::Target;
+use crate::fleet::member::{Announcement, Member};
 
 /// Intents waiting for a position; more end without one.
 const QUEUE_MAX: usize = 16_384;
@@ -79,6 +81,8 @@ pub struct Clock {
 
 struct Shared {
     words: Arc<Words>,
+    /// Who else is told that writes are over.
+    member: Arc<Member>,
     queue: Mutex<Queue>,
     handed_over: Notify,
     connected: AtomicBool,
@@ -113,7 +117,7 @@ struct Queue {
     /// The last ticket.
     handed_over: u64,
     /// Acknowledged, waiting for a position.
-    over: Vec<Intent>,
+    over: Vec<Announcement>,
     /// Outcome unknown.
     lost: Vec<Lost>,
     /// Words with writes that ended without a position.
@@ -122,7 +126,7 @@ struct Queue {
 
 /// A write whose backend was lost.
 struct Lost {
-    intent: Intent,
+    write: Announcement,
     pid: i32,
     seen: Seen,
 }
@@ -137,10 +141,11 @@ enum Seen {
 
 impl Clock {
     /// Must run inside a tokio runtime. Returns at once; until the primary has answered, no replica covers any word.
-    pub fn start(primary: Target, words: Arc<Words>) -> Clock {
+    pub fn start(primary: Target, words: Arc<Words>, member: Arc<Member>) -> Clock {
         words.raise_floor(UNPLACED);
         let shared = Arc::new(Shared {
             words,
+            member,
             queue: Mutex::new(Queue::default()),
             handed_over: Notify::new(),
             connected: AtomicBool::new(false),
@@ -155,25 +160,19 @@ impl Clock {
         Clock { shared, task }
     }
 
-    /// Announces a write of `set` by the backend `pid`, before anything that may commit it is sent.
-    pub fn begin(self: &Arc<Self>, set: &WordSet, pid: i32) -> Result<OpenWrite, WordsFull> {
-        let intent = self.shared.words.begin_write(set)?;
-        Ok(OpenWrite { clock: Arc::clone(self), intent: Some(intent), pid })
-    }
-
     /// Takes over a write that the server has acknowledged.
-    pub fn post(&self, intent: Intent) -> Ticket {
+    pub fn post(&self, write: Announcement) -> Ticket {
         let mut queue = self.shared.queue.lock();
         queue.handed_over += 1;
         let ticket = Ticket(queue.handed_over);
         if queue.over.len() >= QUEUE_MAX {
             // Under the lock, so that this word cannot be given an older position at the same time.
-            queue.unplaced.extend(intent.words().indexes());
-            self.shared.words.end_write(intent, Some(UNPLACED));
+            queue.unplaced.extend(write.intent.words().indexes());
+            self.shared.member.over([write], Some(UNPLACED));
             self.shared.counters.unplaced.fetch_add(1, Ordering::Relaxed);
             return ticket;
         }
-        queue.over.push(intent);
+        queue.over.push(write);
         drop(queue);
         self.shared.handed_over.notify_one();
         ticket
@@ -202,7 +201,7 @@ impl Clock {
     }
 
     /// Takes over a write whose backend was lost while it may have been committing.
-    pub fn unknown_outcome(&self, intent: Intent, pid: i32) {
+    pub fn unknown_outcome(&self, write: Announcement, pid: i32) {
         self.shared.counters.lost.fetch_add(1, Ordering::Relaxed);
         let mut queue = self.shared.queue.lock();
         if queue.lost.len() >= LOST_MAX {
@@ -210,8 +209,22 @@ impl Clock {
             tracing::error!(pid, "clock: too many lost backends; some words stay pending");
             return;
         }
-        queue.lost.push(Lost { intent, pid, seen: Seen::NotYet });
+        queue.lost.push(Lost { write, pid, seen: Seen::NotYet });
         drop(queue);
+        self.shared.handed_over.notify_one();
+    }
+
+    /// The writes whose outcome is not known, for other proxies to keep in mind too.
+    pub fn lost(&self) -> Vec<Write> {
+        let queue = self.shared.queue.lock();
+        let words = |lost: &Lost| lost.write.intent.words().indexes().to_vec();
+        queue.lost.iter().map(|lost| Write { token: 0, pid: lost.pid, words: words(lost) }).collect()
+    }
+
+    /// Whatever was read before is void, and no replica covers anything until the primary has been asked again.
+    pub fn begin_anew(&self) {
+        self.shared.words.raise_floor(UNPLACED);
+        self.shared.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
         self.shared.handed_over.notify_one();
     }
 
@@ -234,39 +247,6 @@ impl Clock {
 impl Drop for Clock {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// A write under way at a backend. Dropped without a verdict (the session failed, its task was cancelled), its outcome is
-/// unknown.
-#[must_use = "dropping it means that the outcome is unknown"]
-pub struct OpenWrite {
-    clock: Arc<Clock>,
-    intent: Option<Intent>,
-    pid: i32,
-}
-
-impl OpenWrite {
-    /// The server said that it is done. Call this before or after the client is told; it does not wait.
-    pub fn acknowledged(mut self) {
-        if let Some(intent) = self.intent.take() {
-            let _ = self.clock.post(intent);
-        }
-    }
-
-    /// The server said that it failed, or nothing that may commit was sent.
-    pub fn nothing_written(mut self) {
-        if let Some(intent) = self.intent.take() {
-            self.clock.shared.words.end_write(intent, None);
-        }
-    }
-}
-
-impl Drop for OpenWrite {
-    fn drop(&mut self) {
-        if let Some(intent) = self.intent.take() {
-            self.clock.unknown_outcome(intent, self.pid);
-        }
     }
 }
 
@@ -411,9 +391,7 @@ async fn end_waiting(primary: &Primary, shared: &Shared) -> Result<(), ClockErro
     shared.counters.positions.fetch_add(1, Ordering::Relaxed);
     shared.counters.ended.fetch_add(taken.over.len() as u64, Ordering::Relaxed);
     let lsn = if primary.standard_pages { position } else { UNPLACED };
-    for intent in taken.over.drain(..) {
-        shared.words.end_write(intent, Some(lsn));
-    }
+    shared.member.over(taken.over.drain(..), Some(lsn));
     shared.placed_at.store(lsn.0, Ordering::Relaxed);
     shared.placed.store(last, Ordering::Release);
     // A word that another write left unplaced since then has to wait for a later position; the lock keeps more such
@@ -427,7 +405,7 @@ async fn end_waiting(primary: &Primary, shared: &Shared) -> Result<(), ClockErro
 /// What was taken from the queue goes back to it unless it was ended: also when the wait for the position is cancelled.
 struct Taken<'a> {
     shared: &'a Shared,
-    over: Vec<Intent>,
+    over: Vec<Announcement>,
     unplaced: BTreeSet<u16>,
 }
 
@@ -454,8 +432,8 @@ async fn look_for_lost(primary: &Primary, shared: &Shared) -> Result<bool, Clock
         let asked_for = index < pids.len();
         let found = present.iter().find(|(pid, _)| *pid == lost.pid);
         match (asked_for, found, &lost.seen) {
-            (true, None, _) => gone.push(lost.intent),
-            (true, Some((_, now)), Seen::Since(before)) if now != before => gone.push(lost.intent),
+            (true, None, _) => gone.push(lost.write),
+            (true, Some((_, now)), Seen::Since(before)) if now != before => gone.push(lost.write),
             (true, Some((_, now)), Seen::NotYet) => {
                 // It may be a newer process under the same pid; waiting for that one too is merely longer.
                 lost.seen = Seen::Since(now.clone());
@@ -505,10 +483,16 @@ impl Primary {
 
 #[cfg(test)]
 mod tests {
+    use weir_core::fresh::WordSet;
+
     use super::*;
 
     fn set(index: u16) -> WordSet {
         WordSet::from_indexes([index])
+    }
+
+    fn begun(words: &Words, index: u16) -> Announcement {
+        Announcement::alone(words.begin_write(&set(index)).expect("room"))
     }
 
     /// Nothing listens there, so the clock never gets a position.
@@ -517,20 +501,19 @@ mod tests {
         config.host("127.0.0.1").port(1).user("nobody");
         let words = Arc::new(Words::new());
         let config = Target::new(config, crate::back::tls::ServerTls::default());
-        (Arc::new(Clock::start(config, Arc::clone(&words))), words)
+        let member = Member::new(None, Arc::clone(&words));
+        (Arc::new(Clock::start(config, Arc::clone(&words), member)), words)
     }
 
     #[tokio::test]
     async fn without_the_primary_nothing_ends_and_no_replica_covers_anything() {
         let (clock, words) = unreachable();
-        let write = clock.begin(&set(3), 77).expect("room");
-        write.acknowledged();
-        drop(clock.begin(&set(4), 77).expect("room"));
-        clock.begin(&set(5), 77).expect("room").nothing_written();
+        clock.post(begun(&words, 3));
+        clock.unknown_outcome(begun(&words, 4), 77);
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(clock.waiting(), (1, 1));
         assert!(!clock.connected());
-        for (index, pending) in [(3, true), (4, true), (5, false), (6, false)] {
+        for (index, pending) in [(3, true), (4, true), (6, false)] {
             let seen = words.observe(&set(index));
             assert_eq!((seen.pending(), seen.lsn()), (pending, UNPLACED), "word {index}");
         }
@@ -540,9 +523,9 @@ mod tests {
     async fn beyond_the_queue_writes_end_without_a_position() {
         let (clock, words) = unreachable();
         for _ in 0..QUEUE_MAX {
-            clock.begin(&set(3), 77).expect("room").acknowledged();
+            clock.post(begun(&words, 3));
         }
-        clock.begin(&set(4), 77).expect("room").acknowledged();
+        clock.post(begun(&words, 4));
         assert_eq!(clock.waiting(), (QUEUE_MAX, 0));
         assert_eq!(clock.counters().unplaced.load(Ordering::Relaxed), 1);
         assert!(words.observe(&set(3)).pending());
@@ -554,8 +537,7 @@ mod tests {
     async fn what_was_taken_but_not_ended_goes_back() {
         let (clock, words) = unreachable();
         let shared = &clock.shared;
-        let intent = words.begin_write(&set(3)).expect("room");
-        drop(Taken { shared, over: vec![intent], unplaced: [9].into() });
+        drop(Taken { shared, over: vec![begun(&words, 3)], unplaced: [9].into() });
         assert_eq!(clock.waiting(), (1, 0));
         assert!(shared.queue.lock().unplaced.contains(&9));
     }

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use weir_core::error::UserError;
 use weir_core::fresh::words::Words;
-use weir_core::fresh::{Choice, Level, Observation, ReadBound, ReplicaView, choose};
+use weir_core::fresh::{Choice, Level, Observation, PrimaryBecause, ReadBound, ReplicaView, choose};
 use weir_core::id::ShardId;
 use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
@@ -33,6 +33,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, Endpoint, PoolConfig};
 use crate::engine::Engine;
+use crate::fleet::member::Member;
 use crate::probe::EndpointView;
 use crate::recover::Prepared;
 use crate::seats::SeatCount;
@@ -72,6 +73,8 @@ pub struct Shard {
     pub replicas: Vec<Replica>,
     pub words: Arc<Words>,
     pub clock: Clock,
+    /// This proxy among others.
+    pub member: Arc<Member>,
 }
 
 pub struct Database {
@@ -184,6 +187,17 @@ impl UserPools {
                 std::iter::once((shard, true, &pools.primary)).chain(replicas)
             })
             .chain(self.engine.iter().map(|pool| (ShardId(self.shards.len() as u16), true, pool)))
+    }
+}
+
+impl Shard {
+    /// Do the words tell of every write now? Ask after looking at them. Without the clock a restart or promotion of the primary
+    /// would go unnoticed; without a lease, the writes of other proxies.
+    pub fn watches_words(&self) -> Result<(), PrimaryBecause> {
+        if !self.clock.connected() {
+            return Err(PrimaryBecause::ClockDown);
+        }
+        if self.member.may_serve() { Ok(()) } else { Err(PrimaryBecause::NoLease) }
     }
 }
 
@@ -523,6 +537,10 @@ impl Database {
     async fn settle_doubts(&self) -> bool {
         let _one_at_a_time = self.catalog_reading.lock().await;
         let doubts = self.catalog_doubts.load(Acquire);
+        if self.shards.iter().any(|shard| shard.member.doubts_schema()) {
+            // Another proxy is at it; what is read now may be over in a moment.
+            return false;
+        }
         let read = tokio::time::timeout(CATALOG_MAX, self.read_catalog()).await;
         matches!(read, Ok(Ok(()))) && self.catalog_doubts.compare_exchange(doubts, 0, AcqRel, Acquire).is_ok()
     }

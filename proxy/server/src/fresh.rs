@@ -1,45 +1,52 @@
 //! Writes that have been announced and not yet published: what stands between a session and the words of its shards.
 //!
-//! Invariant: every intent ends in exactly one way: published to the shard's clock after the server has answered, or
+//! Invariant: every announcement ends in exactly one way: published to the shard's clock after the server has answered, or
 //! handed over as unknown when it has not. A session that ends hands over what is left.
 
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use weir_core::error::{Blame, UserError, sqlstate};
-use weir_core::fresh::words::{Intent, WordSet};
+use weir_core::error::UserError;
+use weir_core::fresh::words::WordSet;
 use weir_core::fresh::{Dependencies, SessionMark};
 use weir_core::id::ShardId;
 
 use crate::clock::{Clock, Ticket};
 use crate::database::Database;
+use crate::fleet::member::{Announcement, Announcing};
 
 #[derive(Default)]
 pub struct Announced {
-    intents: Vec<(Arc<Database>, ShardId, Intent)>,
+    writes: Vec<(Arc<Database>, ShardId, Announcement)>,
     /// The last write of the session on each shard.
     last: SmallVec<[(ShardId, Ticket); 1]>,
 }
 
 impl Announced {
-    /// Raises the words of `writes` on `shard`, before anything that can commit is sent.
-    pub fn announce(&mut self, db: &Arc<Database>, shard: ShardId, writes: &Dependencies) -> Result<(), UserError> {
+    /// Raises the words of `writes` on `shard`, here and wherever else they are kept, before anything that can commit is sent to
+    /// the server process `pid`. Errors: 53300 for too many writes at once, 57P03 if other proxies could not be told.
+    pub async fn announce(
+        &mut self,
+        db: &Arc<Database>,
+        (shard, pid): (ShardId, i32),
+        writes: &Dependencies,
+    ) -> Result<(), UserError> {
         if writes.is_empty() {
             return Ok(());
         }
-        let intent = db.shard(shard).words.begin_write(&WordSet::of(writes)).map_err(|_| {
-            UserError::new(Blame::Proxy, sqlstate::TOO_MANY_CONNECTIONS, "too many writes of one table are under way")
-                .detail("65535 unfinished writes share one dependency word.")
-                .hint("Retry later.")
-        })?;
-        self.intents.push((Arc::clone(db), shard, intent));
+        let announcement = match db.shard(shard).member.announce(&WordSet::of(writes), pid)? {
+            Announcing::Done(announcement) => announcement,
+            // Boxed: every session would else carry room for it.
+            Announcing::Untold(untold) => Box::pin(untold.tell()).await?,
+        };
+        self.writes.push((Arc::clone(db), shard, announcement));
         Ok(())
     }
 
     /// The servers have answered: the shards' clocks finish the writes, whatever became of them.
     pub fn publish(&mut self) {
-        for (db, shard, intent) in self.intents.drain(..) {
-            let ticket = db.shard(shard).clock.post(intent);
+        for (db, shard, announcement) in self.writes.drain(..) {
+            let ticket = db.shard(shard).clock.post(announcement);
             note(&mut self.last, shard, ticket);
         }
     }
@@ -55,8 +62,8 @@ impl Announced {
     /// Connections died unanswered: the writes on each shard end when the server process that had them is gone.
     /// `process_on` names that process; 0 if there is none any more.
     pub fn unknown(&mut self, process_on: impl Fn(ShardId) -> i32) {
-        for (db, shard, intent) in self.intents.drain(..) {
-            db.shard(shard).clock.unknown_outcome(intent, process_on(shard));
+        for (db, shard, announcement) in self.writes.drain(..) {
+            db.shard(shard).clock.unknown_outcome(announcement, process_on(shard));
             note(&mut self.last, shard, Ticket::LOST);
         }
     }

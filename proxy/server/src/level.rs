@@ -204,10 +204,12 @@ impl Database {
         }
         match WordSet::for_read(&plan.reads) {
             None => Choice::Primary(PrimaryBecause::Unwatched),
-            Some(_) if bound.must_be_unmoved() && !here.clock.connected() => Choice::Primary(PrimaryBecause::ClockDown),
             Some(set) => {
                 let seen: Observation = here.words.observe(&set);
-                self.choose(shard, bound, &seen)
+                match here.watches_words() {
+                    Err(because) if bound.must_be_unmoved() => Choice::Primary(because),
+                    _ => self.choose(shard, bound, &seen),
+                }
             }
         }
     }

@@ -22,6 +22,7 @@ pub mod dev;
 pub mod engine;
 pub mod exec;
 pub mod explain;
+pub mod fleet;
 pub mod fresh;
 pub mod front;
 pub mod http;

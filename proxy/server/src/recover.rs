@@ -8,13 +8,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
 
 use crate::back::connect::Login;
 use crate::database::Database;
+use crate::fresh::Announced;
 
 /// With [`AGE_S_MIN`], nothing stays in doubt for more than five seconds where the shards can be reached.
 const EVERY: Duration = Duration::from_secs(1);
@@ -83,13 +85,31 @@ pub async fn run(db: Arc<Database>, logins: Vec<Login>) {
 /// One connection per shard, kept from round to round.
 struct Sweeper {
     logins: Vec<Login>,
-    clients: Vec<Option<Client>>,
+    clients: Vec<Option<Link>>,
     rounds: u32,
+}
+
+struct Link {
+    client: Client,
+    /// The server process.
+    pid: i32,
+}
+
+/// A COMMIT PREPARED under way. When nobody waits for it any more, its outcome is not known.
+struct Commits {
+    announced: Announced,
+    pid: i32,
+}
+
+impl Drop for Commits {
+    fn drop(&mut self) {
+        self.announced.unknown(|_| self.pid);
+    }
 }
 
 impl Sweeper {
     /// One round: gives how many were finished. A shard that cannot be reached keeps nobody else's from being finished.
-    async fn sweep(&mut self, db: &Database) -> usize {
+    async fn sweep(&mut self, db: &Arc<Database>) -> usize {
         let mut found = Vec::new();
         let mut complete = true;
         for shard in 0..self.logins.len() {
@@ -118,15 +138,17 @@ impl Sweeper {
         finished
     }
 
-    async fn client(&mut self, shard: usize) -> Result<&Client> {
-        if self.clients[shard].as_ref().is_none_or(Client::is_closed) {
-            self.clients[shard] = Some(crate::control::connect(&self.logins[shard]).await?);
+    async fn client(&mut self, shard: usize) -> Result<&Link> {
+        if self.clients[shard].as_ref().is_none_or(|link| link.client.is_closed()) {
+            let client = crate::control::connect(&self.logins[shard]).await?;
+            let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)?;
+            self.clients[shard] = Some(Link { client, pid });
         }
         self.clients[shard].as_ref().context("just connected")
     }
 
     async fn prepared_on(&mut self, shard: usize) -> Result<Vec<Prepared>> {
-        let rows = self.client(shard).await?.query(PREPARED, &[]).await?;
+        let rows = self.client(shard).await?.client.query(PREPARED, &[]).await?;
         let read = |row: &tokio_postgres::Row| {
             let (gid, age_s, owner) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
             Ok(Prepared { shard: ShardId(shard as u16), gid, age_s, owner })
@@ -135,13 +157,13 @@ impl Sweeper {
     }
 
     /// Obeys the anchor's decision, making it an abort if there is none.
-    async fn finish(&mut self, db: &Database, prepared: &Prepared) -> Result<bool> {
+    async fn finish(&mut self, db: &Arc<Database>, prepared: &Prepared) -> Result<bool> {
         let gid = &prepared.gid;
         let Some(anchor) = anchor_of(db, gid) else {
             tracing::warn!(%gid, "prepared transaction of a shard that is not known; left alone");
             return Ok(false);
         };
-        let anchor = self.client(usize::from(anchor.0)).await?;
+        let anchor = &self.client(usize::from(anchor.0)).await?.client;
         anchor
             .execute("INSERT INTO weir.txlog (gid, decision) VALUES ($1, 'a') ON CONFLICT DO NOTHING", &[&gid])
             .await?;
@@ -149,8 +171,17 @@ impl Sweeper {
         let row = anchor.query_one(&sql, &[&gid]).await?;
         let verb = if row.try_get(0)? { "COMMIT" } else { "ROLLBACK" };
         // The name was made by weir: letters, digits, '-' and '_' only, or it would not have an anchor.
-        let client = self.client(usize::from(prepared.shard.0)).await?;
-        match client.batch_execute(&format!("{verb} PREPARED '{gid}'")).await {
+        // Its session's announcement ended with its connection, and what it wrote is known to nobody any more.
+        let Link { client, pid } = self.client(usize::from(prepared.shard.0)).await?;
+        let mut commits = Commits { announced: Announced::default(), pid: *pid };
+        if verb == "COMMIT" && db.tracks_freshness() {
+            let anything = Dependencies::from_slice(&[Dependency::Anything]);
+            let told = commits.announced.announce(db, (prepared.shard, *pid), &anything).await;
+            told.map_err(|error| anyhow!("{}", error.message))?;
+        }
+        let done = client.batch_execute(&format!("{verb} PREPARED '{gid}'")).await;
+        commits.announced.publish();
+        match done {
             Ok(()) => Ok(true),
             // Somebody else was quicker.
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => Ok(false),
@@ -161,7 +192,7 @@ impl Sweeper {
     /// Deletes old decisions that nothing prepared refers to.
     async fn forget(&self, live: &[&str]) {
         let sql = format!("DELETE FROM weir.txlog WHERE at < now() - interval '{KEEP}' AND gid <> ALL($1)");
-        for client in self.clients.iter().flatten() {
+        for Link { client, .. } in self.clients.iter().flatten() {
             if let Err(error) = client.execute(&sql, &[&live]).await {
                 tracing::debug!("old decisions stay: {error}");
             }

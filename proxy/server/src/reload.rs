@@ -67,6 +67,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     differs("hub", old.hub != new.hub);
     differs("engine", old.engine != new.engine);
     differs("cache", old.cache != new.cache);
+    differs("peers", old.peers != new.peers);
     differs("server_auth", old.server_auth != new.server_auth);
     differs("auth_query", old.auth_query != new.auth_query);
     differs("log.format", old.log.format != new.log.format);
@@ -123,6 +124,7 @@ fn merged(old: &Config, new: Config) -> Config {
         pool: new.pool,
         limits,
         cache: old.cache.clone(),
+        peers: old.peers.clone(),
         tls: new.tls,
         server_auth: old.server_auth.clone(),
         log,

@@ -8,6 +8,7 @@
 pub mod backend;
 pub mod frame;
 pub mod frontend;
+pub mod peer;
 pub mod read;
 pub mod row;
 pub mod startup;

@@ -11,8 +11,8 @@ pub mod tpch;
 
 pub use front::{Front, FrontBuilder};
 pub use storefront::Storefront;
-pub use tier::{Builder, Tier};
-pub use weir_local::{Cluster, ClusterSpec, Redis, Replica, Run, Shard};
+pub use tier::{Builder, Proxy, Tier};
+pub use weir_local::{Cluster, ClusterSpec, Redis, Replica, Run, Shard, free_port};
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! The tier under test: servers, configuration, weir.
 
+use std::fmt::Write as _;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,15 +13,25 @@ use crate::{binary, connect};
 
 /// weir's ports are picked before it binds them; another process may be quicker.
 const PORT_ATTEMPTS: u32 = 4;
+/// Environment variable with what several weirs share.
+const PEERS_SECRET: &str = "WEIR_PEERS_SECRET";
 
 /// A running tier. Its servers are reached as fields: `tier.shards[0].primary`, `tier.shards[0].replicas[0]`, `tier.hub`,
 /// `tier.redis`. Dropping it stops everything.
 #[derive(Debug)]
 pub struct Tier {
+    proxy: Proxy,
+    servers: weir_local::Tier,
+    builder: Builder,
+}
+
+/// One weir of a tier. Dropping it stops it.
+#[derive(Debug)]
+pub struct Proxy {
     weir: Weir,
     port: u16,
     http_port: u16,
-    servers: weir_local::Tier,
+    password: String,
 }
 
 /// What a tier is to be like. Made by [`Tier::builder`].
@@ -29,6 +40,8 @@ pub struct Builder {
     servers: TierSpec,
     config_extra: String,
     weir: Option<PathBuf>,
+    /// The secret that several weirs share; there is one otherwise.
+    peers: Option<String>,
 }
 
 impl Deref for Tier {
@@ -103,19 +116,42 @@ impl Builder {
         self
     }
 
+    /// Whether more weirs can be started on the same servers, with [`Tier::another`] (default no).
+    #[must_use]
+    pub fn peers(mut self, peers: bool) -> Self {
+        self.peers = peers.then(|| "a secret of the tests".to_owned());
+        self
+    }
+
     /// Starts the servers and weir. Returns when weir says that it is ready.
     pub async fn start(self) -> Result<Tier> {
-        let weir = match &self.weir {
+        let run = Run::temporary("test")?;
+        let servers = weir_local::Tier::start(&run, &self.servers, Arc::new(|_| {})).await?;
+        let proxy = self.start_proxy(&servers, "weir.toml", None).await?;
+        Ok(Tier { proxy, servers, builder: self })
+    }
+
+    /// `behind`: the port its peers are told, and the one it listens on.
+    async fn start_proxy(&self, servers: &weir_local::Tier, file: &str, behind: Option<(u16, u16)>) -> Result<Proxy> {
+        let binary = match &self.weir {
             Some(weir) => weir.clone(),
             None => binary("WEIR_BIN", "weir")?,
         };
-        let run = Run::temporary("test")?;
-        let servers = weir_local::Tier::start(&run, &self.servers, Arc::new(|_| {})).await?;
         for attempt in 1.. {
             let (port, http_port) = (free_port()?, free_port()?);
-            let config = servers.write_config(&ConfigSpec { port, http_port, extra: self.config_extra.clone() })?;
-            match Weir::start(&run, &weir, &config, http_port).await {
-                Ok(weir) => return Ok(Tier { weir, port, http_port, servers }),
+            let mut extra = self.config_extra.clone();
+            let mut environment = Vec::new();
+            if let Some(secret) = &self.peers {
+                let own = free_port()?;
+                let (told, listens) = behind.unwrap_or((own, own));
+                writeln!(extra, "[peers]\nlisten = \"127.0.0.1:{listens}\"\nadvertise = \"127.0.0.1:{told}\"")?;
+                writeln!(extra, "secret_env = \"{PEERS_SECRET}\"")?;
+                environment.push((PEERS_SECRET.to_owned(), secret.clone()));
+            }
+            let config = servers.write_config_as(file, &ConfigSpec { port, http_port, extra })?;
+            let arguments = vec!["run".into(), "--config".into(), config.into()];
+            match Weir::start_with(&servers.run, &binary, arguments, (&environment, http_port)).await {
+                Ok(weir) => return Ok(Proxy { weir, port, http_port, password: servers.state.shop_password.clone() }),
                 Err(error) if attempt < PORT_ATTEMPTS && format!("{error:#}").contains("in use") => {}
                 Err(error) => return Err(error),
             }
@@ -131,12 +167,86 @@ impl Tier {
             servers: TierSpec { shards: 2, replicas: 0, redis: false, log_statements: false },
             config_extra: String::new(),
             weir: None,
+            peers: None,
         }
+    }
+
+    /// One more weir in front of the same servers; the tier must have been built with [`Builder::peers`].
+    pub async fn another(&self) -> Result<Proxy> {
+        self.another_behind(None).await
+    }
+
+    /// The same; `behind`: the port its peers are told, and the one it listens on for them.
+    pub async fn another_behind(&self, behind: Option<(u16, u16)>) -> Result<Proxy> {
+        let file = format!("weir-{}.toml", free_port()?);
+        self.builder.start_proxy(&self.servers, &file, behind).await
+    }
+
+    /// The weir that the tier was started with.
+    pub fn proxy(&self) -> &Proxy {
+        &self.proxy
     }
 
     /// A URL for role `shop` on `database` through weir.
     pub fn dsn(&self, database: &str) -> String {
-        format!("postgres://shop:{}@127.0.0.1:{}/{database}", self.state.shop_password, self.port)
+        self.proxy.dsn(database)
+    }
+
+    /// A URL for weir's admin database.
+    pub fn admin_dsn(&self) -> String {
+        self.proxy.admin_dsn()
+    }
+
+    /// weir's port for Postgres clients.
+    pub fn port(&self) -> u16 {
+        self.proxy.port()
+    }
+
+    /// A new connection of role `shop` to database `shop` through weir.
+    pub async fn connect(&self) -> Result<Client> {
+        self.proxy.connect().await
+    }
+
+    /// weir's metrics page.
+    pub fn metrics_url(&self) -> String {
+        self.proxy.metrics_url()
+    }
+
+    /// A GET on weir's HTTP port: (status, body).
+    pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
+        self.proxy.http_get(path).await
+    }
+
+    /// weir's process id; none while it is killed.
+    pub fn weir_pid(&self) -> Option<u32> {
+        self.proxy.weir_pid()
+    }
+
+    /// Kills weir as `kill -9` does.
+    pub fn kill_weir(&self) {
+        self.proxy.kill_weir();
+    }
+
+    /// Asks weir to end (SIGTERM) and waits until it has; kills it if it takes more than 5 s.
+    pub fn stop_weir(&self) {
+        self.proxy.stop_weir();
+    }
+
+    /// Kills weir if it runs and starts it again on the same ports and configuration. Returns when it is ready.
+    pub async fn restart_weir(&self) -> Result<()> {
+        self.proxy.restart_weir().await
+    }
+
+    /// All weir has logged, over all its starts.
+    pub fn weir_log(&self) -> String {
+        self.proxy.weir_log()
+    }
+}
+
+impl Proxy {
+    /// A URL for role `shop` on `database` through weir.
+    pub fn dsn(&self, database: &str) -> String {
+        format!("postgres://shop:{}@127.0.0.1:{}/{database}", self.password, self.port)
     }
 
     /// A URL for weir's admin database.

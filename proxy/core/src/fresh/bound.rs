@@ -151,6 +151,8 @@ pub enum PrimaryBecause {
     NoReplica,
     /// Whether the primary is still the same is not known, so neither is what its positions mean.
     ClockDown,
+    /// Other proxies may not be able to tell this one of their writes.
+    NoLease,
     /// It reads something that ordinary writes do not announce.
     Unwatched,
     WritePending,
@@ -169,9 +171,10 @@ pub enum PrimaryBecause {
 
 impl PrimaryBecause {
     /// In order of declaration.
-    pub const ALL: [PrimaryBecause; 11] = [
+    pub const ALL: [PrimaryBecause; 12] = [
         PrimaryBecause::NoReplica,
         PrimaryBecause::ClockDown,
+        PrimaryBecause::NoLease,
         PrimaryBecause::Unwatched,
         PrimaryBecause::WritePending,
         PrimaryBecause::OwnWriteUnknown,
@@ -188,6 +191,7 @@ impl PrimaryBecause {
         match self {
             PrimaryBecause::NoReplica => "no_replica",
             PrimaryBecause::ClockDown => "clock_down",
+            PrimaryBecause::NoLease => "no_lease",
             PrimaryBecause::Unwatched => "unwatched",
             PrimaryBecause::WritePending => "write_pending",
             PrimaryBecause::OwnWriteUnknown => "own_write_unknown",
@@ -206,6 +210,7 @@ impl std::fmt::Display for PrimaryBecause {
         f.write_str(match self {
             PrimaryBecause::NoReplica => "no replica is connected",
             PrimaryBecause::ClockDown => "the primary does not tell its WAL position",
+            PrimaryBecause::NoLease => "other proxies may be unable to tell this one of their writes",
             PrimaryBecause::Unwatched => "it reads something that writes do not announce",
             PrimaryBecause::WritePending => "a write of what it reads is under way",
             PrimaryBecause::OwnWriteUnknown => "the session's last write has no known position yet",

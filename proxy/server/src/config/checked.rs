@@ -22,6 +22,7 @@ use super::{
 use super::{limits, raw};
 
 mod access;
+mod peers;
 mod table;
 
 /// Permission bits that a secret file must not have: anything for group and others.
@@ -101,6 +102,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         pool: limits::pool(&source, &file.pool)?,
         limits: limits::limits(&source, &file.limits)?,
         cache: cache(&source, &file.cache, flags.redis.as_ref())?,
+        peers: file.peers.as_ref().map(|peers| peers::peers(&source, peers)).transpose()?,
         hba: access::hba(&source, file.hba_file.as_ref(), tls.as_ref())?,
         auth_query,
         tls,

@@ -64,6 +64,8 @@ pub struct Config {
     pub pool: PoolConfig,
     pub limits: LimitsConfig,
     pub cache: CacheConfig,
+    /// `None`: this is the only proxy in front of its servers.
+    pub peers: Option<PeersConfig>,
     pub tls: Option<TlsConfig>,
     /// Who may come from where, and how they prove who they are.
     pub hba: Hba,
@@ -188,6 +190,19 @@ pub struct LimitsConfig {
     pub sequence_block: usize,
     /// How long SIGTERM waits for running transactions.
     pub drain_time_max: Duration,
+}
+
+/// Other proxies in front of the same servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeersConfig {
+    /// Where they reach this one.
+    pub listen: SocketAddr,
+    /// What they are told to connect to, `host:port`; `None`: `listen`.
+    pub advertise: Option<String>,
+    /// The same for all of them.
+    pub secret: Secret,
+    /// How long cache and replicas may be used after the primary has last answered.
+    pub lease: Duration,
 }
 
 /// The read-through cache.

@@ -42,6 +42,7 @@ pub(super) struct File {
     pub limits: Limits,
     #[serde(default)]
     pub cache: Cache,
+    pub peers: Option<Spanned<Peers>>,
     pub tls: Option<Tls>,
     pub server_tls: Option<Spanned<ServerTls>>,
     pub server_auth: Option<Spanned<ServerAuth>>,
@@ -165,6 +166,16 @@ pub(super) struct Cache {
     pub l1_bytes: Option<Spanned<Size>>,
     pub entry_bytes_max: Option<Spanned<Size>>,
     pub max_age: Option<Spanned<Time>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Peers {
+    pub listen: Spanned<String>,
+    pub advertise: Option<Spanned<String>>,
+    pub secret_file: Option<Spanned<String>>,
+    pub secret_env: Option<Spanned<String>>,
+    pub lease: Option<Spanned<Time>>,
 }
 
 #[derive(Deserialize)]

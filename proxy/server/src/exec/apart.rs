@@ -39,7 +39,7 @@ impl Session {
         for (done, &shard) in shards.iter().enumerate() {
             let mut sources = self.ask(&[shard], question).await?;
             let index = sources[0].index;
-            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
+            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true).await?;
             self.pass(&mut sources, 0, done == 0, form.description && done == 0).await?;
             self.announced.publish();
             if let Some(body) = sources[0].failed.take() {

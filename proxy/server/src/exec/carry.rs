@@ -222,7 +222,7 @@ impl Session {
     async fn read_one(&mut self, shard: ShardId, question: Question<'_>, plan: &Plan) -> Result<(), Failure> {
         let mut sources = self.ask(&[shard], question).await?;
         if plan.access == Access::Write {
-            self.note_write(sources[0].index, plan, false)?;
+            self.note_write(sources[0].index, plan, false).await?;
         }
         self.pass(&mut sources, 0, true, true).await?;
         self.drain(&mut sources).await?;
@@ -389,7 +389,7 @@ impl Session {
                 Some((_, bind)) => Question::Once { sql: text, types: &types, bind, hidden: 0 },
             };
             let mut sources = self.ask(&[shard], question).await?;
-            self.note_write(sources[0].index, plan, false)?;
+            self.note_write(sources[0].index, plan, false).await?;
             self.pass(&mut sources, 0, at == 0, carried.description && at == 0).await?;
             self.drain(&mut sources).await?;
             self.follow_all(&sources);

@@ -108,7 +108,11 @@ impl Session {
         if self.db.tracks_freshness() {
             for &index in &begun {
                 let held = &self.held[index];
-                self.announced.announce(&self.db, held.shard, &held.dirty)?;
+                let server = (held.shard, held.lease.cancel_key.process);
+                if let Err(error) = self.announced.announce(&self.db, server, &held.dirty).await {
+                    self.roll_back_all().await?;
+                    return Err(error.into());
+                }
             }
         }
         let (writers, readers): (Vec<usize>, Vec<usize>) = begun.iter().partition(|index| self.held[**index].wrote);

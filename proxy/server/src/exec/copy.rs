@@ -65,7 +65,7 @@ impl Session {
         }
         let mut sources = self.ask(shards, question).await?;
         for source in &sources {
-            self.note_write(source.index, plan, false)?;
+            self.note_write(source.index, plan, false).await?;
         }
         let row_bytes_max = self.app.config().limits.message_bytes_max;
         let mut splitter = Splitter::new(Arc::clone(layout), shards, &self.view().topology.slots, row_bytes_max);

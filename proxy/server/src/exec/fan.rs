@@ -363,7 +363,7 @@ impl Session {
             let mut sources = self.ask(part, question).await?;
             for number in 0..sources.len() {
                 let index = sources[number].index;
-                self.note_write(index, plan, false)?;
+                self.note_write(index, plan, false).await?;
                 let shown = round + number == 0 || plan.combine() == Combine::Sum;
                 self.pass(&mut sources, number, shown, form.description && round + number == 0).await?;
             }

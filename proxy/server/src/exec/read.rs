@@ -10,7 +10,7 @@ use weir_core::cache::key::{CacheKey, KeyParts, Param};
 use weir_core::fresh::words::WordSet;
 use weir_core::fresh::{Level, PrimaryBecause};
 use weir_core::id::ShardId;
-use weir_core::plan::Plan;
+use weir_core::plan::{Access, Plan};
 use weir_core::session::replies::Replies;
 use weir_wire::backend::{BIND_COMPLETE, PARSE_COMPLETE, tag};
 use weir_wire::frame;
@@ -20,7 +20,10 @@ use super::fan::{Question, put_question};
 use super::relay::{Capture, Flow, Trail};
 use super::replica::Elsewhere;
 use crate::cache::{Lookup, Moment};
+use crate::front::batch::Ending;
+use crate::front::extended::{Step, Survey};
 use crate::front::session::{Failure, Session};
+use crate::level::Hint;
 use crate::metrics::CacheResult;
 use crate::statements::Shape;
 
@@ -59,6 +62,37 @@ impl Asked {
 }
 
 impl Session {
+    /// Is this batch one read on its own, of the kind that the cache or a replica may answer?
+    pub fn lone_read(&self, survey: &Survey, ending: Ending) -> Option<Asked> {
+        if ending != Ending::Sync || self.txn.is_some() || !self.held.is_empty() || !self.db.answers_elsewhere() {
+            return None;
+        }
+        let mut asked = Asked::default();
+        let mut hint = Hint::None;
+        for (place, step) in survey.steps.iter().enumerate() {
+            match step {
+                Step::Parse { .. } if place == 0 => asked.parse = true,
+                Step::Bind { bound, .. } if asked.bind.is_none() && matches!(bound.plan.access, Access::Read) => {
+                    asked.bind = Some(place);
+                    hint = bound.prepared.hint;
+                }
+                Step::DescribePortal { .. } if asked.bind.is_some() && !asked.executed => asked.describe = true,
+                Step::Execute { rows_max: 0, .. } if asked.bind.is_some() && !asked.executed => asked.executed = true,
+                _ => return None,
+            }
+        }
+        asked.level = self.level(hint).0;
+        asked.executed.then_some(asked)
+    }
+
+    pub async fn read_batch(&mut self, shard: ShardId, survey: &Survey, asked: &Asked) -> Result<bool, Failure> {
+        let Some(Step::Bind { bound, .. }) = asked.bind.and_then(|place| survey.steps.get(place)) else {
+            return Ok(false);
+        };
+        let question = Question::Portal { prepared: &bound.prepared, bind: &bound.bind, merged: false };
+        self.read_elsewhere(shard, question, &bound.plan, &bound.prepared.shape, asked).await
+    }
+
     /// Answers a read from the cache or a replica, or from the primary on behalf of the cache. False: nothing was done and the
     /// caller should relay it from the primary.
     pub async fn read_elsewhere(
@@ -76,16 +110,15 @@ impl Session {
             self.stats.read_primary(shard, PrimaryBecause::Unwatched);
             return Ok(false);
         };
-        // Without the clock a restart or promotion of the primary would go unnoticed.
-        let watched = self.db.shard(shard).clock.connected();
-        if !watched && asked.level == Level::Strict {
-            self.stats.read_primary(shard, PrimaryBecause::ClockDown);
-            return Ok(false);
-        }
         let words = std::sync::Arc::clone(&self.db.shard(shard).words);
         let seen = words.observe(&set);
+        let watched = self.db.shard(shard).watches_words();
+        if let (Level::Strict, Err(because)) = (asked.level, watched) {
+            self.stats.read_primary(shard, because);
+            return Ok(false);
+        }
         let key = match (&self.db.cache, &plan.cacheable) {
-            (Some(_), Ok(())) if watched => self.cache_key(shard, question),
+            (Some(_), Ok(())) if watched.is_ok() => self.cache_key(shard, question),
             _ => None,
         };
         let epoch = self.view().topology.epoch;
@@ -114,7 +147,9 @@ impl Session {
 
     /// Stores a complete, quiet result if its words have stood still since they were looked at.
     fn fill(&self, key: Option<&CacheKey>, moment: &Moment<'_>, frames: &Bytes) {
-        if let (Some(cache), Some(key)) = (&self.db.cache, key) {
+        if let (Some(cache), Some(key)) = (&self.db.cache, key)
+            && self.db.shard(moment.shard).member.may_serve()
+        {
             // A refusal is counted there; the reply is right all the same.
             let _ = cache.put(key, moment, frames.clone());
         }

@@ -204,8 +204,11 @@ impl Chosen<'_> {
         if !replica_answer_ok(self.need, replay) {
             return Err(PrimaryBecause::ReplicaAnsweredBehind);
         }
-        let moved = self.bound.must_be_unmoved() && !self.shard.words.unmoved(seen);
-        if moved { Err(PrimaryBecause::Moved) } else { Ok(()) }
+        match self.bound.must_be_unmoved() {
+            true if !self.shard.words.unmoved(seen) => Err(PrimaryBecause::Moved),
+            true => self.shard.watches_words(),
+            false => Ok(()),
+        }
     }
 }
 

@@ -102,7 +102,7 @@ impl Session {
     ) -> Result<Vec<Bytes>, Failure> {
         let question = Question::Once { sql, types: b"", bind, hidden: 0 };
         let mut sources = self.ask(&[shard], question).await?;
-        self.note_write_of(sources[0].index, &Dependencies::new(), false)?;
+        self.note_write_of(sources[0].index, &Dependencies::new(), false).await?;
         let gathered = self.gather_notes(&mut sources[0]).await;
         self.drain(&mut sources).await?;
         self.follow_all(&sources);

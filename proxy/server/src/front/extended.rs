@@ -20,10 +20,7 @@ use super::names::{Portal, Undo, bind};
 use super::session::{End, Failure, Held, Session};
 use super::simple::Place;
 use crate::database::View;
-use crate::exec::fan::Question;
-use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
-use crate::level::Hint;
 use crate::statements::Prepared;
 
 /// One message with what it refers to.
@@ -352,6 +349,7 @@ impl Session {
                 }
             }
         }
+        self.note_steps(index, survey).await?;
         self.put_steps(index, survey, &mut replies)?;
         if ending == Ending::Sync {
             put_sync(&mut self.held[index].lease.out);
@@ -422,8 +420,8 @@ impl Session {
         }
     }
 
-    /// Writes the steps to a Backend and what they owe to `replies`.
-    fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
+    /// Notes, and announces where it is time to, what the steps write.
+    async fn note_steps(&mut self, index: usize, survey: &Survey) -> Result<(), Failure> {
         let autocommit = self.txn.is_none();
         for step in &survey.steps {
             if let Step::Execute { portal, .. } = step
@@ -432,9 +430,15 @@ impl Session {
                 let sql = std::str::from_utf8(&portal.prepared.sql).unwrap_or_default();
                 self.leave_databases(&portal.prepared.shape, sql);
                 self.note_notifier(index, &portal.prepared.shape);
-                self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())?;
+                self.note_write(index, &portal.plan, autocommit || portal.prepared.shape.class.commits_itself())
+                    .await?;
             }
         }
+        Ok(())
+    }
+
+    /// Writes the steps to a Backend and what they owe to `replies`.
+    fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
         // What was prepared before this transaction changed the schema may mean what no longer exists.
         let anew = self.txn.as_ref().is_some_and(|txn| txn.renews);
         let Held { lease, shard, .. } = &mut self.held[index];
@@ -481,37 +485,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    /// Is this batch one read on its own, of the kind that the cache or a replica may answer?
-    fn lone_read(&self, survey: &Survey, ending: Ending) -> Option<Asked> {
-        if ending != Ending::Sync || self.txn.is_some() || !self.held.is_empty() || !self.db.answers_elsewhere() {
-            return None;
-        }
-        let mut asked = Asked::default();
-        let mut hint = Hint::None;
-        for (place, step) in survey.steps.iter().enumerate() {
-            match step {
-                Step::Parse { .. } if place == 0 => asked.parse = true,
-                Step::Bind { bound, .. } if asked.bind.is_none() && matches!(bound.plan.access, Access::Read) => {
-                    asked.bind = Some(place);
-                    hint = bound.prepared.hint;
-                }
-                Step::DescribePortal { .. } if asked.bind.is_some() && !asked.executed => asked.describe = true,
-                Step::Execute { rows_max: 0, .. } if asked.bind.is_some() && !asked.executed => asked.executed = true,
-                _ => return None,
-            }
-        }
-        asked.level = self.level(hint).0;
-        asked.executed.then_some(asked)
-    }
-
-    async fn read_batch(&mut self, shard: ShardId, survey: &Survey, asked: &Asked) -> Result<bool, Failure> {
-        let Some(Step::Bind { bound, .. }) = asked.bind.and_then(|place| survey.steps.get(place)) else {
-            return Ok(false);
-        };
-        let question = Question::Portal { prepared: &bound.prepared, bind: &bound.bind, merged: false };
-        self.read_elsewhere(shard, question, &bound.plan, &bound.prepared.shape, asked).await
     }
 }
 

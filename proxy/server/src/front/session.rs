@@ -462,16 +462,21 @@ impl Session {
     }
 
     /// Notes a write: announced at once if it may commit with this very request, else when the transaction commits.
-    pub fn note_write(&mut self, index: usize, plan: &Plan, commits_now: bool) -> Result<(), UserError> {
+    pub async fn note_write(&mut self, index: usize, plan: &Plan, commits_now: bool) -> Result<(), UserError> {
         let held = &mut self.held[index];
         if self.txn.is_some() && !matches!(held.noting, Noting::Settled { skips: true }) && plan.noting != Noting::None
         {
             held.noting = plan.noting;
         }
-        self.note_write_of(index, &plan.writes, commits_now)
+        self.note_write_of(index, &plan.writes, commits_now).await
     }
 
-    pub fn note_write_of(&mut self, index: usize, writes: &Dependencies, commits_now: bool) -> Result<(), UserError> {
+    pub async fn note_write_of(
+        &mut self,
+        index: usize,
+        writes: &Dependencies,
+        commits_now: bool,
+    ) -> Result<(), UserError> {
         let held = &mut self.held[index];
         held.wrote = true;
         held.changed |= !writes.is_empty();
@@ -494,7 +499,16 @@ impl Session {
                 }
             }
         }
-        if commits_now { self.announced.announce(&self.db, held.shard, writes) } else { Ok(()) }
+        if !commits_now {
+            return Ok(());
+        }
+        let server = (held.shard, held.lease.cancel_key.process);
+        let announced = self.announced.announce(&self.db, server, writes).await;
+        if announced.is_err() {
+            // What was put down for it will never be sent.
+            self.held[index].lease.doubt("a write on it could not be announced");
+        }
+        announced
     }
 
     /// Takes back what an error in a pipeline undid.

@@ -63,7 +63,7 @@ impl Session {
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
         if !writes.is_empty() {
-            self.note_write_of(index, &Dependencies::from_slice(writes), true)?;
+            self.note_write_of(index, &Dependencies::from_slice(writes), true).await?;
         }
         self.held[index].lease.put_raw(frame);
         self.relay_query(index, replies).await
@@ -233,7 +233,7 @@ impl Session {
         if !matches!(plan.access, Access::Read) {
             self.leave_databases(&understood.shape, sql);
             self.note_notifier(index, &understood.shape);
-            self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself())?;
+            self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself()).await?;
         }
         self.stats.sent_to(plan, shard);
         self.held[index].lease.put_query(sql);
@@ -381,7 +381,7 @@ impl Session {
             for known in understood {
                 self.note_notifier(index, &known.shape);
             }
-            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
+            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true).await?;
         }
         let open = self.txn.is_some();
         self.held[index].lease.put_query(sql);

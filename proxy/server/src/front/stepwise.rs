@@ -273,7 +273,7 @@ impl Session {
             let prepares = matches!(prepared.shape.class, Class::Execute { .. });
             let shard = if prepares { self.pinned_or_home() } else { self.cursor_shard()? };
             let index = self.hold(shard).await?;
-            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true)?;
+            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true).await?;
             return self.execute_on(shard, call).await;
         }
         let place = match portal.bound_on {
@@ -364,7 +364,7 @@ impl Session {
         self.own_sequences(index, &prepared.shape, &mut replies);
         if !matches!(portal.plan.access, Access::Read) {
             self.note_notifier(index, &prepared.shape);
-            self.note_write(index, &portal.plan, self.txn.is_none() || prepared.shape.class.commits_itself())?;
+            self.note_write(index, &portal.plan, self.txn.is_none() || prepared.shape.class.commits_itself()).await?;
         }
         let lease = &mut self.held[index].lease;
         let mut undo = Vec::new();

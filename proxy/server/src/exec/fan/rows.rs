@@ -143,7 +143,7 @@ impl Session {
             _ => Question::Text(&part.text),
         };
         let mut sources = self.ask(&[shard], question).await?;
-        self.note_write(sources[0].index, whole.plan, false)?;
+        self.note_write(sources[0].index, whole.plan, false).await?;
         let gathering = self.gather(&mut sources[0], tracks, whole.dealt, gathered).await;
         self.drain(&mut sources).await?;
         self.follow_all(&sources);

@@ -1,0 +1,43 @@
+//! The part of the file that names this proxy to others in front of the same servers.
+
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::{Checked, HTTP_LISTEN, address, endpoint, secret_env, secret_file, time};
+use crate::config::PeersConfig;
+use crate::config::error::Source;
+use crate::config::raw;
+
+/// Who knows it can void every cache; it must not be guessed.
+const SECRET_BYTES_MIN: usize = 16;
+/// A shorter lease is lost to a busy server, a longer one keeps writes waiting when a proxy dies.
+const LEASE_MIN: Duration = Duration::from_millis(300);
+const LEASE_MAX: Duration = Duration::from_secs(60);
+
+/// The section as a whole.
+pub(super) fn peers(source: &Source, peers: &Spanned<raw::Peers>) -> Checked<PeersConfig> {
+    let span = peers.span();
+    let peers = peers.get_ref();
+    let secret = match (&peers.secret_file, &peers.secret_env) {
+        (Some(file), None) => secret_file(source, file)?,
+        (None, Some(name)) => secret_env(source, name)?,
+        _ => return Err(source.error(span, "[peers] needs one of secret_file, secret_env")),
+    };
+    if secret.expose().len() < SECRET_BYTES_MIN {
+        let message = format!("the peers' secret has less than {SECRET_BYTES_MIN} bytes");
+        return Err(source.error(span, message).hint("openssl rand -hex 32"));
+    }
+    let listen = address(source, None, Some(&peers.listen), HTTP_LISTEN)?;
+    let advertise = peers.advertise.as_ref().map(|at| endpoint(source, at).map(|at| at.to_string())).transpose()?;
+    if advertise.is_none() && listen.ip().is_unspecified() {
+        let message = "listen names no address that others could connect to";
+        return Err(source.error(peers.listen.span(), message).hint("say advertise = \"host:port\""));
+    }
+    let lease = time(source, peers.lease.as_ref(), "lease", Duration::from_secs(1))?;
+    if !(LEASE_MIN..=LEASE_MAX).contains(&lease) {
+        let place = peers.lease.as_ref().map_or(span, Spanned::span);
+        return Err(source.error(place, format!("lease must be from {LEASE_MIN:?} to {LEASE_MAX:?}")));
+    }
+    Ok(PeersConfig { listen, advertise, secret, lease })
+}

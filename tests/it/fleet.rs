@@ -1,0 +1,331 @@
+//! Several proxies in front of the same servers: what one has acknowledged, none shows less of, whatever dies.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_postgres::Client;
+use weir_harness::{Proxy, Tier};
+
+use crate::freshness::until;
+use crate::placement::{column, create_schema};
+
+/// A figure of SHOW CACHE of one proxy.
+async fn cache_figure(proxy: &Proxy, name: &str) -> Result<i64> {
+    let console = weir_harness::connect(&proxy.admin_dsn()).await?;
+    for message in console.simple_query("SHOW CACHE").await? {
+        if let tokio_postgres::SimpleQueryMessage::Row(row) = message
+            && row.get(0) == Some(&format!("shop.{name}"))
+        {
+            return Ok(row.get(1).context("value")?.parse()?);
+        }
+    }
+    anyhow::bail!("no figure {name}")
+}
+
+async fn name_of(client: &Client, user: i64) -> Result<String> {
+    Ok(client.query_one("SELECT name FROM users WHERE user_id = $1", &[&user]).await?.get(0))
+}
+
+/// Reads until the proxy answers from its own cache.
+async fn warm(proxy: &Proxy, client: &Client, user: i64) -> Result<()> {
+    until(async || {
+        let before = cache_figure(proxy, "hits_memory").await?;
+        name_of(client, user).await?;
+        name_of(client, user).await?;
+        Ok(cache_figure(proxy, "hits_memory").await? > before)
+    })
+    .await
+}
+
+async fn tier_of_two() -> Result<(Tier, Proxy)> {
+    let tier = Tier::builder().shards(2).peers(true).start().await?;
+    create_schema(&tier.connect().await?).await?;
+    let other = tier.another().await?;
+    Ok((tier, other))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_through_one_proxy_is_seen_through_the_other() -> Result<()> {
+    let (tier, other) = tier_of_two().await?;
+    let (here, there) = (tier.connect().await?, other.connect().await?);
+    here.execute("INSERT INTO users (user_id, name) VALUES (1, 'Ann'), (2, 'Ben')", &[]).await?;
+    for user in [1, 2] {
+        warm(&other, &there, user).await?;
+        warm(tier.proxy(), &here, user).await?;
+    }
+    let hits = cache_figure(&other, "hits_memory").await?;
+    for round in 0..200_i64 {
+        let name = format!("Ann {round}");
+        let (writer, reader) = if round % 2 == 0 { (&here, &there) } else { (&there, &here) };
+        writer.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&name]).await?;
+        assert_eq!(name_of(reader, 1).await?, name, "through the other proxy, right after the write");
+        assert_eq!(name_of(writer, 1).await?, name);
+        assert_eq!(name_of(&there, 2).await?, "Ben");
+    }
+    assert!(cache_figure(&other, "hits_memory").await? > hits + 50, "what nobody wrote stays cached");
+    // A transaction over both shards, and one that is rolled back.
+    let mut here = here;
+    let transaction = here.transaction().await?;
+    transaction.execute("UPDATE users SET name = 'both'", &[]).await?;
+    transaction.commit().await?;
+    assert_eq!(column(&there, "SELECT DISTINCT name FROM users").await?, ["both"]);
+    let transaction = here.transaction().await?;
+    transaction.execute("UPDATE users SET name = 'neither'", &[]).await?;
+    transaction.rollback().await?;
+    assert_eq!(name_of(&there, 1).await?, "both");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_schema_changed_through_one_proxy_holds_for_the_other() -> Result<()> {
+    let tier = Tier::builder().shards(1).peers(true).start().await?;
+    let other = tier.another().await?;
+    let (here, there) = (tier.connect().await?, other.connect().await?);
+    create_schema(&here).await?;
+    here.batch_execute("CREATE TABLE audit (user_id bigint)").await?;
+    let audited = "SELECT count(*)::text FROM audit";
+    until(async || {
+        let before = cache_figure(&other, "hits_memory").await?;
+        assert_eq!(column(&there, audited).await?, ["0"]);
+        Ok(cache_figure(&other, "hits_memory").await? > before)
+    })
+    .await?;
+    // What the other proxy knows of writes of users is not true any more.
+    here.batch_execute(
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN INSERT INTO audit VALUES (NEW.user_id); RETURN NEW; END $$;
+         CREATE TRIGGER noted AFTER INSERT ON users FOR EACH ROW EXECUTE FUNCTION note()",
+    )
+    .await?;
+    for user in 1..=20_i64 {
+        there.execute("INSERT INTO users (user_id, name) VALUES ($1, 'Ann')", &[&user]).await?;
+        assert_eq!(column(&there, audited).await?, [user.to_string()]);
+        assert_eq!(column(&here, audited).await?, [user.to_string()]);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_is_killed_holds_nobody_up_for_long() -> Result<()> {
+    let (tier, other) = tier_of_two().await?;
+    let (here, there) = (tier.connect().await?, other.connect().await?);
+    here.execute("INSERT INTO users (user_id, name) VALUES (1, 'Ann')", &[]).await?;
+    warm(&other, &there, 1).await?;
+    warm(tier.proxy(), &here, 1).await?;
+    other.kill_weir();
+    // The write waits until the dead one can serve nothing any more, and then goes through.
+    let before = std::time::Instant::now();
+    here.execute("UPDATE users SET name = 'Bea' WHERE user_id = 1", &[]).await?;
+    assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+    assert_eq!(name_of(&here, 1).await?, "Bea");
+    warm(tier.proxy(), &here, 1).await?;
+    other.restart_weir().await?;
+    let there = other.connect().await?;
+    here.execute("UPDATE users SET name = 'Cid' WHERE user_id = 1", &[]).await?;
+    assert_eq!(name_of(&there, 1).await?, "Cid");
+    warm(&other, &there, 1).await?;
+    here.execute("UPDATE users SET name = 'Dan' WHERE user_id = 1", &[]).await?;
+    assert_eq!(name_of(&there, 1).await?, "Dan");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_was_stopped_serves_nothing_old_when_it_goes_on() -> Result<()> {
+    let (tier, other) = tier_of_two().await?;
+    let (here, there) = (tier.connect().await?, other.connect().await?);
+    here.execute("INSERT INTO users (user_id, name) VALUES (1, 'Ann')", &[]).await?;
+    warm(&other, &there, 1).await?;
+    let mut waiting = Vec::new();
+    for _ in 0..20 {
+        let client = other.connect().await?;
+        let read = client.prepare("SELECT name FROM users WHERE user_id = 1").await?;
+        client.query_one(&read, &[]).await?;
+        waiting.push((client, read));
+    }
+    let pid = Pid::from_raw(other.weir_pid().context("it runs")?.cast_signed()).context("a pid")?;
+    kill_process(pid, Signal::STOP)?;
+    let wrote = here.execute("UPDATE users SET name = 'Bea' WHERE user_id = 1", &[]).await;
+    // It has heard of nothing, its cache still has the old name, and these reads are the first it finds when it goes on.
+    let asked = waiting.into_iter().map(|(client, read)| {
+        tokio::spawn(async move { anyhow::Ok(client.query_one(&read, &[]).await?.get::<_, String>(0)) })
+    });
+    let asked: Vec<_> = asked.collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    kill_process(pid, Signal::CONT)?;
+    wrote?;
+    for answer in asked {
+        assert_eq!(answer.await??, "Bea");
+    }
+    assert_eq!(name_of(&there, 1).await?, "Bea");
+    warm(&other, &there, 1).await?;
+    there.execute("UPDATE users SET name = 'Cid' WHERE user_id = 1", &[]).await?;
+    assert_eq!(name_of(&here, 1).await?, "Cid");
+    Ok(())
+}
+
+/// Passes bytes on between peers until it is told to hold them.
+struct Relay {
+    port: u16,
+    holds: watch::Sender<bool>,
+}
+
+impl Relay {
+    async fn start(to: u16) -> Result<Relay> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let port = listener.local_addr()?.port();
+        let holds = watch::Sender::new(false);
+        let holding = holds.subscribe();
+        tokio::spawn(async move {
+            while let Ok((from, _)) = listener.accept().await {
+                let Ok(to) = TcpStream::connect(("127.0.0.1", to)).await else { continue };
+                let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
+                tokio::spawn(pass_on(from_read, to_write, holding.clone()));
+                tokio::spawn(pass_on(to_read, from_write, holding.clone()));
+            }
+        });
+        Ok(Relay { port, holds })
+    }
+}
+
+async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut holds: watch::Receiver<bool>) -> Result<()> {
+    let mut buffer = vec![0; 4096];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        holds.wait_for(|holds| !*holds).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..count]).await?;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_cannot_be_told_serves_nothing_old() -> Result<()> {
+    let tier = Tier::builder().shards(1).peers(true).start().await?;
+    create_schema(&tier.connect().await?).await?;
+    let listens = weir_harness::free_port()?;
+    let relay = Relay::start(listens).await?;
+    let other = tier.another_behind(Some((relay.port, listens))).await?;
+    let (here, there) = (tier.connect().await?, other.connect().await?);
+    here.execute("INSERT INTO users (user_id, name) VALUES (1, 'Ann')", &[]).await?;
+    for round in 0..3 {
+        warm(&other, &there, 1).await?;
+        relay.holds.send_replace(true);
+        let name = format!("Bea {round}");
+        here.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&name]).await?;
+        for _ in 0..20 {
+            assert_eq!(name_of(&there, 1).await?, name, "it has heard nothing, and must not trust its cache");
+        }
+        // Nor does it write behind the other's back.
+        let wrote = there.execute("UPDATE users SET name = 'Cid' WHERE user_id = 1", &[]).await;
+        let expected = if wrote.is_ok() { "Cid" } else { &name };
+        assert_eq!(name_of(&here, 1).await?, expected);
+        relay.holds.send_replace(false);
+    }
+    Ok(())
+}
+
+/// One register per key; `told` is the highest value that was acknowledged.
+struct Register {
+    user: i64,
+    told: AtomicI64,
+}
+
+/// Never backwards, also when a server still works on what a dead proxy sent.
+const WRITE: &str = "UPDATE users SET name = $1 WHERE user_id = $2 AND name::int8 < $3";
+
+async fn keep_writing(proxies: &[&Proxy], register: &Register, stop: &AtomicBool) -> Result<()> {
+    let mut turn = 0;
+    let mut value = 0;
+    while !stop.load(Ordering::SeqCst) {
+        turn += 1;
+        let Ok(client) = proxies[turn % proxies.len()].connect().await else { continue };
+        for _ in 0..20 {
+            value += 1;
+            let name = value.to_string();
+            let wrote = client.execute(WRITE, &[&name, &register.user, &value]).await;
+            if wrote.is_err() {
+                break;
+            }
+            register.told.fetch_max(value, Ordering::SeqCst);
+        }
+    }
+    Ok(())
+}
+
+/// Every read shows at least what was acknowledged, and what anybody had read, before it began.
+async fn keep_reading(proxy: &Proxy, register: &Register, stop: &AtomicBool) -> Result<u64> {
+    let mut reads = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let Ok(client) = proxy.connect().await else { continue };
+        loop {
+            let least = register.told.load(Ordering::SeqCst);
+            let Ok(name) = name_of(&client, register.user).await else { break };
+            let value: i64 = name.parse()?;
+            anyhow::ensure!(value >= least, "user {}: {value} was read after {least}", register.user);
+            register.told.fetch_max(value, Ordering::SeqCst);
+            reads += 1;
+            if stop.load(Ordering::SeqCst) || reads % 500 == 0 {
+                break;
+            }
+        }
+    }
+    Ok(reads)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registers_stay_fresh_while_proxies_die_and_join() -> Result<()> {
+    let tier = Tier::builder().shards(1).replicas(1).peers(true).start().await?;
+    create_schema(&tier.connect().await?).await?;
+    let (second, third) = (tier.another().await?, tier.another().await?);
+    let proxies = [tier.proxy(), &second, &third];
+    let client = tier.connect().await?;
+    let registers: Vec<Arc<Register>> =
+        (1..=3).map(|user| Arc::new(Register { user, told: AtomicI64::new(0) })).collect();
+    for register in &registers {
+        client.execute("INSERT INTO users (user_id, name) VALUES ($1, '0')", &[&register.user]).await?;
+    }
+    let stop = AtomicBool::new(false);
+    let disturb = async {
+        for round in 0..4 {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            let victim = proxies[round % 3];
+            victim.kill_weir();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            victim.restart_weir().await?;
+        }
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        stop.store(true, Ordering::SeqCst);
+        anyhow::Ok(())
+    };
+    let writers = futures_util::future::try_join_all(registers.iter().map(|one| keep_writing(&proxies, one, &stop)));
+    let readers = futures_util::future::try_join_all(
+        registers.iter().flat_map(|one| proxies.iter().map(|proxy| keep_reading(proxy, one, &stop))),
+    );
+    let (_, _, reads) = tokio::try_join!(disturb, writers, readers)?;
+    let reads: u64 = reads.iter().sum();
+    let hits = cache_figure(tier.proxy(), "hits_memory").await? + cache_figure(&second, "hits_memory").await?;
+    assert!(reads > 500 && hits > 0, "{reads} reads, {hits} of them from memory");
+    // Nothing old is left anywhere.
+    for register in &registers {
+        let truth =
+            column(&client_of(&tier).await?, &format!("SELECT name FROM users WHERE user_id = {}", register.user))
+                .await?;
+        for proxy in proxies {
+            assert_eq!(name_of(&proxy.connect().await?, register.user).await?, truth[0]);
+        }
+    }
+    Ok(())
+}
+
+/// A connection beside weir.
+async fn client_of(tier: &Tier) -> Result<Client> {
+    tier.shards[0].primary.admin("shop").await
+}
