@@ -26,7 +26,7 @@ const SCHEMA: &[&str] = &[
 ];
 
 /// None of them belongs on one shard, and none can be merged.
-const HARD: &[&str] = &[
+pub const HARD: &[&str] = &[
     // Joined by another column, on tables of other keys.
     "SELECT a.product_id, b.product_id, count(*) FROM order_items a JOIN order_items b ON a.order_id = b.order_id \
      AND a.product_id < b.product_id GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT 7",
@@ -51,7 +51,7 @@ const HARD: &[&str] = &[
     "SELECT s.value, count(*) FROM settings s, users u WHERE u.country = s.name GROUP BY 1 ORDER BY 1",
 ];
 
-async fn load(client: &Client) -> Result<()> {
+pub async fn load(client: &Client) -> Result<()> {
     for table in SCHEMA {
         client.batch_execute(table).await?;
     }
@@ -90,7 +90,7 @@ async fn load(client: &Client) -> Result<()> {
 }
 
 /// All rows of a simple query as text.
-async fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
+pub async fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
     let messages = client.simple_query(sql).await.with_context(|| sql.to_owned())?;
     let row = |message: &SimpleQueryMessage| match message {
         SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
@@ -99,7 +99,7 @@ async fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
     Ok(messages.iter().filter_map(row).collect())
 }
 
-async fn compare(sharded: &Client, single: &Client, statements: &[&str]) -> Result<()> {
+pub async fn compare(sharded: &Client, single: &Client, statements: &[&str]) -> Result<()> {
     let mut wrong = String::new();
     for sql in statements {
         let (left, right) = (rows(sharded, sql).await, rows(single, sql).await?);
@@ -114,14 +114,14 @@ async fn compare(sharded: &Client, single: &Client, statements: &[&str]) -> Resu
 }
 
 /// The refusal of a statement: its SQLSTATE, DETAIL and HINT.
-async fn refusal(client: &Client, sql: &str) -> Result<(String, String, String)> {
+pub async fn refusal(client: &Client, sql: &str) -> Result<(String, String, String)> {
     let Err(error) = client.simple_query(sql).await else { anyhow::bail!("not refused: {sql}") };
     let error = error.as_db_error().context("not an error of the server's")?;
     let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
     Ok((error.code().code().to_owned(), text(error.detail()), text(error.hint())))
 }
 
-async fn route(tier: &Tier, sql: &str) -> Result<String> {
+pub async fn route(tier: &Tier, sql: &str) -> Result<String> {
     let console = connect(&tier.admin_dsn()).await?;
     let rows = rows(&console, &format!("ROUTE '{}'", sql.replace('\'', "''"))).await?;
     Ok(rows
@@ -412,6 +412,71 @@ async fn without_the_hub_only_what_needs_it_fails() -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_of_group_by_is_found_once_and_lasts_as_long_as_the_key() -> Result<()> {
+    let tier = Tier::builder().log_statements(true).start().await?;
+    let (client, other) = (tier.connect().await?, tier.connect().await?);
+    load(&client).await?;
+    let sql = "SELECT u.user_id, u.country, u.email, count(*) FROM users u JOIN orders o ON o.order_id > u.user_id + 390 GROUP BY u.user_id ORDER BY 1";
+    let complaints = || tier.hub.log().matches("must appear in the GROUP BY").count();
+    let expected = rows(&client, sql).await?;
+    assert!(!expected.is_empty());
+    let found = complaints();
+    assert!(found > 0, "it had to be edited");
+    for client in [&client, &other] {
+        assert_eq!(rows(client, sql).await?, expected);
+    }
+    assert_eq!(complaints(), found, "it is known now");
+    // With parameters, by its own types.
+    let bound = sql.replace("390", "$1::bigint");
+    for _ in 0..2 {
+        let statement = client.prepare(&bound).await?;
+        assert_eq!(client.query(&statement, &[&390_i64]).await?.len(), expected.len());
+    }
+    assert_eq!(complaints(), 2 * found);
+    // Other settings ask again: names may mean something else.
+    client.batch_execute("SET search_path = public, pg_catalog").await?;
+    assert_eq!(rows(&client, sql).await?, expected);
+    assert_eq!(complaints(), 3 * found);
+    // Without the key no column is decided by it.
+    client.batch_execute("ALTER TABLE users DROP CONSTRAINT users_pkey").await?;
+    assert_eq!(refusal(&other, sql).await?.0, "42803");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_wait_for_their_turn() -> Result<()> {
+    let extra = "[engine]\npool_size = 1\nwait_max = \"30s\"\n[pool]\nwait_max = \"300ms\"";
+    let tier = Tier::builder().config_extra(extra).start().await?;
+    load(&tier.connect().await?).await?;
+    let slow = "SELECT count(*) FROM (SELECT pg_sleep(0.02), rank() OVER (ORDER BY country) FROM users) x";
+    let clients = [tier.connect().await?, tier.connect().await?, tier.connect().await?, tier.connect().await?];
+    let [a, b, c, d] = clients.each_ref().map(|client| column(client, slow));
+    let answers = tokio::join!(a, b, c, d);
+    for answer in [answers.0, answers.1, answers.2, answers.3] {
+        assert_eq!(answer?, ["40"]);
+    }
+    // Shorter than a statement takes: the second one is told what to raise.
+    let path = tier.run.path().join("weir.toml");
+    let config = std::fs::read_to_string(&path)?.replace("wait_max = \"30s\"", "wait_max = \"100ms\"");
+    std::fs::write(&path, config)?;
+    tier.restart_weir().await?;
+    let clients = [tier.connect().await?, tier.connect().await?];
+    let long = slow.replace("0.02", "0.05");
+    let [one, other] = clients.each_ref().map(|client| rows(client, &long));
+    let answers = tokio::join!(one, other);
+    let (answer, refusal) = match answers {
+        (Ok(answer), Err(refusal)) | (Err(refusal), Ok(answer)) => (answer, refusal),
+        both => anyhow::bail!("{both:?}"),
+    };
+    assert_eq!(answer[0][0].as_deref(), Some("40"));
+    let refusal = refusal.downcast::<tokio_postgres::Error>()?;
+    let refusal = refusal.as_db_error().context("an error of weir's")?;
+    assert_eq!(refusal.code(), &SqlState::TOO_MANY_CONNECTIONS);
+    assert!(refusal.hint().is_some_and(|hint| hint.contains("engine.pool_size")), "{refusal:?}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -280,10 +280,14 @@ async fn a_cut_offer_of_mechanisms_is_noticed() -> Result<()> {
     Ok(())
 }
 
+fn of_hub(tier: &Tier) -> impl Iterator<Item = &weir_harness::Server> {
+    std::iter::once(&*tier.hub).chain(tier.hub_replicas.iter().map(|replica| &**replica))
+}
+
 /// Makes a server take TLS only, except from the harness's own superuser on database `postgres`.
 async fn demand_tls(tier: &Tier, authority: &Authority, host: &str) -> Result<()> {
     authority.sign("server", &[host])?;
-    for server in tier.shards.iter().flat_map(weir_harness::Shard::servers).chain([&*tier.hub]) {
+    for server in tier.shards.iter().flat_map(weir_harness::Shard::servers).chain(of_hub(tier)) {
         let admin = server.admin("postgres").await?;
         for (from, to) in [("server.crt", "server.crt"), ("server.key", "server.key")] {
             let path = server.dir().join("data").join(to);
@@ -358,6 +362,52 @@ async fn servers_are_reached_over_verified_tls() -> Result<()> {
     cancel.cancel_query(tokio_postgres::NoTls).await?;
     let error = tokio::time::timeout(std::time::Duration::from_secs(20), sleeping).await??.expect_err("cancelled");
     assert_eq!(error.code().map(tokio_postgres::error::SqlState::code), Some("57014"));
+    Ok(())
+}
+
+/// The hub's server is the one that verifies the shards then, by a file of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_fallback_engine_verifies_the_shards_too() -> Result<()> {
+    let (authority, other) = (Authority::new()?, Authority::new()?);
+    let tier = Tier::builder().hub_replicas(1).start().await?;
+    demand_tls(&tier, &authority, "127.0.0.1").await?;
+    let of_hub = tier.hub.dir();
+    for (from, name) in [(&authority, "shards.crt"), (&other, "others.crt")] {
+        let path = of_hub.join(name);
+        std::fs::copy(from.path("ca.crt"), &path)?;
+        tier.run.account().own(&path)?;
+    }
+    let config = tier.run.path().join("weir.toml");
+    let written = std::fs::read_to_string(&config)?;
+    let sql = "SELECT user_id, rank() OVER (ORDER BY x) FROM users";
+    for (mode, file, why) in [
+        ("verify-full", None, Some("engine.server_ca")),
+        ("verify-full", Some("missing.crt"), Some("does not exist")),
+        ("verify-ca", Some("others.crt"), Some("certificate verify failed")),
+        ("verify-ca", Some("shards.crt"), None),
+        ("verify-full", Some("shards.crt"), None),
+    ] {
+        let engine =
+            file.map_or(String::new(), |file| format!("\n[engine]\nserver_ca = '{}'\n", of_hub.join(file).display()));
+        std::fs::write(&config, format!("{written}{engine}"))?;
+        set_server_tls(&tier, &format!("mode = \"{mode}\"\nca = '{}'", authority.path("ca.crt").display()))?;
+        tier.restart_weir().await?;
+        let client = tier.connect().await?;
+        client.batch_execute("CREATE TABLE IF NOT EXISTS users (user_id bigint PRIMARY KEY, x int)").await?;
+        client.batch_execute("INSERT INTO users VALUES (7, 1) ON CONFLICT DO NOTHING").await?;
+        let answer = client.query_one(sql, &[]).await;
+        let Some(why) = why else {
+            assert_eq!(answer?.get::<_, i64>(0), 7, "{mode} {file:?}");
+            continue;
+        };
+        let error = answer.err().with_context(|| format!("{mode} {file:?}"))?;
+        let error = error.as_db_error().context("an error of weir's")?;
+        assert_eq!(error.code().code(), "0A000", "{error:?}");
+        assert!(error.detail().is_some_and(|detail| detail.contains(why)), "{error:?}");
+    }
+    let encrypted = "SELECT count(*) FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) WHERE ssl AND application_name = 'weir engine'";
+    let ssl = tier.shards[1].primary.admin("postgres").await?.query_one(encrypted, &[]).await?;
+    assert!(ssl.get::<_, i64>(0) > 0);
     Ok(())
 }
 

@@ -21,7 +21,7 @@ CREATE TABLE users (user_id bigint PRIMARY KEY, email text UNIQUE, name text);
 CREATE TABLE notes (user_id bigint, note text)";
 
 /// What the rows say, what the lookup tables say: the same, each value on the shard of its slot, nothing noted or prepared.
-async fn in_step(tier: &Tier) -> Result<()> {
+pub async fn in_step(tier: &Tier) -> Result<()> {
     let (mut rows, mut values) = (Vec::new(), Vec::new());
     let mut slots = Vec::<Vec<String>>::new();
     for shard in &tier.shards {
@@ -47,7 +47,7 @@ async fn in_step(tier: &Tier) -> Result<()> {
 }
 
 /// What SHOW UNIQUE says of users.email, once it is in this state.
-async fn state(tier: &Tier, wanted: &str) -> Result<String> {
+pub async fn state(tier: &Tier, wanted: &str) -> Result<String> {
     let console = connect(&tier.admin_dsn()).await?;
     let start = Instant::now();
     loop {

@@ -17,6 +17,9 @@ const ANSWERED: &[&str] = &[
     "EXPLAIN SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders",
     "SELECT user_id FROM orders ORDER BY total_cents LIMIT 3 + 1",
     "DECLARE c CURSOR FOR SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders",
+    "COPY (SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders) TO STDOUT",
+    "COPY (SELECT count(*) FROM orders) TO STDOUT (FORMAT csv, HEADER)",
+    "COPY (TABLE orders ORDER BY order_id) TO STDOUT",
 ];
 
 /// What changes something, is one server's, or is not known to be harmless.
@@ -37,7 +40,10 @@ const REFUSED: &[&str] = &[
     "TABLE orders FOR SHARE",
     "UPDATE orders SET user_id = 3 WHERE user_id = 2",
     "INSERT INTO orders SELECT * FROM orders LIMIT 3",
-    "COPY (SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders) TO STDOUT",
+    "COPY (SELECT ctid, rank() OVER (ORDER BY total_cents) FROM orders) TO STDOUT",
+    "COPY (SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders) TO '/nowhere'",
+    "COPY (SELECT order_id, rank() OVER (ORDER BY total_cents) FROM orders) TO PROGRAM 'cat'",
+    "COPY (DELETE FROM orders RETURNING *) TO STDOUT",
 ];
 
 fn on_engine(fixture: &Fixture, sql: &str) -> bool {

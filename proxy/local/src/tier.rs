@@ -24,6 +24,8 @@ pub struct TierSpec {
     pub shards: u32,
     /// Per shard.
     pub replicas: u32,
+    /// Of the hub.
+    pub hub_replicas: u32,
     /// Start Redis. An error if it is not installed.
     pub redis: bool,
     /// Every Postgres server logs every statement.
@@ -58,6 +60,7 @@ pub struct Tier {
     pub redis: Option<Redis>,
     pub shards: Vec<Shard>,
     pub hub: Cluster,
+    pub hub_replicas: Vec<Replica>,
     pub state: TierState,
     pub run: Arc<Run>,
 }
@@ -111,6 +114,12 @@ impl Tier {
         }
         let hub = Cluster::start(run, hub_spec(&state, spec)).await?;
         on_start("hub");
+        let mut hub_replicas = Vec::new();
+        for replica in 0..spec.hub_replicas {
+            let name = format!("hub-replica{replica}");
+            hub_replicas.push(hub.replica_on(&name, state.port(&name)).await?);
+            on_start(&name);
+        }
         let redis = if spec.redis {
             let redis = Redis::start_on(run, state.port("redis"), None).await?;
             on_start("redis");
@@ -124,19 +133,21 @@ impl Tier {
         }
         shards.sort_by_key(|(index, _)| *index);
         let shards: Vec<Shard> = shards.into_iter().map(|(_, shard)| shard).collect();
-        for server in shards.iter().flat_map(Shard::servers).chain([&*hub]) {
+        let of_hub = std::iter::once(&*hub).chain(hub_replicas.iter().map(|replica| &**replica));
+        for server in shards.iter().flat_map(Shard::servers).chain(of_hub) {
             state.ports.insert(server.name().to_owned(), server.port());
         }
         if let Some(redis) = &redis {
             state.ports.insert("redis".to_owned(), redis.port());
         }
         state.save(run)?;
-        Ok(Self { redis, shards, hub, state, run: Arc::clone(run) })
+        Ok(Self { redis, shards, hub, hub_replicas, state, run: Arc::clone(run) })
     }
 
     /// Stops Postgres with a checkpoint, replicas last, so that a kept tier starts without recovery.
     pub fn stop_cleanly(&self) {
         self.hub.stop_cleanly();
+        self.hub_replicas.iter().for_each(|replica| replica.stop_cleanly());
         for shard in &self.shards {
             shard.primary.stop_cleanly();
             shard.replicas.iter().for_each(|replica| replica.stop_cleanly());
@@ -150,7 +161,8 @@ impl Tier {
         {
             return Some(("redis".to_owned(), crate::log_tail(&self.run.log_path("redis"))));
         }
-        let dead = self.shards.iter().flat_map(Shard::servers).chain([&*self.hub]).find(|s| s.exited().is_some())?;
+        let of_hub = std::iter::once(&*self.hub).chain(self.hub_replicas.iter().map(|replica| &**replica));
+        let dead = self.shards.iter().flat_map(Shard::servers).chain(of_hub).find(|s| s.exited().is_some())?;
         Some((dead.name().to_owned(), dead.log_tail()))
     }
 }

@@ -68,11 +68,12 @@ impl Tier {
     fn config_text(&self, spec: &ConfigSpec) -> String {
         let mut text = format!(
             "listen = \"127.0.0.1:{}\"\nhttp_listen = \"127.0.0.1:{}\"\nusers_file = \"users.toml\"\n\
-             admin_users = [\"shop\"]\n\n[hub]\ndsn = \"{}\"\n\n[server_auth]\nuser = \"{SUPERUSER}\"\n\
+             admin_users = [\"shop\"]\n\n[hub]\ndsn = \"{}\"\nreplicas = {:?}\n\n[server_auth]\nuser = \"{SUPERUSER}\"\n\
              password_file = \"admin.pw\"\n\n[cache]\nenabled = true\n",
             spec.port,
             spec.http_port,
-            self.hub.admin_dsn("weir_hub")
+            self.hub.admin_dsn("weir_hub"),
+            self.hub_replicas.iter().map(|replica| replica.address()).collect::<Vec<_>>(),
         );
         if let Some(redis) = &self.redis {
             text.extend(["redis = \"", &redis.url(), "\"\n"]);

@@ -166,7 +166,7 @@ async fn a_kept_run_is_taken_up_again() {
 async fn a_tier_starts_whole_and_names_its_servers() {
     use std::os::unix::fs::PermissionsExt as _;
     let run = Run::temporary("localtest").expect("a run");
-    let spec = TierSpec { shards: 2, replicas: 1, redis: true, log_statements: true };
+    let spec = TierSpec { shards: 2, replicas: 1, hub_replicas: 0, redis: true, log_statements: true };
     let started = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counter = Arc::clone(&started);
     let begun = Instant::now();

@@ -363,7 +363,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
     }
     db.spawn(reread_catalog(Arc::clone(&db)));
     if let Some(engine) = engine {
-        db.spawn(crate::engine::run(engine, Arc::clone(&db)));
+        crate::engine::start(&engine, &db);
     }
     if let Some(hub) = basis.hub.clone().filter(|_| database.shards.len() > 1 || !basis.is_wildcard()) {
         db.spawn(watch_hub(hub, Arc::clone(&db), epoch));

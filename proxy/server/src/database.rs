@@ -42,6 +42,7 @@ use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 use crate::unique::Unique;
 
+pub use engine::EnginePools;
 pub use replica::{Outstanding, Replica};
 
 /// How long a connection to a database of the wildcard entry stays open unused. Postgres itself waits 5 s for others to leave
@@ -117,7 +118,7 @@ pub struct Database {
 /// One user's pools.
 pub struct UserPools {
     shards: Vec<ShardPools>,
-    engine: Option<Arc<Pool>>,
+    pub engine: Option<EnginePools>,
     /// Places for transactions of weir's own that write columns which are unique over all shards.
     pub unique_turns: Arc<Semaphore>,
     keyring: Keyring,
@@ -151,10 +152,11 @@ impl UserPools {
     }
 
     /// Other limits from now on; sessions keep the mode they began with.
-    fn set(&self, pool: &PoolConfig, limits: PoolLimits, freshness: u64) {
+    fn set(&self, pool: &PoolConfig, limits: PoolLimits, of_engine: Option<PoolLimits>) {
         self.mode.store(pool.mode as u8, Relaxed);
-        self.freshness.store(freshness, Relaxed);
-        // The engine's pool has limits of its own.
+        if let (Some(pools), Some(limits)) = (&self.engine, of_engine) {
+            std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
+        }
         for pools in &self.shards {
             std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
         }
@@ -167,7 +169,7 @@ impl UserPools {
     /// The number behind the last shard's is the engine's, if there is one.
     pub fn primary(&self, shard: ShardId) -> &Arc<Pool> {
         match (&self.engine, self.shards.get(usize::from(shard.0))) {
-            (Some(engine), None) => engine,
+            (Some(engine), None) => &engine.primary,
             _ => &self.shards[usize::from(shard.0)].primary,
         }
     }
@@ -186,7 +188,11 @@ impl UserPools {
                 let replicas = pools.replicas.iter().map(move |pool| (shard, false, pool));
                 std::iter::once((shard, true, &pools.primary)).chain(replicas)
             })
-            .chain(self.engine.iter().map(|pool| (ShardId(self.shards.len() as u16), true, pool)))
+            .chain(self.engine.iter().flat_map(|pools| {
+                let number = ShardId(self.shards.len() as u16);
+                let replicas = pools.replicas.iter().map(move |pool| (number, false, pool));
+                std::iter::once((number, true, &pools.primary)).chain(replicas)
+            }))
     }
 }
 
@@ -356,7 +362,7 @@ impl Database {
             }
         });
         let shards = shards.collect();
-        let engine = self.engine.as_ref().map(|engine| self.engine_pool(engine, (config, user), &wanted, &keyring));
+        let engine = self.engine.as_ref().map(|engine| self.engine_pools(engine, (config, user), &wanted, &keyring));
         let unique_turns = Arc::new(Semaphore::new(wanted.size.max(1)));
         let mode = AtomicU8::new(wanted.mode as u8);
         let freshness = AtomicU64::new(self.packed_freshness(config, user));
@@ -385,7 +391,9 @@ impl Database {
     pub fn reconfigure(&self, config: &Config) {
         for (user, pools) in self.users.lock().iter() {
             let wanted = config.pool_of(&self.name, user);
-            pools.set(&wanted, self.pool_limits(config, &wanted), self.packed_freshness(config, user));
+            let of_engine = self.engine.as_ref().map(|engine| self.engine_limits(engine, config, &wanted));
+            pools.set(&wanted, self.pool_limits(config, &wanted), of_engine);
+            pools.freshness.store(self.packed_freshness(config, user), Relaxed);
         }
     }
 
@@ -552,9 +560,12 @@ impl Database {
         let understood = self.statements.understand(sql, &view, &mut scratch);
         let values = weir_core::plan::Values { params: &[], sql, literals: &scratch.normal.literals };
         let plan = self.plan_of(&understood.template, &values, &view.topology)?;
-        let mut rows = weir_core::plan::explain(&plan, &view.topology);
-        rows.extend(self.route_level(&plan, understood.hint, &view.topology));
-        Ok(rows)
+        let mut told = weir_core::plan::explain(&plan, &view.topology);
+        if let (weir_core::plan::Target::Engine, Some(engine)) = (&plan.target, &self.engine) {
+            told.push(("hub".to_owned(), engine.would_run_on()));
+        }
+        told.extend(self.route_level(&plan, understood.hint, &view.topology));
+        Ok(told)
     }
 }
 

@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use weir_core::admin::PeerRow;
 
 use crate::config::{PeersConfig, Secret};
 use crate::control::Target;
@@ -49,6 +50,11 @@ pub struct Fleet {
     databases: Mutex<Vec<Weak<Database>>>,
     leaving: AtomicBool,
     left: Notify,
+}
+
+/// This proxy and the others it knows of, for the console.
+pub fn rows(db: &Database) -> Vec<PeerRow> {
+    db.shards.iter().flat_map(|shard| shard.member.rows(&db.name, &shard.name)).collect()
 }
 
 impl Fleet {

@@ -181,7 +181,7 @@ impl Database {
             Target::All if topology.is_single() => Some(ShardId(0)),
             Target::Many(_) | Target::All | Target::Engine => None,
         };
-        if plan.access != Access::Read {
+        if plan.access != Access::Read || plan.target == Target::Engine {
             return Vec::new();
         }
         let answered = match shard {

@@ -12,7 +12,7 @@ pub mod tpch;
 pub use front::{Front, FrontBuilder};
 pub use storefront::Storefront;
 pub use tier::{Builder, Proxy, Tier};
-pub use weir_local::{Cluster, ClusterSpec, Redis, Replica, Run, Shard, free_port};
+pub use weir_local::{Cluster, ClusterSpec, Redis, Replica, Run, Server, Shard, free_port};
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -67,6 +67,13 @@ impl Builder {
         self
     }
 
+    /// How many replicas the hub has (default 0).
+    #[must_use]
+    pub fn hub_replicas(mut self, replicas: u32) -> Self {
+        self.servers.hub_replicas = replicas;
+        self
+    }
+
     /// Whether there is a Redis (default no).
     #[must_use]
     pub fn redis(mut self, redis: bool) -> Self {
@@ -164,7 +171,7 @@ impl Tier {
     /// A tier of 2 shards without replicas and without Redis, to be changed from there.
     pub fn builder() -> Builder {
         Builder {
-            servers: TierSpec { shards: 2, replicas: 0, redis: false, log_statements: false },
+            servers: TierSpec { shards: 2, replicas: 0, hub_replicas: 0, redis: false, log_statements: false },
             config_extra: String::new(),
             weir: None,
             peers: None,

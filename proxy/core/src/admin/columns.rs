@@ -37,6 +37,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Drift => drift(&snapshot.drift),
         Show::Help => help(),
         Show::Lists => pairs(["'list", "items"], &snapshot.lists),
+        Show::Peers => peers(&snapshot.peers),
         Show::Pins => pins(&snapshot.pins),
         Show::Engine => engine(&snapshot.engine),
         Show::Pools => pools(&snapshot.pools),
@@ -308,6 +309,18 @@ fn engine(rows: &[EngineRow]) -> Table {
         vec![Cell::from(&row.database), (&row.engine).into(), (&row.state).into(), epoch, object, (&row.reason).into()]
     };
     table(&["'database", "'engine", "'state", "epoch", "'object", "'reason"], rows.iter().map(cells).collect())
+}
+
+fn peers(rows: &[PeerRow]) -> Table {
+    let cells = |row: &PeerRow| {
+        let lease = row.lease_ms.map_or(Cell::Null, Cell::from);
+        let (address, role, state) = ((&row.address).into(), row.role.into(), row.state.into());
+        vec![Cell::from(&row.database), (&row.shard).into(), address, role, state, lease, row.writes.into()]
+    };
+    table(
+        &["'database", "'shard", "'address", "'role", "'state", "lease_ms", "writes"],
+        rows.iter().map(cells).collect(),
+    )
 }
 
 fn pins(rows: &[PinRow]) -> Table {

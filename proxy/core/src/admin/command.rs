@@ -64,6 +64,7 @@ pub enum Show {
     Engine,
     Help,
     Lists,
+    Peers,
     Pins,
     Pools,
     PreparedTransactions,
@@ -82,7 +83,7 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 23] = [
+    pub const ALL: [Show; 24] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
@@ -91,6 +92,7 @@ impl Show {
         Show::Engine,
         Show::Help,
         Show::Lists,
+        Show::Peers,
         Show::Pins,
         Show::Pools,
         Show::PreparedTransactions,
@@ -128,6 +130,7 @@ impl Show {
             Show::Engine => ("ENGINE", "the fallback engine on the hub, and what it does not have"),
             Show::Help => ("HELP", "this list"),
             Show::Lists => ("LISTS", "how many of everything"),
+            Show::Peers => ("PEERS", "this proxy and others, at each shard"),
             Show::Pins => ("PINS", "why sessions keep their server connection"),
             Show::Pools => ("POOLS", "clients and server connections per database and user"),
             Show::PreparedTransactions => {

@@ -15,6 +15,7 @@ pub struct Snapshot {
     pub slots: Vec<SlotRange>,
     pub endpoints: Vec<EndpointRow>,
     pub pins: Vec<PinRow>,
+    pub peers: Vec<PeerRow>,
     pub prepared: Vec<PreparedRow>,
     pub engine: Vec<EngineRow>,
     pub drift: Vec<DriftRow>,
@@ -35,14 +36,30 @@ pub struct EngineRow {
     pub database: String,
     /// The engine's own database on the hub.
     pub engine: String,
-    /// off, starting, ready or failed; or the kind of object.
+    /// off, starting, ready or failed; `replica`, for one of the hub; or the kind of object that is missing.
     pub state: String,
     /// Of the map it was made for.
     pub epoch: Option<Epoch>,
-    /// What is missing.
+    /// What is missing; the address of a replica.
     pub object: Option<String>,
-    /// Why it failed, or why the object is missing.
+    /// Why it failed, why the object is missing, or how the replica stands.
     pub reason: String,
+}
+
+/// One proxy at one shard, as this one sees it.
+#[derive(Clone, Debug, Default)]
+pub struct PeerRow {
+    pub database: String,
+    pub shard: String,
+    pub address: String,
+    /// self or peer.
+    pub role: &'static str,
+    /// Of itself: out, joining, serving, left. Of a peer: told, unheard, out.
+    pub state: &'static str,
+    /// How long this proxy may go on serving without another answer of the primary.
+    pub lease_ms: Option<u64>,
+    /// Writes under way that were announced by it.
+    pub writes: u64,
 }
 
 /// One pool: clients and server connections of a (database, user).

@@ -20,8 +20,23 @@ pub use options::{Format, Options};
 pub use out::Joiner;
 pub use splitter::Splitter;
 
+use std::ops::Range;
+
 use crate::error::{Blame, UserError, sqlstate};
+use crate::sql::lex::{TokenKind, lex};
 use crate::topology::KeyType;
+
+/// Where the query stands in `COPY (query) TO …`, in bytes. `None`: it is no such statement.
+pub fn query_of(sql: &str) -> Option<Range<usize>> {
+    let mut tokens = Vec::new();
+    lex(sql, &mut tokens).ok()?;
+    let open = |at: usize| tokens.get(at).is_some_and(|token| token.kind == TokenKind::LeftParen);
+    if !tokens.first()?.is_word(sql, "copy") || !open(1) {
+        return None;
+    }
+    let end = tokens.iter().position(|token| token.kind == TokenKind::RightParen && token.depth <= 1)?;
+    (end > 2).then(|| tokens[2].start as usize..tokens[end - 1].end as usize)
+}
 
 /// How to find the shard key in each row of a COPY … FROM STDIN.
 #[derive(Clone, PartialEq, Eq, Debug)]

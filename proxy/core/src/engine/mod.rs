@@ -11,7 +11,7 @@
 
 mod script;
 
-pub use script::script;
+pub use script::{reach, script};
 
 use crate::id::Epoch;
 use crate::topology::{SlotMap, TableRules};
@@ -30,6 +30,8 @@ pub struct ShardServer {
     pub password: Option<String>,
     /// As libpq spells it.
     pub sslmode: &'static str,
+    /// For the modes that verify: a file of the hub's server, or `system`.
+    pub sslrootcert: Option<String>,
 }
 
 /// An object that is made by one statement, if it can be.
@@ -108,6 +110,8 @@ pub struct Home {
     pub extensions: Vec<Object>,
     pub types: Vec<Object>,
     pub tables: Vec<Table>,
+    /// Primary keys in words. They are not made; but a database made under others is another one.
+    pub keys: Vec<String>,
     pub functions: Vec<Object>,
     pub views: Vec<Object>,
     /// Statements that give roles what they have on functions and views.

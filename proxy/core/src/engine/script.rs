@@ -114,6 +114,7 @@ pub fn script(home: &Home, target: &Target<'_>) -> String {
     }
     home.tables.iter().for_each(|table| text.table(table, target));
     home.functions.iter().chain(&home.views).for_each(|object| text.object(object));
+    text.run(&format!("COMMENT ON TABLE {SCHEMA}.state IS {}", quote_literal(&home.keys.join("\n"))));
     home.grants.iter().for_each(|sql| text.attempt("grant", "", sql, sql));
     home.skipped.iter().for_each(|skipped| text.skip(skipped));
     text.0.push_str("DROP FUNCTION weir_engine.attempt, weir_engine.role, weir_engine.member, weir_engine.is_ours;\n");
@@ -203,9 +204,11 @@ impl Text {
     fn servers(&mut self, target: &Target<'_>) {
         for (number, shard) in target.shards.iter().enumerate() {
             let [host, database, user] = [&shard.host, &shard.database, &shard.user].map(|text| quote_literal(text));
+            let authority = shard.sslrootcert.as_deref().map(quote_literal);
+            let authority = authority.map_or(String::new(), |file| format!(", sslrootcert {file}"));
             self.run(&format!(
                 "CREATE SERVER weir_shard{number} FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host {host}, port '{}', \
-                 dbname {database}, sslmode '{}', connect_timeout '5', application_name 'weir engine', fetch_size '5000', \
+                 dbname {database}, sslmode '{}'{authority}, connect_timeout '5', application_name 'weir engine', fetch_size '5000', \
                  async_capable 'true', use_remote_estimate 'false', fdw_startup_cost '200', fdw_tuple_cost '0.5', \
                  updatable 'false', truncatable 'false')",
                 shard.port, shard.sslmode,
@@ -217,6 +220,13 @@ impl Text {
             self.run(&format!(
                 "CREATE USER MAPPING FOR PUBLIC SERVER weir_shard{number} OPTIONS (user {user}{password}{trusted})"
             ));
+            if shard.sslrootcert.is_some() {
+                let origin = "OPTIONS (schema_name 'pg_catalog', table_name 'pg_database')";
+                self.run(&format!(
+                    "CREATE FOREIGN TABLE {} (oid oid) SERVER weir_shard{number} {origin}",
+                    reach(number)
+                ));
+            }
         }
     }
 
@@ -240,6 +250,11 @@ impl Text {
             self.attempt("grant", "", &shown, &format!("GRANT SELECT ({column}) ON {name} TO {reader}"));
         }
     }
+}
+
+/// A table that any role may read there: reading it shows that the hub's server can log in to the shard.
+pub fn reach(shard: usize) -> String {
+    format!("{SCHEMA}.reach{shard}")
 }
 
 /// A foreign table of one shard.

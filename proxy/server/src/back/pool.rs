@@ -42,6 +42,8 @@ pub struct PoolLimits {
 pub struct Pool {
     /// "shop/shard0/primary", for messages.
     pub name: String,
+    /// What is to be raised where there are too few.
+    size_key: &'static str,
     login: Login,
     limits: Mutex<PoolLimits>,
     /// `limits.lifetime`, for every return.
@@ -79,9 +81,15 @@ enum Handed {
 
 impl Pool {
     pub fn new(name: String, login: Login, limits: PoolLimits) -> Arc<Self> {
+        Self::for_key(name, login, limits, "pool.size")
+    }
+
+    /// With another key of the configuration that says how large it is.
+    pub fn for_key(name: String, login: Login, limits: PoolLimits, size_key: &'static str) -> Arc<Self> {
         let shelf = Shelf::new(limits.bounds);
         Arc::new(Pool {
             name,
+            size_key,
             login,
             limits: Mutex::new(limits),
             lifetime_ms: AtomicU64::new(limits.lifetime.as_millis() as u64),
@@ -354,9 +362,10 @@ impl Pool {
     fn exhausted(&self, message: &str, counts: Counts) -> UserError {
         UserError::new(Blame::Proxy, sqlstate::TOO_MANY_CONNECTIONS, message.to_owned())
             .detail(format!("pool {} {}/{} busy, {} waiting", self.name, counts.busy, counts.size, counts.waiting))
-            .hint(
-                "Raise pool.size, shorten transactions, or look for idle ones with SHOW CLIENTS in the admin database.",
-            )
+            .hint(format!(
+                "Raise {}, shorten transactions, or look for idle ones with SHOW CLIENTS in the admin database.",
+                self.size_key
+            ))
     }
 }
 

@@ -45,8 +45,7 @@ pub(super) type Checked<T> = Result<T, ConfigError>;
 
 pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
     let file: raw::File = source.parse()?;
-    let users_file = file.users_file.as_ref().map(|path| absolute(&source, path.get_ref()));
-    let users = users_file.as_deref().map(Users::load).transpose()?.unwrap_or_default();
+    let (users_file, users) = users(&source, file.users_file.as_ref())?;
     let (databases, wildcard, upstream) = databases(&source, &file, flags)?;
     let auth_query = access::auth_query(&source, file.auth_query.as_ref(), &databases, upstream.is_some())?;
     if users.is_empty() && auth_query.is_none() {
@@ -102,7 +101,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         pool: limits::pool(&source, &file.pool)?,
         limits: limits::limits(&source, &file.limits)?,
         cache: cache(&source, &file.cache, flags.redis.as_ref())?,
-        peers: file.peers.as_ref().map(|peers| peers::peers(&source, peers)).transpose()?,
+        peers: peers::peers(&source, file.peers.as_ref())?,
         hba: access::hba(&source, file.hba_file.as_ref(), tls.as_ref())?,
         auth_query,
         tls,
@@ -120,6 +119,12 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
 /// a seventh less CPU each.
 fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
+}
+
+fn users(source: &Source, file: Option<&Spanned<String>>) -> Checked<(Option<PathBuf>, Users)> {
+    let file = file.map(|path| absolute(source, path.get_ref()));
+    let users = file.as_deref().map(Users::load).transpose()?.unwrap_or_default();
+    Ok((file, users))
 }
 
 fn needs_hub<'a>(
@@ -298,11 +303,22 @@ fn engine(source: &Source, raw: &raw::Engine) -> Checked<EngineConfig> {
         database,
         partitions: raw.partitions.unwrap_or(true),
         pool_size: count(source, raw.pool_size.as_ref(), "pool_size", 1..=1000, 5)?,
+        wait_max: raw.wait_max.as_ref().map(|raw| time(source, Some(raw), "wait_max", Duration::ZERO)).transpose()?,
+        server_ca: raw.server_ca.as_ref().map(|raw| server_ca(source, raw)).transpose()?,
         work_mem: bytes(source, raw.work_mem.as_ref(), "work_mem", 32 * MIB)?,
         temp_bytes_max: bytes(source, raw.temp_bytes_max.as_ref(), "temp_bytes_max", 4096 * MIB)?,
         rows_max: count(source, raw.rows_max.as_ref(), "rows_max", 1..=1_000_000_000_000, 10_000_000)? as u64,
         time_max: time(source, raw.time_max.as_ref(), "time_max", Duration::from_secs(300))?,
     })
+}
+
+/// The file is another server's: nothing can be read here.
+fn server_ca(source: &Source, raw: &Spanned<String>) -> Checked<String> {
+    let text = non_empty(source, raw, "server_ca")?;
+    if text == "system" || text.starts_with('/') {
+        return Ok(text);
+    }
+    Err(source.error(raw.span(), "server_ca is a file of the hub's server: write its whole path, or \"system\""))
 }
 
 fn log(source: &Source, raw: &raw::Log) -> Checked<LogConfig> {

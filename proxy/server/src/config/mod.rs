@@ -87,6 +87,8 @@ pub struct HubConfig {
     /// For a `dsn` without one.
     pub password: Option<Secret>,
     pub tls: ServerTls,
+    /// Streaming replicas of its server, where reads of the fallback engine may run.
+    pub replicas: Vec<Endpoint>,
     /// Nobody named it, so weir makes the database if it is missing, from a connection to this one.
     pub made_from: Option<String>,
 }
@@ -99,8 +101,12 @@ pub struct EngineConfig {
     pub database: String,
     /// Sharded tables are partitioned foreign tables, where the hub's account may make them so; else views.
     pub partitions: bool,
-    /// Server connections per database and user.
+    /// Server connections per database and user, on each server of the hub.
     pub pool_size: usize,
+    /// Longest wait for one of them; `None`: as for any other.
+    pub wait_max: Option<Duration>,
+    /// A file of the hub's server (or `system`) by which it verifies the shards, where weir does.
+    pub server_ca: Option<String>,
     /// Memory of one sort or hash, in bytes.
     pub work_mem: usize,
     /// Temporary files of one statement, in bytes; more gets 54000.

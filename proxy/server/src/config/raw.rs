@@ -56,6 +56,8 @@ pub(super) struct Hub {
     pub dsn: Option<Spanned<String>>,
     pub dsn_file: Option<Spanned<String>>,
     pub dsn_env: Option<Spanned<String>>,
+    #[serde(default)]
+    pub replicas: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -65,6 +67,8 @@ pub(super) struct Engine {
     pub database: Option<Spanned<String>>,
     pub partitions: Option<bool>,
     pub pool_size: Option<Spanned<i64>>,
+    pub wait_max: Option<Spanned<Time>>,
+    pub server_ca: Option<Spanned<String>>,
     pub work_mem: Option<Spanned<Size>>,
     pub temp_bytes_max: Option<Spanned<Size>>,
     pub rows_max: Option<Spanned<i64>>,

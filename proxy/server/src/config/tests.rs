@@ -24,6 +24,7 @@ impl Files {
         files.write("users.toml", USERS, 0o600);
         files.write("admin.pw", "s3cret-admin\n", 0o600);
         files.write("hub.dsn", "postgres://weir_admin:s3cret-hub@127.0.0.1:5441/weir_hub\n", 0o400);
+        files.write("peers.secret", "s3cret-of-several-weirs\n", 0o600);
         files.write("server.key", "not a key", 0o640);
         files.write("pg_hba.conf", "host all all all scram-sha-256\n", 0o644);
         let pem = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
@@ -113,6 +114,10 @@ fn what_the_example_shows_as_a_comment_is_valid() {
     assert_eq!(pool("shop", "metrics"), (2, 0, 0, "session"), "the user's wins");
     assert_eq!(pool("elsewhere", "shop"), (20, 0, 0, "transaction"));
     let config = config_of(&uncommented());
+    let peers = config.peers.clone().expect("a section");
+    assert_eq!(peers.listen.to_string(), "0.0.0.0:6433");
+    assert_eq!(peers.advertise.as_deref(), Some("weir-1.example.com:6433"));
+    assert_eq!((peers.secret.expose(), peers.lease), ("s3cret-of-several-weirs", Duration::from_secs(1)));
     assert_eq!((config.user_connections_max("metrics"), config.user_connections_max("shop")), (Some(5), Some(100)));
     assert_eq!(config.database_connections_max("shop"), Some(500));
     assert_eq!(config.limits.shortest_time_out(), Some(Duration::from_secs(60)));
@@ -202,6 +207,12 @@ fn a_typo_names_its_line_and_the_nearest_key() {
 #[test]
 fn bad_values_name_their_line() {
     for (from, to, message) in [
+        ("# server_ca = \"/etc/ssl/servers-ca.crt\"", "server_ca = \"ca.crt\"", "a file of the hub's server"),
+        (
+            "# replicas = [\"hub-replica.example.com:5432\"]",
+            "replicas = [\"a.example.com:5432\", \"a.example.com:5432\"]",
+            "used twice",
+        ),
         ("wait_max = \"5s\"", "wait_max = \"5 parsecs\"", "is not a duration"),
         ("wait_max = \"5s\"", "wait_max = 5", "expected a duration such as"),
         ("wait_max = \"5s\"", "wait_max = \"0s\"", "more than 0"),
@@ -330,6 +341,21 @@ fn server_tls_says_what_it_lacks() {
     }
     let config = Files::new(&edited("mode = \"disable\"", "mode = \"require\"")).load().expect("valid");
     assert_eq!(config.server_auth.tls.mode(), crate::back::tls::ServerTlsMode::Require);
+}
+
+#[test]
+fn peers_must_be_reachable_and_share_a_secret() {
+    for (from, to, says) in [
+        ("advertise = \"weir-1.example.com:6433\"", "", "no address that others could connect to"),
+        ("secret_file = \"peers.secret\"", "", "needs one of secret_file, secret_env"),
+        ("secret_file = \"peers.secret\"", "secret_file = \"admin.pw\"", "less than 16 bytes"),
+        ("lease = \"1s\"", "lease = \"10ms\"", "lease must be from"),
+    ] {
+        let text = uncommented();
+        assert!(text.contains(from), "{from}");
+        let error = Files::new(&text.replacen(from, to, 1)).load().expect_err(to).to_string();
+        assert!(error.contains(says), "{error}");
+    }
 }
 
 #[test]

@@ -196,7 +196,13 @@ fn default_hub(endpoint: &Endpoint, auth: &ServerAuth, own: &str) -> HubConfig {
     let password = auth.password(&endpoint.host, endpoint.port, HUB_DATABASE).map(Secret::new);
     let (host, port, user) = (quoted(&endpoint.host), endpoint.port, quoted(&auth.user));
     let dsn = format!("host='{host}' port={port} user='{user}' dbname='{HUB_DATABASE}'");
-    HubConfig { dsn: Secret::new(dsn), password, tls: auth.tls.clone(), made_from: Some(own.to_owned()) }
+    HubConfig {
+        dsn: Secret::new(dsn),
+        password,
+        tls: auth.tls.clone(),
+        replicas: Vec::new(),
+        made_from: Some(own.to_owned()),
+    }
 }
 
 /// Reads a URL, a `key=value` string, or plain `host:port`.

@@ -14,7 +14,7 @@ use weir_core::topology::drift::Drift;
 
 use crate::app::App;
 use crate::database::{Database, Shard};
-use crate::engine::State;
+use crate::engine::{Standing, State};
 use crate::http::{Condition, Operator};
 use crate::metrics::Role;
 use crate::probe::EndpointView;
@@ -41,6 +41,7 @@ impl AdminSource for Source<'_> {
                     snapshot.slots.extend(slot_ranges(&db.name, topology.epoch, &topology.slots, &topology.shards));
                 }
                 Show::Replicas => snapshot.endpoints.extend(endpoints(db)),
+                Show::Peers => snapshot.peers.extend(crate::fleet::rows(db)),
                 Show::Pins => snapshot.pins.extend(pins(db)),
                 Show::Unique => snapshot.unique.extend(unique(db)),
                 Show::Drift => snapshot.drift.extend(drift(db)),
@@ -255,10 +256,10 @@ fn engine(db: &Database) -> Vec<EngineRow> {
     let base = EngineRow { database: db.name.to_string(), ..EngineRow::default() };
     let Some(engine) = &db.engine else { return vec![EngineRow { state: "off".to_owned(), ..base }] };
     let base = EngineRow { engine: engine.database.clone(), ..base };
-    match engine.state() {
-        State::Starting => vec![EngineRow { state: "starting".to_owned(), ..base }],
+    let mut rows = match engine.state() {
+        State::Starting => vec![EngineRow { state: "starting".to_owned(), ..base.clone() }],
         State::Failed { problem, .. } => {
-            vec![EngineRow { state: "failed".to_owned(), reason: problem.to_string(), ..base }]
+            vec![EngineRow { state: "failed".to_owned(), reason: problem.to_string(), ..base.clone() }]
         }
         State::Ready(ready) => {
             let first = EngineRow { state: "ready".to_owned(), epoch: Some(ready.epoch), ..base.clone() };
@@ -270,7 +271,21 @@ fn engine(db: &Database) -> Vec<EngineRow> {
             });
             std::iter::once(first).chain(missing).collect()
         }
-    }
+    };
+    rows.extend(engine.replicas.iter().map(|replica| {
+        let how = match replica.standing() {
+            Standing::InStep(_) => "in step".to_owned(),
+            Standing::Behind => "behind".to_owned(),
+            Standing::Away(why) => format!("away: {why}"),
+        };
+        EngineRow {
+            state: "replica".to_owned(),
+            object: Some(replica.endpoint.to_string()),
+            reason: format!("{how}; {} statements", replica.asked.load(Relaxed)),
+            ..base.clone()
+        }
+    }));
+    rows
 }
 
 fn pins(db: &Database) -> Vec<PinRow> {
@@ -409,6 +424,8 @@ fn config(app: &App) -> Vec<ConfigRow> {
         row("limits.sequence_block", limits.sequence_block.to_string()),
         fixed("engine.enabled", config.engine.enabled.to_string()),
         fixed("engine.database", config.engine.database.clone()),
+        fixed("engine.pool_size", config.engine.pool_size.to_string()),
+        fixed("engine.wait_max", format!("{:?}", config.engine.wait_max.unwrap_or(pool.wait_max))),
         fixed("engine.temp_bytes_max", config.engine.temp_bytes_max.to_string()),
         fixed("engine.time_max", format!("{:?}", config.engine.time_max)),
         fixed("cache.enabled", config.cache.enabled.to_string()),

@@ -139,7 +139,7 @@ mod tests {
     #[tokio::test]
     async fn weir_accepts_the_configuration_that_is_written_for_it() {
         let run = Run::temporary("devtest").expect("a run");
-        let spec = TierSpec { shards: 1, replicas: 1, redis: true, log_statements: false };
+        let spec = TierSpec { shards: 1, replicas: 1, hub_replicas: 0, redis: true, log_statements: false };
         let tier = Tier::start(&run, &spec, Arc::new(|_| {})).await.expect("starts");
         let path = tier.write_config(&ConfigSpec { port: 1, http_port: 2, extra: String::new() }).expect("written");
         let config = crate::config::Config::load(&path).expect("accepted");

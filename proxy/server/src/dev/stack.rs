@@ -179,7 +179,7 @@ async fn start_tier(run: &Arc<Run>, args: &DevArgs, progress: &Progress) -> Resu
             "redis-server is not installed: weir caches in its own memory alone (apt-get install redis-server adds it)",
         );
     }
-    let spec = TierSpec { shards: args.shards, replicas: args.replicas, redis, log_statements: false };
+    let spec = TierSpec { shards: args.shards, replicas: args.replicas, hub_replicas: 0, redis, log_statements: false };
     let total = args.shards * (1 + args.replicas) + 1 + u32::from(redis);
     let what = format!("Postgres {}{}", run.binaries().postgres_version, if redis { " and Redis" } else { "" });
     let stage = progress.stage(&format!("starting {what}: {total} servers"));

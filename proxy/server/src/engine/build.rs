@@ -6,7 +6,7 @@ use hashbrown::HashMap;
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
-use weir_core::engine::{ShardServer, Skipped, Target, script};
+use weir_core::engine::{ShardServer, Skipped, Target, reach, script};
 use weir_core::sql::word::{quote_literal, quote_name};
 
 use super::read::{Declared, ReadError, read};
@@ -84,7 +84,8 @@ pub async fn build(engine: &Engine, view: &View) -> Result<(Ready, bool), Proble
     let (hub, superuser) = hub(engine, &kind).await?;
     let declared = Declared { rules: &view.rules, catalog: &view.catalog };
     let read = read(&home, &declared).await?;
-    let shards = engine.shards.iter().map(shard_server).collect::<Result<Vec<_>, _>>()?;
+    let shards = engine.shards.iter().map(|login| shard_server(login, engine.config.server_ca.as_deref()));
+    let shards = shards.collect::<Result<Vec<_>, _>>()?;
     let text = script(
         &read,
         &Target {
@@ -100,7 +101,7 @@ pub async fn build(engine: &Engine, view: &View) -> Result<(Ready, bool), Proble
             temp_kib_max: engine.config.temp_bytes_max >> 10,
         },
     );
-    let (token, made) = install(&hub, &text, view.topology.epoch.0 as i64).await?;
+    let (token, made) = install(&hub, (&text, &shards), view.topology.epoch.0 as i64).await?;
     let skipped = hub.query("SELECT kind, name, shown, reason FROM weir_engine.skipped ORDER BY 1, 3", &[]).await?;
     let skipped = skipped.iter().map(|row| {
         Ok(Skipped { kind: row.try_get(0)?, name: row.try_get(1)?, shown: row.try_get(2)?, reason: row.try_get(3)? })
@@ -160,12 +161,8 @@ fn same_kind(home: &Kind, other: &Kind, where_: &str) -> Result<(), Problem> {
 
 /// A connection to the engine's database, which is made if it is missing; and whether the account is a superuser.
 async fn hub(engine: &Engine, home: &Kind) -> Result<(Client, bool), Problem> {
-    let mut config: tokio_postgres::Config =
-        engine.hub.dsn.expose().parse().map_err(|_| Problem::Unfit("the hub's dsn is not valid".to_owned()))?;
-    config.connect_timeout(super::WAIT).application_name("weir engine");
-    if let Some(password) = &engine.hub.password {
-        config.password(password.expose());
-    }
+    let invalid = || Problem::Unfit("the hub's dsn is not valid".to_owned());
+    let mut config = super::login(&engine.hub, None).ok_or_else(invalid)?;
     let server = control::Target::new(config.clone(), engine.hub.tls.clone()).open().await?;
     let superuser: bool =
         server.query_one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[]).await?.try_get(0)?;
@@ -199,17 +196,19 @@ async fn make_database(server: &Client, name: &str, home: &Kind) -> Result<(), P
 }
 
 /// A shard as the hub's server is to log in to it.
-fn shard_server(login: &Login) -> Result<ShardServer, Problem> {
-    let sslmode = match login.tls.mode() {
-        ServerTlsMode::Disable => "disable",
-        ServerTlsMode::Prefer => "prefer",
-        ServerTlsMode::Require => "require",
-        ServerTlsMode::VerifyCa | ServerTlsMode::VerifyFull => {
-            let why =
-                "server_tls verifies the shards' certificates, and the hub's server has no authority to do the same";
-            return Err(Problem::Unfit(why.to_owned()));
-        }
+fn shard_server(login: &Login, authority: Option<&str>) -> Result<ShardServer, Problem> {
+    let (sslmode, verifies) = match login.tls.mode() {
+        ServerTlsMode::Disable => ("disable", false),
+        ServerTlsMode::Prefer => ("prefer", false),
+        ServerTlsMode::Require => ("require", false),
+        ServerTlsMode::VerifyCa => ("verify-ca", true),
+        ServerTlsMode::VerifyFull => ("verify-full", true),
     };
+    if verifies && authority.is_none() {
+        let why = "server_tls verifies the shards' certificates; for the hub's server to do the same, engine.server_ca must name \
+                   the file there that holds their authority";
+        return Err(Problem::Unfit(why.to_owned()));
+    }
     let password = match &*login.credential.now() {
         Credential::Password(password) => Some(password.to_string()),
         _ => None,
@@ -221,11 +220,12 @@ fn shard_server(login: &Login) -> Result<ShardServer, Problem> {
         user: login.user.to_string(),
         password,
         sslmode,
+        sslrootcert: authority.filter(|_| verifies).map(str::to_owned),
     })
 }
 
 /// Runs the text unless the database is what it would make. Gives its token.
-async fn install(hub: &Client, text: &str, epoch: i64) -> Result<(String, bool), Problem> {
+async fn install(hub: &Client, (text, shards): (&str, &[ShardServer]), epoch: i64) -> Result<(String, bool), Problem> {
     let digest = Sha256::new().chain_update(MAKER).chain_update(text).finalize();
     let digest = STANDARD.encode(digest);
     hub.batch_execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{LOCK_WAIT}'; SELECT pg_advisory_xact_lock({LOCK})")).await?;
@@ -253,11 +253,22 @@ async fn install(hub: &Client, text: &str, epoch: i64) -> Result<(String, bool),
                  WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)";
     hub.batch_execute(quiet).await?;
     hub.batch_execute(text).await?;
+    for (number, shard) in shards.iter().enumerate().filter(|(_, shard)| shard.sslrootcert.is_some()) {
+        let sql = format!("SELECT FROM {} LIMIT 1", reach(number));
+        hub.batch_execute(&sql).await.map_err(|error| out_of_reach(shard, &error))?;
+    }
     let token = format!("{:032x}", rand::random::<u128>());
     hub.execute("INSERT INTO weir_engine.state (token, digest, epoch) VALUES ($1, $2, $3)", &[&token, &digest, &epoch])
         .await?;
     hub.batch_execute("COMMIT").await?;
     Ok((token, true))
+}
+
+/// The hub's server cannot log in to a shard with what it has been told.
+fn out_of_reach(shard: &ShardServer, error: &Error) -> Problem {
+    let Some(refusal) = error.as_db_error() else { return Problem::Unreachable(error.to_string()) };
+    let why = refusal.detail().unwrap_or(refusal.message()).replace('\n', "; ");
+    Problem::Unfit(format!("the hub's server cannot log in to {}:{}: {why}", shard.host, shard.port))
 }
 
 /// Types made by users have another OID on each server.

@@ -4,14 +4,17 @@
 //! Invariant: a statement runs there only while the database is as the catalogue version and the epoch in force want it. Its token
 //! is checked in the statement's own transaction, whose lock on the token keeps a rebuild waiting; so no statement sees half of one.
 //! Any number of proxies may look after the same database: what it must look like is a pure function of the home shard's catalogue
-//! and the map ([`weir_core::engine`]), and an older epoch never replaces a newer one.
+//! and the map ([`weir_core::engine`]), and an older epoch never replaces a newer one. Where the hub has replicas, statements run there ([`replica`]).
 //! Non-goals: running statements ([`crate::exec::engine`]).
 
 mod build;
+mod mended;
 mod read;
+mod replica;
 mod tables;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
@@ -25,8 +28,14 @@ use weir_core::topology::Topology;
 use crate::back::connect::Login;
 use crate::back::tls::ServerTls;
 use crate::config::{Config, DatabaseConfig, Endpoint, EngineConfig, HubConfig};
+use crate::control::Target;
 use crate::database::Database;
 use crate::statements::Prepared;
+
+pub use mended::Asker;
+use mended::Mended;
+use replica::{Confirm, Replica};
+pub use replica::{HubServer, Standing};
 
 /// Longest wait of a statement for the engine to be brought into step.
 const WAIT: Duration = Duration::from_secs(5);
@@ -50,6 +59,11 @@ pub struct Engine {
     /// Where clients' connections find it.
     pub endpoint: Endpoint,
     hub: HubConfig,
+    pub replicas: Vec<Replica>,
+    /// Whose turn it is among them.
+    turn: AtomicUsize,
+    pub confirm: Confirm,
+    pub mended: Mended,
     /// How weir logs in to each shard's primary.
     shards: Vec<Login>,
     state: watch::Sender<State>,
@@ -106,10 +120,21 @@ impl Engine {
             tracing::warn!("no fallback engine: the hub's dsn names no host, and clients' connections need one");
             return None;
         };
+        let name = config.engine.database_of(&database.name);
+        let target = |at: Option<&Endpoint>| {
+            let mut login = login(&hub, at)?;
+            login.dbname(&name);
+            Some(Target::new(login, hub.tls.clone()))
+        };
+        let replicas = hub.replicas.iter().map(|at| Some(Replica::new(at.clone(), target(Some(at))?)));
         Some(Arc::new(Engine {
             endpoint,
             config: config.engine.clone(),
-            database: config.engine.database_of(&database.name),
+            replicas: replicas.collect::<Option<_>>()?,
+            turn: AtomicUsize::new(0),
+            confirm: Confirm::new(target(None)?),
+            mended: Mended::new(),
+            database: name,
             hub,
             shards,
             state: watch::Sender::new(State::Starting),
@@ -196,10 +221,48 @@ fn endpoint(hub: &HubConfig) -> Option<Endpoint> {
     Some(Endpoint { host: host.clone(), port: dsn.get_ports().first().copied().unwrap_or(5432) })
 }
 
+/// How weir logs in to the hub's server, or to a replica of it. `None`: the dsn is not valid.
+fn login(hub: &HubConfig, replica: Option<&Endpoint>) -> Option<tokio_postgres::Config> {
+    let dsn: tokio_postgres::Config = hub.dsn.expose().parse().ok()?;
+    let mut login = match replica {
+        None => dsn,
+        Some(at) => {
+            let mut login = tokio_postgres::Config::new();
+            login.host(&at.host).port(at.port);
+            if let Some(user) = dsn.get_user() {
+                login.user(user);
+            }
+            if let Some(password) = dsn.get_password() {
+                login.password(password);
+            }
+            login
+        }
+    };
+    login.connect_timeout(WAIT).application_name("weir engine");
+    if let Some(password) = &hub.password {
+        login.password(password.expose());
+    }
+    Some(login)
+}
+
+/// Begins to look after a database's engine, as long as the database is there.
+pub fn start(engine: &Arc<Engine>, db: &Arc<Database>) {
+    db.spawn(run(Arc::clone(engine), Arc::clone(db)));
+    for number in 0..engine.replicas.len() {
+        db.spawn(replica::watch(number, Arc::clone(engine), Arc::clone(db)));
+    }
+    if !engine.replicas.is_empty() {
+        let engine = Arc::clone(engine);
+        db.spawn(async move { engine.confirm.run().await });
+    }
+}
+
 /// Keeps the engine in step, for ever; dropping the future ends it.
-pub async fn run(engine: Arc<Engine>, db: Arc<Database>) {
+async fn run(engine: Arc<Engine>, db: Arc<Database>) {
     // Whoever has just started a tier often makes its schema next.
     let _ = tokio::time::timeout(PAUSE, engine.needed.notified()).await;
+    // Of the build that clients' connections have logged in to.
+    let mut logged_in = None;
     loop {
         let start = Instant::now();
         let view = db.view_arc();
@@ -212,7 +275,11 @@ pub async fn run(engine: Arc<Engine>, db: Arc<Database>) {
             Ok((ready, made)) => {
                 if made {
                     tracing::info!(database = %db.name, engine = engine.database, "the fallback engine is in step");
+                }
+                // Whoever made it: they have the settings of before.
+                if logged_in.as_ref() != Some(&ready.token) {
                     db.reconnect_engine();
+                    logged_in = Some(ready.token.clone());
                 }
                 engine.state.send_replace(State::Ready(Arc::new(ready)));
             }

@@ -128,6 +128,7 @@ async fn everything(
     };
     extensions(client, &mut home).await?;
     home.tables = super::tables::read(client, OWN, GRANTEES, declared).await?;
+    home.keys = keys(client).await?;
     functions(client, &mut home).await?;
     views(client, &mut home).await?;
     Ok(home)
@@ -157,6 +158,15 @@ async fn schemas(client: &Client) -> Result<Vec<(String, Vec<String>)>, Error> {
          WHERE a.privilege_type = 'USAGE' ORDER BY 1) FROM pg_namespace n WHERE {OWN} ORDER BY 1"
     );
     client.query(&sql, &[]).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+async fn keys(client: &Client) -> Result<Vec<String>, Error> {
+    let sql = format!(
+        "SELECT format('%I.%I ', n.nspname, c.relname) || pg_get_constraintdef(k.oid) FROM pg_constraint k \
+         JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE k.contype = 'p' AND {OWN} ORDER BY 1"
+    );
+    client.query(&sql, &[]).await?.iter().map(|row| row.try_get(0)).collect()
 }
 
 /// Those that bring operators must be there; of the others only their own objects are missed.

@@ -4,9 +4,12 @@
 //! keeps one snapshot of each shard per transaction, and READ COMMITTED promises what was committed before each statement. The
 //! transaction begins with a look at the engine's token, and ends as soon as the rows have been passed on; the Backend goes back at
 //! once. What the client's own transaction has written cannot be seen from there, so then the planner's refusal stands.
+//! A replica of the hub, where there is one, is asked first; whatever goes wrong there before the client has been sent anything, the
+//! primary is asked as if there were none.
 //! Non-goals: bringing the engine into step ([`crate::engine`]), and reads in parts (`kept.rs`).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -18,18 +21,18 @@ use weir_core::session::vars::replay;
 use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
 use weir_core::sql::word;
-use weir_wire::backend::tag;
-use weir_wire::{frame, row};
 
 use super::commit::answer;
+use super::copied::{Copied, lost_engine};
 use super::failures::no_common_snapshot;
 use super::fan::{OUT_BYTES, Question, put_question};
 use super::kept::Kept;
 use super::limits::{Bounds, without_error};
 use super::open::Reader;
+use super::own_types::with_own_types;
 use super::relay::{Capture, Flow, Trail};
 use super::ungrouped::Complaint;
-use crate::engine::{Engine, Problem, Ready};
+use crate::engine::{Asker, Engine, HubServer, Problem, Ready};
 use crate::front::names::Portal;
 use crate::front::session::{End, Failure, Session};
 
@@ -40,9 +43,6 @@ const ATTEMPTS: u32 = 3;
 /// Columns that are put into GROUP BY, one try for each.
 const EDITS_MAX: usize = 32;
 const NO_PRIMARY_KEYS: &str = "tables have no primary keys there, by which a column outside GROUP BY could be known";
-const INTERVAL: u32 = 1186;
-/// They make one row of several that are equal.
-const GROUPING: &[&str] = &["distinct", "except", "group", "intersect", "union"];
 
 /// What the client asked, besides the statement itself.
 #[derive(Clone, Copy)]
@@ -50,7 +50,7 @@ pub struct Asked<'a> {
     pub question: Question<'a>,
     pub sql: &'a str,
     /// Send the RowDescription.
-    description: bool,
+    pub description: bool,
     /// The text is not the client's any more.
     edited: bool,
 }
@@ -64,6 +64,11 @@ impl<'a> Asked<'a> {
     pub fn once(sql: &'a str, portal: &'a Portal) -> Self {
         let (types, bind) = (&*portal.prepared.types, &portal.bind);
         Asked { question: Question::Once { sql, types, bind, hidden: 0 }, sql, description: true, edited: false }
+    }
+
+    fn explains(&self) -> bool {
+        let mut tokens = Vec::new();
+        lex(self.sql, &mut tokens).is_ok() && tokens.first().is_some_and(|token| token.is_word(self.sql, "explain"))
     }
 
     /// The same with another text.
@@ -84,10 +89,29 @@ enum Scans {
     OneByOne,
 }
 
+/// How a statement is to run.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    plan: &'a Plan,
+    scans: Scans,
+    /// The hub's replicas may be asked.
+    replicas: bool,
+}
+
+/// A statement's place on the engine.
+pub struct Open {
+    /// Of its Backend among those that are held.
+    pub index: usize,
+    ready: Arc<Ready>,
+    server: HubServer,
+}
+
 /// What became of a statement on the engine.
 #[derive(PartialEq, Eq, Debug)]
 enum Run {
     Done,
+    /// A replica could not, and nothing was sent to the client: the primary is to be asked.
+    NotThere,
     /// Nothing was sent to the client: it is worth asking with [`Scans::OneByOne`].
     Again,
     /// Nothing was sent: it may be asked with this column in GROUP BY.
@@ -120,6 +144,10 @@ impl Session {
             return self.engine_cursor(name, (sql, Some(portal)), plan).await;
         }
         let asked = Asked { question, sql, description: false, edited: false };
+        if matches!(prepared.shape.class, Class::Copy(_)) {
+            // Its rows are no answer to Execute, whose limit does not count them.
+            return self.engine_read(asked, plan, &mut None).await;
+        }
         if rows_max == 0 && !self.has_open(&Reader::Portal(name.clone())) {
             let explains = matches!(prepared.shape.class, Class::Explain { .. });
             if !explains && self.read_portals.contains(name) {
@@ -161,11 +189,17 @@ impl Session {
         let Some(engine) = &db.engine else { return Err(cannot(plan, "there is none").into()) };
         self.engine_fits(plan)?;
         self.stats.sent_to(plan, self.view().topology.home);
-        let (mut scans, mut edited) = (Scans::Together, None::<String>);
-        for edits in 0..=EDITS_MAX {
+        let (mut way, mut edited) = (Way { plan, scans: Scans::Together, replicas: true }, None::<String>);
+        let (mut edits, settings) = (0, self.vars.current().clone());
+        let mut asker = self.asker(&asked);
+        while edits <= EDITS_MAX {
+            let open = self.open_engine(engine, asked.sql, &mut way).await?;
+            if edited.is_none() {
+                asker.token.clone_from(&open.ready.token);
+                edited = engine.mended.find(&asker, &settings);
+            }
             let asked = edited.as_deref().map_or(asked, |sql| asked.with(sql));
-            let (index, ready) = self.open_engine(engine, asked.sql, (plan, scans)).await?;
-            let done = self.run_on_engine(index, (&asked, &mut *kept), (plan, scans), (engine, &ready)).await;
+            let done = self.run_on_engine(&open, (&asked, &mut *kept), way, engine).await;
             if let Err(Failure::End(_)) = done {
                 return done.map(drop);
             }
@@ -173,18 +207,44 @@ impl Session {
             let unsure = !matches!(done, Ok(Run::Done)) && matches!(asked.question, Question::Portal { .. });
             self.close_engine(unsure).await;
             match done? {
-                Run::Done => return Ok(()),
-                Run::Again => scans = Scans::OneByOne,
+                Run::Done => {
+                    if edits > 0 && open.ready.token == asker.token {
+                        engine.mended.keep(asker, settings, asked.sql);
+                    }
+                    return Ok(());
+                }
+                Run::NotThere => {
+                    tracing::debug!("a replica of the hub could not run a statement; the primary is asked");
+                    way.replicas = false;
+                }
+                Run::Again => way.scans = Scans::OneByOne,
                 Run::Ungrouped(complaint) => {
+                    edits += 1;
                     if !asked.edited && !self.home_takes(&asked, plan).await? {
                         return Err(Failure::Reported);
                     }
-                    let mended = complaint.mended(asked.sql).filter(|_| edits < EDITS_MAX);
+                    let mended = complaint.mended(asked.sql).filter(|_| edits <= EDITS_MAX);
                     edited = Some(mended.ok_or_else(|| cannot(plan, NO_PRIMARY_KEYS))?);
                 }
             }
         }
         Err(cannot(plan, NO_PRIMARY_KEYS).into())
+    }
+
+    /// Who asks what, for what is known of the statement; its token is still to come.
+    fn asker(&self, asked: &Asked<'_>) -> Asker {
+        let types: &[u8] = match &asked.question {
+            Question::Portal { prepared, .. } => &prepared.types,
+            Question::Once { types, .. } => types,
+            _ => &[],
+        };
+        Asker {
+            view_version: self.view().version,
+            token: String::new(),
+            user: Arc::clone(&self.user),
+            sql: asked.sql.into(),
+            types: types.into(),
+        }
     }
 
     /// May this session's transaction ask it?
@@ -221,21 +281,25 @@ impl Session {
     }
 
     /// A Backend in a transaction of its own, with the engine as it was found ready.
-    async fn open_engine(
-        &mut self,
-        engine: &Engine,
-        sql: &str,
-        (plan, scans): (&Plan, Scans),
-    ) -> Result<(usize, Arc<Ready>), Failure> {
-        for _ in 0..ATTEMPTS {
+    async fn open_engine(&mut self, engine: &Engine, sql: &str, way: &mut Way<'_>) -> Result<Open, Failure> {
+        let plan = way.plan;
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
             let ready = self.step_in(engine, plan).await?;
             if let Some(skipped) = skipped_in(sql, &ready) {
                 return Err(cannot(plan, &skipped).into());
             }
+            if way.replicas {
+                if let Some(open) = self.open_on_replica(engine, &ready, way.scans).await? {
+                    return Ok(open);
+                }
+                way.replicas = false;
+            }
+            attempts += 1;
             let index = self.hold(self.db.engine_id()).await?;
-            let begun = self.begin_on_engine(index, (engine, scans), &ready).await;
+            let begun = self.begin_on_engine(index, (engine, way.scans), &ready).await;
             match begun {
-                Ok(Ok(())) => return Ok((index, ready)),
+                Ok(Ok(())) => return Ok(Open { index, ready, server: HubServer::Primary }),
                 Ok(Err(refusal)) => {
                     tracing::debug!("the fallback engine is not in step: {}", String::from_utf8_lossy(&refusal));
                     self.close_engine(false).await;
@@ -249,6 +313,56 @@ impl Session {
             }
         }
         Err(cannot(plan, "it is being brought into step with the shards").into())
+    }
+
+    /// The same on a replica of the hub. `None`: the primary is to be asked.
+    ///
+    /// The look at the token takes the same lock as on the primary (ACCESS SHARE, which a hot standby grants), and it does the same:
+    /// a rebuild's ACCESS EXCLUSIVE lock is in the WAL ahead of what it drops, so replay waits for the statement, or ends it with 40001
+    /// after max_standby_streaming_delay; it never takes a table from under it.
+    async fn open_on_replica(
+        &mut self,
+        engine: &Engine,
+        ready: &Arc<Ready>,
+        scans: Scans,
+    ) -> Result<Option<Open>, Failure> {
+        let pools = Arc::clone(&self.pools);
+        let Some(of_engine) = &pools.engine else { return Ok(None) };
+        let server = engine.choose(&ready.token, |server| of_engine.have_room(server));
+        let HubServer::Replica(number) = server else { return Ok(None) };
+        let replica = &engine.replicas[number];
+        let lease = match self.lease_from(of_engine.of(server)).await {
+            Ok(lease) => lease,
+            Err(cancelled) if cancelled.sqlstate == sqlstate::QUERY_CANCELED => return Err(cancelled.into()),
+            Err(error) => {
+                tracing::debug!(replica = %replica.endpoint, "no connection to the hub's replica: {}", error.message);
+                replica.doubt();
+                return Ok(None);
+            }
+        };
+        let index = self.hold_lease(self.db.engine_id(), lease);
+        let in_force = engine.confirm.is_in_force(&ready.token);
+        let (begun, in_force) = tokio::join!(self.begin_on_engine(index, (engine, scans), ready), in_force);
+        let why = match begun {
+            Ok(Ok(())) if in_force => {
+                replica.asked.fetch_add(1, Relaxed);
+                return Ok(Some(Open { index, ready: Arc::clone(ready), server }));
+            }
+            Ok(Ok(())) => "the primary shows another build".to_owned(),
+            Ok(Err(refusal)) => {
+                replica.doubt();
+                String::from_utf8_lossy(&refusal).into_owned()
+            }
+            Err(error) => {
+                replica.doubt();
+                self.held[index].lease.doubt("lost before the fallback engine was asked");
+                self.held[index].lease.pool().close_idle();
+                error.to_string()
+            }
+        };
+        tracing::debug!(replica = %replica.endpoint, "the hub's replica is not asked: {why}");
+        self.close_engine(false).await;
+        Ok(None)
     }
 
     async fn begin_on_engine(
@@ -287,18 +401,36 @@ impl Session {
 
     async fn run_on_engine(
         &mut self,
-        index: usize,
+        open: &Open,
         (asked, kept): (&Asked<'_>, &mut Option<Kept>),
-        (plan, scans): (&Plan, Scans),
-        (engine, ready): (&Engine, &Ready),
+        Way { plan, scans, .. }: Way<'_>,
+        engine: &Engine,
     ) -> Result<Run, Failure> {
+        let index = open.index;
         let mut bounds = Bounds { plan, engine, start: Instant::now(), rows: engine.config.rows_max };
         let mut replies = Replies::default();
+        let untold = match self.look_at_copied(open, asked, plan).await? {
+            Copied::Fits => false,
+            Copied::Unknown => true,
+            Copied::Lost if open.server == HubServer::Primary => return Err(lost_engine()),
+            Copied::Lost => return Ok(Run::NotThere),
+        };
         put_question(&mut self.held[index].lease, asked.question, &mut replies)?;
         let mut trail = Trail::default();
-        let (flow, reply) = self.next_chunk(index, &mut replies, &mut trail).await?;
+        let first = self.next_chunk(index, &mut replies, &mut trail).await;
+        if let HubServer::Replica(number) = open.server {
+            let lost = matches!(first, Err(Failure::End(End::Fatal(_) | End::Told)));
+            if lost {
+                engine.replicas[number].doubt();
+            }
+            let ended = matches!(first, Ok((Flow::Ready(_) | Flow::Drained, _)));
+            if lost || ended && of_a_standby(&trail) && !may_be_scans(scans, &trail) {
+                return Ok(Run::NotThere);
+            }
+        }
+        let (flow, reply) = first?;
         if trail.failed {
-            if scans == Scans::Together && flow != Flow::Overflow && trail.sqlstate.as_ref() == Some(b"08006") {
+            if flow != Flow::Overflow && may_be_scans(scans, &trail) {
                 return Ok(Run::Again);
             }
             match trail.sqlstate.as_ref() {
@@ -310,9 +442,15 @@ impl Session {
             if let Some(error) = bounds.hit(&trail) {
                 return Err(error.into());
             }
+        } else if untold {
+            return Err(cannot(plan, "the types of its columns are not known").into());
         }
         let passed = bounds.take_rows(&reply).and_then(|()| {
-            let own = with_own_types(&reply, asked, plan, ready)?;
+            let own = with_own_types(&reply, asked, plan, &open.ready)?;
+            if !trail.failed && asked.explains() {
+                self.client
+                    .put_notice(&format!("the fallback engine runs this on the hub's {}", engine.name_of(open.server)));
+            }
             self.pass_engine(own, kept, plan)
         });
         if let (Err(_), Flow::Overflow) = (&passed, &flow) {
@@ -403,33 +541,18 @@ impl Session {
     }
 }
 
-/// The first frames with the shards' numbers for types.
-fn with_own_types(reply: &[u8], asked: &Asked<'_>, plan: &Plan, ready: &Ready) -> Result<BytesMut, UserError> {
-    let mut rest = reply;
-    let mut out = BytesMut::with_capacity(reply.len());
-    while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
-        rest = &rest[next.raw.len()..];
-        if next.tag != tag::ROW_DESCRIPTION {
-            out.extend_from_slice(next.raw);
-            continue;
-        }
-        let mut fields = row::fields(next.body).map_err(|_| cannot(plan, "its answer was malformed"))?;
-        if fields.iter().any(|field| field.type_oid == INTERVAL) && says(asked.sql, &|name| GROUPING.contains(&name)) {
-            let why = "which of several equal intervals (1 mon, 30 days) stands for all depends on the order of rows";
-            return Err(cannot(plan, why).hint("Select the interval as text, or a bound of it."));
-        }
-        if !asked.description {
-            continue;
-        }
-        for field in &mut fields {
-            // A table's number there would be another table's, or none's.
-            (field.table, field.attribute) = (0, 0);
-            field.type_oid = ready.types.get(&field.type_oid).copied().unwrap_or(field.type_oid);
-        }
-        frame::put(&mut out, tag::ROW_DESCRIPTION, |out| row::put_fields(out, fields.into_iter()));
-    }
-    out.extend_from_slice(rest);
-    Ok(out)
+fn may_be_scans(scans: Scans, trail: &Trail) -> bool {
+    scans == Scans::Together && trail.sqlstate.as_ref() == Some(b"08006")
+}
+
+/// Has a statement failed for a reason that may be the standby's own? Conflicts with its replay are 40001; it may be told to end, be short
+/// of something, not reach a shard, or not know what a standby cannot do. A client's cancel and the engine's limits are none of these.
+fn of_a_standby(trail: &Trail) -> bool {
+    let Some(code) = &trail.sqlstate else { return false };
+    let own_limit = matches!(code, b"57014" | b"53400");
+    trail.failed
+        && !own_limit
+        && matches!(&code[..2], b"08" | b"0A" | b"25" | b"40" | b"53" | b"55" | b"57" | b"58" | b"XX")
 }
 
 /// OIDs below are the same on every server (FirstNormalObjectId in src/include/access/transam.h).
@@ -470,11 +593,4 @@ fn skipped_in(sql: &str, ready: &Ready) -> Option<String> {
         let found = ready.skipped.iter().find(|skipped| skipped.name == name && !skipped.name.is_empty())?;
         Some(format!("{} {} is not there: {}", found.kind, found.shown, found.reason.trim_end_matches('.')))
     })
-}
-
-/// Has the statement such a word? A text that is not understood has.
-fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
-    let mut tokens = Vec::new();
-    lex(sql, &mut tokens).is_err()
-        || tokens.into_iter().filter_map(|token| word::name(sql, token)).any(|name| wanted(&name))
 }

@@ -5,7 +5,8 @@
 pub mod apart;
 pub mod carry;
 pub mod commit;
-pub mod copy;
+pub mod copied;
+mod copy;
 pub mod engine;
 pub mod explain;
 pub mod failures;
@@ -13,6 +14,7 @@ pub mod fan;
 mod kept;
 mod limits;
 pub mod open;
+mod own_types;
 pub mod read;
 pub mod relay;
 pub mod replica;

@@ -5,9 +5,10 @@
 //! Non-goal: the edit itself ([`weir_core::plan::grouped_too`]).
 
 use bytes::Bytes;
+use weir_core::copy::query_of;
 use weir_core::plan::{Plan, grouped_too};
 use weir_core::session::vars::replay;
-use weir_wire::backend::{report_field, tag};
+use weir_wire::backend::{report_field, tag, with_report_field};
 use weir_wire::frame;
 use weir_wire::frontend::{Parse, put_sync};
 
@@ -46,6 +47,14 @@ impl Complaint {
     }
 }
 
+/// An error of a part of the statement, as one of the whole: `before` stands in front of the part.
+fn with_position_behind(error: &Bytes, before: &str) -> Bytes {
+    let position = report_field(error, b'P').and_then(|text| std::str::from_utf8(text).ok()?.parse::<usize>().ok());
+    let Some(position) = position.filter(|_| !before.is_empty()) else { return error.clone() };
+    let whole = position + before.chars().count();
+    with_report_field(error, b'P', whole.to_string().as_bytes())
+}
+
 impl Session {
     /// Does the home shard, whose tables have their keys, take the statement? Its complaint is the client's answer if not.
     pub async fn home_takes(&mut self, asked: &Asked<'_>, plan: &Plan) -> Result<bool, Failure> {
@@ -56,6 +65,8 @@ impl Session {
                 "tables have no primary keys there, and the home shard, which has them, is busy with this transaction";
             return Err(cannot(plan, why).hint("Name the column in GROUP BY.").into());
         }
+        // A COPY is looked into only when it runs.
+        let query = query_of(asked.sql).unwrap_or(0..asked.sql.len());
         let mut lease = Box::pin(self.cancel.slot.unless_cancelled(self.pools.primary(home).lease())).await?;
         let wanted = self.vars.current().clone();
         let asking = async {
@@ -71,7 +82,7 @@ impl Session {
                 Question::Portal { prepared, .. } => &prepared.types,
                 _ => &[],
             };
-            Parse { name: b"", sql: asked.sql.as_bytes(), types }.put(&mut lease.out);
+            Parse { name: b"", sql: asked.sql[query.clone()].as_bytes(), types }.put(&mut lease.out);
             put_sync(&mut lease.out);
             answer(&mut lease, &mut self.client).await
         };
@@ -79,7 +90,7 @@ impl Session {
         match taken {
             Ok(Ok(())) => Ok(true),
             Ok(Err(complaint)) => {
-                let complaint: Bytes = complaint;
+                let complaint = with_position_behind(&complaint, &asked.sql[..query.start]);
                 self.report(&complaint);
                 if let Some(txn) = &mut self.txn {
                     txn.failed = true;

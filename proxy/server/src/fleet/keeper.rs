@@ -231,6 +231,8 @@ impl Keeper {
         self.mark_fences();
         self.bury().await?;
         self.stand();
+        let known = self.known.iter().map(|other| (other.id, other.address.clone(), other.out));
+        self.member().know(known.collect());
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
+use weir_core::admin::PeerRow;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency, Intent, UNPLACED, WordSet, Words, WordsFull};
 use weir_core::id::Lsn;
@@ -92,6 +93,8 @@ pub struct Member {
     /// Writes of others that may change the schema: under way, and of those the ones that are over but for a look at the schema.
     schema_doubts: AtomicUsize,
     schema_moved: AtomicUsize,
+    /// The others in the table: member, address, and whether it was put out.
+    others: Mutex<Vec<(u64, String, bool)>>,
     /// Who did not hear; for the keeper.
     deaf: Mutex<Vec<u64>>,
     poked: Notify,
@@ -164,6 +167,7 @@ impl Member {
             heard: Mutex::default(),
             schema_doubts: AtomicUsize::new(0),
             schema_moved: AtomicUsize::new(0),
+            others: Mutex::default(),
             deaf: Mutex::default(),
             poked: Notify::new(),
             life: AtomicU64::new(0),
@@ -197,13 +201,31 @@ impl Member {
         self.schema_doubts.load(SeqCst) > 0
     }
 
-    /// Own writes under way, others' writes under way, others who are told.
-    pub fn figures(&self) -> (usize, usize, usize) {
-        let (own, peers) = {
-            let told = self.told.lock();
-            (told.writes.len(), told.peers.len())
+    /// This proxy and the others it knows of here.
+    pub(super) fn rows(&self, database: &str, shard: &str) -> Vec<PeerRow> {
+        let Some(fleet) = &self.fleet else { return Vec::new() };
+        let row = |role, address: &str| {
+            let (database, shard, address) = (database.to_owned(), shard.to_owned(), address.to_owned());
+            PeerRow { database, shard, address, role, ..PeerRow::default() }
         };
-        (own, self.heard.lock().writes.len(), peers)
+        let own = PeerRow {
+            state: self.standing().as_str(),
+            lease_ms: Some(self.lease_left().as_millis() as u64),
+            writes: self.told.lock().writes.len() as u64,
+            ..row("self", &fleet.address)
+        };
+        let others = self.others.lock().clone();
+        let (told, heard) = (self.told.lock(), self.heard.lock());
+        let other = |(id, address, out): &(u64, String, bool)| PeerRow {
+            state: match told.peers.iter().find(|peer| peer.id == *id) {
+                _ if *out => "out",
+                Some(peer) if peer.heard && !peer.link.is_down() => "told",
+                _ => "unheard",
+            },
+            writes: heard.writes.keys().filter(|(from, _)| from == id).count() as u64,
+            ..row("peer", address)
+        };
+        std::iter::once(own).chain(others.iter().map(other)).collect()
     }
 
     // ---- own writes ----
@@ -445,6 +467,10 @@ impl Member {
     pub(super) fn attached(&self, id: u64, joined: u64) -> Option<bool> {
         let attached = self.heard.lock().attached.get(&id).copied();
         attached.filter(|attached| attached.joined == joined).map(|attached| attached.serves)
+    }
+
+    pub(super) fn know(&self, others: Vec<(u64, String, bool)>) {
+        *self.others.lock() = others;
     }
 
     pub(super) fn take_deaf(&self) -> Vec<u64> {

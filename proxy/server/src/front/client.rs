@@ -214,6 +214,12 @@ impl Client {
         report.put(tag::ERROR, &mut self.out);
     }
 
+    /// Something of weir's own to know besides an answer.
+    pub fn put_notice(&mut self, message: &str) {
+        let report = Report { severity: "NOTICE", sqlstate: "00000", message, detail: None, hint: None, routine: None };
+        report.put(tag::NOTICE, &mut self.out);
+    }
+
     /// Passes on what a server says besides its answers; a notification under its sender's own number.
     pub fn put_aside(&mut self, kind: u8, body: &[u8]) {
         let start = self.out.len() + frame::HEADER;

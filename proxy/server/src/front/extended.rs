@@ -349,8 +349,7 @@ impl Session {
                 }
             }
         }
-        self.note_steps(index, survey).await?;
-        self.put_steps(index, survey, &mut replies)?;
+        self.put_steps(index, survey, &mut replies).await?;
         if ending == Ending::Sync {
             put_sync(&mut self.held[index].lease.out);
             replies.push(Owed::Sync { hidden: false });
@@ -438,7 +437,8 @@ impl Session {
     }
 
     /// Writes the steps to a Backend and what they owe to `replies`.
-    fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
+    async fn put_steps(&mut self, index: usize, survey: &mut Survey, replies: &mut Replies) -> Result<(), Failure> {
+        self.note_steps(index, survey).await?;
         // What was prepared before this transaction changed the schema may mean what no longer exists.
         let anew = self.txn.as_ref().is_some_and(|txn| txn.renews);
         let Held { lease, shard, .. } = &mut self.held[index];

@@ -26,7 +26,7 @@ use super::extended::Survey;
 use super::names::{Names, Undo};
 pub use super::transaction::{Joined, Transaction};
 use crate::app::App;
-use crate::back::pool::Lease;
+use crate::back::pool::{Lease, Pool};
 use crate::database::{Database, UserPools, View};
 use crate::exec::failures::{lost, state_not_taken_over};
 use crate::exec::open::OpenRead;
@@ -291,19 +291,24 @@ impl Session {
         if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
             return Ok(index);
         }
-        let pool = self.pools.primary(shard);
-        let lease = match pool.lease_idle() {
-            Some(lease) => {
-                self.stats.assigned(std::time::Duration::ZERO);
-                lease
-            }
-            None => {
-                let asked = std::time::Instant::now();
-                let lease = Box::pin(self.cancel.slot.unless_cancelled(pool.lease())).await?;
-                self.stats.assigned(asked.elapsed());
-                lease
-            }
-        };
+        let lease = self.lease_from(self.pools.primary(shard)).await?;
+        Ok(self.hold_lease(shard, lease))
+    }
+
+    /// A Backend of this pool, for as long as the client does not cancel.
+    pub async fn lease_from(&self, pool: &Arc<Pool>) -> Result<Lease, UserError> {
+        if let Some(lease) = pool.lease_idle() {
+            self.stats.assigned(std::time::Duration::ZERO);
+            return Ok(lease);
+        }
+        let asked = std::time::Instant::now();
+        let lease = Box::pin(self.cancel.slot.unless_cancelled(pool.lease())).await?;
+        self.stats.assigned(asked.elapsed());
+        Ok(lease)
+    }
+
+    /// Makes a Backend this session's one for `shard`.
+    pub fn hold_lease(&mut self, shard: ShardId, lease: Lease) -> usize {
         let vars_before = lease.vars.clone();
         self.held.push(Held {
             shard,
@@ -317,7 +322,7 @@ impl Session {
             noting: Noting::None,
             vars_before,
         });
-        Ok(self.held.len() - 1)
+        self.held.len() - 1
     }
 
     /// Brings a held Backend into the session's state: settings, then the open transaction.

@@ -180,14 +180,14 @@ impl Compiler<'_> {
         Ok((RouteReason::RowsApart, Wrap::CopyIn(Arc::new(layout))))
     }
 
-    /// `COPY (query) TO …`: over several shards only rows that may come in any order, each from one shard.
+    /// `COPY (query) TO …`: over several shards rows that may come in any order, each from one shard; anything else is the engine's.
     fn copy_query(&mut self, copy: &Copy, source: Source<'_>) -> Shape {
         let end = source.tokens.iter().position(|token| token.kind == TokenKind::RightParen && token.depth <= 1);
         if source.tokens.get(1).is_none_or(|token| token.kind != TokenKind::LeftParen) {
             return self.unparsed(source, "its COPY is not understood");
         }
         let mut shape = self.query(source, 2..end.unwrap_or(2), "its COPY is not understood");
-        shape.engine = false;
+        shape.engine &= copy.endpoint == CopyEndpoint::Stdout;
         let spread = match std::mem::replace(&mut shape.scatter, Err("COPY of such a query reads one shard".into())) {
             Ok(Scatter { read: Some(read) }) if copy.endpoint == CopyEndpoint::Stdout => read.concatenates(),
             _ => false,

@@ -150,7 +150,12 @@ pub(super) fn hub(source: &Source, hub: &Spanned<raw::Hub>, auth: &ServerAuth) -
         (None, None, Some(name)) => (name.span(), secret_env(source, name)?),
         _ => return Err(source.error(span, "[hub] needs exactly one of dsn, dsn_file, dsn_env")),
     };
-    hub_dsn(dsn, auth, |message| source.error(place.clone(), message))
+    let replicas = hub.replicas.iter().map(|replica| super::endpoint(source, replica)).collect::<Checked<Vec<_>>>()?;
+    if let Some(twice) = (1..replicas.len()).find(|at| replicas[..*at].contains(&replicas[*at])) {
+        let message = format!("server `{}` is used twice", replicas[twice]);
+        return Err(source.error(hub.replicas[twice].span(), message));
+    }
+    Ok(HubConfig { replicas, ..hub_dsn(dsn, auth, |message| source.error(place.clone(), message))? })
 }
 
 pub(super) fn hub_dsn(dsn: Secret, auth: &ServerAuth, wrong: impl Fn(&str) -> ConfigError) -> Checked<HubConfig> {
@@ -166,7 +171,7 @@ pub(super) fn hub_dsn(dsn: Secret, auth: &ServerAuth, wrong: impl Fn(&str) -> Co
         }
         _ => auth.tls.clone(),
     };
-    Ok(HubConfig { dsn, password, tls, made_from: None })
+    Ok(HubConfig { dsn, password, tls, replicas: Vec::new(), made_from: None })
 }
 
 fn hub_password(dsn: &tokio_postgres::Config, auth: &ServerAuth) -> Checked<Option<Secret>> {

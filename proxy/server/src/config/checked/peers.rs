@@ -16,7 +16,8 @@ const LEASE_MIN: Duration = Duration::from_millis(300);
 const LEASE_MAX: Duration = Duration::from_secs(60);
 
 /// The section as a whole.
-pub(super) fn peers(source: &Source, peers: &Spanned<raw::Peers>) -> Checked<PeersConfig> {
+pub(super) fn peers(source: &Source, peers: Option<&Spanned<raw::Peers>>) -> Checked<Option<PeersConfig>> {
+    let Some(peers) = peers else { return Ok(None) };
     let span = peers.span();
     let peers = peers.get_ref();
     let secret = match (&peers.secret_file, &peers.secret_env) {
@@ -39,5 +40,5 @@ pub(super) fn peers(source: &Source, peers: &Spanned<raw::Peers>) -> Checked<Pee
         let place = peers.lease.as_ref().map_or(span, Spanned::span);
         return Err(source.error(place, format!("lease must be from {LEASE_MIN:?} to {LEASE_MAX:?}")));
     }
-    Ok(PeersConfig { listen, advertise, secret, lease })
+    Ok(Some(PeersConfig { listen, advertise, secret, lease }))
 }
