@@ -17,6 +17,7 @@ mod dump;
 mod engine;
 mod explain;
 mod fleet;
+mod flights;
 mod freshness;
 mod habits;
 mod hostile;

@@ -176,6 +176,17 @@ impl Cache {
         }
     }
 
+    /// Is Redis to be asked for what memory has not?
+    pub fn has_shared(&self) -> bool {
+        self.l2.is_some()
+    }
+
+    /// A second look into memory, which no counter hears of.
+    pub fn peek(&self, key: &CacheKey, moment: &Moment<'_>) -> Option<Reply> {
+        let entry = self.l1.get(key)?;
+        judge(&entry, key, &self.now(moment)).ok().map(|()| entry.reply.clone())
+    }
+
     /// Redis alone. A hit is kept in memory. May wait [`GET_TIMEOUT`]; a miss at once while Redis is down.
     pub async fn get_remote(&self, key: &CacheKey, moment: &Moment<'_>) -> Lookup {
         match self.ask_redis(key, moment).await {

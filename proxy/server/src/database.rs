@@ -34,6 +34,7 @@ use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, Endpoint, PoolConfig};
 use crate::engine::Engine;
 use crate::fleet::member::Member;
+use crate::flights::Airspace;
 use crate::probe::EndpointView;
 use crate::recover::Prepared;
 use crate::seats::SeatCount;
@@ -85,6 +86,8 @@ pub struct Database {
     pub shards: Vec<Arc<Shard>>,
     pub statements: Statements,
     pub cache: Option<Arc<Cache>>,
+    /// Reads that have missed the cache and are under way.
+    pub airspace: Arc<Airspace>,
     pub stats: DatabaseStats,
     pub seats: Arc<SeatCount>,
     pub sequences: Sequences,
@@ -266,6 +269,7 @@ impl Database {
             shards,
             statements: if alone { statements.for_one_server() } else { statements },
             cache,
+            airspace: Arc::default(),
             seats: SeatCount::new(),
             sequences,
             on_demand,

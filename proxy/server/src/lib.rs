@@ -23,6 +23,7 @@ pub mod engine;
 pub mod exec;
 pub mod explain;
 pub mod fleet;
+pub mod flights;
 pub mod fresh;
 pub mod front;
 pub mod http;

@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use weir_core::fresh::PrimaryBecause;
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Plan, Target};
+use weir_core::plan::{Access, NoCacheReason, Plan, Target};
 use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
 
@@ -20,7 +20,7 @@ use crate::exec::relay::Trail;
 use crate::front::cancel::CancelSlot;
 use crate::front::client::Client;
 use crate::front::time_out::Order;
-use crate::metrics::{CacheResult, DatabaseMetrics, Metrics, Role, RouteKind, SessionMetrics};
+use crate::metrics::{CacheResult, DatabaseMetrics, Fill, Metrics, Role, RouteKind, SessionMetrics};
 use crate::seats::Seats;
 
 /// One connected session.
@@ -165,6 +165,14 @@ impl SessionStats {
 
     pub fn cache(&self, result: CacheResult) {
         self.metrics.cache(result);
+    }
+
+    pub fn fill(&self, fill: Fill) {
+        self.metrics.fill(fill);
+    }
+
+    pub fn uncacheable(&self, reason: NoCacheReason) {
+        self.metrics.uncacheable(reason);
     }
 
     pub fn transaction(&self) {

@@ -5,8 +5,11 @@
 //! is asked. Where a looser level is asked for (`crate::level`), less is asked of replicas; the cache keeps to the strict level
 //! for all. Protocol: weir-core `fresh::words`.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use weir_core::cache::key::{CacheKey, KeyParts, Param};
+use weir_core::cache::{MissReason, NoFillReason};
 use weir_core::fresh::words::WordSet;
 use weir_core::fresh::{Level, PrimaryBecause};
 use weir_core::id::ShardId;
@@ -20,6 +23,7 @@ use super::fan::{Question, put_question};
 use super::relay::{Capture, Flow, Trail};
 use super::replica::Elsewhere;
 use crate::cache::{Lookup, Moment};
+use crate::flights::{Leader, Part};
 use crate::front::batch::Ending;
 use crate::front::extended::{Step, Survey};
 use crate::front::session::{Failure, Session};
@@ -59,6 +63,13 @@ impl Asked {
         };
         out.extend_from_slice(&frames[described..]);
     }
+}
+
+/// What comes after a look into memory that found nothing.
+enum AfterMiss {
+    Answered,
+    /// Run it, perhaps with others waiting for it.
+    Run(Option<Leader>),
 }
 
 impl Session {
@@ -110,39 +121,109 @@ impl Session {
             self.stats.read_primary(shard, PrimaryBecause::Unwatched);
             return Ok(false);
         };
-        let words = std::sync::Arc::clone(&self.db.shard(shard).words);
+        let words = Arc::clone(&self.db.shard(shard).words);
         let seen = words.observe(&set);
         let watched = self.db.shard(shard).watches_words();
         if let (Level::Strict, Err(because)) = (asked.level, watched) {
             self.stats.read_primary(shard, because);
             return Ok(false);
         }
-        let key = match (&self.db.cache, &plan.cacheable) {
+        let key = match (&self.db.cache, plan.cacheable) {
             (Some(_), Ok(())) if watched.is_ok() => self.cache_key(shard, question),
+            (Some(_), Err(reason)) => {
+                self.stats.uncacheable(reason);
+                None
+            }
             _ => None,
         };
         let epoch = self.view().topology.epoch;
         let moment = Moment { words: &words, seen: &seen, shard, epoch };
-        if let (Some(cache), Some(key)) = (&self.db.cache, &key) {
-            if let Lookup::Hit(reply) = cache.get(key, &moment).await {
-                asked.put(reply.frames(), &mut self.client.out);
-                self.stats.cache(CacheResult::HitLocal);
-                return Ok(true);
+        let mut flight = None;
+        if let Some(key) = &key {
+            let Err(missed) = self.hit(key, &moment, asked) else { return Ok(true) };
+            // Boxed: a hit must not carry the room for it.
+            match Box::pin(self.after_miss((key, &moment), missed, asked)).await? {
+                AfterMiss::Answered => return Ok(true),
+                AfterMiss::Run(leader) => flight = leader,
             }
-            self.stats.cache(CacheResult::Miss);
         }
         match self.ask_replica(shard, question, &seen, (shape, asked)).await? {
             Elsewhere::Answered { frames, proven } => {
                 self.fill(key.as_ref().filter(|_| proven), &moment, &frames);
                 asked.put(&frames, &mut self.client.out);
+                if let Some(leader) = flight.filter(|_| proven) {
+                    leader.land(&frames);
+                }
                 return Ok(true);
             }
             Elsewhere::Passed => return Ok(true),
             Elsewhere::Primary(because) => self.stats.read_primary(shard, because),
         }
         let Some(key) = key else { return Ok(false) };
-        self.ask_primary(shard, question, asked, &key, &moment).await?;
+        self.ask_primary(question, asked, (&key, &moment), flight).await?;
         Ok(true)
+    }
+
+    /// Answers from memory, without waiting.
+    fn hit(&mut self, key: &CacheKey, moment: &Moment<'_>, asked: &Asked) -> Result<(), MissReason> {
+        match self.db.cache.as_ref().map(|cache| cache.get_local(key, moment)) {
+            Some(Lookup::Hit(reply)) => {
+                asked.put(reply.frames(), &mut self.client.out);
+                self.stats.cache(CacheResult::HitLocal);
+                Ok(())
+            }
+            Some(Lookup::Miss(reason)) => Err(reason),
+            None => Err(MissReason::Absent),
+        }
+    }
+
+    /// Memory has not answered: Redis, or another session that asks the same right now.
+    async fn after_miss(
+        &mut self,
+        (key, moment): (&CacheKey, &Moment<'_>),
+        missed: MissReason,
+        asked: &Asked,
+    ) -> Result<AfterMiss, Failure> {
+        let db = Arc::clone(&self.db);
+        let Some(cache) = &db.cache else { return Ok(AfterMiss::Run(None)) };
+        let leader = match db.airspace.join(key, moment.seen) {
+            Part::Lead(leader) => Some(leader),
+            Part::Alone => None,
+            Part::Follow(follower) => {
+                let waiting = async { Ok(follower.reply().await) };
+                match self.cancel.slot.unless_cancelled(waiting).await? {
+                    Some(frames) => {
+                        asked.put(&frames, &mut self.client.out);
+                        self.stats.cache(CacheResult::Coalesced);
+                        return Ok(AfterMiss::Answered);
+                    }
+                    None => None,
+                }
+            }
+        };
+        // Memory once more: another leader may have landed between that look and this flight's start.
+        let again = cache.peek(key, moment).filter(|_| leader.is_some());
+        let found = match again {
+            Some(reply) => Ok((reply, CacheResult::HitLocal)),
+            None if missed == MissReason::Absent && cache.has_shared() => match cache.get_remote(key, moment).await {
+                Lookup::Hit(reply) => Ok((reply, CacheResult::HitShared)),
+                Lookup::Miss(reason) => Err(reason),
+            },
+            None => Err(missed),
+        };
+        let (reply, result) = match found {
+            Ok(found) => found,
+            Err(reason) => {
+                self.stats.cache(CacheResult::Miss(reason));
+                return Ok(AfterMiss::Run(leader));
+            }
+        };
+        asked.put(reply.frames(), &mut self.client.out);
+        self.stats.cache(result);
+        if let Some(leader) = leader {
+            leader.land(reply.frames());
+        }
+        Ok(AfterMiss::Answered)
     }
 
     /// Stores a complete, quiet result if its words have stood still since they were looked at.
@@ -150,8 +231,8 @@ impl Session {
         if let (Some(cache), Some(key)) = (&self.db.cache, key)
             && self.db.shard(moment.shard).member.may_serve()
         {
-            // A refusal is counted there; the reply is right all the same.
-            let _ = cache.put(key, moment, frames.clone());
+            // The reply is right all the same.
+            self.stats.fill(cache.put(key, moment, frames.clone()));
         }
     }
 
@@ -194,13 +275,12 @@ impl Session {
     /// Runs it on the primary, holding the reply back as long as it may be worth keeping.
     async fn ask_primary(
         &mut self,
-        shard: ShardId,
         question: Question<'_>,
         asked: &Asked,
-        key: &CacheKey,
-        moment: &Moment<'_>,
+        (key, moment): (&CacheKey, &Moment<'_>),
+        flight: Option<Leader>,
     ) -> Result<(), Failure> {
-        let index = self.hold(shard).await?;
+        let index = self.hold(moment.shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
         put_question(&mut self.held[index].lease, question, &mut replies)?;
@@ -212,9 +292,15 @@ impl Session {
         let frames = reply.freeze();
         asked.put(&frames, &mut self.client.out);
         if flow == Flow::Overflow {
+            self.stats.fill(Err(NoFillReason::TooLarge));
+            // Before the rest of it, which the client may take its time for.
+            flight.into_iter().for_each(Leader::give_up);
             flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
-        } else if !trail.failed && !trail.chatter {
+        } else if trail.failed || trail.chatter {
+            self.stats.fill(Err(NoFillReason::NotAReply));
+        } else {
             self.fill(Some(key), moment, &frames);
+            flight.into_iter().for_each(|leader| leader.land(&frames));
         }
         if let Flow::Ready(status) = flow {
             self.follow(index, status);
