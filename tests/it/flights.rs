@@ -133,3 +133,26 @@ async fn what_is_too_large_to_share_is_waited_for_once() -> Result<()> {
     assert!(figure(&tier, "fill_too_large").await? >= 10);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_before_every_read_is_soon_kept_no_more() -> Result<()> {
+    const READ: &str = "SELECT name FROM users WHERE user_id = 1";
+    let tier = tier().await?;
+    let client = tier.connect().await?;
+    let write = client.prepare("UPDATE users SET name = $1 WHERE user_id = 1").await?;
+    for round in 0..200 {
+        let name = round.to_string();
+        client.execute(&write, &[&name]).await?;
+        // Until the write has its position nothing is kept anyhow.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(column(&client, READ).await?, [name]);
+    }
+    assert!(figure(&tier, "fill_write_hot").await? > 50);
+    // Read again and again without a write, it is kept again.
+    let before = figure(&tier, "hit_local").await?;
+    for _ in 0..200 {
+        assert_eq!(column(&client, READ).await?, ["199"]);
+    }
+    assert!(figure(&tier, "hit_local").await? - before > 150);
+    Ok(())
+}

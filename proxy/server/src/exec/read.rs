@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use weir_core::cache::key::{CacheKey, KeyParts, Param};
 use weir_core::cache::{MissReason, NoFillReason};
-use weir_core::fresh::words::WordSet;
+use weir_core::fresh::words::{Observation, WordSet};
 use weir_core::fresh::{Level, PrimaryBecause};
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Plan};
@@ -128,7 +128,7 @@ impl Session {
             self.stats.read_primary(shard, because);
             return Ok(false);
         }
-        let key = match (&self.db.cache, plan.cacheable) {
+        let mut key = match (&self.db.cache, plan.cacheable) {
             (Some(_), Ok(())) if watched.is_ok() => self.cache_key(shard, question),
             (Some(_), Err(reason)) => {
                 self.stats.uncacheable(reason);
@@ -139,12 +139,14 @@ impl Session {
         let epoch = self.view().topology.epoch;
         let moment = Moment { words: &words, seen: &seen, shard, epoch };
         let mut flight = None;
-        if let Some(key) = &key {
-            let Err(missed) = self.hit(key, &moment, asked) else { return Ok(true) };
-            // Boxed: a hit must not carry the room for it.
-            match Box::pin(self.after_miss((key, &moment), missed, asked)).await? {
-                AfterMiss::Answered => return Ok(true),
-                AfterMiss::Run(leader) => flight = leader,
+        if let Some(found) = key.take() {
+            let Err(missed) = self.hit(&found, &moment, asked) else { return Ok(true) };
+            if !self.is_not_worth_keeping(missed, &seen) {
+                // Boxed: a hit must not carry the room for it.
+                match Box::pin(self.after_miss((&found, &moment), missed, asked)).await? {
+                    AfterMiss::Answered => return Ok(true),
+                    AfterMiss::Run(leader) => (key, flight) = (Some(found), leader),
+                }
             }
         }
         match self.ask_replica(shard, question, &seen, (shape, asked)).await? {
@@ -175,6 +177,22 @@ impl Session {
             Some(Lookup::Miss(reason)) => Err(reason),
             None => Err(MissReason::Absent),
         }
+    }
+
+    /// After a miss: is the reply to be passed on like any other, since it cannot be kept, or not for long?
+    fn is_not_worth_keeping(&self, missed: MissReason, seen: &Observation) -> bool {
+        let reason = match missed {
+            MissReason::Pending => NoFillReason::Pending,
+            MissReason::Moved | MissReason::Absent
+                if self.db.cache.as_ref().is_some_and(|cache| cache.is_write_hot(seen)) =>
+            {
+                NoFillReason::WriteHot
+            }
+            _ => return false,
+        };
+        self.stats.cache(CacheResult::Miss(missed));
+        self.stats.fill(Err(reason));
+        true
     }
 
     /// Memory has not answered: Redis, or another session that asks the same right now.
