@@ -148,7 +148,8 @@ async fn keep_writing(desk: Arc<Desk>, writer: usize, mut dice: Dice) -> Result<
             let register = skewed(&mut dice) / WRITERS * WRITERS + writer;
             next[register] += 1;
             let value = next[register];
-            let wrote = timeout(PATIENCE, client.execute(&write, &[&value.to_string(), &(register as i64), &value])).await;
+            let wrote =
+                timeout(PATIENCE, client.execute(&write, &[&value.to_string(), &(register as i64), &value])).await;
             if !wrote.context("a write that never ends")?.is_ok_and(|rows| rows == 1) {
                 desk.failed.fetch_add(1, SeqCst);
                 break;

@@ -24,7 +24,7 @@ use smallvec::SmallVec;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use weir_core::cache::{CacheKey, Entry, MissReason, NoFillReason, Now, Reply, judge, may_fill};
+use weir_core::cache::{CacheKey, Entry, Heat, MissReason, NoFillReason, Now, Reply, judge, may_fill};
 use weir_core::fresh::{Observation, Words};
 use weir_core::id::{Epoch, ShardId};
 
@@ -114,6 +114,8 @@ pub struct Cache {
     l1: quick_cache::sync::Cache<CacheKey, Arc<Entry>, ByBytes, foldhash::fast::RandomState>,
     l2: Option<Redis>,
     counters: Arc<CacheCounters>,
+    /// What is written more often than read.
+    heat: Heat,
     /// Ages are counted from here: what a clock on the wall said then, since other processes read what this one stores.
     start: Instant,
     started_at_ms: u64,
@@ -147,7 +149,7 @@ impl Cache {
         );
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let started_at_ms = since_1970.as_millis() as u64;
-        Ok(Cache { settings, l1, l2, counters, start: Instant::now(), started_at_ms })
+        Ok(Cache { settings, l1, l2, counters, heat: Heat::default(), start: Instant::now(), started_at_ms })
     }
 
     /// Memory first; Redis only if memory has nothing under this key, since what memory has is never older.
@@ -165,10 +167,17 @@ impl Cache {
             Err(MissReason::Pending)
         } else {
             let found = self.l1.get(key).ok_or(MissReason::Absent);
-            found.and_then(|entry| judge(&entry, key, &self.now(moment)).map(|()| entry.reply.clone()))
+            found.and_then(|entry| {
+                let judged = judge(&entry, key, &self.now(moment));
+                if judged == Err(MissReason::Moved) {
+                    self.heat.void(&entry.seen, moment.seen);
+                }
+                judged.map(|()| entry.reply.clone())
+            })
         };
         match judged {
             Ok(reply) => {
+                self.heat.answered(moment.seen.words());
                 self.counters.hits_l1.fetch_add(1, Ordering::Relaxed);
                 Lookup::Hit(reply)
             }
@@ -177,6 +186,22 @@ impl Cache {
                 Lookup::Miss(reason)
             }
         }
+    }
+
+    /// Would a reply that depends on what `seen` looked at be void before it is asked for again?
+    pub fn is_write_hot(&self, seen: &Observation) -> bool {
+        self.heat.is_hot(seen.words())
+    }
+
+    /// Is Redis to be asked for what memory has not?
+    pub fn has_shared(&self) -> bool {
+        self.l2.is_some()
+    }
+
+    /// A second look into memory, which no counter hears of.
+    pub fn peek(&self, key: &CacheKey, moment: &Moment<'_>) -> Option<Reply> {
+        let entry = self.l1.get(key)?;
+        judge(&entry, key, &self.now(moment)).ok().map(|()| entry.reply.clone())
     }
 
     /// Redis alone. A hit is kept in memory. May wait [`GET_TIMEOUT`]; a miss at once while Redis is down.

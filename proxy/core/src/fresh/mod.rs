@@ -5,6 +5,7 @@ pub mod bound;
 pub mod decoded;
 #[cfg(test)]
 mod model;
+pub mod past;
 pub mod words;
 
 use smallvec::SmallVec;
@@ -12,6 +13,7 @@ use smallvec::SmallVec;
 use crate::topology::hash::hash_bytes_extended;
 
 pub use bound::{Choice, Level, PrimaryBecause, ReadBound, ReplicaView, SessionMark, choose, replica_answer_ok};
+pub use past::Past;
 pub use words::{Intent, Observation, UNPLACED, WORDS, WordSet, Words, WordsFull};
 
 /// What a statement reads or writes, as far as freshness cares. Hashes name tables and key values; collisions only

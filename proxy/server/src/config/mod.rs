@@ -129,7 +129,6 @@ pub struct DatabaseConfig {
     pub tables: Vec<TableRuleConfig>,
     /// Shard of global tables and of statements without a table.
     pub home: ShardId,
-    pub freshness: Freshness,
     pub overrides: Overrides,
 }
 
@@ -159,14 +158,6 @@ pub struct TableRuleConfig {
     pub placement: Placement,
     /// Columns of a sharded table whose values are unique over all shards.
     pub unique: Vec<String>,
-}
-
-/// How fresh reads of a database are. More levels come later; the file already names them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Freshness {
-    /// No read shows less than what was acknowledged before it was asked.
-    #[default]
-    Strict,
 }
 
 /// Bounds of one process.
@@ -409,14 +400,6 @@ impl LogLevel {
             LogLevel::Info => "info",
             LogLevel::Debug => "debug",
             LogLevel::Trace => "trace",
-        }
-    }
-}
-
-impl Freshness {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Freshness::Strict => "strict",
         }
     }
 }

@@ -101,6 +101,7 @@ pub(super) struct Overrides {
     pub pool_min: Option<Spanned<i64>>,
     pub pool_reserve: Option<Spanned<i64>>,
     pub pool_mode: Option<Spanned<String>>,
+    pub freshness: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -395,6 +395,7 @@ fn cache(db: &Database) -> Vec<(String, i64)> {
     ]
     .into_iter()
     .map(|(figure, value)| (name(figure), value as i64))
+    .chain(db.stats.database.cache_figures().into_iter().map(|(figure, value)| (name(&figure), value as i64)))
     .collect()
 }
 

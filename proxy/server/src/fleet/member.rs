@@ -357,7 +357,9 @@ impl Member {
             Ending::Nothing => self.over([announcement], None),
             // Positions of another life of the primary say nothing in this one.
             Ending::At { lsn, life } if life == self.life.load(SeqCst) => self.over([announcement], Some(Lsn(lsn))),
-            Ending::At { .. } | Ending::Somewhere => clock.post(announcement),
+            Ending::At { .. } | Ending::Somewhere => {
+                clock.post(announcement);
+            }
         }
     }
 
@@ -369,7 +371,9 @@ impl Member {
         let mut heard = self.heard.lock();
         heard.attached.remove(&from);
         let ended = |(member, token): &(u64, u64), _: &mut Foreign| *member == from && !under_way.contains(token);
-        heard.writes.extract_if(ended).for_each(|(_, write)| clock.post(write.announcement));
+        heard.writes.extract_if(ended).for_each(|(_, write)| {
+            clock.post(write.announcement);
+        });
         let mut schema = false;
         for write in writes {
             schema |= self.begin_foreign(&mut heard.writes, from, write)?;
