@@ -344,7 +344,7 @@ async fn registers_stay_fresh_while_proxies_die_and_join() -> Result<()> {
     let readers = futures_util::future::try_join_all(
         registers.iter().flat_map(|one| proxies.iter().map(|proxy| keep_reading(proxy, one, &stop))),
     );
-    let (_, _, reads) = tokio::try_join!(disturb, writers, readers)?;
+    let ((), _, reads) = tokio::try_join!(disturb, writers, readers)?;
     let reads: u64 = reads.iter().sum();
     assert!(reads > 100, "{reads} reads");
     // Nothing old is left anywhere.

@@ -327,6 +327,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
     let epoch = topology.epoch;
     let logins: Vec<Login> =
         database.shards.iter().map(|shard| control_login(config, database, &shard.primary)).collect();
+    let all_logins = logins.clone();
     if logins.len() > 1 {
         crate::recover::prepare(&logins).await.with_context(|| format!("database {}", database.name))?;
     }
@@ -364,6 +365,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         db.spawn(crate::recover::run(Arc::clone(&db), logins));
     }
     db.spawn(reread_catalog(Arc::clone(&db)));
+    crate::decode::start(config, &db, all_logins);
     if let Some(engine) = engine {
         crate::engine::start(&engine, &db);
     }

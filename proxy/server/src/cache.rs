@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ::redis::RedisError;
 use bytes::Bytes;
 use quick_cache::Weighter;
-use weir_core::cache::{CacheKey, Entry, MissReason, NoFillReason, Now, Reply, judge, may_fill};
+use weir_core::cache::{CacheKey, Entry, Heat, MissReason, NoFillReason, Now, Reply, judge, may_fill};
 use weir_core::fresh::{Observation, Words};
 use weir_core::id::{Epoch, ShardId};
 
@@ -100,6 +100,8 @@ pub struct Cache {
     l1: quick_cache::sync::Cache<CacheKey, Arc<Entry>, ByBytes, foldhash::fast::RandomState>,
     l2: Option<Redis>,
     counters: Arc<CacheCounters>,
+    /// What is written more often than read.
+    heat: Heat,
     /// Ages are counted from here: what a clock on the wall said then, since other processes read what this one stores.
     start: Instant,
     started_at_ms: u64,
@@ -134,7 +136,7 @@ impl Cache {
         );
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let started_at_ms = since_1970.as_millis() as u64;
-        Ok(Cache { settings, l1, l2, counters, start: Instant::now(), started_at_ms })
+        Ok(Cache { settings, l1, l2, counters, heat: Heat::default(), start: Instant::now(), started_at_ms })
     }
 
     /// Memory first; Redis only if memory has nothing under this key, since what memory has is never older.
@@ -152,10 +154,17 @@ impl Cache {
             Err(MissReason::Pending)
         } else {
             let found = self.l1.get(key).ok_or(MissReason::Absent);
-            found.and_then(|entry| judge(&entry, key, &self.now(moment)).map(|()| entry.reply.clone()))
+            found.and_then(|entry| {
+                let judged = judge(&entry, key, &self.now(moment));
+                if judged == Err(MissReason::Moved) {
+                    self.heat.void(&entry.seen, moment.seen);
+                }
+                judged.map(|()| entry.reply.clone())
+            })
         };
         match judged {
             Ok(reply) => {
+                self.heat.answered(moment.seen.words());
                 self.counters.hits_l1.fetch_add(1, Ordering::Relaxed);
                 Lookup::Hit(reply)
             }
@@ -164,6 +173,22 @@ impl Cache {
                 Lookup::Miss(reason)
             }
         }
+    }
+
+    /// Would a reply that depends on what `seen` looked at be void before it is asked for again?
+    pub fn is_write_hot(&self, seen: &Observation) -> bool {
+        self.heat.is_hot(seen.words())
+    }
+
+    /// Is Redis to be asked for what memory has not?
+    pub fn has_shared(&self) -> bool {
+        self.l2.is_some()
+    }
+
+    /// A second look into memory, which no counter hears of.
+    pub fn peek(&self, key: &CacheKey, moment: &Moment<'_>) -> Option<Reply> {
+        let entry = self.l1.get(key)?;
+        judge(&entry, key, &self.now(moment)).ok().map(|()| entry.reply.clone())
     }
 
     /// Redis alone. A hit is kept in memory. May wait as long as [`Redis::get`] does; a miss at once while Redis is down.
@@ -202,10 +227,10 @@ impl Cache {
         let entry = Arc::new(entry);
         self.l1.insert(key.clone(), Arc::clone(&entry));
         self.counters.stored.fetch_add(1, Ordering::Relaxed);
-        if let Some(redis) = &self.l2 {
-            if let Some(stamps) = moment.words.stamps(moment.seen) {
-                redis.put(Waiting { key: self.redis_key(key), entry, stamps });
-            }
+        if let Some(redis) = &self.l2
+            && let Some(stamps) = moment.words.stamps(moment.seen)
+        {
+            redis.put(Waiting { key: self.redis_key(key), entry, stamps });
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Statement};
 use weir_core::fresh::bound::WAL_PAGE_BYTES;
-use weir_core::fresh::{UNPLACED, WORDS, Words};
+use weir_core::fresh::{Past, UNPLACED, WORDS, Words};
 use weir_core::id::Lsn;
 use weir_wire::peer::Write;
 
@@ -48,6 +48,12 @@ const LOST_POLL_MIN: Duration = Duration::from_millis(20);
 const LOST_POLL_MAX: Duration = Duration::from_millis(250);
 /// With nothing to do, the server is asked that often whether it is still the same.
 const IDLE_PROBE: Duration = Duration::from_secs(1);
+
+/// After a read that may lag, positions are asked for so often that the next one finds a young one, for this long.
+const LAG_WATCH: Duration = Duration::from_secs(10);
+/// Pause between them: a quarter of the lag, within these bounds.
+const LAG_GAP_MIN: Duration = Duration::from_millis(2);
+const LAG_GAP_MAX: Duration = Duration::from_millis(250);
 
 /// Counts since the start.
 #[derive(Debug, Default)]
@@ -81,10 +87,35 @@ struct Shared {
     handed_over: Notify,
     connected: AtomicBool,
     counters: ClockCounters,
+    /// The last write that has a position, and one at or past it; the position is stored first.
+    placed: AtomicU64,
+    placed_at: AtomicU64,
+    past: Mutex<Past>,
+    watch: Mutex<Watch>,
+    /// Times of `past` and `watch` are counted from here.
+    start: Instant,
+}
+
+/// Somebody reads at a level that may lag.
+#[derive(Default)]
+struct Watch {
+    until_ms: u64,
+    gap: Option<Duration>,
+}
+
+/// Names a write that was handed over; later ones have higher numbers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Ticket(u64);
+
+impl Ticket {
+    /// Of a write whose outcome the session does not know: it never has a position.
+    pub const LOST: Ticket = Ticket(u64::MAX);
 }
 
 #[derive(Default)]
 struct Queue {
+    /// The last ticket.
+    handed_over: u64,
     /// Acknowledged, waiting for a position.
     over: Vec<Announcement>,
     /// Outcome unknown.
@@ -119,24 +150,54 @@ impl Clock {
             handed_over: Notify::new(),
             connected: AtomicBool::new(false),
             counters: ClockCounters::default(),
+            placed: AtomicU64::new(0),
+            placed_at: AtomicU64::new(0),
+            past: Mutex::default(),
+            watch: Mutex::default(),
+            start: Instant::now(),
         });
         let task = tokio::spawn(run(primary, Arc::clone(&shared)));
         Clock { shared, task }
     }
 
     /// Takes over a write that the server has acknowledged.
-    pub fn post(&self, write: Announcement) {
+    pub fn post(&self, write: Announcement) -> Ticket {
         let mut queue = self.shared.queue.lock();
+        queue.handed_over += 1;
+        let ticket = Ticket(queue.handed_over);
         if queue.over.len() >= QUEUE_MAX {
             // Under the lock, so that this word cannot be given an older position at the same time.
             queue.unplaced.extend(write.intent.words().indexes());
             self.shared.member.over([write], Some(UNPLACED));
             self.shared.counters.unplaced.fetch_add(1, Ordering::Relaxed);
-            return;
+            return ticket;
         }
         queue.over.push(write);
         drop(queue);
         self.shared.handed_over.notify_one();
+        ticket
+    }
+
+    /// A position at or past the commit of that write, once there is one.
+    pub fn position_of(&self, ticket: Ticket) -> Option<Lsn> {
+        let placed = self.shared.placed.load(Ordering::Acquire) >= ticket.0;
+        placed.then(|| Lsn(self.shared.placed_at.load(Ordering::Relaxed)))
+    }
+
+    /// A position of the primary that covers all that was acknowledged `ago` or longer ago. `None` at first: asking for it
+    /// makes the clock ask often enough that the next reads find one.
+    pub fn position_since(&self, ago: Duration) -> Option<Lsn> {
+        let now_ms = self.shared.now_ms();
+        let mut watch = self.shared.watch.lock();
+        let gap = (ago / 4).clamp(LAG_GAP_MIN, LAG_GAP_MAX);
+        let running = watch.until_ms > now_ms && watch.gap.is_some_and(|known| known <= gap);
+        watch.until_ms = now_ms + LAG_WATCH.as_millis() as u64;
+        if !running {
+            watch.gap = Some(watch.gap.map_or(gap, |known| known.min(gap)));
+            self.shared.handed_over.notify_one();
+        }
+        drop(watch);
+        self.shared.past.lock().since(now_ms.saturating_sub(ago.as_millis() as u64))
     }
 
     /// Takes over a write whose backend was lost while it may have been committing.
@@ -249,11 +310,38 @@ async fn run(server: Target, shared: Arc<Shared>) {
     }
 }
 
+impl Shared {
+    fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    /// Asks for a position, and keeps it with the time.
+    async fn ask(&self, primary: &Primary) -> Result<Lsn, ClockError> {
+        let asked_ms = self.now_ms();
+        let position = primary.position().await?;
+        if primary.standard_pages {
+            self.past.lock().note(asked_ms, position);
+        }
+        Ok(position)
+    }
+
+    /// How long to wait for writes before asking for a position anyhow.
+    fn idle(&self) -> Duration {
+        let now_ms = self.now_ms();
+        let mut watch = self.watch.lock();
+        if watch.until_ms <= now_ms {
+            watch.gap = None;
+        }
+        watch.gap.unwrap_or(IDLE_PROBE)
+    }
+}
+
 /// Until the connection fails.
 async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>) -> Result<(), ClockError> {
     let first = primary.position().await?;
     if known.as_ref() != Some(&primary.identity) {
         tracing::info!(identity = ?primary.identity, position = %first, "clock: a new floor");
+        shared.past.lock().clear();
         shared.words.raise_floor(first);
         shared.counters.floors.fetch_add(1, Ordering::Relaxed);
         // Words whose writes ended without a position get theirs with the next one asked for.
@@ -270,7 +358,7 @@ async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>)
             lost_poll = LOST_POLL_MIN;
         }
         // `Notify` keeps a permit that comes while nobody waits, so nothing handed over is overlooked.
-        let woken = timeout(if lost { lost_poll } else { IDLE_PROBE }, shared.handed_over.notified()).await;
+        let woken = timeout(if lost { lost_poll } else { shared.idle() }, shared.handed_over.notified()).await;
         if lost && looked_at.elapsed() >= lost_poll {
             lost_poll =
                 if look_for_lost(primary, shared).await? { LOST_POLL_MIN } else { (lost_poll * 2).min(LOST_POLL_MAX) };
@@ -281,28 +369,31 @@ async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>)
             end_waiting(primary, shared).await?;
             sleep(POSITION_GAP.saturating_sub(asked_at.elapsed())).await;
         } else {
-            primary.position().await?;
+            shared.ask(primary).await?;
         }
     }
 }
 
 /// Takes all that was handed over, asks for one position, ends them with it. Nothing is asked if nothing waits.
 async fn end_waiting(primary: &Primary, shared: &Shared) -> Result<(), ClockError> {
-    let mut taken = {
+    let (mut taken, last) = {
         let mut queue = shared.queue.lock();
+        let last = queue.handed_over;
         let over = std::mem::take(&mut queue.over);
         // Without standard pages words stay unplaced; asking for their sake would never end.
         let unplaced = if primary.standard_pages { std::mem::take(&mut queue.unplaced) } else { BTreeSet::new() };
-        Taken { shared, over, unplaced }
+        (Taken { shared, over, unplaced }, last)
     };
     if taken.over.is_empty() && taken.unplaced.is_empty() {
         return Ok(());
     }
-    let position = primary.position().await?;
+    let position = shared.ask(primary).await?;
     shared.counters.positions.fetch_add(1, Ordering::Relaxed);
     shared.counters.ended.fetch_add(taken.over.len() as u64, Ordering::Relaxed);
     let lsn = if primary.standard_pages { position } else { UNPLACED };
     shared.member.over(taken.over.drain(..), Some(lsn));
+    shared.placed_at.store(lsn.0, Ordering::Relaxed);
+    shared.placed.store(last, Ordering::Release);
     // A word that another write left unplaced since then has to wait for a later position; the lock keeps more such
     // writes from ending while this is decided.
     let queue = shared.queue.lock();

@@ -5,6 +5,7 @@
 
 mod engine;
 mod identity;
+mod replica;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
@@ -14,11 +15,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use weir_core::error::UserError;
 use weir_core::fresh::words::Words;
-use weir_core::id::{Lsn, ShardId};
+use weir_core::fresh::{Choice, Level, Observation, PrimaryBecause, ReadBound, ReplicaView, choose};
+use weir_core::id::ShardId;
 use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::{TableRules, Topology};
@@ -31,6 +34,7 @@ use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, Endpoint, PoolConfig};
 use crate::engine::Engine;
 use crate::fleet::member::Member;
+use crate::flights::Airspace;
 use crate::probe::EndpointView;
 use crate::recover::Prepared;
 use crate::seats::SeatCount;
@@ -41,9 +45,8 @@ use crate::stats::DatabaseStats;
 use crate::unique::Unique;
 
 pub use engine::EnginePools;
+pub use replica::{Outstanding, Replica};
 
-/// A replica that has just said it is behind is not asked again for so long.
-const BEHIND: Duration = Duration::from_millis(5);
 /// How long a connection to a database of the wildcard entry stays open unused. Postgres itself waits 5 s for others to leave
 /// before it refuses to drop a database.
 const SPARE_MAX: Duration = Duration::from_secs(4);
@@ -77,14 +80,6 @@ pub struct Shard {
     pub member: Arc<Member>,
 }
 
-pub struct Replica {
-    pub view: Arc<EndpointView>,
-    replay: AtomicU64,
-    /// Microseconds since the database was set up.
-    asked_us: AtomicU64,
-    start: Instant,
-}
-
 pub struct Database {
     pub name: Arc<str>,
     pub config: DatabaseConfig,
@@ -92,6 +87,8 @@ pub struct Database {
     pub shards: Vec<Arc<Shard>>,
     pub statements: Statements,
     pub cache: Option<Arc<Cache>>,
+    /// Reads that have missed the cache and are under way.
+    pub airspace: Arc<Airspace>,
     pub stats: DatabaseStats,
     pub seats: Arc<SeatCount>,
     pub sequences: Sequences,
@@ -107,6 +104,8 @@ pub struct Database {
     pub notifiers: Arc<crate::notifiers::Notifiers>,
     /// What waited for its decision when recovery last looked.
     pub prepared: Mutex<Vec<Prepared>>,
+    /// What is seen of writes that go round weir, per shard.
+    pub decoding: Vec<crate::decode::Decoding>,
     /// Where the shards' schemas differ, as they were last compared.
     pub drift: Mutex<Vec<weir_core::topology::drift::Drift>>,
     turn: AtomicUsize,
@@ -132,7 +131,12 @@ pub struct UserPools {
     pub unique_turns: Arc<Semaphore>,
     keyring: Keyring,
     mode: AtomicU8,
+    /// [`Level::packed`], and above it whether the user's own section says so.
+    freshness: AtomicU64,
 }
+
+/// Bit of [`UserPools::freshness`].
+const BY_ROLE: u64 = 1 << 63;
 
 struct ShardPools {
     primary: Arc<Pool>,
@@ -147,6 +151,12 @@ impl UserPools {
             mode if mode == Mode::Statement as u8 => Mode::Statement,
             _ => Mode::Transaction,
         }
+    }
+
+    /// How fresh reads are where neither session nor statement says so; true: the user's own section does.
+    pub fn freshness(&self) -> (Level, bool) {
+        let packed = self.freshness.load(Relaxed);
+        (Level::unpacked(packed & !BY_ROLE), packed & BY_ROLE != 0)
     }
 
     /// Other limits from now on; sessions keep the mode they began with.
@@ -194,23 +204,14 @@ impl UserPools {
     }
 }
 
-impl Replica {
-    pub fn new(view: Arc<EndpointView>) -> Self {
-        Replica { view, replay: AtomicU64::new(0), asked_us: AtomicU64::new(0), start: Instant::now() }
-    }
-
-    /// What it has just said on its own connection.
-    pub fn note_replay(&self, replay: Lsn) {
-        self.replay.store(replay.0, Relaxed);
-        self.asked_us.store(self.start.elapsed().as_micros() as u64, Relaxed);
-    }
-
-    fn is_worth_asking(&self, need: Lsn) -> bool {
-        if !self.view.is_up() {
-            return false;
+impl Shard {
+    /// Do the words tell of every write now? Ask after looking at them. Without the clock a restart or promotion of the primary
+    /// would go unnoticed; without a lease, the writes of other proxies.
+    pub fn watches_words(&self) -> Result<(), PrimaryBecause> {
+        if !self.clock.connected() {
+            return Err(PrimaryBecause::ClockDown);
         }
-        let age_us = (self.start.elapsed().as_micros() as u64).saturating_sub(self.asked_us.load(Relaxed));
-        self.replay.load(Relaxed) >= need.0 || age_us > BEHIND.as_micros() as u64
+        if self.member.may_serve() { Ok(()) } else { Err(PrimaryBecause::NoLease) }
     }
 }
 
@@ -271,9 +272,11 @@ impl Database {
             stats,
             config: database,
             view: ArcSwap::from_pointee(view),
+            decoding: shards.iter().map(|_| crate::decode::Decoding::new()).collect(),
             shards,
             statements: if alone { statements.for_one_server() } else { statements },
             cache,
+            airspace: Arc::default(),
             seats: SeatCount::new(),
             sequences,
             on_demand,
@@ -323,17 +326,10 @@ impl Database {
         self.catalog_doubts.load(Acquire) != 0
     }
 
-    /// A replica to ask for a read that must cover `need`, in turn.
-    pub fn choose_replica(&self, shard: ShardId, need: Lsn) -> Option<usize> {
-        let shard = self.shard(shard);
-        let replicas = &shard.replicas;
-        if replicas.is_empty() || !shard.clock.connected() {
-            return None;
-        }
-        let first = self.turn.fetch_add(1, Relaxed);
-        (0..replicas.len())
-            .map(|step| (first + step) % replicas.len())
-            .find(|number| replicas[*number].is_worth_asking(need))
+    /// Who is to answer a read whose words look like `seen`.
+    pub fn choose(&self, shard: ShardId, bound: ReadBound, seen: &Observation) -> Choice {
+        let replicas: SmallVec<[ReplicaView; 4]> = self.shard(shard).replicas.iter().map(Replica::seen).collect();
+        choose(bound, seen, &replicas, self.turn.fetch_add(1, Relaxed))
     }
 
     /// The pools of a user, made at the first login. Connections opened from now on log in with what this login has proved.
@@ -380,7 +376,14 @@ impl Database {
         let shards = shards.collect();
         let engine = self.engine.as_ref().map(|engine| self.engine_pools(engine, (config, user), &wanted, &keyring));
         let unique_turns = Arc::new(Semaphore::new(wanted.size.max(1)));
-        UserPools { shards, engine, unique_turns, keyring, mode: AtomicU8::new(wanted.mode as u8) }
+        let mode = AtomicU8::new(wanted.mode as u8);
+        let freshness = AtomicU64::new(self.packed_freshness(config, user));
+        UserPools { shards, engine, unique_turns, keyring, mode, freshness }
+    }
+
+    fn packed_freshness(&self, config: &Config, user: &str) -> u64 {
+        let (level, by_role) = config.freshness_of(&self.name, user);
+        level.packed() | if by_role { BY_ROLE } else { 0 }
     }
 
     fn pool_limits(&self, config: &Config, wanted: &PoolConfig) -> PoolLimits {
@@ -402,6 +405,7 @@ impl Database {
             let wanted = config.pool_of(&self.name, user);
             let of_engine = self.engine.as_ref().map(|engine| self.engine_limits(engine, config, &wanted));
             pools.set(&wanted, self.pool_limits(config, &wanted), of_engine);
+            pools.freshness.store(self.packed_freshness(config, user), Relaxed);
         }
     }
 
@@ -572,6 +576,7 @@ impl Database {
         if let (weir_core::plan::Target::Engine, Some(engine)) = (&plan.target, &self.engine) {
             told.push(("hub".to_owned(), engine.would_run_on()));
         }
+        told.extend(self.route_level(&plan, understood.hint, &view.topology));
         Ok(told)
     }
 }

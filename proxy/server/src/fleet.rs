@@ -119,7 +119,9 @@ impl Fleet {
     pub async fn leave(&self) {
         self.leaving.store(true, Relaxed);
         let here: Vec<Arc<Shard>> = self.members.lock().values().filter_map(Weak::upgrade).collect();
-        here.iter().for_each(|shard| shard.member.poke());
+        for shard in &here {
+            shard.member.poke();
+        }
         let all_left = async {
             while here.iter().any(|shard| shard.member.standing() != member::Standing::Left) {
                 self.left.notified().await;

@@ -5,17 +5,21 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use weir_core::error::UserError;
-use weir_core::fresh::Dependencies;
 use weir_core::fresh::words::WordSet;
+use weir_core::fresh::{Dependencies, SessionMark};
 use weir_core::id::ShardId;
 
-use crate::database::Database;
+use crate::clock::{Clock, Ticket};
+use crate::database::{Database, Shard};
 use crate::fleet::member::{Announcement, Announcing};
 
 #[derive(Default)]
 pub struct Announced {
     writes: Vec<(Arc<Database>, ShardId, Announcement)>,
+    /// The last write of the session on each shard.
+    last: SmallVec<[(ShardId, Ticket); 1]>,
 }
 
 impl Announced {
@@ -42,7 +46,16 @@ impl Announced {
     /// The servers have answered: the shards' clocks finish the writes, whatever became of them.
     pub fn publish(&mut self) {
         for (db, shard, announcement) in self.writes.drain(..) {
-            db.shard(shard).clock.post(announcement);
+            let ticket = db.shard(shard).clock.post(announcement);
+            note(&mut self.last, shard, ticket);
+        }
+    }
+
+    /// What the session has written on a shard, for reads that must not be older.
+    pub fn mark(&self, shard: ShardId, clock: &Clock) -> SessionMark {
+        match self.last.iter().find(|(on, _)| *on == shard) {
+            None => SessionMark::Nothing,
+            Some((_, ticket)) => clock.position_of(*ticket).map_or(SessionMark::Unknown, SessionMark::At),
         }
     }
 
@@ -51,6 +64,28 @@ impl Announced {
     pub fn unknown(&mut self, process_on: impl Fn(ShardId) -> i32) {
         for (db, shard, announcement) in self.writes.drain(..) {
             db.shard(shard).clock.unknown_outcome(announcement, process_on(shard));
+            note(&mut self.last, shard, Ticket::LOST);
         }
+    }
+}
+
+/// Raises the words of what the WAL of `shard` tells, here and at other proxies. `pid`: the server process on whose word they hear
+/// of its end, if this proxy dies.
+pub async fn announce_decoded(shard: &Shard, writes: &Dependencies, pid: i32) -> Result<Announcement, UserError> {
+    match shard.member.announce(&WordSet::of(writes), pid)? {
+        Announcing::Done(announcement) => Ok(announcement),
+        Announcing::Untold(untold) => untold.tell().await,
+    }
+}
+
+/// Ends it once the primary shows it: from here on it is like any write that was acknowledged.
+pub fn end_decoded(shard: &Shard, announcement: Announcement) {
+    shard.clock.post(announcement);
+}
+/// Later tickets cover earlier ones, and a lost one is never covered.
+fn note(last: &mut SmallVec<[(ShardId, Ticket); 1]>, shard: ShardId, ticket: Ticket) {
+    match last.iter_mut().find(|(on, _)| *on == shard) {
+        Some((_, known)) => *known = ticket.max(*known),
+        None => last.push((shard, ticket)),
     }
 }

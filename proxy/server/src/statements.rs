@@ -25,6 +25,7 @@ use weir_core::sql::normal::{Literal, LiteralKind, Normal, normalize};
 use weir_core::topology::catalog::{DefaultKind, RelationKind};
 
 use crate::database::View;
+use crate::level::Hint;
 
 /// What a database's maps may weigh.
 const SHAPES_BYTES_MAX: u64 = 32 << 20;
@@ -62,6 +63,8 @@ pub struct Prepared {
     pub view_version: u64,
     pub shape: Arc<Shape>,
     pub template: Arc<Template>,
+    /// What a comment around it asks for.
+    pub hint: Hint,
     pub literals: Vec<Literal>,
     /// How shards are asked when their answers are merged, if that differs.
     pub merged: Option<Merged>,
@@ -83,12 +86,15 @@ pub struct Merged {
 pub struct Understood {
     pub shape: Arc<Shape>,
     pub template: Arc<Template>,
+    /// What a comment around this very text asks for; another text of the shape may ask for something else.
+    pub hint: Hint,
 }
 
 /// A long text, as it was understood.
 struct Known {
     shape: Arc<Shape>,
     template: Arc<Template>,
+    hint: Hint,
     literals: Box<[Literal]>,
 }
 
@@ -236,7 +242,8 @@ impl Statements {
         let known = self.texts.get(&ShapeLookup { version: view.version, text: sql })?;
         scratch.normal.literals.clear();
         scratch.normal.literals.extend_from_slice(&known.literals);
-        Some(Understood { shape: Arc::clone(&known.shape), template: Arc::clone(&known.template) })
+        let (shape, template) = (Arc::clone(&known.shape), Arc::clone(&known.template));
+        Some(Understood { shape, template, hint: known.hint })
     }
 
     /// Makes a long text known to [`Statements::recall`] when it comes for the second time. `scratch` holds its literals.
@@ -249,6 +256,7 @@ impl Statements {
             let known = Known {
                 shape: Arc::clone(&understood.shape),
                 template: Arc::clone(&understood.template),
+                hint: understood.hint,
                 literals: scratch.normal.literals.as_slice().into(),
             };
             self.texts.insert(ShapeKey { version: view.version, text: sql.into() }, Arc::new(known));
@@ -276,7 +284,7 @@ impl Statements {
             }
         };
         let template = shape.template(sql, view, scratch);
-        Understood { shape, template }
+        Understood { shape, template, hint: Hint::around(sql, &scratch.tokens) }
     }
 
     fn learn(&self, sql: &str, view: &View, scratch: &Scratch) -> Shape {
@@ -323,6 +331,7 @@ impl Statements {
             view_version: view.version,
             shape: understood.shape,
             template: understood.template,
+            hint: understood.hint,
             literals: scratch.normal.literals.clone(),
             merged,
             parameter_types: Mutex::default(),

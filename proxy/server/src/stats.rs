@@ -10,8 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use weir_core::fresh::PrimaryBecause;
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Plan, Target};
+use weir_core::plan::{Access, NoCacheReason, Plan, Target};
 use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
 
@@ -19,7 +20,7 @@ use crate::exec::relay::Trail;
 use crate::front::cancel::CancelSlot;
 use crate::front::client::Client;
 use crate::front::time_out::Order;
-use crate::metrics::{CacheResult, DatabaseMetrics, Metrics, Role, RouteKind, SessionMetrics};
+use crate::metrics::{CacheResult, DatabaseMetrics, Fill, Metrics, Role, RouteKind, SessionMetrics};
 use crate::seats::Seats;
 
 /// One connected session.
@@ -157,8 +158,21 @@ impl SessionStats {
         self.metrics.read_by(shard, number + 1);
     }
 
+    /// The primary answers a read that a replica might have.
+    pub fn read_primary(&self, shard: ShardId, because: PrimaryBecause) {
+        self.metrics.read_primary(shard, because);
+    }
+
     pub fn cache(&self, result: CacheResult) {
         self.metrics.cache(result);
+    }
+
+    pub fn fill(&self, fill: Fill) {
+        self.metrics.fill(fill);
+    }
+
+    pub fn uncacheable(&self, reason: NoCacheReason) {
+        self.metrics.uncacheable(reason);
     }
 
     pub fn transaction(&self) {

@@ -119,9 +119,11 @@ impl Message {
                     out.put_u8(u8::from(*serves));
                     for list in [writes, orphans] {
                         out.put_u32(list.len() as u32);
-                        list.iter().for_each(|write| put_write(out, write));
+                        for write in list {
+                            put_write(out, write);
+                        }
                     }
-                })
+                });
             }
         }
     }
@@ -174,7 +176,9 @@ impl Message {
 }
 
 fn put_numbers(out: &mut BytesMut, numbers: &[u64]) {
-    numbers.iter().for_each(|number| out.put_u64(*number));
+    for number in numbers {
+        out.put_u64(*number);
+    }
 }
 
 fn put_write(out: &mut BytesMut, write: &Write) {

@@ -57,6 +57,7 @@ impl AdminSource for Fake {
             lists: vec![("databases".into(), 1)],
             state: vec![("active".into(), "yes".into())],
             unique: vec![UniqueRow { database: "shop".into(), state: "valid", ..UniqueRow::default() }],
+            decoding: vec![DecodingRow { database: "shop".into(), state: "up", ..DecodingRow::default() }],
             drift: vec![DriftRow { database: "shop".into(), definition: None, ..DriftRow::default() }],
             config: vec![ConfigRow { key: "listen".into(), ..ConfigRow::default() }],
             version: "weir 1".into(),

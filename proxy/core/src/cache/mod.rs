@@ -5,10 +5,12 @@
 
 pub mod entry;
 pub mod flight;
+pub mod heat;
 pub mod key;
 pub mod verdict;
 
 pub use entry::{BadEntry, Encoded, Entry, Reply};
 pub use flight::{Alone, FlightId, Flights, Join, Landing};
+pub use heat::Heat;
 pub use key::{CacheKey, KeyParts, Param};
 pub use verdict::{MissReason, NoFillReason, Now, judge, may_fill};

@@ -65,11 +65,20 @@ pub enum NoFillReason {
     TooLarge,
     /// Not exactly one RowDescription, rows and a CommandComplete: an error, a notice, a suspended portal, ….
     NotAReply,
-    /// Read inside a transaction that wrote or keeps an old snapshot.
-    InTransaction,
+    /// What it reads is written more often than it would be asked for.
+    WriteHot,
 }
 
 impl NoFillReason {
+    /// In order of declaration.
+    pub const ALL: [NoFillReason; 5] = [
+        NoFillReason::Pending,
+        NoFillReason::Moved,
+        NoFillReason::TooLarge,
+        NoFillReason::NotAReply,
+        NoFillReason::WriteHot,
+    ];
+
     /// Metric label.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -77,7 +86,7 @@ impl NoFillReason {
             NoFillReason::Moved => "moved",
             NoFillReason::TooLarge => "too_large",
             NoFillReason::NotAReply => "not_a_reply",
-            NoFillReason::InTransaction => "in_transaction",
+            NoFillReason::WriteHot => "write_hot",
         }
     }
 }

@@ -18,7 +18,7 @@
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use super::bound::{Choice, Level, ReplicaView, choose, replica_answer_ok};
+use super::bound::{Choice, ReadBound, ReplicaView, choose, replica_answer_ok};
 use super::words::{Observation, WordSet, Words, forge};
 use crate::cache::{CacheKey, Entry, Flights, Join, KeyParts, Now, Reply, judge, may_fill};
 use crate::id::{Epoch, Lsn, ShardId};
@@ -558,8 +558,9 @@ impl Checker {
         let ask = Reader { phase: Phase::AskPrimary, ..me };
         let mut count = self.set_reader(state, at, (index, ask), "R misses, asks the primary");
         if self.scope.replica {
-            let view = ReplicaView { connected: true, outstanding: 0, last_known_replay: Lsn(u64::MAX), lag_ms: None };
-            if let Choice::Replica(_, need) = choose(Level::Strict, &seen, &[view]) {
+            let (last_known_replay, may_have_moved) = (Lsn(u64::MAX), false);
+            let view = ReplicaView { connected: true, outstanding: 0, last_known_replay, may_have_moved };
+            if let Choice::Replica(_, need) = choose(ReadBound::Strict, &seen, &[view], 0) {
                 let ask = Reader { phase: Phase::AskReplica, lsn: number_of(need), ..me };
                 count += self.set_reader(state, at, (index, ask), "R misses, asks the replica");
             }

@@ -24,9 +24,8 @@ impl ExplainFormat {
         }
     }
 
-    /// The rows of the answer: what weir does, then what each shard says (`(its name, its rows)`).
-    pub fn join(self, plan: &Plan, topology: &Topology, shards: &[(&str, Vec<String>)]) -> Vec<String> {
-        let facts = explain(plan, topology);
+    /// The rows of the answer: what weir does ([`explain`] and more), then what each shard says (`(its name, its rows)`).
+    pub fn join(self, facts: &[(String, String)], shards: &[(&str, Vec<String>)]) -> Vec<String> {
         match self {
             ExplainFormat::Text => {
                 let mut rows = vec!["Weir".to_owned()];

@@ -233,6 +233,26 @@ pub enum NoCacheReason {
 }
 
 impl NoCacheReason {
+    /// What [`NoCacheReason::as_str`] may say.
+    pub const LABELS: [&str; 10] = [
+        "not_select",
+        "write",
+        "primary_read",
+        "function",
+        "no_table",
+        "scatter",
+        "not_plain_table",
+        "time_word",
+        "unparsed",
+        "engine",
+    ];
+
+    /// Its place among the labels.
+    pub fn index(self) -> usize {
+        let label = self.as_str();
+        Self::LABELS.iter().position(|known| *known == label).unwrap_or_default()
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             NoCacheReason::NotSelect => "not_select",

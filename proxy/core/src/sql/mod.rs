@@ -11,6 +11,7 @@ mod cursor;
 pub mod databases;
 pub mod facts;
 pub mod fetch;
+pub mod hint;
 pub mod lex;
 pub mod normal;
 pub mod parse;

@@ -16,7 +16,7 @@ use super::error::{Source, nearest};
 use super::upstream::{ANY, Flags, Given, OWN_DATABASE, Upstream, upstream};
 use super::value::{Size, Time};
 use super::{
-    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, EngineConfig, Freshness, HubConfig, LogConfig,
+    CacheConfig, Config, ConfigError, DatabaseConfig, Decoding, Endpoint, EngineConfig, HubConfig, LogConfig,
     LogFormat, LogLevel, Secret, ServerAuth, ServerPassword, ShardConfig, Users,
 };
 use super::{limits, raw};
@@ -216,7 +216,6 @@ fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> 
         shards,
         tables: table::tables(source, &raw.table, count)?,
         home,
-        freshness: freshness(source, raw.freshness.as_ref())?,
         overrides: limits::overrides(
             source,
             &raw::Overrides {
@@ -225,6 +224,7 @@ fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> 
                 pool_min: raw.pool_min.clone(),
                 pool_reserve: raw.pool_reserve.clone(),
                 pool_mode: raw.pool_mode.clone(),
+                freshness: raw.freshness.clone(),
             },
         )?,
     })
@@ -267,18 +267,6 @@ fn home_of(source: &Source, home: &Spanned<String>, shards: &[ShardConfig]) -> C
         .ok_or_else(|| unknown(source, home, "shard", shards.iter().map(|shard| shard.name.as_str())))
 }
 
-fn freshness(source: &Source, raw: Option<&Spanned<String>>) -> Checked<Freshness> {
-    let Some(level) = raw else { return Ok(Freshness::default()) };
-    match level.get_ref().as_str() {
-        "strict" => Ok(Freshness::Strict),
-        text if text == "session" || text == "any" || text.starts_with("lag") => {
-            let message = format!("freshness level `{text}` is not yet available");
-            Err(source.error(level.span(), message).hint("use \"strict\", which is also the default"))
-        }
-        _ => Err(unknown(source, level, "freshness level", ["strict", "session", "any"].into_iter())),
-    }
-}
-
 // ---- sections ----
 
 fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<CacheConfig> {
@@ -303,6 +291,14 @@ fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<C
         entry_bytes_max,
         compress_above: bytes(source, raw.compress_above.as_ref(), "compress_above", 4 * KIB)?,
         max_age: time(source, raw.max_age.as_ref(), "max_age", Duration::from_secs(60))?,
+        decoding: match raw.decoding.as_ref().map(|word| (word, word.get_ref().as_str())) {
+            None | Some((_, "auto")) => Decoding::Auto,
+            Some((_, "off")) => Decoding::Off,
+            Some((_, "require")) => Decoding::Require,
+            Some((word, _)) => {
+                return Err(unknown(source, word, "mode of decoding", ["auto", "off", "require"].into_iter()));
+            }
+        },
     })
 }
 

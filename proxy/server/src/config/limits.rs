@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use toml::Spanned;
+use weir_core::fresh::Level;
 use weir_core::pool::Mode;
 
 use super::checked::{Checked, bytes, choice, count, time};
@@ -46,6 +47,8 @@ pub struct Overrides {
     pub pool_min: Option<usize>,
     pub pool_reserve: Option<usize>,
     pub pool_mode: Option<Mode>,
+    /// How fresh reads are.
+    pub freshness: Option<Level>,
 }
 
 impl Config {
@@ -61,6 +64,13 @@ impl Config {
         // A smaller size of a user takes the minimum of its database down with it.
         pool.min = pool.min.min(pool.size);
         pool
+    }
+
+    /// How fresh the reads of one user on one database are, and whether it is the user's own section that says so.
+    pub fn freshness_of(&self, database: &str, user: &str) -> (Level, bool) {
+        let own = self.overrides.get(user).and_then(|user| user.freshness);
+        let of_database = || self.of_database(database).and_then(|database| database.freshness).unwrap_or_default();
+        own.map_or_else(|| (of_database(), false), |level| (level, true))
     }
 
     /// Clients that one user may have at the same time, over all databases.
@@ -104,6 +114,7 @@ pub(super) fn overrides(source: &Source, raw: &raw::Overrides) -> Checked<Overri
         pool_min: some(source, raw.pool_min.as_ref(), "pool_min", 0..=10_000)?,
         pool_reserve: some(source, raw.pool_reserve.as_ref(), "pool_reserve", 0..=10_000)?,
         pool_mode: raw.pool_mode.as_ref().map(|mode| choice(source, mode, "pool mode", &MODES)).transpose()?,
+        freshness: raw.freshness.as_ref().map(|level| freshness(source, level)).transpose()?,
     };
     if let (Some(size), Some(min), Some(raw_min)) = (found.pool_size, found.pool_min, &raw.pool_min)
         && min > size
@@ -111,6 +122,13 @@ pub(super) fn overrides(source: &Source, raw: &raw::Overrides) -> Checked<Overri
         return Err(source.error(raw_min.span(), format!("pool_min is {min}, more than pool_size {size}")));
     }
     Ok(found)
+}
+
+fn freshness(source: &Source, raw: &Spanned<String>) -> Checked<Level> {
+    Level::parse(raw.get_ref()).ok_or_else(|| {
+        let message = format!("unknown freshness level `{}`", raw.get_ref());
+        source.error(raw.span(), message).hint(format!("known: {}", Level::SPELLINGS))
+    })
 }
 
 pub(super) fn pool(source: &Source, raw: &raw::Pool) -> Checked<PoolConfig> {

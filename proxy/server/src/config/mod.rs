@@ -129,7 +129,6 @@ pub struct DatabaseConfig {
     pub tables: Vec<TableRuleConfig>,
     /// Shard of global tables and of statements without a table.
     pub home: ShardId,
-    pub freshness: Freshness,
     pub overrides: Overrides,
 }
 
@@ -159,14 +158,6 @@ pub struct TableRuleConfig {
     pub placement: Placement,
     /// Columns of a sharded table whose values are unique over all shards.
     pub unique: Vec<String>,
-}
-
-/// How fresh reads of a database are. More levels come later; the file already names them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Freshness {
-    /// No read shows less than what was acknowledged before it was asked.
-    #[default]
-    Strict,
 }
 
 /// Bounds of one process.
@@ -234,6 +225,28 @@ pub struct CacheConfig {
     pub compress_above: usize,
     /// An entry older than this is not served, whatever the protocol says.
     pub max_age: Duration,
+    pub decoding: Decoding,
+}
+
+/// Are writes that go round weir followed in the servers' WAL?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Decoding {
+    Off,
+    /// Where the server can.
+    #[default]
+    Auto,
+    /// And while that does not work, only primaries answer reads.
+    Require,
+}
+
+impl Decoding {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Decoding::Off => "off",
+            Decoding::Auto => "auto",
+            Decoding::Require => "require",
+        }
+    }
 }
 
 /// TLS towards clients.
@@ -389,14 +402,6 @@ impl LogLevel {
             LogLevel::Info => "info",
             LogLevel::Debug => "debug",
             LogLevel::Trace => "trace",
-        }
-    }
-}
-
-impl Freshness {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Freshness::Strict => "strict",
         }
     }
 }

@@ -101,6 +101,7 @@ pub(super) struct Overrides {
     pub pool_min: Option<Spanned<i64>>,
     pub pool_reserve: Option<Spanned<i64>>,
     pub pool_mode: Option<Spanned<String>>,
+    pub freshness: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -170,6 +171,7 @@ pub(super) struct Cache {
     pub entry_bytes_max: Option<Spanned<Size>>,
     pub compress_above: Option<Spanned<Size>>,
     pub max_age: Option<Spanned<Time>>,
+    pub decoding: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -226,7 +226,7 @@ fn bad_values_name_their_line() {
         ("min = 0 ", "min = 21 ", "more than size"),
         ("mode = \"transaction\"", "mode = \"transactional\"", "unknown pool mode"),
         ("connections_max = 5 ", "connections_max = 0 ", "between 1 and"),
-        ("freshness = \"strict\"", "freshness = \"session\"", "not yet available"),
+        ("freshness = \"strict\"", "freshness = \"lag <= 5\"", "unknown freshness level"),
         ("freshness = \"strict\"", "freshness = \"strikt\"", "unknown freshness level"),
         ("type = \"bigint\"", "type = \"money\"", "unknown key type"),
         ("kind = \"reference\"", "kind = \"reference\"\nkey = \"x\"", "neither key nor type"),

@@ -12,8 +12,7 @@ use weir_core::id::ShardId;
 use super::checked::Checked;
 use super::error::Source;
 use super::{
-    ConfigError, DatabaseConfig, Endpoint, Freshness, HubConfig, Overrides, Secret, ServerAuth, ServerPassword,
-    ShardConfig,
+    ConfigError, DatabaseConfig, Endpoint, HubConfig, Overrides, Secret, ServerAuth, ServerPassword, ShardConfig,
 };
 use crate::back::tls::{ServerTls, ServerTlsMode};
 
@@ -184,7 +183,6 @@ pub(super) fn upstream(
                 .collect(),
             tables: Vec::new(),
             home: ShardId(0),
-            freshness: Freshness::default(),
             overrides: Overrides::default(),
         },
         auth,

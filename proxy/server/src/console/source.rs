@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weir_core::admin::{
-    AdminSource, ConfigRow, DatabaseRow, DriftRow, EndpointRow, EngineRow, PinRow, PoolRow, PreparedRow, ShardRow,
-    Show, Snapshot, SocketRow, StatRow, UniqueRow, UserRow, slot_ranges,
+    AdminSource, ConfigRow, DatabaseRow, DecodingRow, DriftRow, EndpointRow, EngineRow, PinRow, PoolRow, PreparedRow,
+    ShardRow, Show, Snapshot, SocketRow, StatRow, UniqueRow, UserRow, slot_ranges,
 };
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
@@ -44,6 +44,7 @@ impl AdminSource for Source<'_> {
                 Show::Peers => snapshot.peers.extend(crate::fleet::rows(db)),
                 Show::Pins => snapshot.pins.extend(pins(db)),
                 Show::Unique => snapshot.unique.extend(unique(db)),
+                Show::Decoding => snapshot.decoding.extend(decoding(db)),
                 Show::Drift => snapshot.drift.extend(drift(db)),
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),
@@ -320,6 +321,28 @@ fn unique(db: &Database) -> Vec<UniqueRow> {
     db.unique.iter().flat_map(|unique| unique.rules()).map(row).collect()
 }
 
+fn decoding(db: &Database) -> Vec<DecodingRow> {
+    let row = |(shard, decoding): (&Arc<Shard>, &crate::decode::Decoding)| {
+        let (state, counters) = (decoding.state(), &decoding.counters);
+        let (word, reason) = state.shown();
+        DecodingRow {
+            database: db.name.to_string(),
+            shard: shard.name.to_string(),
+            state: word,
+            reason: reason.to_owned(),
+            lag_bytes: counters.lag_bytes.load(Relaxed),
+            lag_ms: counters.lag_us.load(Relaxed) as u64 / 1000,
+            open: counters.open.load(Relaxed),
+            waiting: counters.waiting.load(Relaxed),
+            transactions: counters.transactions.load(Relaxed),
+            words: counters.words.load(Relaxed),
+            reconnects: counters.reconnects.load(Relaxed),
+            gaps: decoding.gaps().to_string(),
+        }
+    };
+    db.shards.iter().zip(&db.decoding).map(row).collect()
+}
+
 fn drift(db: &Database) -> Vec<DriftRow> {
     let shards = Arc::clone(&db.view().topology.shards);
     let rows = |drift: &Drift| {
@@ -374,6 +397,7 @@ fn cache(db: &Database) -> Vec<(String, i64)> {
     ]
     .into_iter()
     .map(|(figure, value)| (name(figure), value as i64))
+    .chain(db.stats.database.cache_figures().into_iter().map(|(figure, value)| (name(&figure), value as i64)))
     .collect()
 }
 
@@ -431,6 +455,7 @@ fn config(app: &App) -> Vec<ConfigRow> {
         fixed("engine.temp_bytes_max", config.engine.temp_bytes_max.to_string()),
         fixed("engine.time_max", format!("{:?}", config.engine.time_max)),
         fixed("cache.enabled", config.cache.enabled.to_string()),
+        fixed("cache.decoding", config.cache.decoding.as_str().to_owned()),
         fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
         fixed("cache.compress_above", config.cache.compress_above.to_string()),
         fixed("cache.max_age", format!("{:?}", config.cache.max_age)),

@@ -3,15 +3,18 @@
 //! Invariant: one column and one set of rows, described as Postgres describes it. Non-goal: what weir would do with statements that
 //! are not run (`ROUTE` in the console).
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use weir_core::id::ShardId;
-use weir_core::plan::{ExplainFormat, Plan};
+use weir_core::plan::{ExplainFormat, Plan, Values, explain};
+use weir_core::sql::class::{Class, classify};
 use weir_wire::backend::tag;
 use weir_wire::frame;
 use weir_wire::row;
 
 use super::failures::unexpected;
 use super::fan::{Form, Question};
+use crate::database::View;
+use crate::front::names;
 use crate::front::session::{Failure, Session};
 
 impl Session {
@@ -53,13 +56,44 @@ impl Session {
             frame::put(&mut self.client.out, tag::ROW_DESCRIPTION, |out| out.extend_from_slice(&description));
         }
         let view = self.view();
+        let facts = self.explained(question, plan);
         let name = |shard: &ShardId| view.topology.shards.get(usize::from(shard.0)).map_or("", |name| &**name);
         let told: Vec<(&str, Vec<String>)> = shards.iter().map(name).zip(told).collect();
-        for line in format.join(plan, &view.topology, &told) {
+        for line in format.join(&facts, &told) {
             put_row(&mut self.client.out, line.as_bytes());
         }
         self.put_tag("EXPLAIN");
         Ok(())
+    }
+}
+
+impl Session {
+    /// What weir would do with the statement inside an EXPLAIN whose plan is `outer`.
+    fn explained(&mut self, question: Question<'_>, outer: &Plan) -> Vec<(String, String)> {
+        let view = self.view();
+        let sql = question.sql();
+        let hint = self.hint_around(sql);
+        let inner = match classify(sql, &self.scratch.tokens) {
+            Class::Explain { inner, .. } => self.scratch.tokens.get(inner).map(|token| token.start as usize),
+            _ => None,
+        };
+        let planned = inner.and_then(|start| self.plan_within(question, &sql[start..], &view));
+        let plan = planned.as_ref().filter(|plan| plan.target == outer.target).unwrap_or(outer);
+        let mut facts = explain(plan, &view.topology);
+        facts.extend(self.explain_level(plan, hint, &view.topology));
+        facts
+    }
+
+    /// The plan of a part of the question's text, as if it were asked alone. `None`: it is refused.
+    fn plan_within(&mut self, question: Question<'_>, sql: &str, view: &View) -> Option<Plan> {
+        if let Question::Portal { prepared, bind, .. } = question {
+            let sql = Bytes::copy_from_slice(sql.as_bytes());
+            let part = self.db.statements.prepare(&sql, &prepared.types, view, &mut self.scratch);
+            return names::bind(&self.db, &part, bind, view).ok();
+        }
+        let part = self.db.statements.understand(sql, view, &mut self.scratch);
+        let values = Values { params: &[], sql, literals: &self.scratch.normal.literals };
+        self.db.plan_of(&part.template, &values, &view.topology).ok()
     }
 }
 

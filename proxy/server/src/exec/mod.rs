@@ -1,5 +1,5 @@
 //! Running statements: [`relay`] on one Backend without looking into rows, [`fan`] on several with a merge, [`read`]
-//! from the cache or a replica, [`commit`] for what several shards must decide together, [`unique`] for columns that are unique
+//! from the cache or a [`replica`], [`commit`] for what several shards must decide together, [`unique`] for columns that are unique
 //! over all of them, [`copy`] for streams of rows to and from several, [`carry`] for rows that are read first and then written elsewhere.
 
 pub mod apart;
@@ -17,6 +17,7 @@ pub mod open;
 mod own_types;
 pub mod read;
 pub mod relay;
+pub mod replica;
 pub mod snapshot;
 mod ungrouped;
 pub mod unique;

@@ -1,40 +1,41 @@
 //! Reads that somebody other than the primary may answer: the cache, or a replica that is proven fresh.
 //!
 //! Invariant: nothing is released to the client that a write acknowledged before the read began could have changed. A cached
-//! entry is served only while its words stand still; a replica's answer is held back until its own replay position covers
-//! the words and the words have not moved meanwhile; otherwise the primary is asked. Protocol: weir-core `fresh::words`.
+//! entry is served only while its words stand still; a replica ([`super::replica`]) has to prove itself; otherwise the primary
+//! is asked. Where a looser level is asked for (`crate::level`), less is asked of replicas; the cache keeps to the strict level
+//! for all. Protocol: weir-core `fresh::words`.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use weir_core::cache::key::{CacheKey, KeyParts, Param};
-use weir_core::error::sqlstate;
-use weir_core::fresh::bound::replica_answer_ok;
+use weir_core::cache::{MissReason, NoFillReason};
 use weir_core::fresh::words::{Observation, WordSet};
-use weir_core::id::{Lsn, ShardId};
-use weir_core::plan::Plan;
-use weir_core::session::replies::{Owed, Replies};
-use weir_wire::backend::{BIND_COMPLETE, PARSE_COMPLETE, Status, tag};
+use weir_core::fresh::{Level, PrimaryBecause};
+use weir_core::id::ShardId;
+use weir_core::plan::{Access, Plan};
+use weir_core::session::replies::Replies;
+use weir_wire::backend::{BIND_COMPLETE, PARSE_COMPLETE, tag};
 use weir_wire::frame;
 use weir_wire::frontend::{Bind, is_binary};
-use weir_wire::row;
 
 use super::fan::{Question, put_question};
-use super::relay::{Capture, Flow, Trail, relay};
+use super::relay::{Capture, Flow, Trail};
+use super::replica::Elsewhere;
 use crate::cache::{Lookup, Moment};
-use crate::database::Shard;
-use crate::front::cancel::cancelled;
+use crate::flights::{Leader, Part};
+use crate::front::batch::Ending;
+use crate::front::extended::{Step, Survey};
 use crate::front::session::{Failure, Session};
+use crate::level::Hint;
 use crate::metrics::CacheResult;
 use crate::statements::Shape;
-
-/// Replica answers larger than this go to the primary, since they cannot be held back until they are proven.
-const REPLICA_REPLY_BYTES_MAX: usize = 64 * 1024;
-const REPLAY_POSITION: &str = "SELECT pg_catalog.pg_last_wal_replay_lsn()";
 
 /// What the client asked for around a lone read; says which frames its reply has.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
+    /// How fresh the answer must be.
+    pub level: Level,
     pub parse: bool,
     /// Which step binds.
     pub bind: Option<usize>,
@@ -44,12 +45,12 @@ pub struct Asked {
 }
 
 impl Asked {
-    pub fn simple() -> Self {
-        Asked { simple: true, ..Asked::default() }
+    pub fn simple(level: Level) -> Self {
+        Asked { level, simple: true, ..Asked::default() }
     }
 
     /// Writes the reply from a result's frames: RowDescription, rows, CommandComplete; or an error.
-    fn put(&self, frames: &[u8], out: &mut BytesMut) {
+    pub fn put(&self, frames: &[u8], out: &mut BytesMut) {
         if self.parse {
             out.extend_from_slice(PARSE_COMPLETE);
         }
@@ -64,7 +65,45 @@ impl Asked {
     }
 }
 
+/// What comes after a look into memory that found nothing.
+enum AfterMiss {
+    Answered,
+    /// Run it, perhaps with others waiting for it.
+    Run(Option<Leader>),
+}
+
 impl Session {
+    /// Is this batch one read on its own, of the kind that the cache or a replica may answer?
+    pub fn lone_read(&self, survey: &Survey, ending: Ending) -> Option<Asked> {
+        if ending != Ending::Sync || self.txn.is_some() || !self.held.is_empty() || !self.db.answers_elsewhere() {
+            return None;
+        }
+        let mut asked = Asked::default();
+        let mut hint = Hint::None;
+        for (place, step) in survey.steps.iter().enumerate() {
+            match step {
+                Step::Parse { .. } if place == 0 => asked.parse = true,
+                Step::Bind { bound, .. } if asked.bind.is_none() && matches!(bound.plan.access, Access::Read) => {
+                    asked.bind = Some(place);
+                    hint = bound.prepared.hint;
+                }
+                Step::DescribePortal { .. } if asked.bind.is_some() && !asked.executed => asked.describe = true,
+                Step::Execute { rows_max: 0, .. } if asked.bind.is_some() && !asked.executed => asked.executed = true,
+                _ => return None,
+            }
+        }
+        asked.level = self.level(hint).0;
+        asked.executed.then_some(asked)
+    }
+
+    pub async fn read_batch(&mut self, shard: ShardId, survey: &Survey, asked: &Asked) -> Result<bool, Failure> {
+        let Some(Step::Bind { bound, .. }) = asked.bind.and_then(|place| survey.steps.get(place)) else {
+            return Ok(false);
+        };
+        let question = Question::Portal { prepared: &bound.prepared, bind: &bound.bind, merged: false };
+        self.read_elsewhere(shard, question, &bound.plan, &bound.prepared.shape, asked).await
+    }
+
     /// Answers a read from the cache or a replica, or from the primary on behalf of the cache. False: nothing was done and the
     /// caller should relay it from the primary.
     pub async fn read_elsewhere(
@@ -78,41 +117,131 @@ impl Session {
         if self.db.is_suspect() {
             Box::pin(self.db.verify()).await?;
         }
-        // Without the clock a restart or promotion of the primary would go unnoticed.
-        if !self.db.shard(shard).clock.connected() {
+        let Some(set) = WordSet::for_read(&plan.reads) else {
+            self.stats.read_primary(shard, PrimaryBecause::Unwatched);
             return Ok(false);
-        }
-        let Some(set) = WordSet::for_read(&plan.reads) else { return Ok(false) };
-        let words = std::sync::Arc::clone(&self.db.shard(shard).words);
+        };
+        let words = Arc::clone(&self.db.shard(shard).words);
         let seen = words.observe(&set);
-        if !self.db.shard(shard).member.may_serve() {
+        let watched = self.db.shard(shard).watches_words();
+        if let (Level::Strict, Err(because)) = (asked.level, watched) {
+            self.stats.read_primary(shard, because);
             return Ok(false);
         }
-        let key = match (&self.db.cache, &plan.cacheable) {
-            (Some(_), Ok(())) => self.cache_key(shard, question),
+        let mut key = match (&self.db.cache, plan.cacheable) {
+            (Some(_), Ok(())) if watched.is_ok() => self.cache_key(shard, question),
+            (Some(_), Err(reason)) => {
+                self.stats.uncacheable(reason);
+                None
+            }
             _ => None,
         };
         let epoch = self.view().topology.epoch;
         let moment = Moment { words: &words, seen: &seen, shard, epoch };
-        if let (Some(cache), Some(key)) = (&self.db.cache, &key) {
-            if let Lookup::Hit(reply) = cache.get(key, &moment).await {
-                asked.put(reply.frames(), &mut self.client.out);
-                self.stats.cache(CacheResult::HitLocal);
+        let mut flight = None;
+        if let Some(found) = key.take() {
+            let Err(missed) = self.hit(&found, &moment, asked) else { return Ok(true) };
+            if !self.is_not_worth_keeping(missed, &seen) {
+                // Boxed: a hit must not carry the room for it.
+                match Box::pin(self.after_miss((&found, &moment), missed, asked)).await? {
+                    AfterMiss::Answered => return Ok(true),
+                    AfterMiss::Run(leader) => (key, flight) = (Some(found), leader),
+                }
+            }
+        }
+        match self.ask_replica(shard, question, &seen, (shape, asked)).await? {
+            Elsewhere::Answered { frames, proven } => {
+                self.fill(key.as_ref().filter(|_| proven), &moment, &frames);
+                asked.put(&frames, &mut self.client.out);
+                if let Some(leader) = flight.filter(|_| proven) {
+                    leader.land(&frames);
+                }
                 return Ok(true);
             }
-            self.stats.cache(CacheResult::Miss);
-        }
-        if !seen.pending()
-            && !shape.is_large()
-            && let Some(frames) = self.ask_replica(shard, question, &seen, (shape, asked)).await?
-        {
-            self.fill(key.as_ref(), &moment, &frames);
-            asked.put(&frames, &mut self.client.out);
-            return Ok(true);
+            Elsewhere::Passed => return Ok(true),
+            Elsewhere::Primary(because) => self.stats.read_primary(shard, because),
         }
         let Some(key) = key else { return Ok(false) };
-        self.ask_primary(shard, question, asked, &key, &moment).await?;
+        self.ask_primary(question, asked, (&key, &moment), flight).await?;
         Ok(true)
+    }
+
+    /// Answers from memory, without waiting.
+    fn hit(&mut self, key: &CacheKey, moment: &Moment<'_>, asked: &Asked) -> Result<(), MissReason> {
+        match self.db.cache.as_ref().map(|cache| cache.get_local(key, moment)) {
+            Some(Lookup::Hit(reply)) => {
+                asked.put(reply.frames(), &mut self.client.out);
+                self.stats.cache(CacheResult::HitLocal);
+                Ok(())
+            }
+            Some(Lookup::Miss(reason)) => Err(reason),
+            None => Err(MissReason::Absent),
+        }
+    }
+
+    /// After a miss: is the reply to be passed on like any other, since it cannot be kept, or not for long?
+    fn is_not_worth_keeping(&self, missed: MissReason, seen: &Observation) -> bool {
+        let reason = match missed {
+            MissReason::Pending => NoFillReason::Pending,
+            MissReason::Moved | MissReason::Absent
+                if self.db.cache.as_ref().is_some_and(|cache| cache.is_write_hot(seen)) =>
+            {
+                NoFillReason::WriteHot
+            }
+            _ => return false,
+        };
+        self.stats.cache(CacheResult::Miss(missed));
+        self.stats.fill(Err(reason));
+        true
+    }
+
+    /// Memory has not answered: Redis, or another session that asks the same right now.
+    async fn after_miss(
+        &mut self,
+        (key, moment): (&CacheKey, &Moment<'_>),
+        missed: MissReason,
+        asked: &Asked,
+    ) -> Result<AfterMiss, Failure> {
+        let db = Arc::clone(&self.db);
+        let Some(cache) = &db.cache else { return Ok(AfterMiss::Run(None)) };
+        let leader = match db.airspace.join(key, moment.seen) {
+            Part::Lead(leader) => Some(leader),
+            Part::Alone => None,
+            Part::Follow(follower) => {
+                let waiting = async { Ok(follower.reply().await) };
+                match self.cancel.slot.unless_cancelled(waiting).await? {
+                    Some(frames) => {
+                        asked.put(&frames, &mut self.client.out);
+                        self.stats.cache(CacheResult::Coalesced);
+                        return Ok(AfterMiss::Answered);
+                    }
+                    None => None,
+                }
+            }
+        };
+        // Memory once more: another leader may have landed between that look and this flight's start.
+        let again = cache.peek(key, moment).filter(|_| leader.is_some());
+        let found = match again {
+            Some(reply) => Ok((reply, CacheResult::HitLocal)),
+            None if missed == MissReason::Absent && cache.has_shared() => match cache.get_remote(key, moment).await {
+                Lookup::Hit(reply) => Ok((reply, CacheResult::HitShared)),
+                Lookup::Miss(reason) => Err(reason),
+            },
+            None => Err(missed),
+        };
+        let (reply, result) = match found {
+            Ok(found) => found,
+            Err(reason) => {
+                self.stats.cache(CacheResult::Miss(reason));
+                return Ok(AfterMiss::Run(leader));
+            }
+        };
+        asked.put(reply.frames(), &mut self.client.out);
+        self.stats.cache(result);
+        if let Some(leader) = leader {
+            leader.land(reply.frames());
+        }
+        Ok(AfterMiss::Answered)
     }
 
     /// Stores a complete, quiet result if its words have stood still since they were looked at.
@@ -120,8 +249,8 @@ impl Session {
         if let (Some(cache), Some(key)) = (&self.db.cache, key)
             && self.db.shard(moment.shard).member.may_serve()
         {
-            // A refusal is counted there; the reply is right all the same.
-            let _ = cache.put(key, moment, frames.clone());
+            // The reply is right all the same.
+            self.stats.fill(cache.put(key, moment, frames.clone()));
         }
     }
 
@@ -161,80 +290,15 @@ impl Session {
         }
     }
 
-    /// Asks a replica with its replay position in front. `None`: no replica could prove that it is fresh.
-    async fn ask_replica(
-        &mut self,
-        shard: ShardId,
-        question: Question<'_>,
-        seen: &Observation,
-        (shape, asked): (&Shape, &Asked),
-    ) -> Result<Option<Bytes>, Failure> {
-        let Some(number) = self.db.choose_replica(shard, seen.lsn()) else { return Ok(None) };
-        let Some(pool) = self.pools.replica(shard, number) else { return Ok(None) };
-        // A replica that cannot be reached is no error: the primary answers.
-        let mut lease = match Box::pin(self.cancel.slot.unless_cancelled(pool.lease())).await {
-            Ok(lease) => lease,
-            Err(error) if error.sqlstate == sqlstate::QUERY_CANCELED => return Err(error.into()),
-            Err(_) => return Ok(None),
-        };
-        let mut replies = Replies::default();
-        self.prime_lease(&mut lease, &mut replies);
-        lease.put_query(REPLAY_POSITION);
-        replies.push(Owed::Query { hidden: false });
-        put_question(&mut lease, question, &mut replies)?;
-        let mut capture = Capture::Hold { reply: BytesMut::new(), bytes_max: REPLICA_REPLY_BYTES_MAX };
-        let mut trail = Trail::default();
-        self.cancel.slot.begin(&lease.cancel_key);
-        let flow = relay(&mut self.client, &mut lease, &mut replies, &mut capture, &mut trail).await;
-        if !self.cancel.slot.end() && !Box::pin(self.cancel.slot.settle()).await {
-            lease.doubt("a cancel request was still on its way");
-        }
-        let Capture::Hold { reply, .. } = capture else { return Ok(None) };
-        match flow {
-            Ok(Flow::Ready(Status::Idle)) => {}
-            Ok(Flow::Overflow) => {
-                lease.doubt("a reply too large to hold back");
-                shape.mark_large();
-                return Ok(None);
-            }
-            Ok(_) | Err(_) => {
-                lease.doubt("a replica failed");
-                return Ok(None);
-            }
-        }
-        drop(lease);
-        if trail.sqlstate.as_ref().is_some_and(|code| code == sqlstate::QUERY_CANCELED.as_bytes()) {
-            // It was cancelled or took too long; the primary must not run it again. If only the question for the position was
-            // hit, that was meant for the statement too.
-            let Some((_, frames)) = split_position(&reply.freeze()) else { return Err(cancelled().into()) };
-            asked.put(&frames, &mut self.client.out);
-            return Err(Failure::Reported);
-        }
-        if trail.failed || trail.chatter {
-            // The primary says it, if it is to be said.
-            return Ok(None);
-        }
-        let Some((replay, frames)) = split_position(&reply.freeze()) else { return Ok(None) };
-        self.db.shard(shard).replicas[number].note_replay(replay);
-        let Shard { words, member, .. } = self.db.shard(shard);
-        if !replica_answer_ok(seen.lsn(), replay) || !words.unmoved(seen) || !member.may_serve() {
-            self.db.stats.replica_rejected.fetch_add(1, Relaxed);
-            return Ok(None);
-        }
-        self.stats.read_replica(shard, number);
-        Ok(Some(frames))
-    }
-
     /// Runs it on the primary, holding the reply back as long as it may be worth keeping.
     async fn ask_primary(
         &mut self,
-        shard: ShardId,
         question: Question<'_>,
         asked: &Asked,
-        key: &CacheKey,
-        moment: &Moment<'_>,
+        (key, moment): (&CacheKey, &Moment<'_>),
+        flight: Option<Leader>,
     ) -> Result<(), Failure> {
-        let index = self.hold(shard).await?;
+        let index = self.hold(moment.shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
         put_question(&mut self.held[index].lease, question, &mut replies)?;
@@ -246,9 +310,15 @@ impl Session {
         let frames = reply.freeze();
         asked.put(&frames, &mut self.client.out);
         if flow == Flow::Overflow {
+            self.stats.fill(Err(NoFillReason::TooLarge));
+            // Before the rest of it, which the client may take its time for.
+            flight.into_iter().for_each(Leader::give_up);
             flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
-        } else if !trail.failed && !trail.chatter {
+        } else if trail.failed || trail.chatter {
+            self.stats.fill(Err(NoFillReason::NotAReply));
+        } else {
             self.fill(Some(key), moment, &frames);
+            flight.into_iter().for_each(|leader| leader.land(&frames));
         }
         if let Flow::Ready(status) = flow {
             self.follow(index, status);
@@ -256,28 +326,5 @@ impl Session {
         self.release();
         self.db.stats.server_error(&trail);
         if trail.failed { Err(Failure::Reported) } else { Ok(()) }
-    }
-}
-
-/// Splits the reply to [`REPLAY_POSITION`] off the front of `frames`.
-fn split_position(frames: &Bytes) -> Option<(Lsn, Bytes)> {
-    let mut at = 0;
-    let mut replay = None;
-    loop {
-        let next = frame::peek(&frames[at..], usize::MAX >> 1).ok()??;
-        at += next.raw.len();
-        match next.tag {
-            tag::DATA_ROW => {
-                let values = row::values(next.body).ok()?;
-                replay = values
-                    .first()
-                    .copied()
-                    .flatten()
-                    .and_then(|text| std::str::from_utf8(text).ok())
-                    .and_then(Lsn::parse);
-            }
-            tag::COMMAND_COMPLETE => return Some((replay?, frames.slice(at..))),
-            _ => {}
-        }
     }
 }

@@ -35,11 +35,13 @@ enum State {
     Down,
 }
 
+type Waiting = HashMap<(u64, u64), oneshot::Sender<Answer>>;
+
 pub struct Link {
     address: String,
     queue: mpsc::Sender<Message>,
     /// Who waits for an answer, by the member that gives it and the token. `None`: it is down.
-    waiting: Mutex<Option<HashMap<(u64, u64), oneshot::Sender<Answer>>>>,
+    waiting: Mutex<Option<Waiting>>,
     state: watch::Sender<State>,
 }
 

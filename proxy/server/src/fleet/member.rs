@@ -96,7 +96,7 @@ pub struct Member {
     /// The others in the table: member, address, and whether it was put out.
     others: Mutex<Vec<(u64, String, bool)>>,
     /// Who did not hear; for the keeper.
-    deaf: Mutex<Vec<u64>>,
+    deaf: Mutex<BTreeSet<u64>>,
     poked: Notify,
     /// Name of the primary's life that the lease is from.
     life: AtomicU64,
@@ -172,6 +172,11 @@ impl Member {
             poked: Notify::new(),
             life: AtomicU64::new(0),
         })
+    }
+
+    /// Are there other proxies, or may there be?
+    pub fn has_peers(&self) -> bool {
+        self.fleet.is_some()
     }
 
     /// May reads be answered from the cache or by replicas? Ask after the words were looked at.
@@ -352,7 +357,9 @@ impl Member {
             Ending::Nothing => self.over([announcement], None),
             // Positions of another life of the primary say nothing in this one.
             Ending::At { lsn, life } if life == self.life.load(SeqCst) => self.over([announcement], Some(Lsn(lsn))),
-            Ending::At { .. } | Ending::Somewhere => clock.post(announcement),
+            Ending::At { .. } | Ending::Somewhere => {
+                clock.post(announcement);
+            }
         }
     }
 
@@ -364,7 +371,9 @@ impl Member {
         let mut heard = self.heard.lock();
         heard.attached.remove(&from);
         let ended = |(member, token): &(u64, u64), _: &mut Foreign| *member == from && !under_way.contains(token);
-        heard.writes.extract_if(ended).for_each(|(_, write)| clock.post(write.announcement));
+        heard.writes.extract_if(ended).for_each(|(_, write)| {
+            clock.post(write.announcement);
+        });
         let mut schema = false;
         for write in writes {
             schema |= self.begin_foreign(&mut heard.writes, from, write)?;
@@ -505,7 +514,7 @@ impl Member {
         *self.others.lock() = others;
     }
 
-    pub(super) fn take_deaf(&self) -> Vec<u64> {
+    pub(super) fn take_deaf(&self) -> BTreeSet<u64> {
         std::mem::take(&mut *self.deaf.lock())
     }
 

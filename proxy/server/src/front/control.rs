@@ -276,6 +276,7 @@ impl Session {
     }
 
     async fn set(&mut self, sql: &str, class: &Class) -> Result<(), Failure> {
+        Self::check_level(class)?;
         let mut begun: Vec<usize> = (0..self.held.len())
             .filter(|index| self.held[*index].begun || self.held[*index].pinned.is_some())
             .collect();

@@ -20,8 +20,6 @@ use super::names::{Portal, Undo, bind};
 use super::session::{End, Failure, Held, Session};
 use super::simple::Place;
 use crate::database::View;
-use crate::exec::fan::Question;
-use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
 use crate::statements::Prepared;
 
@@ -230,6 +228,7 @@ impl Session {
                     None => self.current(&statement, view)?,
                 };
                 let plan = bind(&self.db, &prepared, &body, view)?;
+                self.heed(prepared.hint);
                 self.note_draws(&prepared.shape, &plan);
                 self.survey_class(&prepared.shape.class, survey);
                 let place = self.place(&view.topology, &plan, || spread_of(&body));
@@ -483,34 +482,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    /// Is this batch one read on its own, of the kind that the cache or a replica may answer?
-    fn lone_read(&self, survey: &Survey, ending: Ending) -> Option<Asked> {
-        if ending != Ending::Sync || self.txn.is_some() || !self.held.is_empty() || !self.db.answers_elsewhere() {
-            return None;
-        }
-        let mut asked = Asked::default();
-        for (place, step) in survey.steps.iter().enumerate() {
-            match step {
-                Step::Parse { .. } if place == 0 => asked.parse = true,
-                Step::Bind { bound, .. } if asked.bind.is_none() && matches!(bound.plan.access, Access::Read) => {
-                    asked.bind = Some(place);
-                }
-                Step::DescribePortal { .. } if asked.bind.is_some() && !asked.executed => asked.describe = true,
-                Step::Execute { rows_max: 0, .. } if asked.bind.is_some() && !asked.executed => asked.executed = true,
-                _ => return None,
-            }
-        }
-        asked.executed.then_some(asked)
-    }
-
-    async fn read_batch(&mut self, shard: ShardId, survey: &Survey, asked: &Asked) -> Result<bool, Failure> {
-        let Some(Step::Bind { bound, .. }) = asked.bind.and_then(|place| survey.steps.get(place)) else {
-            return Ok(false);
-        };
-        let question = Question::Portal { prepared: &bound.prepared, bind: &bound.bind, merged: false };
-        self.read_elsewhere(shard, question, &bound.plan, &bound.prepared.shape, asked).await
     }
 }
 

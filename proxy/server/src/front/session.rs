@@ -119,6 +119,8 @@ pub struct Session {
     pub copied_in: bool,
     /// The server process on which it has last written, and so may have drawn from a sequence.
     pub drew_on: Option<i32>,
+    /// It has been told that a hint of its means nothing.
+    pub told_level: bool,
     /// What weir has drawn from sequences for this session.
     pub drawn: Option<Box<Drawn>>,
     /// The statement that the next Bind of the survey is for, where weir has filled it.
@@ -160,6 +162,7 @@ impl Session {
             skipping: false,
             copied_in: false,
             drew_on: None,
+            told_level: false,
             drawn: None,
             filled: None,
             stats,

@@ -134,6 +134,7 @@ impl Session {
 
     /// Runs one statement and writes its whole reply but ReadyForQuery.
     pub async fn statement(&mut self, sql: &str, understood: &Understood) -> Result<(), Failure> {
+        self.heed(understood.hint);
         let class = &understood.shape.class;
         let may_control = class.is_control() || self.txn.as_ref().is_some_and(|txn| txn.failed);
         if may_control && Box::pin(self.control(sql, class)).await? {
@@ -229,9 +230,10 @@ impl Session {
             && matches!(plan.access, Access::Read)
             && self.db.answers_elsewhere()
         {
+            let (level, _) = self.level(understood.hint);
             let question = Question::Text(sql);
             // Boxed, like what follows a plan for several shards: its room would be part of every session's task.
-            if Box::pin(self.read_elsewhere(shard, question, plan, &understood.shape, &Asked::simple())).await? {
+            if Box::pin(self.read_elsewhere(shard, question, plan, &understood.shape, &Asked::simple(level))).await? {
                 return Ok(());
             }
         }

@@ -1,7 +1,7 @@
 //! What can be said of the hub without a server: first placement, and config against hub.
 
 use super::*;
-use crate::config::{Endpoint, Freshness, ShardConfig};
+use crate::config::{Endpoint, ShardConfig};
 
 fn shard(name: &str, weight: u32) -> ShardConfig {
     ShardConfig { name: name.into(), primary: Endpoint { host: name.into(), port: 5432 }, replicas: Vec::new(), weight }
@@ -14,7 +14,6 @@ fn database(shards: Vec<ShardConfig>) -> DatabaseConfig {
         shards,
         tables: Vec::new(),
         home: ShardId(0),
-        freshness: Freshness::Strict,
         overrides: crate::config::Overrides::default(),
     }
 }

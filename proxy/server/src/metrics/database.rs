@@ -1,17 +1,22 @@
 //! Handles of one database: what its sessions, pools, probes and cache count.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
 use weir_core::admin::StatCounts;
+use weir_core::fresh::PrimaryBecause;
 use weir_core::id::{Epoch, ShardId};
+use weir_core::plan::NoCacheReason;
 use weir_core::topology::SlotMap;
 
+use super::cached::{CacheResult, FILLS, Fill, UNCACHEABLE, fill_index, fill_label, fills};
 use super::stripe::{Stripe, Striped};
 use super::tally::Tally;
 use super::{Registry, Subject};
+use crate::decode::Counters;
 
 /// Label `role` of a server connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,21 +40,6 @@ pub enum RouteKind {
     Broadcast,
     /// A read by the fallback engine; its shard is the home shard.
     Engine,
-}
-
-/// Label `result` of the cache.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CacheResult {
-    /// Answered by the in-process cache.
-    HitLocal,
-    /// Answered by Redis.
-    HitShared,
-    Miss,
-    /// There was an entry, but what it depends on has moved.
-    Stale,
-    /// Could have been cached but its fill was not valid any more.
-    FillRefused,
-    Filled,
 }
 
 impl Role {
@@ -81,28 +71,6 @@ impl RouteKind {
             RouteKind::Scatter => "scatter",
             RouteKind::Broadcast => "broadcast",
             RouteKind::Engine => "engine",
-        }
-    }
-}
-
-impl CacheResult {
-    pub const ALL: [CacheResult; 6] = [
-        CacheResult::HitLocal,
-        CacheResult::HitShared,
-        CacheResult::Miss,
-        CacheResult::Stale,
-        CacheResult::FillRefused,
-        CacheResult::Filled,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            CacheResult::HitLocal => "hit_local",
-            CacheResult::HitShared => "hit_shared",
-            CacheResult::Miss => "miss",
-            CacheResult::Stale => "stale",
-            CacheResult::FillRefused => "fill_refused",
-            CacheResult::Filled => "filled",
         }
     }
 }
@@ -146,6 +114,18 @@ struct ShardMetrics {
     queries: [[Published; 2]; RouteKind::ALL.len()],
     endpoints: Vec<EndpointMetrics>,
     slots: Gauge,
+    decoding: DecodingMetrics,
+}
+
+/// Handles of the task that follows a shard's WAL.
+pub struct DecodingMetrics {
+    up: Gauge,
+    lag_bytes: Gauge,
+    lag_seconds: Gauge,
+    waiting: Gauge,
+    transactions: Counter,
+    words: Counter,
+    reconnects: Counter,
 }
 
 #[derive(Default)]
@@ -171,7 +151,11 @@ pub struct DatabaseMetrics {
     transaction_seconds: Histogram,
     wait_seconds: Histogram,
     shards: Vec<ShardMetrics>,
-    cache: [Published; CacheResult::ALL.len()],
+    cache: [Published; CacheResult::COUNT],
+    fills: [Published; FILLS],
+    uncacheable: [Published; UNCACHEABLE],
+    /// Reads that the primary answered though there are replicas, by reason.
+    primary_reads: [Published; PrimaryBecause::ALL.len()],
     transactions: Published,
     received: Published,
     sent: Published,
@@ -195,11 +179,14 @@ impl DatabaseMetrics {
         let clients = |state| registry.gauge("weir_client_connections", &[("pool", name), ("state", state)]);
         let histogram = |metric| registry.histogram(metric, &[("database", name)]);
         let counted = |metric| Published::new(registry.counter(metric, &[("database", name)]));
-        let cache = CacheResult::ALL.map(|result| {
-            Published::new(
-                registry.counter("weir_cache_requests_total", &[("database", name), ("result", result.as_str())]),
-            )
-        });
+        let labelled = |metric, label, value: &str| {
+            Published::new(registry.counter(metric, &[("database", name), (label, value)]))
+        };
+        let cache = CacheResult::all().map(|one| labelled("weir_cache_requests_total", "result", &one.label()));
+        let fills = fills().map(|one| labelled("weir_cache_fills_total", "result", fill_label(one)));
+        let uncacheable = NoCacheReason::LABELS.map(|one| labelled("weir_cache_uncacheable_total", "reason", one));
+        let primary_reads =
+            PrimaryBecause::ALL.map(|because| labelled("weir_primary_reads_total", "reason", because.as_str()));
         Arc::new(DatabaseMetrics {
             name: name.to_owned(),
             clients_active: clients("active"),
@@ -210,6 +197,9 @@ impl DatabaseMetrics {
             wait_seconds: histogram("weir_pool_wait_duration_seconds"),
             shards: subject.shards.iter().map(|shard| ShardMetrics::new(registry, name, shard)).collect(),
             cache,
+            fills,
+            uncacheable,
+            primary_reads,
             transactions: counted("weir_transactions_total"),
             received: counted("weir_client_received_bytes_total"),
             sent: counted("weir_client_sent_bytes_total"),
@@ -228,6 +218,10 @@ impl DatabaseMetrics {
     /// Gauges of a shard's pool; `None` for a shard that does not exist.
     pub fn pool(&self, shard: ShardId, role: Role) -> Option<PoolMetrics> {
         self.shards.get(usize::from(shard.0)).map(|shard| shard.pools[role as usize].clone())
+    }
+
+    pub fn decoding(&self, shard: ShardId) -> Option<&DecodingMetrics> {
+        self.shards.get(usize::from(shard.0)).map(|shard| &shard.decoding)
     }
 
     /// A server of a shard; the primary is the first.
@@ -267,9 +261,17 @@ impl DatabaseMetrics {
         self.period.lock().averages
     }
 
-    /// How often the cache gave each answer.
-    pub fn cache_results(&self) -> impl Iterator<Item = (CacheResult, u64)> {
-        CacheResult::ALL.into_iter().zip(&self.cache).map(|(result, published)| (result, published.count.value()))
+    /// How often the cache gave each answer, how fills went, and why reads were not for it: label and count.
+    pub fn cache_figures(&self) -> Vec<(String, u64)> {
+        let results = CacheResult::all().into_iter().map(CacheResult::label).zip(&self.cache);
+        let fills = fills().into_iter().map(|fill| format!("fill_{}", fill_label(fill))).zip(&self.fills);
+        let reasons = NoCacheReason::LABELS.iter().map(|label| format!("uncacheable_{label}")).zip(&self.uncacheable);
+        results.chain(fills).chain(reasons).map(|(name, one)| (name, one.count.value())).collect()
+    }
+
+    /// How often the primary answered a read that a replica might have, by reason.
+    pub fn primary_reads(&self) -> impl Iterator<Item = (PrimaryBecause, u64)> {
+        PrimaryBecause::ALL.into_iter().zip(&self.primary_reads).map(|(because, one)| (because, one.count.value()))
     }
 
     pub(super) fn tick(&self, elapsed: Duration) {
@@ -280,7 +282,11 @@ impl DatabaseMetrics {
     }
 
     pub(super) fn publish(&self, registry: &Registry) {
-        let counted = self.cache.iter().chain([&self.transactions, &self.received, &self.sent]);
+        let counted = self.cache.iter().chain(&self.fills).chain(&self.uncacheable).chain(&self.primary_reads).chain([
+            &self.transactions,
+            &self.received,
+            &self.sent,
+        ]);
         counted.for_each(Published::publish);
         for shard in &self.shards {
             shard.queries.iter().flatten().for_each(Published::publish);
@@ -338,7 +344,32 @@ impl ShardMetrics {
             queries: RouteKind::ALL.map(|route| Role::ALL.map(|role| queries(route, role))),
             endpoints: servers.iter().map(endpoint).collect(),
             slots: registry.gauge("weir_slots", &[("database", database), ("shard", shard)]),
+            decoding: DecodingMetrics::new(registry, &[("database", database), ("shard", shard)]),
         }
+    }
+}
+
+impl DecodingMetrics {
+    fn new(registry: &Registry, labels: &[(&'static str, &str)]) -> Self {
+        DecodingMetrics {
+            up: registry.gauge("weir_decoding_up", labels),
+            lag_bytes: registry.gauge("weir_decoding_lag_bytes", labels),
+            lag_seconds: registry.gauge("weir_decoding_lag_seconds", labels),
+            waiting: registry.gauge("weir_decoding_waiting_commits", labels),
+            transactions: registry.counter("weir_decoding_transactions_total", labels),
+            words: registry.counter("weir_decoding_words_total", labels),
+            reconnects: registry.counter("weir_decoding_reconnects_total", labels),
+        }
+    }
+
+    pub fn publish(&self, is_up: bool, counters: &Counters) {
+        self.up.set(f64::from(u8::from(is_up)));
+        self.lag_bytes.set(counters.lag_bytes.load(Relaxed) as f64);
+        self.lag_seconds.set(counters.lag_us.load(Relaxed) as f64 / 1e6);
+        self.waiting.set(counters.waiting.load(Relaxed) as f64);
+        self.transactions.absolute(counters.transactions.load(Relaxed));
+        self.words.absolute(counters.words.load(Relaxed));
+        self.reconnects.absolute(counters.reconnects.load(Relaxed));
     }
 }
 
@@ -407,8 +438,23 @@ impl SessionMetrics {
         }
     }
 
+    /// Counts nothing where there is no replica that could have answered.
+    pub fn read_primary(&self, shard: ShardId, because: PrimaryBecause) {
+        if self.database.endpoint(shard, 1).is_some() {
+            self.database.primary_reads[because as usize].count.add(self.stripe, 1);
+        }
+    }
+
     pub fn cache(&self, result: CacheResult) {
-        self.database.cache[result as usize].count.add(self.stripe, 1);
+        self.database.cache[result.index()].count.add(self.stripe, 1);
+    }
+
+    pub fn fill(&self, fill: Fill) {
+        self.database.fills[fill_index(fill)].count.add(self.stripe, 1);
+    }
+
+    pub fn uncacheable(&self, reason: NoCacheReason) {
+        self.database.uncacheable[reason.index()].count.add(self.stripe, 1);
     }
 
     /// Bytes that came from the client and went to it.

@@ -46,7 +46,7 @@ fn what_is_counted_is_rendered() {
         ("weir_queries_total", &["shard=\"s1\"", "route=\"single\"", "role=\"primary\""][..], "2"),
         ("weir_reads_total", &["endpoint=\"h:2\""], "1"),
         ("weir_cache_requests_total", &["result=\"hit_local\""], "1"),
-        ("weir_cache_requests_total", &["result=\"miss\""], "0"),
+        ("weir_cache_requests_total", &["result=\"miss_absent\""], "0"),
         ("weir_pins_total", &["reason=\"temp_table\"", "database=\"shop\""], "1"),
         ("weir_errors_total", &["sqlstate=\"0A000\""], "1"),
         ("weir_errors_total", &["sqlstate=\"other\""], "1"),
