@@ -1,12 +1,12 @@
 //! What is done with stored answers besides serving them: how they lie in Redis, which tables have none, and FLUSH.
 
-use anyhow::Result;
-use tokio_postgres::Client;
+use anyhow::{Context as _, Result};
+use tokio_postgres::{Client, SimpleQueryMessage};
 use weir_harness::Tier;
 
 use crate::fleet::{cache_figure, name_of, warm};
 use crate::freshness::until;
-use crate::placement::create_schema;
+use crate::placement::{column, create_schema};
 
 async fn write_name(client: &Client, user: i64, name: &str) -> Result<()> {
     client.execute("UPDATE users SET name = $1 WHERE user_id = $2", &[&name, &user]).await?;
@@ -40,5 +40,70 @@ async fn long_answers_lie_compressed_in_redis_and_come_out_as_they_were() -> Res
     warm(tier.proxy(), &here, 1).await?;
     assert_eq!(name_of(&there, 1).await?, "Bea");
     assert_eq!(cache_figure(tier.proxy(), "redis_compressed").await?, compressed);
+    Ok(())
+}
+
+/// One shard with the tables `secrets`, which is never cached, and `notes`.
+async fn with_policy() -> Result<(Tier, Client)> {
+    let table = |name: &str, more: &str| {
+        format!(
+            "[[database.shop.table]]\nname = \"{name}\"\nkind = \"sharded\"\nkey = \"id\"\ntype = \"bigint\"\n{more}\n"
+        )
+    };
+    let tables = table("secrets", "cache = \"never\"") + &table("notes", "cache = \"auto\"");
+    let tier = Tier::builder().shards(2).config_extra(&tables).start().await?;
+    let client = tier.connect().await?;
+    client.batch_execute("CREATE TABLE secrets (id bigint PRIMARY KEY, what text)").await?;
+    client.batch_execute("CREATE TABLE notes (id bigint PRIMARY KEY, what text)").await?;
+    client.execute("INSERT INTO secrets VALUES (1, 'one')", &[]).await?;
+    client.execute("INSERT INTO notes VALUES (1, 'uno')", &[]).await?;
+    Ok((tier, client))
+}
+
+/// What ROUTE says about the cache.
+async fn verdict(tier: &Tier, sql: &str) -> Result<String> {
+    let console = weir_harness::connect(&tier.admin_dsn()).await?;
+    for message in console.simple_query(&format!("ROUTE shop '{sql}'")).await? {
+        if let SimpleQueryMessage::Row(row) = message
+            && row.get(0) == Some("cache")
+        {
+            return Ok(row.get(1).context("a verdict")?.to_owned());
+        }
+    }
+    anyhow::bail!("no verdict")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_and_statements_may_ask_not_to_be_cached() -> Result<()> {
+    let (tier, client) = with_policy().await?;
+    let notes = "SELECT what FROM notes WHERE id = 1";
+    until(async || {
+        let before = cache_figure(tier.proxy(), "hits_memory").await?;
+        assert_eq!(column(&client, notes).await?, ["uno"]);
+        Ok(cache_figure(tier.proxy(), "hits_memory").await? > before)
+    })
+    .await?;
+    let hits = cache_figure(tier.proxy(), "hits_memory").await?;
+    let stored = cache_figure(tier.proxy(), "stored").await?;
+    let secrets = "SELECT what FROM secrets WHERE id = 1";
+    let both = "SELECT n.what || s.what FROM notes n JOIN secrets s ON s.id = n.id WHERE n.id = 1";
+    let within = "SELECT what FROM notes WHERE id = 1 AND id IN (SELECT id FROM secrets WHERE id = 1)";
+    let hinted = format!("/* weir: cache=never */ {notes}");
+    let prepared = client.prepare(&format!("{hinted} OR id = $1 AND id = 1")).await?;
+    for _ in 0..20 {
+        assert_eq!(column(&client, secrets).await?, ["one"]);
+        assert_eq!(column(&client, both).await?, ["unoone"]);
+        assert_eq!(column(&client, within).await?, ["uno"]);
+        assert_eq!(column(&client, &hinted).await?, ["uno"]);
+        assert_eq!(client.query(&prepared, &[&1_i64]).await?[0].get::<_, String>(0), "uno");
+    }
+    assert_eq!(cache_figure(tier.proxy(), "hits_memory").await?, hits, "none of these was answered from the cache");
+    assert_eq!(cache_figure(tier.proxy(), "stored").await?, stored, "or kept");
+    assert_eq!(cache_figure(tier.proxy(), "uncacheable_policy").await?, 60);
+    assert!(cache_figure(tier.proxy(), "uncacheable_hint").await? >= 20);
+    assert!(verdict(&tier, secrets).await?.contains("cache = \"never\""));
+    assert!(verdict(&tier, both).await?.contains("cache = \"never\""));
+    assert!(verdict(&tier, &hinted).await?.contains("hint"));
+    assert_eq!(verdict(&tier, notes).await?, "cacheable");
     Ok(())
 }

@@ -124,6 +124,7 @@ pub(super) struct Table {
     #[serde(rename = "type")]
     pub key_type: Option<Spanned<String>>,
     pub global_unique: Option<Vec<Spanned<String>>>,
+    pub cache: Option<Spanned<toml::Value>>,
 }
 
 #[derive(Deserialize, Default)]
