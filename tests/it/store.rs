@@ -107,3 +107,74 @@ async fn tables_and_statements_may_ask_not_to_be_cached() -> Result<()> {
     assert_eq!(verdict(&tier, notes).await?, "cacheable");
     Ok(())
 }
+
+/// Writes past weir, on whichever shard has the rows.
+async fn write_beside(tier: &Tier, name: &str) -> Result<()> {
+    for shard in &tier.shards {
+        shard.primary.admin("shop").await?.execute("UPDATE users SET name = $1", &[&name]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flushed_answers_are_void_in_every_proxy_and_in_redis() -> Result<()> {
+    // What is written beside weir stays unseen, so that it shows whose answers are void.
+    let unseen = "[cache]\ndecoding = \"off\"\nmax_age = \"10m\"";
+    let tier = Tier::builder().shards(2).redis(true).peers(true).config_extra(unseen).start().await?;
+    create_schema(&tier.connect().await?).await?;
+    let other = tier.another().await?;
+    let (here, there) = (tier.connect().await?, other.connect().await?);
+    let console = weir_harness::connect(&tier.admin_dsn()).await?;
+    here.execute("INSERT INTO users (user_id, name) VALUES (1, 'first'), (2, 'first')", &[]).await?;
+    let all_are = async |user: i64, name: &str| {
+        for client in [&here, &there].repeat(10) {
+            assert_eq!(name_of(client, user).await?, name, "user {user}");
+        }
+        anyhow::Ok(())
+    };
+    let cached_is = async |user: i64, name: &str| {
+        for client in [&here, &there] {
+            until(async || Ok(name_of(client, user).await? == name)).await?;
+        }
+        anyhow::Ok(())
+    };
+    let warm_both = async || {
+        for user in [1, 2] {
+            warm(tier.proxy(), &here, user).await?;
+            warm(&other, &there, user).await?;
+        }
+        anyhow::Ok(())
+    };
+    warm_both().await?;
+    write_beside(&tier, "second").await?;
+    cached_is(1, "first").await?;
+    console.batch_execute("FLUSH KEY users 1").await?;
+    all_are(1, "second").await?;
+    cached_is(2, "first").await?;
+    console.batch_execute("flush table public.\"users\";").await?;
+    all_are(2, "second").await?;
+
+    let mut name = "second".to_owned();
+    for command in ["FLUSH", "FLUSH shop", "FLUSH TABLE users"] {
+        warm_both().await?;
+        let next = format!("{name}, then {command}");
+        write_beside(&tier, &next).await?;
+        cached_is(1, &name).await?;
+        // From the other proxy, in the extended protocol.
+        weir_harness::connect(&other.admin_dsn()).await?.execute(command, &[]).await?;
+        all_are(1, &next).await?;
+        all_are(2, &next).await?;
+        name = next;
+    }
+    for (command, sqlstate) in [
+        ("FLUSH TABLE nowhere", "42P01"),
+        ("FLUSH KEY products 1", "42809"),
+        ("FLUSH KEY users one", "22P02"),
+        ("FLUSH nowhere", "3D000"),
+        ("FLUSH KEY users", "42601"),
+    ] {
+        let refused = console.batch_execute(command).await.expect_err(command);
+        assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some(sqlstate), "{command}");
+    }
+    Ok(())
+}
