@@ -318,7 +318,9 @@ impl Session {
             self.stats.fill(Err(NoFillReason::NotAReply));
         } else {
             self.fill(Some(key), moment, &frames);
-            flight.into_iter().for_each(|leader| leader.land(&frames));
+            if let Some(leader) = flight {
+                leader.land(&frames);
+            }
         }
         if let Flow::Ready(status) = flow {
             self.follow(index, status);
