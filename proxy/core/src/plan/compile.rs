@@ -31,7 +31,6 @@ use crate::sql::{parse, word};
 use crate::topology::Placement;
 use crate::topology::catalog::RelationKind;
 use crate::topology::catalog::reach::is_system_schema;
-use crate::topology::hash::hash_bytes_extended;
 
 /// A template, and what a cache of templates must know of it.
 #[derive(Clone, Debug)]
@@ -564,7 +563,7 @@ fn is_system(table: &TableName) -> bool {
 }
 
 fn table_hash(table: &TableName) -> TableHash {
-    TableHash(hash_bytes_extended(format!("{}.{}", table.schema, table.name).as_bytes(), 0))
+    super::hash_of_table(&table.schema, &table.name)
 }
 
 /// A key set as people read it; literals are not shown, because templates are shared by all their values.
