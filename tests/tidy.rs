@@ -45,6 +45,7 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("cache", &["error", "id", "topology", "sql", "fresh"]),
     ("hot", &["fresh"]),
     ("admin", &["error", "id", "topology"]),
+    ("snapshot", &[]),
 ];
 
 /// What wire and core never mention outside their tests: IO, clocks, the environment, randomness and async runtimes.

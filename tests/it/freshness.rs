@@ -10,7 +10,7 @@ use weir_harness::Tier;
 use crate::placement::{column, create_schema};
 
 /// A figure of SHOW CACHE.
-async fn cache_figure(tier: &Tier, name: &str) -> Result<i64> {
+pub async fn cache_figure(tier: &Tier, name: &str) -> Result<i64> {
     let console = weir_harness::connect(&tier.admin_dsn()).await?;
     for message in console.simple_query("SHOW CACHE").await? {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = message

@@ -12,8 +12,11 @@ use crate::engine::{HARD, compare, load, route, rows};
 use crate::placement::column;
 use crate::raw::Raw;
 
-/// Runs for more than a second, on the engine.
-const SLOW: &str = "SELECT count(*) FROM (SELECT user_id, pg_sleep(0.04), rank() OVER (ORDER BY country) FROM users) x";
+const WAIT: Duration = Duration::from_secs(60);
+
+/// On a shard: statements of the engine that read this table stand still.
+const HALT: &str = "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE";
+const HALTED: &str = "SELECT count(*) FROM (SELECT rank() OVER (ORDER BY country) FROM users) x";
 
 /// How SHOW ENGINE says that the first replica stands.
 async fn standing(tier: &Tier) -> Result<String> {
@@ -24,7 +27,7 @@ async fn standing(tier: &Tier) -> Result<String> {
 }
 
 async fn until_standing(tier: &Tier, wanted: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + WAIT;
     loop {
         let now = standing(tier).await?;
         if now.starts_with(wanted) {
@@ -120,22 +123,29 @@ async fn what_befalls_a_replica_of_the_hub_befalls_no_statement() -> Result<()> 
     let admin = replica.admin("postgres").await?;
     admin.batch_execute("ALTER SYSTEM SET max_standby_streaming_delay = 0").await?;
     admin.batch_execute("SELECT pg_reload_conf()").await?;
+    let shard = tier.shards[1].primary.admin("shop").await?;
     let before = asked(&tier).await?;
-    let (answer, changed) = tokio::join!(column(&client, SLOW), async {
+    shard.batch_execute(HALT).await?;
+    let (answer, changed) = tokio::join!(column(&client, HALTED), async {
         until_asked(&tier, before + 1).await?;
-        other.batch_execute("ALTER TABLE users ADD COLUMN extra int").await.context("DDL")
+        other.batch_execute("ALTER TABLE inventory ADD COLUMN extra int").await.context("DDL")?;
+        let deadline = Instant::now() + WAIT;
+        while !replica.log().contains("due to conflict with recovery") {
+            ensure!(Instant::now() < deadline, "no conflict:\n{}", replica.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        shard.batch_execute("ROLLBACK").await.context("the shard goes on")
     });
     changed?;
     assert_eq!(answer?, n);
-    let log = replica.log();
-    ensure!(log.contains("due to conflict with recovery"), "no conflict:\n{log}");
     until_standing(&tier, "in step").await?;
     // It is killed amid a statement, and is not there for the next ones.
     let before = asked(&tier).await?;
-    let (answer, killed) = tokio::join!(column(&client, SLOW), async {
+    shard.batch_execute(HALT).await?;
+    let (answer, killed) = tokio::join!(column(&client, HALTED), async {
         until_asked(&tier, before + 1).await?;
         replica.kill9();
-        Ok::<_, anyhow::Error>(())
+        shard.batch_execute("ROLLBACK").await.context("the shard goes on")
     });
     killed?;
     assert_eq!(answer?, n);
@@ -153,15 +163,15 @@ async fn what_befalls_a_replica_of_the_hub_befalls_no_statement() -> Result<()> 
     replica.promote().await?;
     assert_eq!(rows(&client, HARD[2]).await?, expected);
     until_standing(&tier, "away: it is no standby").await?;
-    client.batch_execute("ALTER TABLE users DROP COLUMN extra").await?;
-    assert_eq!(rows(&client, "SELECT *, rank() OVER (ORDER BY country) FROM users").await?[0].len(), 5);
+    client.batch_execute("ALTER TABLE users ADD COLUMN extra int").await?;
+    assert_eq!(rows(&client, "SELECT *, rank() OVER (ORDER BY country) FROM users").await?[0].len(), 6);
     assert_eq!(rows(&client, HARD[2]).await?, expected);
     Ok(())
 }
 
 /// Until the first replica was chosen for so many statements.
 async fn until_asked(tier: &Tier, wanted: u64) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + WAIT;
     while asked(tier).await? < wanted {
         ensure!(Instant::now() < deadline, "the replica is not asked: {}", standing(tier).await?);
         tokio::time::sleep(Duration::from_millis(20)).await;

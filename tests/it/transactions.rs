@@ -131,6 +131,12 @@ async fn a_block_may_begin_in_a_text_with_more_in_it() -> Result<()> {
     assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("0A000"));
     client.batch_execute("ROLLBACK").await?;
 
+    // Nor where the block begins amid a text that one shard runs as it is.
+    client.batch_execute("SET application_name TO a; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT name FROM users WHERE user_id = 1").await?;
+    let refused = client.simple_query("SELECT count(*) FROM users").await.expect_err("no common snapshot");
+    assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("0A000"));
+    client.batch_execute("ROLLBACK").await?;
+
     let moves = |by: i64| {
         let each =
             |(key, by): (i64, i64)| format!("UPDATE users SET name = (name::int + {by})::text WHERE user_id = {key}; ");

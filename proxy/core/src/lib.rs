@@ -21,6 +21,7 @@ pub mod merge;
 pub mod plan;
 pub mod pool;
 pub mod session;
+pub mod snapshot;
 pub mod sql;
 pub mod topology;
 pub mod unique;

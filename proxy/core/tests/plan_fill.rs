@@ -43,6 +43,7 @@ fn filled(sql: &str) -> String {
             Drawing::Current(_) => 'C',
             Drawing::Last => 'L',
             Drawing::Set { .. } => 'S',
+            Drawing::Seen(_) => 'N',
         };
         format!("{kind}{number}")
     })
@@ -92,6 +93,20 @@ fn calls_are_answered_where_they_stand_alone() {
         ("SELECT currval(pg_get_serial_sequence('users', 'user_id'))", "SELECT C0 AS currval"),
     ] {
         assert_eq!(filled(sql), expected, "{sql}");
+    }
+}
+
+/// As pg_dump asks, and nothing beyond that.
+#[test]
+fn a_sequence_is_read_like_a_table() {
+    assert_eq!(
+        filled("SELECT last_value, is_called FROM public.users_user_id_seq"),
+        "SELECT last_value, is_called FROM (SELECT CASE WHEN s.next > 1 THEN s.next - 1 ELSE 1 END AS last_value, \
+         0::bigint AS log_cnt, s.next > 1 AS is_called FROM (SELECT N0 AS next) AS s) AS \"users_user_id_seq\""
+    );
+    for sql in ["SELECT last_value FROM settings_value_seq", "SELECT last_value FROM users_user_id_seq WHERE is_called"]
+    {
+        assert_eq!(filled(sql), "as it is", "{sql}");
     }
 }
 

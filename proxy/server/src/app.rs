@@ -31,6 +31,7 @@ use crate::hub::{Hub, HubEvent, without_hub};
 use crate::metrics::{Metrics, Subject};
 use crate::probe::{self, EndpointView};
 use crate::sequences::Sequences;
+use crate::snapshot::Snapshots;
 use crate::stats::{ClientCount, DatabaseStats};
 use crate::unique::Unique;
 
@@ -296,7 +297,7 @@ fn watch_servers(
             tasks.spawn(probe::run(Arc::clone(&view), config.server_auth.clone(), database.server_database.clone()));
             view
         };
-        let words = Arc::new(Words::new());
+        let words = Arc::new(Words::seeded(rand::random()));
         let server = crate::control::target(&control_login(config, database, &shard.primary));
         let member = Member::new(fleet.cloned(), Arc::clone(&words));
         let made = Arc::new(Shard {
@@ -326,6 +327,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
     let epoch = topology.epoch;
     let logins: Vec<Login> =
         database.shards.iter().map(|shard| control_login(config, database, &shard.primary)).collect();
+    let all_logins = logins.clone();
     if logins.len() > 1 {
         crate::recover::prepare(&logins).await.with_context(|| format!("database {}", database.name))?;
     }
@@ -345,6 +347,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         sequences: Sequences::new(&database.name, basis.hub.clone(), logins.clone()),
         engine: if basis.is_wildcard() { None } else { Engine::new(config, database, logins.clone()) },
         unique: unique.clone(),
+        snapshots: (logins.len() > 1).then(|| Snapshots::new(logins.clone())),
     };
     let engine = parts.engine.clone();
     let db = Database::new(config, database.clone(), parts);
@@ -362,6 +365,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         db.spawn(crate::recover::run(Arc::clone(&db), logins));
     }
     db.spawn(reread_catalog(Arc::clone(&db)));
+    crate::decode::start(config, &db, all_logins);
     if let Some(engine) = engine {
         crate::engine::start(&engine, &db);
     }
@@ -421,10 +425,22 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
         entry_bytes_max: config.cache.entry_bytes_max,
         age_max: config.cache.max_age,
         redis_url: config.cache.redis.as_ref().map(|url| url.expose().to_owned()),
-        // Words live in memory: what an earlier process stored must not be found again.
-        namespace: format!("weir:{:016x}", rand::random::<u64>()),
+        namespace: namespace(config),
     };
     Ok(Some(Arc::new(Cache::new(settings)?)))
+}
+
+/// Of the keys in Redis. Proxies that tell each other of their writes share what they store; one that is alone finds nothing that an
+/// earlier process stored.
+fn namespace(config: &Config) -> String {
+    let name = match &config.peers {
+        Some(peers) => {
+            let tier = crate::auth::scram::hmac(peers.secret.expose().as_bytes(), &[b"weir redis"]);
+            tier.iter().take(8).fold(0, |name, byte| name << 8 | u64::from(*byte))
+        }
+        None => rand::random::<u64>(),
+    };
+    format!("weir:{name:016x}")
 }
 
 /// Where the schemas of each database's shards differ, in lines to be read.

@@ -2,18 +2,17 @@
 //!
 //! Invariant: what comes out was judged by [`weir_core::cache::judge`] against a look the caller took after its own
 //! request arrived, wherever the bytes were stored. Redis is never believed: its bytes are decoded with a checksum, their
-//! full key is compared, and their words must be the words now. So Redis may die, stall, be emptied or be fed nonsense,
+//! full key is compared, and the stamps of their words must be the stamps now (`weir_core::fresh::words`). So Redis may die, stall, be emptied or be fed nonsense,
 //! and the worst that happens is a miss.
 //!
 //! Bounds: L1 by bytes; L2 look-ups by number and time; L2 stores by number and bytes waiting. While Redis is down no
 //! look-up waits for it: one task keeps trying, and only a connection that has answered is asked.
 //!
-//! Non-goals: deciding what may be cached (the planner's), single-flight (`weir_core::cache::Flights`), and sharing
-//! entries between processes: words live in memory, so `namespace` must differ for every process start.
+//! Non-goals: deciding what may be cached (the planner's), and single-flight (`weir_core::cache::Flights`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -21,6 +20,7 @@ use quick_cache::Weighter;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError};
+use smallvec::SmallVec;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -56,7 +56,7 @@ pub struct CacheSettings {
     pub age_max: Duration,
     /// `redis://[user[:password]@]host[:port][/db]`. `None`: memory alone.
     pub redis_url: Option<String>,
-    /// Prefix of all Redis keys: unique per process start and epoch.
+    /// Prefix of all Redis keys: the same for processes that tell each other of their writes, and for no others.
     pub namespace: String,
 }
 
@@ -116,8 +116,9 @@ pub struct Cache {
     counters: Arc<CacheCounters>,
     /// What is written more often than read.
     heat: Heat,
-    /// Ages are counted from here.
+    /// Ages are counted from here: what a clock on the wall said then, since other processes read what this one stores.
     start: Instant,
+    started_at_ms: u64,
 }
 
 #[derive(Clone)]
@@ -146,7 +147,9 @@ impl Cache {
             foldhash::fast::RandomState::default(),
             quick_cache::sync::DefaultLifecycle::default(),
         );
-        Ok(Cache { settings, l1, l2, counters, heat: Heat::default(), start: Instant::now() })
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let started_at_ms = since_1970.as_millis() as u64;
+        Ok(Cache { settings, l1, l2, counters, heat: Heat::default(), start: Instant::now(), started_at_ms })
     }
 
     /// Memory first; Redis only if memory has nothing under this key, since what memory has is never older.
@@ -221,9 +224,10 @@ impl Cache {
         let redis = self.l2.as_ref().ok_or(MissReason::Absent)?;
         let found = redis.get(&self.redis_key(key)).await?.ok_or(MissReason::Absent)?;
         let entry = Entry::decode(found, self.encoded_bytes_max()).map_err(|_| MissReason::Garbled)?;
-        judge(&entry, key, &self.now(moment))?;
-        // The look is still the caller's, but it costs nothing to notice that it is already history.
-        if moment.words.unmoved(moment.seen) { Ok(entry) } else { Err(MissReason::Moved) }
+        // Another process may have stored it, whose versions are not ours.
+        let stamps = moment.words.stamps(moment.seen).ok_or(MissReason::Moved)?;
+        let entry = entry.adopt(moment.seen, &stamps).ok_or(MissReason::Moved)?;
+        judge(&entry, key, &self.now(moment)).map(|()| entry)
     }
 
     /// Stores a complete reply that was read after the look `moment.seen`: in memory now, in Redis soon.
@@ -236,8 +240,10 @@ impl Cache {
         let entry = Arc::new(entry);
         self.l1.insert(key.clone(), Arc::clone(&entry));
         self.counters.stored.fetch_add(1, Ordering::Relaxed);
-        if let Some(redis) = &self.l2 {
-            redis.put(self.redis_key(key), entry);
+        if let Some(redis) = &self.l2
+            && let Some(stamps) = moment.words.stamps(moment.seen)
+        {
+            redis.put(Waiting { key: self.redis_key(key), entry, stamps });
         }
         Ok(())
     }
@@ -270,7 +276,7 @@ impl Cache {
     }
 
     fn now_ms(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
+        self.started_at_ms + self.start.elapsed().as_millis() as u64
     }
 
     fn redis_key(&self, key: &CacheKey) -> String {
@@ -313,6 +319,8 @@ struct Link {
 struct Waiting {
     key: String,
     entry: Arc<Entry>,
+    /// Of its words, when it was true.
+    stamps: SmallVec<[u64; 6]>,
 }
 
 impl Redis {
@@ -354,13 +362,13 @@ impl Redis {
         }
     }
 
-    fn put(&self, key: String, entry: Arc<Entry>) {
+    fn put(&self, waiting: Waiting) {
         if self.link.connection.load().is_none() {
             return;
         }
-        let bytes = entry.weight();
+        let bytes = waiting.entry.weight();
         let room = self.link.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= SET_BYTES_MAX;
-        if !room || self.queue.try_send(Waiting { key, entry }).is_err() {
+        if !room || self.queue.try_send(waiting).is_err() {
             self.link.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.link.counters.redis_dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -476,9 +484,9 @@ async fn store_until_given_up(
 async fn store(link: &Link, connection: &Arc<MultiplexedConnection>, batch: &mut Vec<Waiting>, age_max: Duration) {
     let mut pipeline = redis::pipe();
     let age_ms_max = (age_max.as_millis() as u64).max(1);
-    for Waiting { key, entry } in batch.drain(..) {
+    for Waiting { key, entry, stamps } in batch.drain(..) {
         link.waiting_bytes.fetch_sub(entry.weight(), Ordering::Relaxed);
-        if let Some(bytes) = entry.encode() {
+        if let Some(bytes) = entry.encode(&stamps) {
             pipeline.cmd("SET").arg(key).arg(bytes).arg("PX").arg(age_ms_max).ignore();
         }
     }

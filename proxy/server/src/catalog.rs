@@ -37,10 +37,10 @@ SELECT pg_encoding_to_char(d.encoding) = 'UTF8' OR d.datcollate IN ('C', 'POSIX'
        EXISTS (SELECT FROM pg_cast c WHERE c.castcontext <> 'e' AND c.oid >= 16384)
 FROM pg_database d WHERE d.datname = current_database()";
 
-/// The catalogue's own tables change under DDL without being written, so they are never plain.
+/// The catalogue's own tables change under DDL without being written, and weir's beside what clients write, so they are never plain.
 const RELATIONS: &str = "
 SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text,
-       c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND NOT c.relispartition AND NOT c.relrowsecurity
+       c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'weir') AND NOT c.relispartition AND NOT c.relrowsecurity
            AND NOT EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid)
            AND NOT EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
        EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace o ON o.oid = p.pronamespace

@@ -39,6 +39,7 @@ use crate::probe::EndpointView;
 use crate::recover::Prepared;
 use crate::seats::SeatCount;
 use crate::sequences::Sequences;
+use crate::snapshot::Snapshots;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 use crate::unique::Unique;
@@ -103,6 +104,8 @@ pub struct Database {
     pub notifiers: Arc<crate::notifiers::Notifiers>,
     /// What waited for its decision when recovery last looked.
     pub prepared: Mutex<Vec<Prepared>>,
+    /// What is seen of writes that go round weir, per shard.
+    pub decoding: Vec<crate::decode::Decoding>,
     /// Where the shards' schemas differ, as they were last compared.
     pub drift: Mutex<Vec<weir_core::topology::drift::Drift>>,
     turn: AtomicUsize,
@@ -114,6 +117,8 @@ pub struct Database {
     pub engine: Option<Arc<Engine>>,
     /// Columns that are unique over all shards; `None`: there are none.
     pub unique: Option<Arc<Unique>>,
+    /// How all shards are seen at one moment; `None`: there is one shard.
+    pub snapshots: Option<Arc<Snapshots>>,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
 }
@@ -235,11 +240,12 @@ pub struct Parts {
     pub sequences: Sequences,
     pub engine: Option<Arc<Engine>>,
     pub unique: Option<Arc<Unique>>,
+    pub snapshots: Option<Arc<Snapshots>>,
 }
 
 impl Database {
     pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique } = parts;
+        let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique, snapshots } = parts;
         let home = &database.shards[usize::from(database.home.0)].primary;
         let catalog_login = Login {
             host: home.host.as_str().into(),
@@ -266,6 +272,7 @@ impl Database {
             stats,
             config: database,
             view: ArcSwap::from_pointee(view),
+            decoding: shards.iter().map(|_| crate::decode::Decoding::new()).collect(),
             shards,
             statements: if alone { statements.for_one_server() } else { statements },
             cache,
@@ -287,6 +294,7 @@ impl Database {
             asks_sequences: AtomicBool::new(false),
             engine,
             unique,
+            snapshots,
             catalog_doubts: AtomicU64::new(0),
         })
     }

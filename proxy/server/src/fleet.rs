@@ -36,6 +36,9 @@ use link::Link;
 
 /// Longest wait for the members to leave their tables when the process ends.
 const LEAVE_MAX: Duration = Duration::from_secs(2);
+/// Between two questions for a sixteenth of a shard's stamps: at first, and once all were asked for.
+const STAMPS_AT_FIRST: Duration = Duration::from_millis(50);
+const STAMPS_EVERY: Duration = Duration::from_secs(2);
 
 /// This process among the proxies.
 pub struct Fleet {
@@ -55,6 +58,21 @@ pub struct Fleet {
 /// This proxy and the others it knows of, for the console.
 pub fn rows(db: &Database) -> Vec<PeerRow> {
     db.shards.iter().flat_map(|shard| shard.member.rows(&db.name, &shard.name)).collect()
+}
+
+/// Goes round the words, quickly until it has been round once.
+async fn share_stamps(shard: Arc<Shard>) {
+    let mut first = 0_u16;
+    let mut been_round = false;
+    loop {
+        tokio::time::sleep(if been_round { STAMPS_EVERY } else { STAMPS_AT_FIRST }).await;
+        if shard.member.take_stamps(first, inbound::STAMPS_MAX).await {
+            first = first.wrapping_add(inbound::STAMPS_MAX);
+            been_round |= first == 0;
+        } else {
+            been_round = false;
+        }
+    }
 }
 
 impl Fleet {
@@ -87,6 +105,7 @@ impl Fleet {
     pub fn take_part(self: &Arc<Self>, shard: &Arc<Shard>, server: Target, tasks: &mut JoinSet<()>) {
         self.members.lock().insert(shard.member.id, Arc::downgrade(shard));
         tasks.spawn(keeper::run(Arc::clone(self), Arc::clone(shard), server));
+        tasks.spawn(share_stamps(Arc::clone(shard)));
     }
 
     /// Its catalogue is doubted when another proxy writes what may change it.
@@ -100,7 +119,9 @@ impl Fleet {
     pub async fn leave(&self) {
         self.leaving.store(true, Relaxed);
         let here: Vec<Arc<Shard>> = self.members.lock().values().filter_map(Weak::upgrade).collect();
-        here.iter().for_each(|shard| shard.member.poke());
+        for shard in &here {
+            shard.member.poke();
+        }
         let all_left = async {
             while here.iter().any(|shard| shard.member.standing() != member::Standing::Left) {
                 self.left.notified().await;

@@ -12,7 +12,7 @@ use weir_core::fresh::{Dependencies, SessionMark};
 use weir_core::id::ShardId;
 
 use crate::clock::{Clock, Ticket};
-use crate::database::Database;
+use crate::database::{Database, Shard};
 use crate::fleet::member::{Announcement, Announcing};
 
 #[derive(Default)]
@@ -69,6 +69,19 @@ impl Announced {
     }
 }
 
+/// Raises the words of what the WAL of `shard` tells, here and at other proxies. `pid`: the server process on whose word they hear
+/// of its end, if this proxy dies.
+pub async fn announce_decoded(shard: &Shard, writes: &Dependencies, pid: i32) -> Result<Announcement, UserError> {
+    match shard.member.announce(&WordSet::of(writes), pid)? {
+        Announcing::Done(announcement) => Ok(announcement),
+        Announcing::Untold(untold) => untold.tell().await,
+    }
+}
+
+/// Ends it once the primary shows it: from here on it is like any write that was acknowledged.
+pub fn end_decoded(shard: &Shard, announcement: Announcement) {
+    shard.clock.post(announcement);
+}
 /// Later tickets cover earlier ones, and a lost one is never covered.
 fn note(last: &mut SmallVec<[(ShardId, Ticket); 1]>, shard: ShardId, ticket: Ticket) {
     match last.iter_mut().find(|(on, _)| *on == shard) {

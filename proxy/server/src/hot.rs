@@ -104,16 +104,34 @@ fn key_text(plan: &Plan, values: Given<'_>) -> Option<String> {
     Some(text.chars().take(TEXT_BYTES_MAX).collect())
 }
 
-/// A parameter's value; binary ones are read by their length, which tells the key types apart.
+/// A parameter's value. Binary ones do not say what they are: printable bytes are text, and others an integer of their length.
+/// `None` where it could be either: such a key is told by its hash.
 fn shown(binary: bool, value: &[u8]) -> Option<String> {
-    if !binary {
-        return std::str::from_utf8(value).ok().map(str::to_owned);
-    }
-    match *value {
-        [a, b] => Some(i16::from_be_bytes([a, b]).to_string()),
-        [a, b, c, d] => Some(i32::from_be_bytes([a, b, c, d]).to_string()),
-        [a, b, c, d, e, f, g, h] => Some(i64::from_be_bytes([a, b, c, d, e, f, g, h]).to_string()),
-        // A uuid, or text that is as long: told by its hash.
+    let printable = value.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ' || !byte.is_ascii());
+    let text = std::str::from_utf8(value).ok().filter(|_| !binary || printable).map(str::to_owned);
+    match value.len() {
+        2 | 4 if binary && text.is_some() => None,
+        _ if text.is_some() => text,
+        2 => value.try_into().ok().map(|bytes| i16::from_be_bytes(bytes).to_string()),
+        4 => value.try_into().ok().map(|bytes| i32::from_be_bytes(bytes).to_string()),
+        8 => value.try_into().ok().map(|bytes| i64::from_be_bytes(bytes).to_string()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_shown_only_as_what_they_can_be() {
+        let text = |binary, value: &[u8]| shown(binary, value);
+        assert_eq!(text(false, b"42").as_deref(), Some("42"));
+        assert_eq!(text(true, &42_i64.to_be_bytes()).as_deref(), Some("42"));
+        assert_eq!(text(true, &(-7_i32).to_be_bytes()).as_deref(), Some("-7"));
+        assert_eq!(text(true, b"ann@example").as_deref(), Some("ann@example"));
+        assert_eq!(text(true, b"12345678").as_deref(), Some("12345678"));
+        assert_eq!(text(true, b"anna"), None, "or the number 1634627169");
+        assert_eq!(text(true, &[0x80; 16]), None, "a uuid");
     }
 }

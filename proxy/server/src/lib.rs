@@ -2,7 +2,8 @@
 //!
 //! The path of a query, in files: `front` (listen → startup → session → simple/extended) → `statements` (what the text
 //! means) → weir-core `plan` → `exec` (cache or replica, relay, fan-out) → `back` (pool, connection). Beside it: `app`
-//! (wiring), `databases` and `database` (what is in force now), `seats` (who may connect), `sequences` (numbers for sharded tables), `fresh` and `clock` (writes announced and published), `recover`
+//! (wiring), `databases` and `database` (what is in force now), `seats` (who may connect), `sequences` (numbers for sharded tables), `fresh` and `clock` (writes announced and published),
+//! `decode` (writes that go round weir), `recover`
 //! (distributed transactions), `unique` (columns unique over all shards), and the operators' side: `config`, `hub`, `catalog`, `probe`, `metrics`, `http`, `console`.
 
 pub mod admin;
@@ -18,6 +19,7 @@ pub mod console;
 pub mod control;
 pub mod database;
 pub mod databases;
+pub mod decode;
 pub mod dev;
 pub mod engine;
 pub mod exec;
@@ -38,6 +40,7 @@ pub mod recover;
 pub mod reload;
 pub mod seats;
 pub mod sequences;
+pub mod snapshot;
 pub mod statements;
 pub mod stats;
 pub mod unique;

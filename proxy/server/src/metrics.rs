@@ -39,7 +39,7 @@ const ENROLLED_MAX: usize = 200;
 const OTHERS: &str = "*";
 
 /// Name, type and help of every metric.
-const DESCRIBED: [(&str, Type, &str); 24] = [
+const DESCRIBED: [(&str, Type, &str); 31] = [
     ("weir_client_connections", Type::Gauge, "Client connections of a database by state (active, idle, waiting)."),
     ("weir_server_connections", Type::Gauge, "Server connections by shard, role and state (active, idle, login)."),
     ("weir_query_duration_seconds", Type::Histogram, "From the statement's arrival to the end of its reply."),
@@ -65,6 +65,21 @@ const DESCRIBED: [(&str, Type, &str); 24] = [
     ("weir_slots", Type::Gauge, "Slots owned by a shard."),
     ("weir_topology_epoch", Type::Gauge, "Epoch of the slot map in force."),
     ("weir_pins_total", Type::Counter, "Sessions that kept their server connection, by reason."),
+    (
+        "weir_decoding_up",
+        Type::Gauge,
+        "1 while a shard's WAL is followed, here or by a peer, so that writes beside weir are seen.",
+    ),
+    ("weir_decoding_lag_bytes", Type::Gauge, "WAL of a shard that is written and not decoded yet."),
+    ("weir_decoding_lag_seconds", Type::Gauge, "From the last decoded commit to its arrival, by the server's clock."),
+    ("weir_decoding_waiting_commits", Type::Gauge, "Decoded commits that the primary does not show yet."),
+    (
+        "weir_decoding_transactions_total",
+        Type::Counter,
+        "Transactions that were decoded and wrote something weir reads.",
+    ),
+    ("weir_decoding_words_total", Type::Counter, "Dependency words moved by them."),
+    ("weir_decoding_reconnects_total", Type::Counter, "Streams that ended; each voids the shard's cache."),
     ("weir_hub_up", Type::Gauge, "1 when the hub answered last time; 0 leaves the last slot map in force."),
     ("weir_config_last_reload_success", Type::Gauge, "1 when the last start or reload of the configuration succeeded."),
     ("weir_build_info", Type::Gauge, "Always 1; the version is a label."),

@@ -48,11 +48,17 @@ CREATE TABLE IF NOT EXISTS weir.txlog (
     decision \"char\" NOT NULL DEFAULT 'c' CHECK (decision IN ('c', 'a')),
     secret bytea,
     at timestamptz NOT NULL DEFAULT now());
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'weir.txlog'::regclass AND attname = 'parts') THEN
+        ALTER TABLE weir.txlog ADD COLUMN parts text CHECK (parts ~ '^[A-Za-z0-9-]+:[0-9]{1,18}(,[A-Za-z0-9-]+:[0-9]{1,18})*$'),
+            ALTER COLUMN at SET DEFAULT clock_timestamp();
+    END IF;
+END $$;
 GRANT USAGE ON SCHEMA weir TO PUBLIC;
-GRANT INSERT (gid, secret) ON weir.txlog TO PUBLIC";
+GRANT INSERT (gid, secret, parts) ON weir.txlog TO PUBLIC";
 
 /// Is a row of the log its coordinator's decision, or recovery's?
-const COUNTS: &str = "(decision = 'a' OR encode(substr(sha256(secret), 1, 16), 'hex') = right(gid, 32))";
+pub const COUNTS: &str = "(decision = 'a' OR encode(substr(sha256(secret), 1, 16), 'hex') = right(gid, 32))";
 
 /// Makes the decision log on every shard. Needed before the first distributed transaction.
 pub async fn prepare(logins: &[Login]) -> Result<()> {

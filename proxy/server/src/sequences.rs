@@ -136,6 +136,11 @@ impl Sequences {
         Ok(())
     }
 
+    /// The number that the next block begins with: no proxy has it, or any behind it.
+    pub async fn next(&self, sequence: &Sequence) -> Result<i64, UserError> {
+        self.started(sequence, 0).await
+    }
+
     async fn fetch(&self, sequence: &Sequence, count: usize) -> Result<Block, UserError> {
         let rule = sequence.rule;
         let step = i128::from(rule.increment);

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod frame;
 pub mod frontend;
 pub mod peer;
+pub mod pgoutput;
 pub mod read;
 pub mod row;
 pub mod startup;

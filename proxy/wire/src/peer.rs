@@ -48,6 +48,10 @@ pub enum Message {
     Proof { mac: [u8; 32] },
     /// Is member `to` there? Answered by [`Message::Heard`].
     Ask { to: u64, token: u64 },
+    /// Which stamps do these words have? Answered by [`Message::Stamps`].
+    AskStamps { to: u64, token: u64, first: u16, count: u16 },
+    /// One for each word asked for, in order; 0: something is pending. None at all: the member does not serve.
+    Stamps { by: u64, token: u64, stamps: Vec<u64> },
     /// Something is about to be written; answered by [`Message::Heard`].
     Announce { from: u64, to: u64, write: Write },
     /// Member `by` knows of it from now on. Not `known`: there is no such member, or it has no room.
@@ -63,6 +67,8 @@ mod tag {
     pub const HELLO: u8 = b'h';
     pub const PROOF: u8 = b'p';
     pub const ASK: u8 = b'?';
+    pub const ASK_STAMPS: u8 = b'W';
+    pub const STAMPS: u8 = b'w';
     pub const ANNOUNCE: u8 = b'A';
     pub const HEARD: u8 = b'a';
     pub const OVER: u8 = b'O';
@@ -79,6 +85,16 @@ impl Message {
             }),
             Message::Proof { mac } => frame::put(out, tag::PROOF, |out| out.extend_from_slice(mac)),
             Message::Ask { to, token } => frame::put(out, tag::ASK, |out| put_numbers(out, &[*to, *token])),
+            Message::AskStamps { to, token, first, count } => frame::put(out, tag::ASK_STAMPS, |out| {
+                put_numbers(out, &[*to, *token]);
+                out.put_u16(*first);
+                out.put_u16(*count);
+            }),
+            Message::Stamps { by, token, stamps } => frame::put(out, tag::STAMPS, |out| {
+                put_numbers(out, &[*by, *token]);
+                out.put_u16(stamps.len() as u16);
+                put_numbers(out, stamps);
+            }),
             Message::Announce { from, to, write } => frame::put(out, tag::ANNOUNCE, |out| {
                 put_numbers(out, &[*from, *to]);
                 put_write(out, write);
@@ -103,9 +119,11 @@ impl Message {
                     out.put_u8(u8::from(*serves));
                     for list in [writes, orphans] {
                         out.put_u32(list.len() as u32);
-                        list.iter().for_each(|write| put_write(out, write));
+                        for write in list {
+                            put_write(out, write);
+                        }
                     }
-                })
+                });
             }
         }
     }
@@ -117,6 +135,18 @@ impl Message {
             tag::HELLO => Message::Hello { version: short(&mut reader)?, nonce: reader.array()? },
             tag::PROOF => Message::Proof { mac: reader.array()? },
             tag::ASK => Message::Ask { to: number(&mut reader)?, token: number(&mut reader)? },
+            tag::ASK_STAMPS => Message::AskStamps {
+                to: number(&mut reader)?,
+                token: number(&mut reader)?,
+                first: short(&mut reader)?,
+                count: short(&mut reader)?,
+            },
+            tag::STAMPS => {
+                let (by, token) = (number(&mut reader)?, number(&mut reader)?);
+                let count = short(&mut reader)?;
+                let stamps = (0..count).map(|_| number(&mut reader)).collect::<Result<_, Malformed>>()?;
+                Message::Stamps { by, token, stamps }
+            }
             tag::ANNOUNCE => {
                 Message::Announce { from: number(&mut reader)?, to: number(&mut reader)?, write: write(&mut reader)? }
             }
@@ -146,7 +176,9 @@ impl Message {
 }
 
 fn put_numbers(out: &mut BytesMut, numbers: &[u64]) {
-    numbers.iter().for_each(|number| out.put_u64(*number));
+    for number in numbers {
+        out.put_u64(*number);
+    }
 }
 
 fn put_write(out: &mut BytesMut, write: &Write) {
@@ -229,6 +261,14 @@ mod tests {
             any::<(u16, [u8; 16])>().prop_map(|(version, nonce)| Message::Hello { version, nonce }),
             any::<[u8; 32]>().prop_map(|mac| Message::Proof { mac }),
             any::<(u64, u64)>().prop_map(|(to, token)| Message::Ask { to, token }),
+            any::<(u64, u64, u16, u16)>().prop_map(|(to, token, first, count)| Message::AskStamps {
+                to,
+                token,
+                first,
+                count
+            }),
+            (any::<(u64, u64)>(), proptest::collection::vec(any::<u64>(), 0..9))
+                .prop_map(|((by, token), stamps)| Message::Stamps { by, token, stamps }),
             any::<(u64, u64, bool)>().prop_map(|(by, token, known)| Message::Heard { by, token, known }),
             (any::<(u64, u64)>(), a_write()).prop_map(|((from, to), write)| Message::Announce { from, to, write }),
             (any::<(u64, u64, u64)>(), ending).prop_map(|((from, to, token), ending)| Message::Over {

@@ -33,6 +33,14 @@ impl<'a> Reader<'a> {
         self.array().map(u32::from_be_bytes)
     }
 
+    pub fn i64(&mut self) -> Result<i64, Malformed> {
+        self.array().map(i64::from_be_bytes)
+    }
+
+    pub fn u64(&mut self) -> Result<u64, Malformed> {
+        self.array().map(u64::from_be_bytes)
+    }
+
     /// A count that the protocol writes as int16 and that cannot be negative.
     pub fn count(&mut self) -> Result<usize, Malformed> {
         self.array().map(|bytes| usize::from(u16::from_be_bytes(bytes)))

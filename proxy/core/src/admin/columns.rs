@@ -34,6 +34,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Clients => sockets(snapshot, false),
         Show::Config => config(&snapshot.config),
         Show::Databases => databases(&snapshot.databases),
+        Show::Decoding => decoding(&snapshot.decoding),
         Show::Drift => drift(&snapshot.drift),
         Show::Help => help(),
         Show::HotKeys => hot_keys(&snapshot.hot),
@@ -293,6 +294,32 @@ fn drift(rows: &[DriftRow]) -> Table {
         ]
     };
     table(&["'database", "'table", "'kind", "'name", "'shard", "'definition"], rows.iter().map(cells).collect())
+}
+
+fn decoding(rows: &[DecodingRow]) -> Table {
+    let cells = |row: &DecodingRow| {
+        let counts = [row.lag_bytes, row.lag_ms, row.open, row.waiting, row.transactions, row.words, row.reconnects];
+        let mut cells: Vec<Cell> = [&row.database, &row.shard].into_iter().map(Cell::from).collect();
+        cells.extend([Cell::from(row.state), (&row.reason).into()]);
+        cells.extend(counts.map(Cell::from));
+        cells.push((&row.gaps).into());
+        cells
+    };
+    let names = [
+        "'database",
+        "'shard",
+        "'state",
+        "'reason",
+        "lag_bytes",
+        "lag_ms",
+        "open",
+        "waiting",
+        "transactions",
+        "words",
+        "reconnects",
+        "'gaps",
+    ];
+    table(&names, rows.iter().map(cells).collect())
 }
 
 fn unique(rows: &[UniqueRow]) -> Table {

@@ -60,6 +60,7 @@ pub enum Show {
     Clients,
     Config,
     Databases,
+    Decoding,
     Drift,
     Engine,
     Help,
@@ -84,11 +85,12 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 25] = [
+    pub const ALL: [Show; 26] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
         Show::Databases,
+        Show::Decoding,
         Show::Drift,
         Show::Engine,
         Show::Help,
@@ -128,6 +130,7 @@ impl Show {
             Show::Clients => ("CLIENTS", "client connections"),
             Show::Config => ("CONFIG", "settings in force; secrets are never shown"),
             Show::Databases => ("DATABASES", "servers of each database"),
+            Show::Decoding => ("DECODING", "what is seen of writes that go round weir, per shard"),
             Show::Drift => ("DRIFT", "where the shards' schemas differ"),
             Show::Engine => ("ENGINE", "the fallback engine on the hub, and what it does not have"),
             Show::Help => ("HELP", "this list"),

@@ -19,6 +19,7 @@ pub struct Snapshot {
     pub prepared: Vec<PreparedRow>,
     pub engine: Vec<EngineRow>,
     pub drift: Vec<DriftRow>,
+    pub decoding: Vec<DecodingRow>,
     pub unique: Vec<UniqueRow>,
     pub hot: Vec<HotRow>,
     /// Name and value: hits, misses, bytes, entries …
@@ -277,6 +278,30 @@ pub struct DriftRow {
     pub shard: String,
     /// `None`: it is missing there.
     pub definition: Option<String>,
+}
+
+/// What is seen of writes that go round weir, on one shard.
+#[derive(Clone, Debug, Default)]
+pub struct DecodingRow {
+    pub database: String,
+    pub shard: String,
+    /// `off`, `down`, `standby` or `up`.
+    pub state: &'static str,
+    /// Why it is not up.
+    pub reason: String,
+    /// WAL that is written and not decoded, in bytes.
+    pub lag_bytes: u64,
+    /// From the last decoded commit to its arrival.
+    pub lag_ms: u64,
+    /// Transactions being decoded.
+    pub open: u64,
+    /// Decoded commits that the primary does not show yet.
+    pub waiting: u64,
+    pub transactions: u64,
+    pub words: u64,
+    pub reconnects: u64,
+    /// Tables that are not seen, or only in part, and DDL.
+    pub gaps: String,
 }
 
 #[derive(Clone, Debug, Default)]

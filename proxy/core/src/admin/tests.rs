@@ -63,6 +63,7 @@ impl AdminSource for Fake {
                 ..HotRow::default()
             }],
             unique: vec![UniqueRow { database: "shop".into(), state: "valid", ..UniqueRow::default() }],
+            decoding: vec![DecodingRow { database: "shop".into(), state: "up", ..DecodingRow::default() }],
             drift: vec![DriftRow { database: "shop".into(), definition: None, ..DriftRow::default() }],
             config: vec![ConfigRow { key: "listen".into(), ..ConfigRow::default() }],
             version: "weir 1".into(),

@@ -71,7 +71,7 @@ pub struct Entry {
     pub epoch: Epoch,
     /// The settled look before the read, found unmoved after it.
     pub seen: Observation,
-    /// When it was stored, in milliseconds on the clock of the process that did.
+    /// When it was stored, in milliseconds on the clock that [`super::Now`] is told.
     pub stored_at_ms: u64,
     pub reply: Reply,
 }
@@ -102,9 +102,13 @@ impl Entry {
         size_of::<Entry>() + self.key.bytes().len() + self.reply.frames.len() + 10 * self.seen.versions().len()
     }
 
-    /// Format: magic, checksum of the rest, shard u16, epoch u64, stored u64, word count u32, (index u16, version u64)*,
-    /// key length u32, key, reply length u32, reply. Big-endian. `None` for a length that does not fit its field.
-    pub fn encode(&self) -> Option<Vec<u8>> {
+    /// Format: magic, checksum of the rest, shard u16, epoch u64, stored u64, word count u32, (index u16, stamp u64)*,
+    /// key length u32, key, reply length u32, reply. Big-endian. `stamps`: of the entry's words, in their order; versions mean
+    /// nothing to other processes. `None` for a length that does not fit its field.
+    pub fn encode(&self, stamps: &[u64]) -> Option<Vec<u8>> {
+        if stamps.len() != self.seen.versions().len() {
+            return None;
+        }
         let (key, reply) = (self.key.bytes(), &self.reply.frames);
         let mut out = Vec::with_capacity(64 + key.len() + reply.len() + 10 * self.seen.versions().len());
         out.extend_from_slice(&MAGIC);
@@ -113,9 +117,9 @@ impl Entry {
         out.extend_from_slice(&self.epoch.0.to_be_bytes());
         out.extend_from_slice(&self.stored_at_ms.to_be_bytes());
         out.extend_from_slice(&u32::try_from(self.seen.versions().len()).ok()?.to_be_bytes());
-        for (index, version) in self.seen.words().indexes().iter().zip(self.seen.versions()) {
+        for (index, stamp) in self.seen.words().indexes().iter().zip(stamps) {
             out.extend_from_slice(&index.to_be_bytes());
-            out.extend_from_slice(&version.to_be_bytes());
+            out.extend_from_slice(&stamp.to_be_bytes());
         }
         for part in [key, reply] {
             out.extend_from_slice(&u32::try_from(part.len()).ok()?.to_be_bytes());
@@ -126,7 +130,8 @@ impl Entry {
         Some(out)
     }
 
-    /// Reads what [`Entry::encode`] wrote; key and reply share the input's memory.
+    /// Reads what [`Entry::encode`] wrote; key and reply share the input's memory. What stands for versions are stamps; see
+    /// [`Entry::adopt`].
     pub fn decode(input: Bytes, bytes_max: usize) -> Result<Entry, BadEntry> {
         if input.len() > bytes_max {
             return Err(BadEntry::TooLong);
@@ -149,6 +154,16 @@ impl Entry {
             return Err(BadEntry::Length);
         }
         Ok(Entry { key, shard, epoch, seen, stored_at_ms, reply })
+    }
+
+    /// Makes a decoded entry one of this process, if its words have the stamps they have here: `seen` is a look at them, `stamps`
+    /// were read under it.
+    pub fn adopt(mut self, seen: &Observation, stamps: &[u64]) -> Option<Entry> {
+        if self.seen.words() != seen.words() || self.seen.versions() != stamps {
+            return None;
+        }
+        self.seen = seen.clone();
+        Some(self)
     }
 }
 
@@ -197,6 +212,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::cache::key::KeyParts;
 
+    const STAMPS: [u64; 3] = [10, 1 << 47, 3];
     const DESCRIPTION: &[u8] = b"T\0\0\0\x06\0\0";
     const ROW: &[u8] = b"D\0\0\0\x06\0\0";
     const COMPLETE: &[u8] = b"C\0\0\0\x0dSELECT 0\0";
@@ -257,13 +273,26 @@ pub(crate) mod tests {
     #[test]
     fn entries_survive_the_store() {
         let entry = entry("SELECT 1");
-        let bytes = entry.encode().expect("fits");
+        let bytes = entry.encode(&STAMPS).expect("fits");
         assert_eq!(Entry::decode(bytes.into(), 1 << 20), Ok(entry));
     }
 
     #[test]
+    fn an_entry_of_another_process_is_taken_by_its_stamps() {
+        let entry = entry("SELECT 1");
+        let decoded = || Entry::decode(entry.encode(&[7, 8, 9]).expect("fits").into(), 1 << 20).expect("sound");
+        let here =
+            |words: [u16; 3]| Observation::settled(WordSet::from_indexes(words), [1, 2, 3]).expect("three words");
+        let seen = here([7, 1, 900]);
+        assert_eq!(decoded().adopt(&seen, &[7, 8, 9]), Some(Entry { seen: seen.clone(), ..entry.clone() }));
+        assert_eq!(decoded().adopt(&seen, &[7, 8, 10]), None);
+        assert_eq!(decoded().adopt(&here([7, 1, 901]), &[7, 8, 9]), None);
+        assert_eq!(entry.encode(&[7, 8]), None);
+    }
+
+    #[test]
     fn what_is_not_an_entry_is_refused_with_a_reason() {
-        let bytes = entry("SELECT 1").encode().expect("fits");
+        let bytes = entry("SELECT 1").encode(&STAMPS).expect("fits");
         let decode = |bytes: &[u8]| Entry::decode(Bytes::copy_from_slice(bytes), 1 << 20);
         assert_eq!(Entry::decode(bytes.clone().into(), bytes.len() - 1), Err(BadEntry::TooLong));
         assert_eq!(decode(b""), Err(BadEntry::Length));
@@ -286,7 +315,7 @@ pub(crate) mod tests {
 
     #[test]
     fn lengths_are_checked_even_under_a_good_checksum() {
-        let bytes = entry("SELECT 1").encode().expect("fits");
+        let bytes = entry("SELECT 1").encode(&STAMPS).expect("fits");
         assert_eq!(Entry::decode(sealed([&bytes[..], b"x"].concat()), 1 << 20), Err(BadEntry::Length));
         let words_at = 4 + 8 + 2 + 8 + 8;
         let mut many = bytes.clone();
@@ -314,7 +343,7 @@ pub(crate) mod tests {
 
         #[test]
         fn mutations_of_an_entry_never_panic(at in 0_usize..120, byte in any::<u8>(), cut in 0_usize..160) {
-            let mut bytes = entry("SELECT 1").encode().expect("fits");
+            let mut bytes = entry("SELECT 1").encode(&STAMPS).expect("fits");
             let at = at.min(bytes.len() - 1);
             bytes[at] = byte;
             bytes.truncate(cut.max(MAGIC.len() + CHECKSUM_BYTES));

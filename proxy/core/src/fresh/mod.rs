@@ -2,12 +2,15 @@
 //! The protocol and its proof obligations are in `words`.
 
 pub mod bound;
+pub mod decoded;
 #[cfg(test)]
 mod model;
 pub mod past;
 pub mod words;
 
 use smallvec::SmallVec;
+
+use crate::topology::hash::hash_bytes_extended;
 
 pub use bound::{Choice, Level, PrimaryBecause, ReadBound, ReplicaView, SessionMark, choose, replica_answer_ok};
 pub use past::Past;
@@ -30,6 +33,13 @@ pub enum Dependency {
 /// Stable hash of a table's schema and name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TableHash(pub u64);
+
+impl TableHash {
+    /// Of a table by schema and name, as the catalogue stores them.
+    pub fn of(schema: &str, name: &str) -> Self {
+        TableHash(hash_bytes_extended(format!("{schema}.{name}").as_bytes(), 0))
+    }
+}
 
 /// Stable hash of a canonical key value.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -6,6 +6,11 @@
 //! the truth at the second look, and so is a replica snapshot whose replay position covers the word's LSN at the
 //! first. Cache hits, cache fills and replica answers are all released on that proof and on no other.
 //!
+//! Versions count this process's own steps. For stores that several proxies share, each word also has a *stamp*: the sum of
+//! the marks of all writes of it that are over. A write has the same mark at every proxy that hears of it, and every proxy
+//! hears of it before it can become visible; so two settled words with equal stamps (once one was taken over from the other)
+//! have seen the same writes, and what was true under the one is true under the other.
+//!
 //! Non-goals: exactness (words are shared by hash, which only over-invalidates), eviction (there is none: a word that
 //! forgot would turn "unknown" into "unmoved"), and waiting (nothing here blocks).
 //!
@@ -47,11 +52,14 @@ pub const UNPLACED: Lsn = Lsn(u64::MAX);
 /// The freshness state of one shard. 1 MiB; shared by all sessions.
 pub struct Words {
     words: Box<[Word]>,
+    /// Marks that nobody else gives.
+    marks: AtomicU64,
 }
 
 struct Word {
     state: AtomicU64,
     lsn: AtomicU64,
+    stamp: AtomicU64,
 }
 
 impl Default for Words {
@@ -62,13 +70,27 @@ impl Default for Words {
 
 impl Words {
     pub fn new() -> Self {
-        Self::sized(WORDS)
+        Self::seeded(0)
+    }
+
+    /// `seed` must be another one for every process that shares a store with others.
+    pub fn seeded(seed: u64) -> Self {
+        Self::sized(WORDS, seed)
     }
 
     /// `count` must be a power of two; smaller than [`WORDS`] only in tests, where whole states are copied around.
-    fn sized(count: usize) -> Self {
+    fn sized(count: usize, seed: u64) -> Self {
         debug_assert!(count.is_power_of_two() && count <= WORDS);
-        Words { words: (0..count).map(|_| Word { state: AtomicU64::new(0), lsn: AtomicU64::new(0) }).collect() }
+        let word = |index: usize| Word {
+            state: AtomicU64::new(0),
+            lsn: AtomicU64::new(0),
+            stamp: AtomicU64::new(mix(mix(seed).wrapping_add(index as u64))),
+        };
+        Words { words: (0..count).map(word).collect(), marks: AtomicU64::new(mix(seed ^ 1)) }
+    }
+
+    fn new_mark(&self) -> u64 {
+        mix(self.marks.fetch_add(1, Ordering::Relaxed))
     }
 
     fn word(&self, index: u16) -> &Word {
@@ -88,7 +110,7 @@ impl Words {
             }
         }
         fence(Ordering::SeqCst);
-        Ok(Intent { set: set.clone() })
+        Ok(Intent { set: set.clone(), mark: self.new_mark() })
     }
 
     /// Compare-and-swap rather than an addition: one writer too many would carry from `pending` into `version` and
@@ -113,6 +135,7 @@ impl Words {
                 // Before the state moves: a reader that finds nothing pending must find this LSN.
                 self.word(index).lsn.fetch_max(lsn.0, Ordering::Relaxed);
             }
+            self.word(index).stamp.fetch_add(intent.mark, Ordering::Relaxed);
             self.settle(index);
         }
     }
@@ -153,11 +176,40 @@ impl Words {
             })
     }
 
+    /// The stamps of the words of a look, in its order. `None`: it is not true any more, or was not settled.
+    pub fn stamps(&self, seen: &Observation) -> Option<SmallVec<[u64; 6]>> {
+        let stamps = seen.set.0.iter().map(|index| self.word(*index).stamp.load(Ordering::SeqCst)).collect();
+        self.unmoved(seen).then_some(stamps)
+    }
+
+    /// Words `first..first + count` as others may take them over: version and stamp, `None` while something is pending.
+    pub fn settled_stamps(&self, first: u16, count: u16) -> Vec<Option<(u64, u64)>> {
+        let settled = |index: u16| {
+            let word = self.word(index);
+            let state = word.state.load(Ordering::SeqCst);
+            let stamp = word.stamp.load(Ordering::SeqCst);
+            let still = state & PENDING_MASK == 0 && word.state.load(Ordering::SeqCst) == state;
+            still.then_some((state >> 16, stamp))
+        };
+        (0..count).map(|step| settled(first.wrapping_add(step))).collect()
+    }
+
+    /// Takes over the stamp of another proxy that hears of all writes, as this one does. `mine`: this word as it was before the
+    /// other was asked. Nothing happens if it has moved since.
+    pub fn take_stamp(&self, index: u16, mine: (u64, u64), theirs: u64) -> bool {
+        let (version, stamp) = mine;
+        let word = self.word(index);
+        // The exchange fails if a write ended since: its mark must not be lost.
+        word.state.load(Ordering::SeqCst) == version << 16
+            && word.stamp.compare_exchange(stamp, theirs, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
     /// Everything at or below `lsn` is unknown (start, restart or promotion of the primary, writes seen elsewhere):
     /// replicas must have replayed past it, and whatever was read before is void.
     pub fn raise_floor(&self, lsn: Lsn) {
         for word in &self.words {
             word.lsn.fetch_max(lsn.0, Ordering::Relaxed);
+            word.stamp.fetch_add(self.new_mark(), Ordering::Relaxed);
             word.state.fetch_add(VERSION_ONE, Ordering::SeqCst);
         }
         fence(Ordering::SeqCst);
@@ -235,9 +287,16 @@ fn mix(value: u64) -> u64 {
 #[derive(Debug)]
 pub struct Intent {
     set: WordSet,
+    mark: u64,
 }
 
 impl Intent {
+    /// The same, as other proxies know it: `maker` and `token` name the write.
+    pub fn named(mut self, maker: u64, token: u64) -> Self {
+        self.mark = mix(mix(maker).wrapping_add(token));
+        self
+    }
+
     pub fn words(&self) -> &WordSet {
         &self.set
     }
@@ -297,7 +356,7 @@ pub(super) mod forge {
     use super::*;
 
     pub fn words(raw: &[(u64, u64)]) -> Words {
-        let words = Words::sized(raw.len());
+        let words = Words::sized(raw.len(), 0);
         for (word, (state, lsn)) in words.words.iter().zip(raw) {
             word.state.store(*state, Ordering::SeqCst);
             word.lsn.store(*lsn, Ordering::SeqCst);
@@ -311,7 +370,7 @@ pub(super) mod forge {
     }
 
     pub fn intent(set: WordSet) -> Intent {
-        Intent { set }
+        Intent { set, mark: 1 }
     }
 
     pub fn observation(set: WordSet, versions: &[u64], pending: bool, lsn: Lsn) -> Observation {
@@ -357,6 +416,47 @@ mod tests {
         words.end_write(intent, None);
         assert_eq!(words.observe(&mine).lsn(), Lsn(0));
         assert_eq!(words.observe(&mine).versions(), [2]);
+    }
+
+    #[test]
+    fn stamps_are_equal_where_the_same_writes_are_over() {
+        let (here, there) = (Words::seeded(1), Words::seeded(2));
+        let both = set(&[3, 9]);
+        let stamps = |words: &Words| words.stamps(&words.observe(&both));
+        assert_ne!(stamps(&here), stamps(&there));
+        for index in [3, 9] {
+            let mine = there.settled_stamps(index, 1)[0].expect("settled");
+            let theirs = here.settled_stamps(index, 1)[0].expect("settled");
+            assert!(there.take_stamp(index, mine, theirs.1));
+        }
+        assert_eq!(stamps(&here), stamps(&there));
+        let before = stamps(&here);
+        // Two writes end in another order at each; while one is under way there are no stamps.
+        let begin = |words: &Words, token| words.begin_write(&both).expect("room").named(7, token);
+        let (one, two) = (begin(&here, 1), begin(&here, 2));
+        let (other, another) = (begin(&there, 1), begin(&there, 2));
+        assert_eq!(stamps(&here), None);
+        here.end_write(one, None);
+        there.end_write(another, None);
+        here.end_write(two, None);
+        assert_eq!(stamps(&there), None);
+        there.end_write(other, None);
+        assert_eq!(stamps(&here), stamps(&there));
+        assert_ne!(stamps(&here), before);
+        here.raise_floor(Lsn(1));
+        assert_ne!(stamps(&here), stamps(&there));
+    }
+
+    #[test]
+    fn a_stamp_is_not_taken_over_once_its_word_has_moved() {
+        let words = Words::seeded(1);
+        let mine = words.settled_stamps(5, 1)[0].expect("settled");
+        let write = words.begin_write(&set(&[5])).expect("room");
+        assert!(!words.take_stamp(5, mine, 77) && words.settled_stamps(5, 1) == [None]);
+        words.end_write(write, None);
+        assert!(!words.take_stamp(5, mine, 77));
+        let now = words.settled_stamps(5, 1)[0].expect("settled");
+        assert!(words.take_stamp(5, now, 77) && words.settled_stamps(5, 1)[0].map(|(_, stamp)| stamp) == Some(77));
     }
 
     #[test]
@@ -451,7 +551,7 @@ mod tests {
         fn words_count_as_a_plain_model_does(
             steps in proptest::collection::vec((any::<bool>(), proptest::collection::vec(0_u16..4, 0..4), 0_u64..50), 0..60),
         ) {
-            let words = Words::sized(4);
+            let words = Words::sized(4, 0);
             let mut plain = [(0_u64, 0_u64, 0_u64); 4];
             let mut open: Vec<Intent> = Vec::new();
             for (begin, indexes, lsn) in steps {
@@ -479,7 +579,7 @@ mod tests {
     /// bracket that held must have seen the newest value whose writer had ended before the first look.
     #[test]
     fn brackets_hold_under_real_threads() {
-        let (words, value, ended, stop) = (Words::sized(2), Plain::new(0), Plain::new(0), AtomicBool::new(false));
+        let (words, value, ended, stop) = (Words::sized(2, 0), Plain::new(0), Plain::new(0), AtomicBool::new(false));
         let mine = set(&[0, 1]);
         std::thread::scope(|scope| {
             for _ in 0..2 {

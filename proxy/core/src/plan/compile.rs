@@ -563,7 +563,7 @@ fn is_system(table: &TableName) -> bool {
 }
 
 fn table_hash(table: &TableName) -> TableHash {
-    super::hash_of_table(&table.schema, &table.name)
+    TableHash::of(&table.schema, &table.name)
 }
 
 /// A key set as people read it; literals are not shown, because templates are shared by all their values.

@@ -23,6 +23,8 @@ pub enum Drawing {
     Last,
     /// `setval()`: the value that is set, and whether it counts as drawn.
     Set { sequence: Arc<Sequence>, value: i64, drawn: bool },
+    /// The sequence read like a table: a number below which all that were drawn are.
+    Seen(Arc<Sequence>),
 }
 
 /// A sequence whose numbers are weir's.

@@ -30,12 +30,11 @@ use smallvec::SmallVec;
 
 use crate::copy::{Layout, Options};
 use crate::error::{Blame, UserError, sqlstate};
-use crate::fresh::{Dependencies, TableHash};
+use crate::fresh::Dependencies;
 use crate::id::ShardId;
 use crate::merge::MergeSpec;
 use crate::sql::class::Class;
 use crate::topology::Topology;
-use crate::topology::hash::hash_bytes_extended;
 
 pub use crate::sql::facts::Schema;
 pub use carry::{CarriedKey, Carry, Form, TEXT, Written, put_value};
@@ -98,11 +97,6 @@ pub enum ExplainFormat {
     Json,
     Yaml,
     Xml,
-}
-
-/// What dependencies know a table by.
-pub fn hash_of_table(schema: &str, name: &str) -> TableHash {
-    TableHash(hash_bytes_extended(format!("{schema}.{name}").as_bytes(), 0))
 }
 
 /// Where a statement runs.

@@ -21,6 +21,8 @@ pub const SETTLE: &str = "SELECT * FROM weir.unique_settle($1, $2)";
 /// Tells a shard of notes: rules, values, keys, deltas, as arrays.
 pub const APPLY: &str = "SELECT weir.unique_apply($1, $2, $3, $4, $5)";
 
+/// Nothing that is there already may be locked: a transaction that is prepared has written the notes' table, and waits for a decision that
+/// only a weir which has started can bring. CREATE INDEX IF NOT EXISTS takes its lock before it looks.
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS weir.unique_secret (secret text NOT NULL);
 INSERT INTO weir.unique_secret SELECT gen_random_uuid()::text WHERE NOT EXISTS (SELECT FROM weir.unique_secret);
@@ -32,7 +34,9 @@ CREATE TABLE IF NOT EXISTS weir.unique_value (
 CREATE UNLOGGED TABLE IF NOT EXISTS weir.unique_pending (
     xact xid8 NOT NULL DEFAULT pg_current_xact_id(), rule bigint NOT NULL, value text COLLATE \"C\",
     key text COLLATE \"C\", delta int NOT NULL, first boolean NOT NULL);
-CREATE INDEX IF NOT EXISTS unique_pending_xact ON weir.unique_pending (xact);";
+DO $weir$ BEGIN
+    IF to_regclass('weir.unique_pending_xact') IS NULL THEN CREATE INDEX unique_pending_xact ON weir.unique_pending (xact); END IF;
+END $weir$;";
 
 /// Notes exist only within the transaction that makes them, so the guard has to look once per round of notes: at the first.
 const GUARD: &str = "

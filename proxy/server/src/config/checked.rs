@@ -16,8 +16,8 @@ use super::error::{Source, nearest};
 use super::upstream::{ANY, Flags, Given, OWN_DATABASE, Upstream, upstream};
 use super::value::{Size, Time};
 use super::{
-    CacheConfig, Config, ConfigError, DatabaseConfig, Endpoint, EngineConfig, HubConfig, LogConfig, LogFormat,
-    LogLevel, Secret, ServerAuth, ServerPassword, ShardConfig, Users,
+    CacheConfig, Config, ConfigError, DatabaseConfig, Decoding, Endpoint, EngineConfig, HubConfig, LogConfig,
+    LogFormat, LogLevel, Secret, ServerAuth, ServerPassword, ShardConfig, Users,
 };
 use super::{limits, raw};
 
@@ -290,6 +290,14 @@ fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<C
         l1_bytes,
         entry_bytes_max,
         max_age: time(source, raw.max_age.as_ref(), "max_age", Duration::from_secs(60))?,
+        decoding: match raw.decoding.as_ref().map(|word| (word, word.get_ref().as_str())) {
+            None | Some((_, "auto")) => Decoding::Auto,
+            Some((_, "off")) => Decoding::Off,
+            Some((_, "require")) => Decoding::Require,
+            Some((word, _)) => {
+                return Err(unknown(source, word, "mode of decoding", ["auto", "off", "require"].into_iter()));
+            }
+        },
     })
 }
 

@@ -223,6 +223,28 @@ pub struct CacheConfig {
     pub entry_bytes_max: usize,
     /// An entry older than this is not served, whatever the protocol says.
     pub max_age: Duration,
+    pub decoding: Decoding,
+}
+
+/// Are writes that go round weir followed in the servers' WAL?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Decoding {
+    Off,
+    /// Where the server can.
+    #[default]
+    Auto,
+    /// And while that does not work, only primaries answer reads.
+    Require,
+}
+
+impl Decoding {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Decoding::Off => "off",
+            Decoding::Auto => "auto",
+            Decoding::Require => "require",
+        }
+    }
 }
 
 /// TLS towards clients.

@@ -170,6 +170,7 @@ pub(super) struct Cache {
     pub l1_bytes: Option<Spanned<Size>>,
     pub entry_bytes_max: Option<Spanned<Size>>,
     pub max_age: Option<Spanned<Time>>,
+    pub decoding: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

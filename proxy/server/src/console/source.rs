@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weir_core::admin::{
-    AdminSource, ConfigRow, DatabaseRow, DriftRow, EndpointRow, EngineRow, HotRow, PinRow, PoolRow, PreparedRow,
-    ShardRow, Show, Snapshot, SocketRow, StatRow, UniqueRow, UserRow, slot_ranges,
+    AdminSource, ConfigRow, DatabaseRow, DecodingRow, DriftRow, EndpointRow, EngineRow, HotRow, PinRow, PoolRow,
+    PreparedRow, ShardRow, Show, Snapshot, SocketRow, StatRow, UniqueRow, UserRow, slot_ranges,
 };
 use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::fresh::TableHash;
 use weir_core::hot::Hot;
 use weir_core::id::ShardId;
-use weir_core::plan::hash_of_table;
 use weir_core::topology::catalog::UniqueState;
 use weir_core::topology::drift::Drift;
 
@@ -51,6 +51,7 @@ impl AdminSource for Source<'_> {
                 Show::Peers => snapshot.peers.extend(crate::fleet::rows(db)),
                 Show::Pins => snapshot.pins.extend(pins(db)),
                 Show::Unique => snapshot.unique.extend(unique(db)),
+                Show::Decoding => snapshot.decoding.extend(decoding(db)),
                 Show::Drift => snapshot.drift.extend(drift(db)),
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),
@@ -328,6 +329,28 @@ fn unique(db: &Database) -> Vec<UniqueRow> {
     db.unique.iter().flat_map(|unique| unique.rules()).map(row).collect()
 }
 
+fn decoding(db: &Database) -> Vec<DecodingRow> {
+    let row = |(shard, decoding): (&Arc<Shard>, &crate::decode::Decoding)| {
+        let (state, counters) = (decoding.state(), &decoding.counters);
+        let (word, reason) = state.shown();
+        DecodingRow {
+            database: db.name.to_string(),
+            shard: shard.name.to_string(),
+            state: word,
+            reason: reason.to_owned(),
+            lag_bytes: counters.lag_bytes.load(Relaxed),
+            lag_ms: counters.lag_us.load(Relaxed) as u64 / 1000,
+            open: counters.open.load(Relaxed),
+            waiting: counters.waiting.load(Relaxed),
+            transactions: counters.transactions.load(Relaxed),
+            words: counters.words.load(Relaxed),
+            reconnects: counters.reconnects.load(Relaxed),
+            gaps: decoding.gaps().to_string(),
+        }
+    };
+    db.shards.iter().zip(&db.decoding).map(row).collect()
+}
+
 fn drift(db: &Database) -> Vec<DriftRow> {
     let shards = Arc::clone(&db.view().topology.shards);
     let rows = |drift: &Drift| {
@@ -392,7 +415,7 @@ fn hot_keys(db: &Database, sees_keys: bool) -> Vec<HotRow> {
     let relations =
         view.catalog.relations.iter().flat_map(|(schema, names)| names.keys().map(move |name| (schema, name)));
     let names: BTreeMap<u64, String> =
-        relations.map(|(schema, name)| (hash_of_table(schema, name).0, format!("{schema}.{name}"))).collect();
+        relations.map(|(schema, name)| (TableHash::of(schema, name).0, format!("{schema}.{name}"))).collect();
     let row = |hot: Hot| HotRow {
         database: db.name.to_string(),
         table: names.get(&hot.subject.table.0).cloned().unwrap_or_else(|| format!("#{:016x}", hot.subject.table.0)),
@@ -462,6 +485,7 @@ fn config(app: &App) -> Vec<ConfigRow> {
         fixed("engine.temp_bytes_max", config.engine.temp_bytes_max.to_string()),
         fixed("engine.time_max", format!("{:?}", config.engine.time_max)),
         fixed("cache.enabled", config.cache.enabled.to_string()),
+        fixed("cache.decoding", config.cache.decoding.as_str().to_owned()),
         fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
         fixed("cache.max_age", format!("{:?}", config.cache.max_age)),
         fixed("tls", if config.tls.is_some() { "on" } else { "off" }.to_owned()),

@@ -7,22 +7,28 @@
 //! Invariant: nothing is acknowledged before the decision is durable, and COMMIT PREPARED is sent before the acknowledgement,
 //! so that the next read on any connection sees all of it.
 
+use std::fmt::Write as _;
+use std::io;
+
 use bytes::Bytes;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::Epoch;
 use weir_core::plan::Noting;
 use weir_core::session::replies::Replies;
 use weir_wire::backend::{Status, report_field, tag};
-use weir_wire::frame;
+use weir_wire::{frame, row};
 
 use crate::auth::scram::sha256;
 use crate::exec::failures::overtaken_by_recovery;
 use crate::exec::relay::{Capture, Trail};
 use crate::front::client::Client;
 use crate::front::session::{End, Failure, Session};
+use crate::front::transaction::Snapshot;
 
 /// What a server answered to a statement of weir's own.
 pub type Answer = Result<(), Bytes>;
+/// The same, with a value that it gives.
+type Value = Result<String, Bytes>;
 
 impl Session {
     /// Sends one statement to several held Backends at once. The first server error is passed to the client.
@@ -41,6 +47,12 @@ impl Session {
 
     /// Sends one statement to several held Backends at once and collects what each says.
     pub async fn ask_all(&mut self, indexes: &[usize], sql: &str) -> Result<Vec<(usize, Answer)>, Failure> {
+        let answers = self.ask_values(indexes, sql).await?;
+        Ok(answers.into_iter().map(|(index, answer)| (index, answer.map(drop))).collect())
+    }
+
+    /// The same, with the first value of the last row that each gives; empty if it gives none.
+    async fn ask_values(&mut self, indexes: &[usize], sql: &str) -> Result<Vec<(usize, Value)>, Failure> {
         for &index in indexes {
             let lease = &mut self.held[index].lease;
             lease.busy = true;
@@ -49,8 +61,8 @@ impl Session {
         let mut answers = Vec::with_capacity(indexes.len());
         for &index in indexes {
             let Session { client, held, .. } = self;
-            match answer(&mut held[index].lease, client).await {
-                Ok(answer) => answers.push((index, answer)),
+            match value(&mut held[index].lease, client).await {
+                Ok(value) => answers.push((index, value)),
                 Err(error) => return Err(self.lost(index, &error)),
             }
         }
@@ -105,6 +117,11 @@ impl Session {
             return Err(failure);
         }
         let begun: Vec<usize> = (0..self.held.len()).filter(|index| self.held[*index].begun).collect();
+        // Of a snapshot of all shards nothing can have been written.
+        let writes = !matches!(txn.snapshot, Snapshot::AllShards);
+        if writes && self.held.iter().any(|held| held.wrote) {
+            self.pass_gate().await;
+        }
         if self.db.tracks_freshness() {
             for &index in &begun {
                 let held = &self.held[index];
@@ -115,7 +132,8 @@ impl Session {
                 }
             }
         }
-        let (writers, readers): (Vec<usize>, Vec<usize>) = begun.iter().partition(|index| self.held[**index].wrote);
+        let (writers, readers): (Vec<usize>, Vec<usize>) =
+            begun.iter().partition(|index| writes && self.held[**index].wrote);
         let decided = match writers.as_slice() {
             [] | [_] => self.commit_one(&readers, &writers).await,
             _ => self.commit_several(&readers, &writers).await,
@@ -157,18 +175,29 @@ impl Session {
             return Err(failure);
         }
         let mut prepared = Vec::new();
+        let mut parts = String::new();
         let mut refused = None;
-        for (index, answer) in self.ask_all(others, &format!("PREPARE TRANSACTION '{gid}'")).await? {
+        let prepare = format!("SELECT pg_catalog.pg_current_xact_id(); PREPARE TRANSACTION '{gid}'");
+        for (index, answer) in self.ask_values(others, &prepare).await? {
             match answer {
-                Ok(()) => prepared.push(index),
+                Ok(number) => {
+                    prepared.push(index);
+                    let _ = write!(parts, ",{}:{number}", self.plain_shard(index));
+                }
                 Err(body) => {
                     refused.get_or_insert(body);
                 }
             }
         }
-        let decided = match refused {
-            None => self.decide(anchor, &ticket).await,
-            Some(body) => Err(self.report(&body)),
+        let snapshots = self.db.snapshots.clone();
+        let (decided, _decision) = match (refused, snapshots) {
+            (Some(body), _) => (Err(self.report(&body)), None),
+            (None, None) => (self.decide(anchor, &ticket, &parts).await, None),
+            (None, Some(snapshots)) => {
+                // Until all shards know: a snapshot of all of them waits for it.
+                let decision = snapshots.decide().await;
+                (self.decide(anchor, &ticket, &parts).await, Some(decision))
+            }
         };
         if let Err(failure) = decided {
             if matches!(failure, Failure::End(_)) {
@@ -191,11 +220,17 @@ impl Session {
         Ok(())
     }
 
-    /// Commits the anchor's own work together with the decision.
-    async fn decide(&mut self, anchor: usize, ticket: &Ticket) -> Result<(), Failure> {
+    /// The name of a held Backend's shard, as names of distributed transactions have it.
+    fn plain_shard(&self, index: usize) -> String {
+        plain_name(&self.view().topology.shards[usize::from(self.held[index].shard.0)])
+    }
+
+    /// Commits the anchor's own work together with the decision, which says which transaction of each shard takes part.
+    async fn decide(&mut self, anchor: usize, ticket: &Ticket, others: &str) -> Result<(), Failure> {
         let Ticket { gid, secret } = ticket;
         let secret = format!("pg_catalog.decode('{secret:032x}', 'hex')");
-        let decision = format!("INSERT INTO weir.txlog (gid, secret) VALUES ('{gid}', {secret})");
+        let own = format!("'{}:' || pg_catalog.pg_current_xact_id()::text || '{others}'", self.plain_shard(anchor));
+        let decision = format!("INSERT INTO weir.txlog (gid, secret, parts) VALUES ('{gid}', {secret}, {own})");
         for (sql, decides) in [(&*decision, true), ("COMMIT", false)] {
             if let Some((_, Err(body))) = self.ask_all(&[anchor], sql).await?.pop() {
                 // The row is there: recovery took this proxy for dead, because the shards took long to prepare.
@@ -245,18 +280,27 @@ impl Session {
 /// Waits for the whole answer to a simple query of weir's own; rows are ignored. What the server says besides (notices of
 /// deferred triggers, settings that a rollback takes back, notifications) is the client's.
 pub async fn answer(lease: &mut crate::back::pool::Lease, client: &mut Client) -> std::io::Result<Answer> {
+    Ok(value(lease, client).await?.map(drop))
+}
+
+async fn value(lease: &mut crate::back::pool::Lease, client: &mut Client) -> std::io::Result<Value> {
     lease.send().await?;
-    let mut answer = Ok(());
+    let mut answer = Ok(String::new());
     loop {
         let (kind, body) = lease.receive().await?;
         match kind {
             tag::ERROR => answer = Err(body),
+            tag::DATA_ROW if answer.is_ok() => {
+                let values = row::values(&body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                answer =
+                    Ok(String::from_utf8_lossy(values.first().copied().flatten().unwrap_or_default()).into_owned());
+            }
             tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION => {
                 client.put_aside(kind, &body);
             }
             tag::READY => {
                 lease.status =
-                    Status::read(&body).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
+                    Status::read(&body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
                 lease.busy = false;
                 return Ok(answer);
             }

@@ -22,7 +22,7 @@ use weir_wire::frontend::{self, put_copy_fail, put_sync};
 use super::failures::{lost_shard, no_common_snapshot, not_utf8, unexpected};
 use super::fan::{OUT_BYTES, Question, Source, with_rows};
 use crate::back::conn::MESSAGE_BYTES_MAX;
-use crate::front::session::{End, Failure, Session};
+use crate::front::session::{End, Failure, Session, Transaction};
 
 /// What the shards are told that had no error of their own.
 const CALLED_OFF: &str = "another shard refused";
@@ -272,7 +272,7 @@ impl Session {
         question: Question<'_>,
         options: &Options,
     ) -> Result<(), Failure> {
-        if self.txn.as_ref().is_some_and(|txn| txn.one_snapshot) {
+        if self.txn.as_ref().is_some_and(Transaction::keeps_one_shard) {
             return Err(no_common_snapshot().into());
         }
         let mut sources = self.ask(shards, question).await?;

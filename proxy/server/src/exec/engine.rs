@@ -34,7 +34,7 @@ use super::relay::{Capture, Flow, Trail};
 use super::ungrouped::Complaint;
 use crate::engine::{Asker, Engine, HubServer, Problem, Ready};
 use crate::front::names::Portal;
-use crate::front::session::{End, Failure, Session};
+use crate::front::session::{End, Failure, Session, Transaction};
 use crate::hot::Given;
 
 /// Held back at a time, so that the engine's complaints can be told in weir's words; its first ones before anything is sent.
@@ -250,8 +250,12 @@ impl Session {
 
     /// May this session's transaction ask it?
     fn engine_fits(&self, plan: &Plan) -> Result<(), UserError> {
-        if self.txn.as_ref().is_some_and(|txn| txn.one_snapshot) {
+        if self.txn.as_ref().is_some_and(Transaction::keeps_one_shard) {
             return Err(no_common_snapshot());
+        }
+        if self.sees_all_shards() {
+            let why = "this transaction sees all shards as at one moment, and the engine would see another one";
+            return Err(cannot(plan, why).hint("Use a READ COMMITTED transaction."));
         }
         if self.txn.is_some() && self.held.iter().any(|held| held.changed) {
             let why = "this transaction has written, and what it wrote cannot be seen from there before it commits";

@@ -7,7 +7,7 @@ use crate::front::session::Failure;
 pub fn no_common_snapshot() -> UserError {
     UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "no common snapshot over several shards")
         .detail("The transaction is REPEATABLE READ or SERIALIZABLE, and the statement reads several shards, each with a snapshot of its own.")
-        .hint("Use READ COMMITTED, or restrict the statement to one shard key.")
+        .hint("Make it READ ONLY as well (not DEFERRABLE), which sees all shards at one moment; or use READ COMMITTED, or one shard key.")
 }
 
 pub fn not_utf8() -> UserError {

@@ -23,7 +23,7 @@ pub use self::question::put_question;
 use self::rows::Whole;
 use super::carry::Carried;
 use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
-use crate::front::session::{End, Failure, Session};
+use crate::front::session::{End, Failure, Session, Transaction};
 use crate::statements::{Prepared, Understood};
 
 /// The client is sent what has gathered whenever it is more than this.
@@ -146,7 +146,7 @@ impl Session {
         spec: MergeSpec,
         form: Form,
     ) -> Result<(), Failure> {
-        if self.txn.as_ref().is_some_and(|txn| txn.one_snapshot) {
+        if self.txn.as_ref().is_some_and(Transaction::keeps_one_shard) {
             return Err(no_common_snapshot().into());
         }
         let mut sources = self.ask(shards, question).await?;

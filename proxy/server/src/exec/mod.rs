@@ -18,5 +18,6 @@ mod own_types;
 pub mod read;
 pub mod relay;
 pub mod replica;
+pub mod snapshot;
 mod ungrouped;
 pub mod unique;

@@ -16,7 +16,7 @@ use weir_wire::frontend::{Execute, Object, Target, put_sync};
 
 use super::failures::{lost_shard, no_common_snapshot};
 use super::fan::{Form, OUT_BYTES, Question, Source};
-use crate::front::session::{End, Failure, Session};
+use crate::front::session::{End, Failure, Session, Transaction};
 
 /// Rows a shard is asked for at once.
 const BATCH_ROWS: i32 = 128;
@@ -77,7 +77,7 @@ impl Session {
         spec: MergeSpec,
         form: Form,
     ) -> Result<(), Failure> {
-        if self.txn.as_ref().is_some_and(|txn| txn.one_snapshot) {
+        if self.txn.as_ref().is_some_and(Transaction::keeps_one_shard) {
             return Err(no_common_snapshot().into());
         }
         self.room_for_read()?;

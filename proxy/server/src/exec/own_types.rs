@@ -60,7 +60,7 @@ pub fn groups(sql: &str) -> bool {
 }
 
 /// Has the statement such a word? A text that is not understood has.
-fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
+pub fn says(sql: &str, wanted: &dyn Fn(&str) -> bool) -> bool {
     let mut tokens = Vec::new();
     lex(sql, &mut tokens).is_err()
         || tokens.into_iter().filter_map(|token| word::name(sql, token)).any(|name| wanted(&name))

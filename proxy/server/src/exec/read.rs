@@ -169,7 +169,8 @@ impl Session {
                 }
             }
         }
-        match self.ask_replica(shard, question, &seen, (shape, asked)).await? {
+        // Boxed, as what follows: hits are many, and the room would be part of every session's task.
+        match Box::pin(self.ask_replica(shard, question, &seen, (shape, asked))).await? {
             Elsewhere::Answered { frames, proven } => {
                 self.fill(key.as_ref().filter(|_| proven), &moment, &frames);
                 asked.put(&frames, &mut self.client.out);
@@ -182,7 +183,7 @@ impl Session {
             Elsewhere::Primary(because) => self.stats.read_primary(shard, because),
         }
         let Some(key) = key else { return Ok(None) };
-        self.ask_primary(question, asked, (&key, &moment), flight).await?;
+        Box::pin(self.ask_primary(question, asked, (&key, &moment), flight)).await?;
         Ok(Some(Use::Read))
     }
 

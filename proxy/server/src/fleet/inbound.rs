@@ -23,6 +23,8 @@ use super::member::Attach;
 const CONNECTIONS_MAX: usize = 1024;
 /// Longest opening of a connection.
 const GREET_MAX: Duration = Duration::from_secs(2);
+/// Words whose stamps are told with one message.
+pub const STAMPS_MAX: u16 = 4096;
 /// Pause after a failure to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -94,7 +96,11 @@ impl Fleet {
                 }
                 return Ok(None);
             }
-            Message::Hello { .. } | Message::Proof { .. } | Message::Heard { .. } => {
+            Message::AskStamps { to, token, first, count } => {
+                let stamps = self.shard_of(to).map(|shard| shard.member.stamps(first, count.min(STAMPS_MAX)));
+                return Ok(Some(Message::Stamps { by: to, token, stamps: stamps.unwrap_or_default() }));
+            }
+            Message::Hello { .. } | Message::Proof { .. } | Message::Heard { .. } | Message::Stamps { .. } => {
                 return Err(io::ErrorKind::InvalidData.into());
             }
         };

@@ -270,7 +270,7 @@ impl Keeper {
     }
 
     /// Whoever could not be reached again is put out: because a write waits for it, or because this one cannot begin otherwise.
-    async fn put_out_who_is_deaf(&mut self, deaf: &[u64]) -> Result<(), Lost> {
+    async fn put_out_who_is_deaf(&mut self, deaf: &BTreeSet<u64>) -> Result<(), Lost> {
         let begins = self.member().standing() < Standing::Serves;
         let unreachable =
             |other: &&Other| !other.out && self.failed.contains(&other.id) && (begins || deaf.contains(&other.id));

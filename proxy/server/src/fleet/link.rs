@@ -35,17 +35,26 @@ enum State {
     Down,
 }
 
+type Waiting = HashMap<(u64, u64), oneshot::Sender<Answer>>;
+
 pub struct Link {
     address: String,
     queue: mpsc::Sender<Message>,
     /// Who waits for an answer, by the member that gives it and the token. `None`: it is down.
-    waiting: Mutex<Option<HashMap<(u64, u64), oneshot::Sender<bool>>>>,
+    waiting: Mutex<Option<Waiting>>,
     state: watch::Sender<State>,
 }
 
 /// No answer will come.
 #[derive(Clone, Copy, Debug)]
 pub struct Deaf;
+
+/// What a member says to a question.
+#[derive(Debug)]
+pub enum Answer {
+    Heard { known: bool },
+    Stamps(Vec<u64>),
+}
 
 impl Link {
     pub fn open(address: String, secret: Secret) -> Arc<Link> {
@@ -74,7 +83,7 @@ impl Link {
     }
 
     /// Sends something that member `by` answers under `token`.
-    pub fn ask(&self, message: Message, by: u64, token: u64) -> Result<oneshot::Receiver<bool>, Deaf> {
+    pub fn ask(&self, message: Message, by: u64, token: u64) -> Result<oneshot::Receiver<Answer>, Deaf> {
         let (answer, answered) = oneshot::channel();
         match &mut *self.waiting.lock() {
             Some(waiting) => waiting.insert((by, token), answer),
@@ -84,11 +93,11 @@ impl Link {
         Ok(answered)
     }
 
-    fn answered(&self, by: u64, token: u64, known: bool) {
+    fn answered(&self, by: u64, token: u64, answer: Answer) {
         let waiting = self.waiting.lock().as_mut().and_then(|waiting| waiting.remove(&(by, token)));
         if let Some(waiting) = waiting {
             // Nobody listens any more: it waited for too long.
-            let _ = waiting.send(known);
+            let _ = waiting.send(answer);
         }
     }
 
@@ -130,7 +139,8 @@ async fn hear(link: &Link, mut reader: OwnedReadHalf) -> io::Result<()> {
     loop {
         while let Some(message) = cut(&mut buffer, FRAME_BYTES_MAX)? {
             match message {
-                Message::Heard { by, token, known } => link.answered(by, token, known),
+                Message::Heard { by, token, known } => link.answered(by, token, Answer::Heard { known }),
+                Message::Stamps { by, token, stamps } => link.answered(by, token, Answer::Stamps(stamps)),
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             }
         }

@@ -24,7 +24,7 @@ use weir_core::id::Lsn;
 use weir_wire::peer::{Ending, Message, Write};
 
 use super::Fleet;
-use super::link::{Deaf, Link};
+use super::link::{Answer, Deaf, Link};
 use crate::clock::Clock;
 
 /// Longest wait for a peer to say that it has heard.
@@ -96,7 +96,7 @@ pub struct Member {
     /// The others in the table: member, address, and whether it was put out.
     others: Mutex<Vec<(u64, String, bool)>>,
     /// Who did not hear; for the keeper.
-    deaf: Mutex<Vec<u64>>,
+    deaf: Mutex<BTreeSet<u64>>,
     poked: Notify,
     /// Name of the primary's life that the lease is from.
     life: AtomicU64,
@@ -174,6 +174,11 @@ impl Member {
         })
     }
 
+    /// Are there other proxies, or may there be?
+    pub fn has_peers(&self) -> bool {
+        self.fleet.is_some()
+    }
+
     /// May reads be answered from the cache or by replicas? Ask after the words were looked at.
     pub fn may_serve(&self) -> bool {
         self.fleet.is_none() || (self.serves.load(SeqCst) && self.has_lease())
@@ -235,7 +240,7 @@ impl Member {
         let intent = self.words.begin_write(words).map_err(too_many)?;
         let Some(fleet) = &self.fleet else { return Ok(Announcing::Done(Announcement::alone(intent))) };
         let token = fleet.token();
-        let announcement = Announcement { intent, token, foreign_schema: false };
+        let announcement = Announcement { intent: intent.named(self.id, token), token, foreign_schema: false };
         let alone = {
             let mut told = self.told.lock();
             told.writes.insert(token, (words.clone(), pid));
@@ -324,7 +329,7 @@ impl Member {
             Entry::Occupied(known) => Some(known.get().announcement.foreign_schema),
             Entry::Vacant(_) if full => None,
             Entry::Vacant(place) => {
-                let announcement = self.begin_for(write)?;
+                let announcement = self.begin_for(from, write)?;
                 let schema = announcement.foreign_schema;
                 place.insert(Foreign { announcement, pid: write.pid });
                 Some(schema)
@@ -332,9 +337,9 @@ impl Member {
         }
     }
 
-    fn begin_for(&self, write: &Write) -> Option<Announcement> {
+    fn begin_for(&self, from: u64, write: &Write) -> Option<Announcement> {
         let set = WordSet::from_indexes(write.words.iter().copied());
-        let intent = self.words.begin_write(&set).ok()?;
+        let intent = self.words.begin_write(&set).ok()?.named(from, write.token);
         let foreign_schema = set.contains_all(&anything());
         self.schema_doubts.fetch_add(usize::from(foreign_schema), SeqCst);
         Some(Announcement { intent, token: 0, foreign_schema })
@@ -374,7 +379,7 @@ impl Member {
             schema |= self.begin_foreign(&mut heard.writes, from, write)?;
         }
         for orphan in orphans {
-            let begun = self.begin_for(orphan)?;
+            let begun = self.begin_for(from, orphan)?;
             schema |= begun.foreign_schema;
             clock.unknown_outcome(begun, orphan.pid);
         }
@@ -407,6 +412,42 @@ impl Member {
             look();
             self.schema_doubts.fetch_sub(moved, SeqCst);
         }
+    }
+
+    // ---- stamps ----
+
+    /// Of words from `first` on, for another proxy. Empty: this one does not serve.
+    pub(super) fn stamps(&self, first: u16, count: u16) -> Vec<u64> {
+        let stamps = self.words.settled_stamps(first, count);
+        if !self.may_serve() {
+            return Vec::new();
+        }
+        stamps.into_iter().map(|settled| settled.map_or(0, |(_, stamp)| stamp)).collect()
+    }
+
+    /// Takes over the stamps of the member with the lowest number, so that what others have stored in Redis can be used here.
+    /// False: there is none to ask, or it did not answer.
+    pub(super) async fn take_stamps(&self, first: u16, count: u16) -> bool {
+        let Some(fleet) = self.fleet.as_ref().filter(|_| self.may_serve()) else { return false };
+        let lowest = self.others.lock().iter().filter(|(_, _, out)| !out).map(|(id, _, _)| *id).min();
+        let Some(leader) = lowest.filter(|lowest| *lowest < self.id) else { return false };
+        let link = self.told.lock().peers.iter().find(|peer| peer.id == leader).map(|peer| Arc::clone(&peer.link));
+        let Some(link) = link else { return false };
+        let (mine, token) = (self.words.settled_stamps(first, count), fleet.token());
+        let Ok(answer) = link.ask(Message::AskStamps { to: leader, token, first, count }, leader, token) else {
+            return false;
+        };
+        let Ok(Ok(Answer::Stamps(theirs))) = timeout(HEAR_MAX, answer).await else { return false };
+        // Both hear of all writes: a word that has not moved here and is settled there has seen the same.
+        if !self.may_serve() || theirs.len() != mine.len() {
+            return false;
+        }
+        for (step, (mine, theirs)) in mine.into_iter().zip(theirs).enumerate() {
+            if let Some(mine) = mine.filter(|mine| theirs != 0 && mine.1 != theirs) {
+                self.words.take_stamp(first.wrapping_add(step as u16), mine, theirs);
+            }
+        }
+        true
     }
 
     // ---- the keeper's side ----
@@ -473,7 +514,7 @@ impl Member {
         *self.others.lock() = others;
     }
 
-    pub(super) fn take_deaf(&self) -> Vec<u64> {
+    pub(super) fn take_deaf(&self) -> BTreeSet<u64> {
         std::mem::take(&mut *self.deaf.lock())
     }
 
@@ -532,9 +573,9 @@ impl Drop for Untold {
     }
 }
 
-async fn is_heard(answer: Result<oneshot::Receiver<bool>, Deaf>) -> bool {
+async fn is_heard(answer: Result<oneshot::Receiver<Answer>, Deaf>) -> bool {
     match answer {
-        Ok(answer) => matches!(timeout(HEAR_MAX, answer).await, Ok(Ok(true))),
+        Ok(answer) => matches!(timeout(HEAR_MAX, answer).await, Ok(Ok(Answer::Heard { known: true }))),
         Err(Deaf) => false,
     }
 }

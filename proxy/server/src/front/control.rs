@@ -6,17 +6,21 @@
 use bytes::BytesMut;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
+use weir_core::plan::{Access, RouteReason, Values};
 use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars, replay};
-use weir_core::sql::class::{Class, Discard, Isolation, Scope, Target};
+use weir_core::sql::class::{Class, Discard, Isolation, Modes, Scope, SetValue, Target};
 use weir_wire::backend::{Report, Status, tag};
 use weir_wire::frame;
 use weir_wire::frontend::put_query;
 
 use super::session::{Failure, Joined, Session, Transaction};
+use super::transaction::modes_over;
 use crate::exec::relay::{Capture, Flow, Trail};
+use crate::exec::snapshot::not_exported;
+use crate::statements::relex;
 
 impl Session {
     /// Runs a control statement and writes its reply but ReadyForQuery. False: it is not one.
@@ -38,8 +42,7 @@ impl Session {
                 } else {
                     "BEGIN"
                 };
-                let one_snapshot = modes.isolation.is_some_and(one_snapshot) || self.defaults_to_one_snapshot();
-                self.begin(sql, one_snapshot, tag);
+                self.begin(sql, modes_over(*modes, self.default_modes()), tag);
             }
             Class::Commit { chain } => self.end(true, *chain).await?,
             Class::Rollback { chain } => self.end(false, *chain).await?,
@@ -50,13 +53,25 @@ impl Session {
                 self.end(false, false).await?;
             }
             Class::PrepareTransaction if self.is_single() => self.prepare_transaction(sql).await?,
-            Class::SetTransaction(_) => self.set_transaction(sql).await?,
+            Class::SetTransaction(modes) => self.set_transaction(sql, *modes).await?,
             Class::SetConstraints => self.set_local(sql, "SET CONSTRAINTS", "SET CONSTRAINTS").await?,
-            Class::Set { scope: Scope::Local, .. } => self.set_local(sql, "SET LOCAL", "SET").await?,
-            Class::Set { .. } | Class::Reset(_) | Class::SetCharacteristics(_) => self.set(sql, class).await?,
+            Class::Set { name, scope, .. } => {
+                let of_transaction = self.txn.is_some() && name.starts_with("transaction_");
+                match scope {
+                    Scope::Session if !of_transaction => self.set(sql, class).await?,
+                    _ => self.set_local(sql, "SET LOCAL", "SET").await?,
+                }
+                self.note_modes(class);
+            }
+            Class::Reset(_) | Class::SetCharacteristics(_) => self.set(sql, class).await?,
             Class::Discard(Discard::All) => self.discard_all(sql).await?,
             Class::Deallocate(Target::Name(name)) => self.deallocate(sql, Some(name)).await?,
             Class::Deallocate(Target::All) => self.deallocate(sql, None).await?,
+            Class::Prepare { inner, .. } if self.is_of_home(sql, *inner) => {
+                let home = self.view().topology.home;
+                self.see(b"", class).await?;
+                self.run_prepare(home, sql).await?;
+            }
             Class::Prepare { .. } => self.pin_home(sql, Pin::SqlPrepare, "PREPARE").await?,
             Class::Execute { .. } => self.on_pinned_or_home(sql).await?,
             Class::Listen(_) => self.pin_home(sql, Pin::Listen, "LISTEN").await?,
@@ -71,7 +86,7 @@ impl Session {
             }
             Class::Fetch { .. } | Class::Move { .. } | Class::CloseCursor(_) => {
                 if !self.use_cursor(sql, class, true).await? {
-                    self.on_cursor(sql).await?;
+                    self.on_cursor(sql, class).await?;
                 }
             }
             _ => return Ok(false),
@@ -93,18 +108,21 @@ impl Session {
         self.is_single() && self.held.iter().any(|held| held.begun && held.lease.status == Status::Failed)
     }
 
-    fn defaults_to_one_snapshot(&self) -> bool {
-        let level = self.vars.current().get("default_transaction_isolation");
-        level.is_some_and(|level| {
-            level.to_ascii_lowercase().contains("repeatable") || level.to_ascii_lowercase().contains("serializable")
-        })
+    /// What the session's own settings say of transactions that say nothing.
+    pub fn default_modes(&self) -> Modes {
+        let vars = self.vars.current();
+        Modes {
+            isolation: vars.get("default_transaction_isolation").and_then(isolation_of),
+            read_only: vars.get("default_transaction_read_only").and_then(flag_of),
+            deferrable: vars.get("default_transaction_deferrable").and_then(flag_of),
+        }
     }
 
-    fn begin(&mut self, sql: &str, one_snapshot: bool, tag: &str) {
+    fn begin(&mut self, sql: &str, modes: Modes, tag: &str) {
         if self.txn.is_some() {
             self.warn("25001", "there is already a transaction in progress");
         } else {
-            self.txn = Some(Transaction::lazy(sql, one_snapshot));
+            self.txn = Some(Transaction::lazy(sql, modes));
             self.vars.on_begin();
         }
         self.put_tag(tag);
@@ -120,7 +138,7 @@ impl Session {
             return Ok(());
         };
         let commit = commit && !txn.failed;
-        let again = chain.then(|| Transaction::lazy(&txn.prelude[0].sql, txn.one_snapshot));
+        let again = chain.then(|| txn.chained());
         if commit {
             self.commit_all().await?;
         } else {
@@ -213,16 +231,16 @@ impl Session {
         self.tell_all(&begun, sql).await
     }
 
-    async fn set_transaction(&mut self, sql: &str) -> Result<(), Failure> {
+    async fn set_transaction(&mut self, sql: &str, modes: Modes) -> Result<(), Failure> {
+        if modes == Modes::default() && !self.is_single() {
+            return Err(not_exported().into());
+        }
         if self.txn.is_none() {
             self.warn("25P01", "SET TRANSACTION can only be used in transaction blocks");
         }
         self.tell_begun(sql).await?;
-        let upper = sql.to_ascii_uppercase();
-        if let Some(txn) = &mut self.txn
-            && (upper.contains("REPEATABLE") || upper.contains("SERIALIZABLE"))
-        {
-            txn.one_snapshot = true;
+        if let Some(txn) = &mut self.txn {
+            txn.set_modes(modes);
         }
         self.join(sql, None);
         self.put_tag("SET");
@@ -244,6 +262,17 @@ impl Session {
         }
         self.put_tag(tag);
         Ok(())
+    }
+
+    /// A transaction's modes may be set like any other setting.
+    fn note_modes(&mut self, class: &Class) {
+        let (Class::Set { name, value: SetValue::Text(value), .. }, Some(txn)) = (class, &mut self.txn) else { return };
+        txn.set_modes(match &**name {
+            "transaction_isolation" => Modes { isolation: isolation_of(value), ..Modes::default() },
+            "transaction_read_only" => Modes { read_only: flag_of(value), ..Modes::default() },
+            "transaction_deferrable" => Modes { deferrable: flag_of(value), ..Modes::default() },
+            _ => return,
+        });
     }
 
     async fn set(&mut self, sql: &str, class: &Class) -> Result<(), Failure> {
@@ -447,31 +476,45 @@ impl Session {
         Ok(())
     }
 
+    /// Does a PREPARE, whose statement begins with this token, read nothing but the catalogue? Then the home shard answers for all.
+    fn is_of_home(&mut self, sql: &str, inner: usize) -> bool {
+        if self.is_single() {
+            return false;
+        }
+        relex(sql, &mut self.scratch);
+        let Some(text) = self.scratch.tokens.get(inner).and_then(|token| sql.get(token.start as usize..)) else {
+            return false;
+        };
+        let view = self.view();
+        let known = self.db.statements.understand(text, &view, &mut self.scratch);
+        let values = Values { params: &[], sql: text, literals: &self.scratch.normal.literals };
+        known.template.bind(&values, &view.topology).is_ok_and(|plan| {
+            !matches!(plan.access, Access::Write)
+                && matches!(plan.reason, RouteReason::SystemCatalog | RouteReason::NoTable)
+        })
+    }
+
+    async fn run_prepare(&mut self, shard: ShardId, sql: &str) -> Result<(), Failure> {
+        let mut request = BytesMut::new();
+        put_query(&mut request, sql);
+        let trail = self.run_raw(shard, &request, &[]).await?;
+        if trail.failed {
+            return Err(Failure::Reported);
+        }
+        if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
+            self.pin(index, Pin::SqlPrepare);
+        }
+        Ok(())
+    }
+
     async fn on_pinned_or_home(&mut self, sql: &str) -> Result<(), Failure> {
+        self.see(sql.as_bytes(), &Class::Other).await?;
         let shard = self.pinned_or_home();
         let mut request = BytesMut::new();
         put_query(&mut request, sql);
         let writes = [weir_core::fresh::Dependency::Anything];
         let trail = self.run_raw(shard, &request, &writes).await?;
         if trail.failed { Err(Failure::Reported) } else { Ok(()) }
-    }
-
-    /// FETCH, MOVE and CLOSE go where the transaction is; with several Backends the cursor's is not known.
-    async fn on_cursor(&mut self, sql: &str) -> Result<(), Failure> {
-        self.cursor_shard()?;
-        self.on_pinned_or_home(sql).await
-    }
-
-    /// Where this session's cursors are.
-    pub fn cursor_shard(&self) -> Result<ShardId, Failure> {
-        if self.held.len() > 1 {
-            return Err(refused(
-                "a cursor in a transaction over several shards",
-                "the cursor lives on one of them",
-                "Read with a plain SELECT.",
-            ));
-        }
-        Ok(self.pinned_or_home())
     }
 
     /// Where what only a server knows of this session is.
@@ -486,8 +529,25 @@ impl Session {
     }
 }
 
-fn one_snapshot(isolation: Isolation) -> bool {
-    matches!(isolation, Isolation::RepeatableRead | Isolation::Serializable)
+/// A value as it stands behind SET.
+fn isolation_of(value: &str) -> Option<Isolation> {
+    let value = value.trim_matches('\'').to_ascii_lowercase();
+    let levels = [Isolation::ReadUncommitted, Isolation::ReadCommitted, Isolation::RepeatableRead];
+    levels.into_iter().chain([Isolation::Serializable]).find(|level| level.as_str() == value)
+}
+
+/// A value as it stands behind SET; Postgres takes any beginning of a word (parse_bool in src/backend/utils/adt/bool.c).
+fn flag_of(value: &str) -> Option<bool> {
+    let value = value.trim_matches('\'').to_ascii_lowercase();
+    let begins = |word: &str| word.starts_with(&value);
+    match &*value {
+        "" | "o" => None,
+        "on" | "1" => Some(true),
+        "0" => Some(false),
+        _ if begins("true") || begins("yes") => Some(true),
+        _ if begins("false") || begins("no") || begins("off") => Some(false),
+        _ => None,
+    }
 }
 
 pub fn aborted() -> UserError {
@@ -498,7 +558,7 @@ pub fn aborted() -> UserError {
     )
 }
 
-fn refused(what: &str, why: &'static str, hint: &'static str) -> Failure {
+pub fn refused(what: &str, why: &'static str, hint: &'static str) -> Failure {
     UserError::new(
         Blame::Client,
         sqlstate::FEATURE_NOT_SUPPORTED,

@@ -3,15 +3,17 @@
 //! Invariant: a name means what one server would take it for: a portal bound anew or closed has no rows left, and what is open
 //! ends with the transaction. Non-goal: how rows are fetched ([`crate::exec::open`]).
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::fresh::Dependency;
 use weir_core::id::ShardId;
 use weir_core::merge::MergeSpec;
 use weir_core::plan::Wrap;
 use weir_core::sql::class::{Class, Target};
 use weir_core::sql::fetch::forward;
-use weir_wire::frontend::Bind;
+use weir_wire::frontend::{Bind, put_query};
 
+use super::control::refused;
 use super::names::Portal;
 use super::session::{Failure, Session};
 use super::stepwise::returns_rows;
@@ -136,6 +138,47 @@ impl Session {
     pub fn reads_in_parts(&self, portal: &Portal) -> bool {
         let sql = std::str::from_utf8(&portal.prepared.sql).unwrap_or_default();
         matches!(portal.plan.wrap, Wrap::None | Wrap::Carry(_)) && returns_rows(&portal.plan, sql)
+    }
+}
+
+impl Session {
+    /// FETCH, MOVE and CLOSE go where the cursor is.
+    pub async fn on_cursor(&mut self, sql: &str, class: &Class) -> Result<(), Failure> {
+        let shard = self.cursor_shard(class)?;
+        let mut request = BytesMut::new();
+        put_query(&mut request, sql);
+        let writes = [Dependency::Anything];
+        let trail = self.run_raw(shard, &request, &writes).await?;
+        if trail.failed { Err(Failure::Reported) } else { Ok(()) }
+    }
+
+    /// One shard has made a cursor in the open transaction.
+    pub fn note_cursor(&mut self, class: &Class, shard: ShardId) {
+        const CURSORS_MAX: usize = 256;
+        if let (Class::Declare { name, .. }, Some(txn)) = (class, &mut self.txn) {
+            txn.cursors.retain(|(known, _)| **known != **name);
+            if txn.cursors.len() < CURSORS_MAX {
+                txn.cursors.push((name.as_str().into(), shard));
+            }
+        }
+    }
+
+    /// Where this session's cursors are, or the one that the statement names.
+    pub fn cursor_shard(&self, class: &Class) -> Result<ShardId, Failure> {
+        if let Class::Fetch { name } | Class::Move { name } | Class::CloseCursor(Target::Name(name)) = class
+            && let Some(txn) = &self.txn
+            && let Some((_, shard)) = txn.cursors.iter().find(|(known, _)| **known == **name)
+        {
+            return Ok(*shard);
+        }
+        if self.held.len() > 1 {
+            return Err(refused(
+                "a cursor in a transaction over several shards",
+                "the cursor lives on one of them, and weir has not seen its DECLARE",
+                "Read with a plain SELECT.",
+            ));
+        }
+        Ok(self.pinned_or_home())
     }
 }
 

@@ -51,6 +51,10 @@ impl Session {
             if let Drawing::Set { sequence, value, drawn } = drawing {
                 self.db.sequences.set(sequence, *value, *drawn).await?;
             }
+            if let Drawing::Seen(sequence) = drawing {
+                values.push(self.db.sequences.next(sequence).await?);
+                continue;
+            }
             let state = self.drawn.get_or_insert_default();
             values.push(match drawing {
                 Drawing::Next(sequence) => {
@@ -64,6 +68,7 @@ impl Session {
                     *state.current.get(&sequence.name).ok_or_else(|| not_yet(&sequence.name.1))?
                 }
                 Drawing::Last => state.last.unwrap_or_default(),
+                Drawing::Seen(sequence) => sequence.rule.start,
                 Drawing::Set { sequence, value, drawn } => {
                     if *drawn {
                         state.current.insert(sequence.name.clone(), *value);

@@ -118,23 +118,21 @@ impl Session {
         survey.clear();
         self.spare_survey = survey;
         match result {
-            Ok(()) | Err(Failure::Reported) => {}
+            Ok(()) | Err(Failure::Reported) => Ok(()),
             Err(Failure::Refused(error)) => {
                 self.announced.publish();
                 self.fail(&error);
                 self.skipping = ending == Ending::Flush;
-                if ending == Ending::Sync {
-                    return self.sync_only().await;
-                }
+                if ending == Ending::Sync { self.sync_only().await } else { Ok(()) }
             }
-            Err(Failure::End(end)) => return Err(end),
+            Err(Failure::End(end)) => Err(end),
         }
-        Ok(())
     }
 
     /// Sync with nothing before it: ends a pipeline if there is one.
     pub async fn sync_only(&mut self) -> Result<(), End> {
         if let Some(index) = self.pipelining() {
+            self.pass_gate().await;
             let mut replies = Replies::default();
             put_sync(&mut self.held[index].lease.out);
             replies.push(Owed::Sync { hidden: false });
@@ -338,12 +336,11 @@ impl Session {
                 Err(failure) => return Err(failure),
             }
         }
+        self.before_batch(survey, ending).await?;
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         if !self.held[index].lease.busy {
             self.prime(index, &mut replies);
-        }
-        if !self.held[index].lease.busy {
             for step in &survey.steps {
                 if let Step::Execute { portal, .. } = step {
                     self.own_sequences(index, &portal.prepared.shape, &mut replies);

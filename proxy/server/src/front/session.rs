@@ -482,6 +482,9 @@ impl Session {
         writes: &Dependencies,
         commits_now: bool,
     ) -> Result<(), UserError> {
+        if commits_now {
+            self.pass_gate().await;
+        }
         let held = &mut self.held[index];
         held.wrote = true;
         held.changed |= !writes.is_empty();

@@ -23,6 +23,7 @@ use weir_wire::backend::{EMPTY_QUERY, Status};
 
 use super::session::{End, Failure, Session};
 use super::stepwise::split_pipeline;
+use super::transaction::Snapshot;
 use crate::exec::failures::no_common_snapshot;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
@@ -51,6 +52,9 @@ impl Session {
 
     pub async fn function_call(&mut self, frame: &Bytes) -> Result<(), End> {
         let home = self.view().topology.home;
+        if let Err(failure) = self.see(b"", &Class::Select).await {
+            return self.conclude(Err(failure));
+        }
         let result = match self.pipelining() {
             Some(index) if self.held[index].shard != home => Err(split_pipeline().into()),
             _ => self.run_raw(home, frame, &[Dependency::Anything]).await,
@@ -122,6 +126,7 @@ impl Session {
                 .hint("Use client_encoding UTF8, and parameters or COPY for large values.")
                 .into());
         }
+        self.see(sql, &Class::Other).await?;
         let mut frame = bytes::BytesMut::new();
         weir_wire::frame::put(&mut frame, b'Q', |out| weir_wire::frame::put_cstr(out, sql));
         let trail = self.run_raw(view.topology.home, &frame, &[Dependency::Anything]).await?;
@@ -141,6 +146,7 @@ impl Session {
         {
             return Box::pin(self.statement(&text, &filled)).await;
         }
+        self.see(sql.as_bytes(), class).await?;
         let view = self.view();
         let literals = std::mem::take(&mut self.scratch.normal.literals);
         let values = Values { params: &[], sql, literals: &literals };
@@ -182,7 +188,10 @@ impl Session {
 
     /// The shard whose snapshot the transaction sees, where it has but one.
     fn snapshot_on(&self) -> Option<ShardId> {
-        self.txn.as_ref()?.snapshot_on
+        match self.txn.as_ref()?.snapshot {
+            Snapshot::OneShard(shard) => shard,
+            _ => None,
+        }
     }
 
     /// Which shards a plan means for this session now.
@@ -205,13 +214,15 @@ impl Session {
 
     /// A transaction with one snapshot for all of it stays on the shard that took it: another would show other moments.
     pub fn keep_snapshot(&mut self, plan: &Plan, place: &Place) -> Result<(), UserError> {
-        let Some(txn) = self.txn.as_mut().filter(|txn| txn.one_snapshot && plan.reason.sees_rows()) else {
+        let Some(txn) = self.txn.as_mut().filter(|txn| txn.keeps_one_shard() && plan.reason.sees_rows()) else {
             return Ok(());
         };
-        match place {
-            Place::One(shard) if *txn.snapshot_on.get_or_insert(*shard) == *shard => Ok(()),
-            _ => Err(no_common_snapshot()),
+        let Place::One(shard) = place else { return Err(no_common_snapshot()) };
+        match txn.snapshot {
+            Snapshot::OneShard(Some(taken)) if taken != *shard => return Err(no_common_snapshot()),
+            _ => txn.snapshot = Snapshot::OneShard(Some(*shard)),
         }
+        Ok(())
     }
 
     async fn single(&mut self, shard: ShardId, sql: &str, understood: &Understood, plan: &Plan) -> Result<(), Failure> {
@@ -243,6 +254,7 @@ impl Session {
         if trail.failed {
             return Err(Failure::Reported);
         }
+        self.note_cursor(&understood.shape.class, shard);
         self.after(&understood.shape).await;
         Ok(())
     }
@@ -344,6 +356,11 @@ impl Session {
             }
             understood.push(known);
         }
+        let in_block = self.txn.is_some() && !view.topology.is_single();
+        let sets = |known: &Understood| matches!(known.shape.class, Class::SetTransaction(_));
+        if in_block && (self.sees_all_shards() || understood.iter().any(sets)) {
+            return self.one_by_one(texts, &understood, false).await;
+        }
         let home = Some(Place::One(view.topology.home));
         let together = if view.topology.is_single() {
             Some(ShardId(0))
@@ -396,6 +413,10 @@ impl Session {
             return Err(Failure::Reported);
         }
         self.note_settings(index, &classes, open);
+        let defaults = self.default_modes();
+        if let Some(txn) = self.txn.as_mut().filter(|_| !open) {
+            txn.note_text(&classes, defaults, shard);
+        }
         if classes.iter().any(|class| matches!(class, Class::Deallocate(weir_core::sql::class::Target::All))) {
             self.names.forget_statements();
             self.held[index].lease.forget_all_prepared();

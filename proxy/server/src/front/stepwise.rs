@@ -183,6 +183,7 @@ impl Session {
         prepared: &Prepared,
         wanted: bool,
     ) -> Result<BytesMut, Failure> {
+        self.see(&prepared.sql, &prepared.shape.class).await?;
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);
@@ -260,22 +261,10 @@ impl Session {
             if failed {
                 return Err(aborted().into());
             }
-            if self.is_own_fetch(&prepared.shape.class) && asks_binary(&portal.bind) {
-                return Err(binary_cursor().into());
-            }
-            let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
-            let bind_due = call.bind_due && self.is_own_cursor(&prepared.shape.class);
-            if bind_due {
-                self.client.out.extend_from_slice(BIND_COMPLETE);
-            }
-            if self.use_cursor(sql, &prepared.shape.class, false).await? {
-                return Ok(());
-            }
-            let prepares = matches!(prepared.shape.class, Class::Execute { .. });
-            let shard = if prepares { self.pinned_or_home() } else { self.cursor_shard()? };
-            let index = self.hold(shard).await?;
-            self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true).await?;
-            return self.execute_on(shard, call).await;
+            return self.execute_on_state(call).await;
+        }
+        if !failed && !prepared.shape.class.is_control() {
+            self.see(&prepared.sql, &prepared.shape.class).await?;
         }
         let place = match portal.bound_on {
             _ if prepared.shape.class.is_control() => None,
@@ -321,6 +310,29 @@ impl Session {
             },
         };
         self.execute_on(shard, Call { bind_due: false, ..call }).await
+    }
+
+    /// A statement about what only a server knows: a cursor, or what SQL PREPARE has made.
+    async fn execute_on_state(&mut self, call: Call<'_>) -> Result<(), Failure> {
+        let Call { portal, .. } = call;
+        let prepared = &portal.prepared;
+        if self.is_own_fetch(&prepared.shape.class) && asks_binary(&portal.bind) {
+            return Err(binary_cursor().into());
+        }
+        let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+        let bind_due = call.bind_due && self.is_own_cursor(&prepared.shape.class);
+        if bind_due {
+            self.client.out.extend_from_slice(BIND_COMPLETE);
+        }
+        if self.use_cursor(sql, &prepared.shape.class, false).await? {
+            return Ok(());
+        }
+        let prepares = matches!(prepared.shape.class, Class::Execute { .. });
+        self.see(&prepared.sql, &Class::Other).await?;
+        let shard = if prepares { self.pinned_or_home() } else { self.cursor_shard(&prepared.shape.class)? };
+        let index = self.hold(shard).await?;
+        self.note_write_of(index, &Dependencies::from_slice(&[Dependency::Anything]), true).await?;
+        self.execute_on(shard, call).await
     }
 
     async fn execute_several(&mut self, call: Call<'_>, shards: &[ShardId]) -> Result<(), Failure> {
@@ -391,6 +403,7 @@ impl Session {
             self.undo(index, &mut undo, &trail.undone);
             return Err(Failure::Reported);
         }
+        self.note_cursor(&prepared.shape.class, shard);
         if self.txn.is_some()
             && let Ok(kept) = self.names.portal(name)
         {

@@ -1,6 +1,7 @@
 //! Handles of one database: what its sessions, pools, probes and cache count.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
@@ -15,6 +16,7 @@ use super::cached::{CacheResult, FILLS, Fill, UNCACHEABLE, fill_index, fill_labe
 use super::stripe::{Stripe, Striped};
 use super::tally::Tally;
 use super::{Registry, Subject};
+use crate::decode::Counters;
 
 /// Label `role` of a server connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,6 +114,18 @@ struct ShardMetrics {
     queries: [[Published; 2]; RouteKind::ALL.len()],
     endpoints: Vec<EndpointMetrics>,
     slots: Gauge,
+    decoding: DecodingMetrics,
+}
+
+/// Handles of the task that follows a shard's WAL.
+pub struct DecodingMetrics {
+    up: Gauge,
+    lag_bytes: Gauge,
+    lag_seconds: Gauge,
+    waiting: Gauge,
+    transactions: Counter,
+    words: Counter,
+    reconnects: Counter,
 }
 
 #[derive(Default)]
@@ -207,6 +221,10 @@ impl DatabaseMetrics {
     /// Gauges of a shard's pool; `None` for a shard that does not exist.
     pub fn pool(&self, shard: ShardId, role: Role) -> Option<PoolMetrics> {
         self.shards.get(usize::from(shard.0)).map(|shard| shard.pools[role as usize].clone())
+    }
+
+    pub fn decoding(&self, shard: ShardId) -> Option<&DecodingMetrics> {
+        self.shards.get(usize::from(shard.0)).map(|shard| &shard.decoding)
     }
 
     /// A server of a shard; the primary is the first.
@@ -329,7 +347,32 @@ impl ShardMetrics {
             queries: RouteKind::ALL.map(|route| Role::ALL.map(|role| queries(route, role))),
             endpoints: servers.iter().map(endpoint).collect(),
             slots: registry.gauge("weir_slots", &[("database", database), ("shard", shard)]),
+            decoding: DecodingMetrics::new(registry, &[("database", database), ("shard", shard)]),
         }
+    }
+}
+
+impl DecodingMetrics {
+    fn new(registry: &Registry, labels: &[(&'static str, &str)]) -> Self {
+        DecodingMetrics {
+            up: registry.gauge("weir_decoding_up", labels),
+            lag_bytes: registry.gauge("weir_decoding_lag_bytes", labels),
+            lag_seconds: registry.gauge("weir_decoding_lag_seconds", labels),
+            waiting: registry.gauge("weir_decoding_waiting_commits", labels),
+            transactions: registry.counter("weir_decoding_transactions_total", labels),
+            words: registry.counter("weir_decoding_words_total", labels),
+            reconnects: registry.counter("weir_decoding_reconnects_total", labels),
+        }
+    }
+
+    pub fn publish(&self, is_up: bool, counters: &Counters) {
+        self.up.set(f64::from(u8::from(is_up)));
+        self.lag_bytes.set(counters.lag_bytes.load(Relaxed) as f64);
+        self.lag_seconds.set(counters.lag_us.load(Relaxed) as f64 / 1e6);
+        self.waiting.set(counters.waiting.load(Relaxed) as f64);
+        self.transactions.absolute(counters.transactions.load(Relaxed));
+        self.words.absolute(counters.words.load(Relaxed));
+        self.reconnects.absolute(counters.reconnects.load(Relaxed));
     }
 }
 

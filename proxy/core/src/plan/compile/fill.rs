@@ -59,6 +59,9 @@ impl Compiler<'_> {
         if *class == Class::Insert {
             self.defaults(source, &mut filling)?;
         }
+        if *class == Class::Select {
+            self.read_as_table(source, &mut filling);
+        }
         self.calls(class, source, normal, &mut filling)?;
         let draws = |name: Option<&RelationName>| {
             let next = |drawing: &Drawing| matches!(drawing, Drawing::Next(sequence) if name.is_none_or(|name| sequence.name == *name));
@@ -88,6 +91,30 @@ impl Compiler<'_> {
             })
         };
         names.into_iter().find_map(of).map(|sequence| refuse::sequence_restart(&sequence.name.1))
+    }
+
+    /// `SELECT … FROM sequence`, as pg_dump asks for the number to go on with: the shards do not know it.
+    fn read_as_table(&self, source: Source<'_>, filling: &mut Filling) {
+        let tokens = source.original;
+        let end = tokens.iter().position(|token| token.kind == TokenKind::Semicolon).unwrap_or(tokens.len());
+        let Some(from) = tokens[..end].iter().position(|token| token.is_word(source.sql, "from")) else { return };
+        let name = from + 1..end;
+        let is_name = match &tokens[name.clone()] {
+            [_] => true,
+            [_, dot, _] => dot.kind == TokenKind::Dot,
+            _ => false,
+        };
+        let Some(table) = self.table(source, &name).filter(|_| is_name) else { return };
+        let Some(sequence) = self.sequence(&(table.schema, table.name)) else { return };
+        let (start, increment) = (sequence.rule.start, sequence.rule.increment);
+        let columns = format!(
+            "(SELECT CASE WHEN s.next > {start} THEN s.next - {increment} ELSE {start} END AS last_value, 0::bigint AS log_cnt, \
+             s.next > {start} AS is_called FROM (SELECT "
+        );
+        let alias = format!(" AS next) AS s) AS {}", word::quote_name(&sequence.name.1));
+        let value = Patch::Value(filling.drawings.len());
+        filling.edits.push((name, vec![Patch::Text(columns.into()), value, Patch::Text(alias.into())]));
+        filling.drawings.push(Drawing::Seen(sequence));
     }
 
     /// The sequence, if its numbers are weir's: a declared table is filled from it.

@@ -1,0 +1,201 @@
+//! The replication connection: a temporary slot, the plugin's messages, and the answers that keep the server from holding WAL.
+//!
+//! Invariant: what is confirmed has been announced. Non-goals: resuming (the slot is gone with the connection, and whoever made
+//! another voids everything).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow, bail};
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use weir_core::fresh::Dependencies;
+use weir_core::fresh::decoded::{Committed, Decoded, Known};
+use weir_wire::backend::{report_field, tag};
+use weir_wire::pgoutput::{Copied, put_status, read_copied, read_message};
+
+use super::{Decoder, told};
+use crate::back::conn::Backend;
+use crate::back::connect::{Login, connect_as};
+use crate::database::View;
+
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// Commits that follow each other more closely share a status: each costs a system call, and only WAL is held meanwhile.
+const STATUS_GAP: Duration = Duration::from_millis(20);
+/// Commits that are announced together, at most: their words are pending until the last of them is shown.
+const TOGETHER_MAX: usize = 64;
+/// Frames that are looked at, at most, before what they told is announced.
+const FRAMES_MAX: usize = 256;
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Microseconds from 1970 to 2000, where Postgres's clock begins.
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+pub(super) struct Stream {
+    backend: Backend,
+    decoded: Decoded,
+    /// All below was announced.
+    handled: u64,
+    confirmed_at: Instant,
+}
+
+impl Stream {
+    /// Makes the slot, which waits for all transactions that are running, and starts. The caller bounds the wait.
+    pub(super) async fn open(login: &Login, publications: &[String]) -> Result<Stream> {
+        let parameters = [
+            ("user", &*login.user),
+            ("database", &*login.database),
+            ("replication", "database"),
+            ("application_name", "weir decoding"),
+            // The least there is: a large transaction comes while it runs, and holds up nobody who commits meanwhile.
+            ("logical_decoding_work_mem", "64kB"),
+            // If weir is stopped or cut off, the slot goes that soon, whatever the server's own setting is.
+            ("wal_sender_timeout", "10s"),
+            ("idle_session_timeout", "60s"),
+            ("statement_timeout", "0"),
+            ("lock_timeout", "0"),
+        ];
+        let (backend, _) = connect_as(login, &parameters).await.map_err(told)?;
+        let mut stream = Stream { backend, decoded: Decoded::default(), handled: 0, confirmed_at: Instant::now() };
+        let slot = format!("weir_{:016x}", rand::random::<u64>());
+        stream
+            .command(&format!("CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT"))
+            .await
+            .context("the replication slot")?;
+        let publications: Vec<String> = publications.iter().map(|name| format!("\"{name}\"")).collect();
+        let start = format!(
+            "START_REPLICATION SLOT {slot} LOGICAL 0/0 (proto_version '2', streaming 'on', messages 'true', \
+             publication_names '{}')",
+            publications.join(",")
+        );
+        timeout(START_TIMEOUT, stream.start(&start)).await.context("the stream did not start in time")??;
+        Ok(stream)
+    }
+
+    /// Runs a command to its end.
+    async fn command(&mut self, command: &str) -> Result<()> {
+        self.backend.put_query(command);
+        self.backend.send().await?;
+        loop {
+            match self.backend.receive().await? {
+                (tag::READY, _) => return Ok(()),
+                (tag::ERROR, body) => return Err(said(&body)),
+                _ => {}
+            }
+        }
+    }
+
+    async fn start(&mut self, command: &str) -> Result<()> {
+        self.backend.put_query(command);
+        self.backend.send().await?;
+        loop {
+            match self.backend.receive().await? {
+                (tag::COPY_BOTH, _) => return Ok(()),
+                (tag::ERROR, body) => return Err(said(&body)),
+                (tag::READY, _) => bail!("the server ended the stream at once"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Announces what is decoded, until the connection fails. `pid`: as for [`crate::fresh::announce_decoded`].
+    pub(super) async fn follow(&mut self, decoder: &Decoder, pid: i32) -> Result<Infallible> {
+        let mut ticks = interval(STATUS_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut view = decoder.db.view_arc();
+        loop {
+            // Both may be dropped while they wait: a frame is taken whole or not at all, a tick is not used up.
+            let mut frame = tokio::select! {
+                frame = self.backend.receive() => Some(frame),
+                _ = ticks.tick() => None,
+            };
+            let mut asked = frame.is_none();
+            // What is there already is announced together.
+            let (mut committed, mut frames) = (Vec::new(), 0);
+            while let Some(received) = frame.take() {
+                let (tag, body) = received.context("the stream broke")?;
+                asked |= self.on_frame(tag, &body, decoder, (&mut view, &mut committed))?;
+                frames += 1;
+                if frames < FRAMES_MAX && committed.len() < TOGETHER_MAX {
+                    frame = self.backend.receive().now_or_never();
+                }
+            }
+            if let Some(last) = committed.last() {
+                announce(&committed, decoder, pid).await?;
+                self.handled = self.handled.max(last.end_lsn);
+            }
+            decoder.decoding().counters.handled.store(self.handled, Relaxed);
+            if asked || self.is_quiet_since(STATUS_GAP) {
+                self.confirm().await?;
+            }
+        }
+    }
+
+    fn is_quiet_since(&self, gap: Duration) -> bool {
+        self.confirmed_at.elapsed() >= gap
+    }
+
+    /// True: the server wants an answer now.
+    fn on_frame(
+        &mut self,
+        tag: u8,
+        body: &Bytes,
+        decoder: &Decoder,
+        (view, committed): (&mut Arc<View>, &mut Vec<Committed>),
+    ) -> Result<bool> {
+        match tag {
+            tag::COPY_DATA => {}
+            tag::ERROR => return Err(said(body)),
+            tag::COPY_DONE | tag::COMMAND_COMPLETE | tag::READY => bail!("the server has ended the stream"),
+            _ => return Ok(false),
+        }
+        let counters = &decoder.decoding().counters;
+        match read_copied(body)? {
+            Copied::Keepalive { wal_end, reply_now, .. } => {
+                // All that committed below has been sent; what of it is not announced yet is before the next confirmation.
+                self.handled = self.handled.max(wal_end);
+                Ok(reply_now)
+            }
+            Copied::Data { sent_at, message, .. } => {
+                let message = read_message(message, self.decoded.is_streamed())?;
+                let now = decoder.db.view();
+                if now.version != view.version {
+                    *view = Arc::clone(&now);
+                }
+                let known = Known { catalog: &view.catalog, rules: &view.rules, version: view.version };
+                if let Some(one) = self.decoded.on_message(&message, known)? {
+                    counters.lag_us.store(sent_at.saturating_sub(one.committed_at).max(0), Relaxed);
+                    committed.push(one);
+                }
+                counters.open.store(self.decoded.open_count() as u64, Relaxed);
+                Ok(false)
+            }
+        }
+    }
+
+    async fn confirm(&mut self) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as i64;
+        put_status(&mut self.backend.out, self.handled, now - POSTGRES_EPOCH_US);
+        self.confirmed_at = Instant::now();
+        self.backend.send().await.context("the stream broke")
+    }
+}
+
+/// Raises the words of commits and hands them over to be ended.
+async fn announce(committed: &[Committed], decoder: &Decoder, pid: i32) -> Result<()> {
+    let writes: Dependencies = committed.iter().flat_map(|one| one.writes.iter().copied()).collect();
+    let announcement = crate::fresh::announce_decoded(decoder.here(), &writes, pid).await.map_err(told)?;
+    let counters = &decoder.decoding().counters;
+    counters.transactions.fetch_add(committed.len() as u64, Relaxed);
+    counters.words.fetch_add(announcement.intent.words().indexes().len() as u64, Relaxed);
+    decoder.settling.put(committed, announcement)
+}
+
+/// A server's error message.
+fn said(body: &[u8]) -> anyhow::Error {
+    let field =
+        |code| report_field(body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
+    anyhow!("{} ({})", field(b'M'), field(b'C'))
+}
