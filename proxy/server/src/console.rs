@@ -142,7 +142,7 @@ impl Console<'_> {
     }
 
     fn table(&self, text: &str) -> Result<Table, UserError> {
-        admin::answer(&admin::command::parse(text)?, &source::Source(self.app))
+        admin::answer(&admin::command::parse(text)?, &source::Source { app: self.app, sees_keys: self.may_change })
     }
 
     async fn batch(&mut self, batch: Batch) -> io::Result<()> {

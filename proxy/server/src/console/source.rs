@@ -1,13 +1,16 @@
 //! The running process as the console and the HTTP side see it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weir_core::admin::{
-    AdminSource, ConfigRow, DatabaseRow, DecodingRow, DriftRow, EndpointRow, EngineRow, PinRow, PoolRow, PreparedRow,
-    ShardRow, Show, Snapshot, SocketRow, StatRow, UniqueRow, UserRow, slot_ranges,
+    AdminSource, ConfigRow, DatabaseRow, DecodingRow, DriftRow, EndpointRow, EngineRow, HotRow, PinRow, PoolRow,
+    PreparedRow, ShardRow, Show, Snapshot, SocketRow, StatRow, UniqueRow, UserRow, slot_ranges,
 };
 use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::fresh::TableHash;
+use weir_core::hot::Hot;
 use weir_core::id::ShardId;
 use weir_core::topology::catalog::UniqueState;
 use weir_core::topology::drift::Drift;
@@ -20,11 +23,15 @@ use crate::metrics::Role;
 use crate::probe::EndpointView;
 
 /// Borrows the process for one answer.
-pub struct Source<'a>(pub &'a App);
+pub struct Source<'a> {
+    pub app: &'a App,
+    /// May the asker see values of keys?
+    pub sees_keys: bool,
+}
 
 impl AdminSource for Source<'_> {
     fn snapshot(&self, show: Show) -> Snapshot {
-        let app = self.0;
+        let app = self.app;
         let mut snapshot = Snapshot { version: format!("weir {}", env!("CARGO_PKG_VERSION")), ..Snapshot::default() };
         for db in &app.databases() {
             match show {
@@ -49,6 +56,7 @@ impl AdminSource for Source<'_> {
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),
                 Show::Cache => snapshot.cache.extend(cache(db)),
+                Show::HotKeys => snapshot.hot.extend(hot_keys(db, self.sees_keys)),
                 Show::Lists => snapshot.lists.extend(lists(app, db)),
                 _ => {}
             }
@@ -66,9 +74,9 @@ impl AdminSource for Source<'_> {
     }
 
     fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError> {
-        let all = self.0.databases();
+        let all = self.app.databases();
         let found = match (database, all.as_slice()) {
-            (Some(name), _) => self.0.database(name),
+            (Some(name), _) => self.app.database(name),
             (None, [only]) => Some(Arc::clone(only)),
             (None, _) => None,
         };
@@ -399,6 +407,30 @@ fn cache(db: &Database) -> Vec<(String, i64)> {
     .collect()
 }
 
+/// Keys by their hashes, for those who may not see values.
+fn hot_keys(db: &Database, sees_keys: bool) -> Vec<HotRow> {
+    const SHOWN: usize = 50;
+    let (hottest, total) = db.stats.hot.hottest(SHOWN);
+    let view = db.view();
+    let relations =
+        view.catalog.relations.iter().flat_map(|(schema, names)| names.keys().map(move |name| (schema, name)));
+    let names: BTreeMap<u64, String> =
+        relations.map(|(schema, name)| (TableHash::of(schema, name).0, format!("{schema}.{name}"))).collect();
+    let row = |hot: Hot| HotRow {
+        database: db.name.to_string(),
+        table: names.get(&hot.subject.table.0).cloned().unwrap_or_else(|| format!("#{:016x}", hot.subject.table.0)),
+        key: hot
+            .subject
+            .key
+            .map(|key| hot.text.filter(|_| sees_keys).map_or_else(|| format!("#{:016x}", key.0), String::from)),
+        reads: hot.reads,
+        hits: hot.hits,
+        writes: hot.writes,
+        permille: (hot.count - hot.error) * 1000 / total.max(1),
+    };
+    hottest.into_iter().map(row).collect()
+}
+
 fn lists(app: &App, db: &Database) -> Vec<(String, i64)> {
     let pools = db.all_pools();
     let counts: Vec<_> = pools
@@ -482,11 +514,11 @@ pub struct HttpSource(pub Arc<App>);
 
 impl AdminSource for HttpSource {
     fn snapshot(&self, show: Show) -> Snapshot {
-        Source(&self.0).snapshot(show)
+        Source { app: &self.0, sees_keys: false }.snapshot(show)
     }
 
     fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError> {
-        Source(&self.0).route(database, sql)
+        Source { app: &self.0, sees_keys: false }.route(database, sql)
     }
 }
 
@@ -565,6 +597,9 @@ fn publish_gauges(db: &Database) {
             *total = (total.0 + counts.busy, total.1 + counts.idle);
         }
     }
+    let (hottest, total) = db.stats.hot.hottest(1);
+    let most = hottest.first().map_or(0, |hot| hot.count - hot.error);
+    metrics.hot_share.set(most as f64 / total.max(1) as f64);
     metrics.clients_active.set(busy as f64);
     metrics.clients_idle.set((live.len() - busy) as f64);
     metrics.clients_waiting.set(waiting as f64);
