@@ -3,6 +3,7 @@
 //! Non-goals: what the figures are ([`source`]) and how they look (`weir_core::admin`).
 
 mod act;
+mod figures;
 pub mod source;
 
 use std::io;

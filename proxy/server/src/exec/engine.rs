@@ -239,13 +239,8 @@ impl Session {
             Question::Once { types, .. } => types,
             _ => &[],
         };
-        Asker {
-            view_version: self.view().version,
-            token: String::new(),
-            user: Arc::clone(&self.user),
-            sql: asked.sql.into(),
-            types: types.into(),
-        }
+        let (view_version, user) = (self.view().version, Arc::clone(&self.user));
+        Asker { view_version, token: String::new(), user, sql: asked.sql.into(), types: types.into() }
     }
 
     /// May this session's transaction ask it?
