@@ -43,6 +43,7 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("session", &["error", "id", "topology", "sql"]),
     ("pool", &["error", "id"]),
     ("cache", &["error", "id", "topology", "sql", "fresh"]),
+    ("hot", &["fresh"]),
     ("admin", &["error", "id", "topology"]),
     ("snapshot", &[]),
 ];

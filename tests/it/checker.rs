@@ -100,7 +100,7 @@ async fn the_checker_finds_nothing_stale_whatever_is_disturbed() -> Result<()> {
     for reader in 0..READERS {
         workers.spawn(keep_reading(Arc::clone(&desk), reader, Dice::new(seed ^ (1000 + reader as u64))));
     }
-    let disturbed = disturb(&desk, Dice::new(seed ^ 77)).await;
+    let disturbed = disturb(&desk, Dice::new(seed ^ 0x4d)).await;
     desk.closed.store(true, SeqCst);
     while let Some(ended) = workers.join_next().await {
         ended??;

@@ -92,9 +92,8 @@ async fn who_followed_a_leader_that_died_asks_for_itself() -> Result<()> {
     let mut waiting = waiting;
     let answer = loop {
         impatience.cancel_query(tokio_postgres::NoTls).await?;
-        match tokio::time::timeout(Duration::from_millis(50), &mut waiting).await {
-            Ok(answer) => break answer?,
-            Err(_) => {}
+        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(50), &mut waiting).await {
+            break answer?;
         }
     };
     cancelled(answer);

@@ -23,6 +23,7 @@ mod flights;
 mod freshness;
 mod habits;
 mod hostile;
+mod hot;
 mod hub_replica;
 mod journey;
 mod ledger;

@@ -15,6 +15,7 @@ pub mod engine;
 pub mod error;
 pub mod fresh;
 pub mod hba;
+pub mod hot;
 pub mod id;
 pub mod merge;
 pub mod plan;

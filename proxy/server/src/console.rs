@@ -3,6 +3,7 @@
 //! Non-goals: what the figures are ([`source`]) and how they look (`weir_core::admin`).
 
 mod act;
+mod figures;
 mod flush;
 pub mod source;
 
@@ -143,7 +144,7 @@ impl Console<'_> {
     }
 
     fn table(&self, text: &str) -> Result<Table, UserError> {
-        admin::answer(&admin::command::parse(text)?, &source::Source(self.app))
+        admin::answer(&admin::command::parse(text)?, &source::Source { app: self.app, sees_keys: self.may_change })
     }
 
     async fn batch(&mut self, batch: Batch) -> io::Result<()> {

@@ -82,6 +82,7 @@ pub async fn announce_decoded(shard: &Shard, writes: &Dependencies, pid: i32) ->
 pub fn end_decoded(shard: &Shard, announcement: Announcement) {
     shard.clock.post(announcement);
 }
+
 /// Later tickets cover earlier ones, and a lost one is never covered.
 fn note(last: &mut SmallVec<[(ShardId, Ticket); 1]>, shard: ShardId, ticket: Ticket) {
     match last.iter_mut().find(|(on, _)| *on == shard) {

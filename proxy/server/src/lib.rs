@@ -28,6 +28,7 @@ pub mod fleet;
 pub mod flights;
 pub mod fresh;
 pub mod front;
+pub mod hot;
 pub mod http;
 pub mod hub;
 pub mod level;

@@ -39,7 +39,7 @@ const ENROLLED_MAX: usize = 200;
 const OTHERS: &str = "*";
 
 /// Name, type and help of every metric.
-const DESCRIBED: [(&str, Type, &str); 30] = [
+const DESCRIBED: [(&str, Type, &str); 31] = [
     ("weir_client_connections", Type::Gauge, "Client connections of a database by state (active, idle, waiting)."),
     ("weir_server_connections", Type::Gauge, "Server connections by shard, role and state (active, idle, login)."),
     ("weir_query_duration_seconds", Type::Histogram, "From the statement's arrival to the end of its reply."),
@@ -58,6 +58,7 @@ const DESCRIBED: [(&str, Type, &str); 30] = [
         Type::Counter,
         "Reads that the primary answered though a replica might have, by reason.",
     ),
+    ("weir_hot_key_share", Type::Gauge, "Share of the hottest key, or table without one, in all uses of keys."),
     ("weir_cache_requests_total", Type::Counter, "Cacheable reads by what the cache said."),
     ("weir_cache_fills_total", Type::Counter, "Replies that were to be cached, by what became of them."),
     ("weir_cache_uncacheable_total", Type::Counter, "Reads of one shard that may not be cached, by reason."),

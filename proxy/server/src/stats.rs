@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use weir_core::fresh::PrimaryBecause;
+use weir_core::hot::Use;
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, NoCacheReason, Plan, Target};
 use weir_core::pool::Mode;
@@ -20,6 +21,7 @@ use crate::exec::relay::Trail;
 use crate::front::cancel::CancelSlot;
 use crate::front::client::Client;
 use crate::front::time_out::Order;
+use crate::hot::{Given, HotKeys, SAMPLE};
 use crate::metrics::{CacheResult, DatabaseMetrics, Fill, Metrics, Role, RouteKind, SessionMetrics};
 use crate::seats::Seats;
 
@@ -42,6 +44,9 @@ pub struct SessionStats {
     order: AtomicU64,
     waker: OnceLock<Waker>,
     metrics: SessionMetrics,
+    hot: Arc<HotKeys>,
+    /// Statements since the last one that was sampled.
+    unsampled: AtomicU32,
     /// Its seats are given back with it.
     entry: Entry,
 }
@@ -134,7 +139,8 @@ impl SessionStats {
     }
 
     /// A statement is sent to the primary of a shard.
-    pub fn sent_to(&self, plan: &Plan, shard: ShardId) {
+    pub fn sent_to(&self, plan: &Plan, shard: ShardId, values: Given<'_>) {
+        self.used(plan, if plan.access == Access::Write { Use::Write } else { Use::Read }, values);
         let kind = match (&plan.target, plan.access) {
             (Target::Home, _) => RouteKind::Home,
             (Target::One(_), _) => RouteKind::Single,
@@ -145,6 +151,16 @@ impl SessionStats {
         };
         self.metrics.sent_to(kind, shard, Role::Primary);
         self.metrics.read_by(shard, 0);
+    }
+
+    /// What a statement reads or writes was used once more.
+    pub fn used(&self, plan: &Plan, used: Use, values: Given<'_>) {
+        // The session's task alone counts here.
+        let turn = self.unsampled.load(Relaxed) + 1;
+        self.unsampled.store(turn % SAMPLE, Relaxed);
+        if turn == SAMPLE {
+            self.hot.record(plan, used, values);
+        }
     }
 
     /// A server connection was handed over after this wait.
@@ -202,6 +218,7 @@ pub struct DatabaseStats {
     pinned_now: [AtomicU64; Pin::ALL.len()],
     metrics: Arc<Metrics>,
     pub database: Arc<DatabaseMetrics>,
+    pub hot: Arc<HotKeys>,
 }
 
 impl DatabaseStats {
@@ -213,6 +230,7 @@ impl DatabaseStats {
             pinned_now: Default::default(),
             metrics,
             database,
+            hot: Arc::default(),
         }
     }
 
@@ -235,6 +253,9 @@ impl DatabaseStats {
             order: AtomicU64::new(0),
             waker: OnceLock::new(),
             metrics,
+            hot: Arc::clone(&self.hot),
+            // Sessions of one statement each are sampled as well as others.
+            unsampled: AtomicU32::new(id as u32 % SAMPLE),
             entry,
         });
         self.live.lock().insert(stats.id, Arc::clone(&stats));

@@ -37,6 +37,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Decoding => decoding(&snapshot.decoding),
         Show::Drift => drift(&snapshot.drift),
         Show::Help => help(),
+        Show::HotKeys => hot_keys(&snapshot.hot),
         Show::Lists => pairs(["'list", "items"], &snapshot.lists),
         Show::Peers => peers(&snapshot.peers),
         Show::Pins => pins(&snapshot.pins),
@@ -327,6 +328,24 @@ fn unique(rows: &[UniqueRow]) -> Table {
         vec![Cell::from(&row.database), (&row.table).into(), (&row.column).into(), row.state.into(), reason]
     };
     table(&["'database", "'table", "'column", "'state", "'reason"], rows.iter().map(cells).collect())
+}
+
+fn hot_keys(rows: &[HotRow]) -> Table {
+    let cells = |row: &HotRow| {
+        vec![
+            Cell::from(&row.database),
+            (&row.table).into(),
+            row.key.as_deref().into(),
+            row.reads.into(),
+            row.hits.into(),
+            row.writes.into(),
+            row.permille.into(),
+        ]
+    };
+    table(
+        &["'database", "'table", "'key", "reads", "hits", "writes", "share_permille"],
+        rows.iter().map(cells).collect(),
+    )
 }
 
 fn engine(rows: &[EngineRow]) -> Table {

@@ -68,6 +68,7 @@ pub enum Show {
     Drift,
     Engine,
     Help,
+    HotKeys,
     Lists,
     Peers,
     Pins,
@@ -88,7 +89,7 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 25] = [
+    pub const ALL: [Show; 26] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
@@ -97,6 +98,7 @@ impl Show {
         Show::Drift,
         Show::Engine,
         Show::Help,
+        Show::HotKeys,
         Show::Lists,
         Show::Peers,
         Show::Pins,
@@ -136,6 +138,7 @@ impl Show {
             Show::Drift => ("DRIFT", "where the shards' schemas differ"),
             Show::Engine => ("ENGINE", "the fallback engine on the hub, and what it does not have"),
             Show::Help => ("HELP", "this list"),
+            Show::HotKeys => ("HOT KEYS", "which keys are read and written most"),
             Show::Lists => ("LISTS", "how many of everything"),
             Show::Peers => ("PEERS", "this proxy and others, at each shard"),
             Show::Pins => ("PINS", "why sessions keep their server connection"),

@@ -21,6 +21,7 @@ pub struct Snapshot {
     pub drift: Vec<DriftRow>,
     pub decoding: Vec<DecodingRow>,
     pub unique: Vec<UniqueRow>,
+    pub hot: Vec<HotRow>,
     /// Name and value: hits, misses, bytes, entries …
     pub cache: Vec<(String, i64)>,
     /// Name and count, for SHOW LISTS.
@@ -249,6 +250,22 @@ pub struct UniqueRow {
     pub state: &'static str,
     /// Why it has failed.
     pub reason: Option<String>,
+}
+
+/// A key, or a table read or written without one, that is asked for often. Counts are of the last minutes.
+#[derive(Clone, Debug, Default)]
+pub struct HotRow {
+    pub database: String,
+    /// `schema.table`, or its hash if it is not in the catalogue any more.
+    pub table: String,
+    /// As text, or `#` and its hash; `None`: the table as a whole.
+    pub key: Option<String>,
+    /// Hits among them.
+    pub reads: u64,
+    pub hits: u64,
+    pub writes: u64,
+    /// Of all that was counted, in thousandths.
+    pub permille: u64,
 }
 
 /// An object whose definition differs between shards, on one of them.

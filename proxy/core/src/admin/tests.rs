@@ -56,6 +56,12 @@ impl AdminSource for Fake {
             cache: vec![("hits".into(), 3)],
             lists: vec![("databases".into(), 1)],
             state: vec![("active".into(), "yes".into())],
+            hot: vec![HotRow {
+                database: "shop".into(),
+                table: "public.users".into(),
+                key: Some("7".into()),
+                ..HotRow::default()
+            }],
             unique: vec![UniqueRow { database: "shop".into(), state: "valid", ..UniqueRow::default() }],
             decoding: vec![DecodingRow { database: "shop".into(), state: "up", ..DecodingRow::default() }],
             drift: vec![DriftRow { database: "shop".into(), definition: None, ..DriftRow::default() }],
@@ -114,6 +120,7 @@ fn columns_are_those_of_pgbouncer() {
         ("clients", &format!("{sockets}, pool_mode")),
         ("servers", sockets),
         ("shards", "database, shard, name, primary, replicas, slots, weight, up, replicas_up, lag_ms, epoch"),
+        ("hot keys", "database, table, key, reads, hits, writes, share_permille"),
         ("slots", "database, first_slot, last_slot, slots, shard, name, epoch"),
     ];
     for (show, expected) in golden {

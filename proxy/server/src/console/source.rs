@@ -12,6 +12,7 @@ use weir_core::id::ShardId;
 use weir_core::topology::catalog::UniqueState;
 use weir_core::topology::drift::Drift;
 
+use super::figures::{cache, hot_keys};
 use crate::app::App;
 use crate::database::{Database, Shard};
 use crate::engine::{Standing, State};
@@ -20,11 +21,15 @@ use crate::metrics::Role;
 use crate::probe::EndpointView;
 
 /// Borrows the process for one answer.
-pub struct Source<'a>(pub &'a App);
+pub struct Source<'a> {
+    pub app: &'a App,
+    /// May the asker see values of keys?
+    pub sees_keys: bool,
+}
 
 impl AdminSource for Source<'_> {
     fn snapshot(&self, show: Show) -> Snapshot {
-        let app = self.0;
+        let app = self.app;
         let mut snapshot = Snapshot { version: format!("weir {}", env!("CARGO_PKG_VERSION")), ..Snapshot::default() };
         for db in &app.databases() {
             match show {
@@ -49,6 +54,7 @@ impl AdminSource for Source<'_> {
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),
                 Show::Cache => snapshot.cache.extend(cache(db)),
+                Show::HotKeys => snapshot.hot.extend(hot_keys(db, self.sees_keys)),
                 Show::Lists => snapshot.lists.extend(lists(app, db)),
                 _ => {}
             }
@@ -66,9 +72,9 @@ impl AdminSource for Source<'_> {
     }
 
     fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError> {
-        let all = self.0.databases();
+        let all = self.app.databases();
         let found = match (database, all.as_slice()) {
-            (Some(name), _) => self.0.database(name),
+            (Some(name), _) => self.app.database(name),
             (None, [only]) => Some(Arc::clone(only)),
             (None, _) => None,
         };
@@ -372,35 +378,6 @@ fn prepared(db: &Database) -> Vec<PreparedRow> {
     db.prepared.lock().iter().map(row).collect()
 }
 
-fn cache(db: &Database) -> Vec<(String, i64)> {
-    let name = |figure: &str| format!("{}.{figure}", db.name);
-    let Some(cache) = &db.cache else { return vec![(name("enabled"), 0)] };
-    let counters = cache.counters();
-    let (entries, bytes) = cache.local_size();
-    let sum = |counts: &[std::sync::atomic::AtomicU64]| counts.iter().map(|count| count.load(Relaxed)).sum::<u64>();
-    [
-        ("enabled", 1),
-        ("entries", entries as u64),
-        ("bytes", bytes),
-        ("hits_memory", counters.hits_l1.load(Relaxed)),
-        ("hits_redis", counters.hits_l2.load(Relaxed)),
-        ("misses_memory", sum(&counters.misses_l1)),
-        ("misses_redis", sum(&counters.misses_l2)),
-        ("stored", counters.stored.load(Relaxed)),
-        ("not_stored", counters.not_stored.load(Relaxed)),
-        ("redis_errors", counters.redis_errors.load(Relaxed)),
-        ("redis_dropped", counters.redis_dropped.load(Relaxed)),
-        ("redis_compressed", counters.redis_compressed.load(Relaxed)),
-        ("redis_bytes_spared", counters.redis_bytes_spared.load(Relaxed)),
-        ("redis_up", u64::from(cache.redis_up() == Some(true))),
-        ("replica_answers_rejected", db.stats.replica_rejected.load(Relaxed)),
-    ]
-    .into_iter()
-    .map(|(figure, value)| (name(figure), value as i64))
-    .chain(db.stats.database.cache_figures().into_iter().map(|(figure, value)| (name(&figure), value as i64)))
-    .collect()
-}
-
 fn lists(app: &App, db: &Database) -> Vec<(String, i64)> {
     let pools = db.all_pools();
     let counts: Vec<_> = pools
@@ -485,11 +462,11 @@ pub struct HttpSource(pub Arc<App>);
 
 impl AdminSource for HttpSource {
     fn snapshot(&self, show: Show) -> Snapshot {
-        Source(&self.0).snapshot(show)
+        Source { app: &self.0, sees_keys: false }.snapshot(show)
     }
 
     fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError> {
-        Source(&self.0).route(database, sql)
+        Source { app: &self.0, sees_keys: false }.route(database, sql)
     }
 }
 
@@ -568,6 +545,9 @@ fn publish_gauges(db: &Database) {
             *total = (total.0 + counts.busy, total.1 + counts.idle);
         }
     }
+    let (hottest, total) = db.stats.hot.hottest(1);
+    let most = hottest.first().map_or(0, |hot| hot.count - hot.error);
+    metrics.hot_share.set(most as f64 / total.max(1) as f64);
     metrics.clients_active.set(busy as f64);
     metrics.clients_idle.set((live.len() - busy) as f64);
     metrics.clients_waiting.set(waiting as f64);

@@ -35,6 +35,7 @@ use super::ungrouped::Complaint;
 use crate::engine::{Asker, Engine, HubServer, Problem, Ready};
 use crate::front::names::Portal;
 use crate::front::session::{End, Failure, Session, Transaction};
+use crate::hot::Given;
 
 /// Held back at a time, so that the engine's complaints can be told in weir's words; its first ones before anything is sent.
 const HELD_BYTES_MAX: usize = 64 * 1024;
@@ -188,7 +189,7 @@ impl Session {
         let db = Arc::clone(&self.db);
         let Some(engine) = &db.engine else { return Err(cannot(plan, "there is none").into()) };
         self.engine_fits(plan)?;
-        self.stats.sent_to(plan, self.view().topology.home);
+        self.stats.sent_to(plan, self.view().topology.home, Given::Unknown);
         let (mut way, mut edited) = (Way { plan, scans: Scans::Together, replicas: true }, None::<String>);
         let (mut edits, settings) = (0, self.vars.current().clone());
         let mut asker = self.asker(&asked);
@@ -238,13 +239,8 @@ impl Session {
             Question::Once { types, .. } => types,
             _ => &[],
         };
-        Asker {
-            view_version: self.view().version,
-            token: String::new(),
-            user: Arc::clone(&self.user),
-            sql: asked.sql.into(),
-            types: types.into(),
-        }
+        let (view_version, user) = (self.view().version, Arc::clone(&self.user));
+        Asker { view_version, token: String::new(), user, sql: asked.sql.into(), types: types.into() }
     }
 
     /// May this session's transaction ask it?

@@ -12,6 +12,7 @@ use weir_core::cache::key::{CacheKey, KeyParts, Param};
 use weir_core::cache::{MissReason, NoFillReason};
 use weir_core::fresh::words::{Observation, WordSet};
 use weir_core::fresh::{Level, PrimaryBecause};
+use weir_core::hot::Use;
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Plan};
 use weir_core::session::replies::Replies;
@@ -27,6 +28,7 @@ use crate::flights::{Leader, Part};
 use crate::front::batch::Ending;
 use crate::front::extended::{Step, Survey};
 use crate::front::session::{Failure, Session};
+use crate::hot::Given;
 use crate::level::Hint;
 use crate::metrics::CacheResult;
 use crate::statements::Shape;
@@ -115,19 +117,37 @@ impl Session {
         shape: &Shape,
         asked: &Asked,
     ) -> Result<bool, Failure> {
+        let Some(used) = self.elsewhere(shard, question, (plan, shape), asked).await? else { return Ok(false) };
+        let given = match question {
+            Question::Portal { bind, .. } => Given::Bind(bind),
+            Question::Text(sql) => Given::Literals(sql, &self.scratch.normal.literals),
+            Question::Once { .. } | Question::Opened { .. } | Question::Described(_) => Given::Unknown,
+        };
+        self.stats.used(plan, used, given);
+        Ok(true)
+    }
+
+    /// `None`: the caller should relay it from the primary.
+    async fn elsewhere(
+        &mut self,
+        shard: ShardId,
+        question: Question<'_>,
+        (plan, shape): (&Plan, &Shape),
+        asked: &Asked,
+    ) -> Result<Option<Use>, Failure> {
         if self.db.is_suspect() {
             Box::pin(self.db.verify()).await?;
         }
         let Some(set) = WordSet::for_read(&plan.reads) else {
             self.stats.read_primary(shard, PrimaryBecause::Unwatched);
-            return Ok(false);
+            return Ok(None);
         };
         let words = Arc::clone(&self.db.shard(shard).words);
         let seen = words.observe(&set);
         let watched = self.db.shard(shard).watches_words();
         if let (Level::Strict, Err(because)) = (asked.level, watched) {
             self.stats.read_primary(shard, because);
-            return Ok(false);
+            return Ok(None);
         }
         let mut key = match (&self.db.cache, asked.hint.cacheable(plan.cacheable)) {
             (Some(_), Ok(())) if watched.is_ok() => self.cache_key(shard, question),
@@ -141,30 +161,31 @@ impl Session {
         let moment = Moment { words: &words, seen: &seen, shard, epoch };
         let mut flight = None;
         if let Some(found) = key.take() {
-            let Err(missed) = self.hit(&found, &moment, asked) else { return Ok(true) };
+            let Err(missed) = self.hit(&found, &moment, asked) else { return Ok(Some(Use::Hit)) };
             if !self.is_not_worth_keeping(missed, &seen) {
                 // Boxed: a hit must not carry the room for it.
                 match Box::pin(self.after_miss((&found, &moment), missed, asked)).await? {
-                    AfterMiss::Answered => return Ok(true),
+                    AfterMiss::Answered => return Ok(Some(Use::Hit)),
                     AfterMiss::Run(leader) => (key, flight) = (Some(found), leader),
                 }
             }
         }
-        match self.ask_replica(shard, question, &seen, (shape, asked)).await? {
+        // Boxed, as what follows: hits are many, and the room would be part of every session's task.
+        match Box::pin(self.ask_replica(shard, question, &seen, (shape, asked))).await? {
             Elsewhere::Answered { frames, proven } => {
                 self.fill(key.as_ref().filter(|_| proven), &moment, &frames);
                 asked.put(&frames, &mut self.client.out);
                 if let Some(leader) = flight.filter(|_| proven) {
                     leader.land(&frames);
                 }
-                return Ok(true);
+                return Ok(Some(Use::Read));
             }
-            Elsewhere::Passed => return Ok(true),
+            Elsewhere::Passed => return Ok(Some(Use::Read)),
             Elsewhere::Primary(because) => self.stats.read_primary(shard, because),
         }
-        let Some(key) = key else { return Ok(false) };
-        self.ask_primary(question, asked, (&key, &moment), flight).await?;
-        Ok(true)
+        let Some(key) = key else { return Ok(None) };
+        Box::pin(self.ask_primary(question, asked, (&key, &moment), flight)).await?;
+        Ok(Some(Use::Read))
     }
 
     /// Answers from memory, without waiting.
@@ -313,13 +334,17 @@ impl Session {
         if flow == Flow::Overflow {
             self.stats.fill(Err(NoFillReason::TooLarge));
             // Before the rest of it, which the client may take its time for.
-            flight.into_iter().for_each(Leader::give_up);
+            if let Some(leader) = flight {
+                leader.give_up();
+            }
             flow = self.relay_on(index, &mut replies, &mut Capture::Off, &mut trail).await?;
         } else if trail.failed || trail.chatter {
             self.stats.fill(Err(NoFillReason::NotAReply));
         } else {
             self.fill(Some(key), moment, &frames);
-            flight.into_iter().for_each(|leader| leader.land(&frames));
+            if let Some(leader) = flight {
+                leader.land(&frames);
+            }
         }
         if let Flow::Ready(status) = flow {
             self.follow(index, status);

@@ -21,6 +21,7 @@ use super::session::{End, Failure, Held, Session};
 use super::simple::Place;
 use crate::database::View;
 use crate::exec::relay::{Capture, Flow, Trail};
+use crate::hot::Given;
 use crate::statements::Prepared;
 
 /// One message with what it refers to.
@@ -467,7 +468,7 @@ impl Session {
                     replies.push(Owed::Describe);
                 }
                 Step::Execute { name, rows_max, portal } => {
-                    self.stats.sent_to(&portal.plan, shard);
+                    self.stats.sent_to(&portal.plan, shard, Given::Bind(&portal.bind));
                     Execute { portal: name, rows_max: *rows_max }.put(&mut lease.out);
                     replies.push(Owed::Execute);
                 }

@@ -28,6 +28,7 @@ use crate::exec::failures::no_common_snapshot;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
 use crate::exec::relay::{Capture, Flow, Trail};
+use crate::hot::Given;
 use crate::statements::Understood;
 
 /// Longer texts are not looked into; they go to the home server whole, and only where nothing is sharded.
@@ -157,11 +158,11 @@ impl Session {
         self.keep_snapshot(&plan, &place)?;
         match place {
             Place::One(shard) if matches!(plan.wrap, Wrap::Explain(_)) => {
-                self.stats.sent_to(&plan, shard);
+                self.stats.sent_to(&plan, shard, Given::Literals(sql, &self.scratch.normal.literals));
                 Box::pin(self.spread_text(&[shard], sql, understood, &plan)).await
             }
             Place::One(shard) if plan.settles() => {
-                self.stats.sent_to(&plan, shard);
+                self.stats.sent_to(&plan, shard, Given::Literals(sql, &self.scratch.normal.literals));
                 let done = Box::pin(self.spread_text(&[shard], sql, understood, &plan)).await;
                 if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
                     self.note_notifier(index, &understood.shape);
@@ -172,7 +173,7 @@ impl Session {
             Place::One(shard) => self.single(shard, sql, understood, &plan).await,
             Place::Several(shards) => {
                 for shard in &shards {
-                    self.stats.sent_to(&plan, *shard);
+                    self.stats.sent_to(&plan, *shard, Given::Unknown);
                 }
                 let reply = self.client.out.len();
                 let done = Box::pin(self.spread_text(&shards, sql, understood, &plan)).await;
@@ -247,7 +248,7 @@ impl Session {
             self.note_notifier(index, &understood.shape);
             self.note_write(index, plan, self.txn.is_none() || understood.shape.class.commits_itself()).await?;
         }
-        self.stats.sent_to(plan, shard);
+        self.stats.sent_to(plan, shard, Given::Literals(sql, &self.scratch.normal.literals));
         self.held[index].lease.put_query(sql);
         let trail = self.relay_query(index, replies).await?;
         self.pin_for(index, &understood.shape);

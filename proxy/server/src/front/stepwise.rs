@@ -25,6 +25,7 @@ use super::simple::Place;
 use crate::exec::fan::{Form, Question};
 use crate::exec::open::Reader;
 use crate::exec::relay::{Capture, Trail, columns_of};
+use crate::hot::Given;
 use crate::statements::Prepared;
 
 impl Session {
@@ -337,7 +338,7 @@ impl Session {
     async fn execute_several(&mut self, call: Call<'_>, shards: &[ShardId]) -> Result<(), Failure> {
         let Call { name, portal, rows_max, .. } = call;
         for shard in shards {
-            self.stats.sent_to(&portal.plan, *shard);
+            self.stats.sent_to(&portal.plan, *shard, Given::Bind(&portal.bind));
         }
         if self.has_open(&Reader::Portal(name.clone())) || rows_max > 0 && self.reads_in_parts(portal) {
             let reply = self.client.out.len();
@@ -369,7 +370,7 @@ impl Session {
     async fn execute_on(&mut self, shard: ShardId, call: Call<'_>) -> Result<(), Failure> {
         let Call { name, portal, rows_max, bind_due } = call;
         let prepared = &portal.prepared;
-        self.stats.sent_to(&portal.plan, shard);
+        self.stats.sent_to(&portal.plan, shard, Given::Bind(&portal.bind));
         let index = self.hold(shard).await?;
         let mut replies = Replies::default();
         self.prime(index, &mut replies);

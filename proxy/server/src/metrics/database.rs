@@ -163,6 +163,8 @@ pub struct DatabaseMetrics {
     /// Why sessions kept their server connection.
     pub pins: Tally,
     epoch: Gauge,
+    /// Share of the hottest key in all that is read and written.
+    pub hot_share: Gauge,
     period: Mutex<Period>,
 }
 
@@ -206,6 +208,7 @@ impl DatabaseMetrics {
             totals: Totals::default(),
             pins: Tally::default(),
             epoch: registry.gauge("weir_topology_epoch", &[("database", name)]),
+            hot_share: registry.gauge("weir_hot_key_share", &[("database", name)]),
             period: Mutex::default(),
         })
     }

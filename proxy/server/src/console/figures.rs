@@ -1,0 +1,63 @@
+//! What the cache and the count of hot keys say of a database.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+use weir_core::admin::HotRow;
+use weir_core::fresh::TableHash;
+use weir_core::hot::Hot;
+
+use crate::database::Database;
+
+pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
+    let name = |figure: &str| format!("{}.{figure}", db.name);
+    let Some(cache) = &db.cache else { return vec![(name("enabled"), 0)] };
+    let counters = cache.counters();
+    let (entries, bytes) = cache.local_size();
+    let sum = |counts: &[std::sync::atomic::AtomicU64]| counts.iter().map(|count| count.load(Relaxed)).sum::<u64>();
+    [
+        ("enabled", 1),
+        ("entries", entries as u64),
+        ("bytes", bytes),
+        ("hits_memory", counters.hits_l1.load(Relaxed)),
+        ("hits_redis", counters.hits_l2.load(Relaxed)),
+        ("misses_memory", sum(&counters.misses_l1)),
+        ("misses_redis", sum(&counters.misses_l2)),
+        ("stored", counters.stored.load(Relaxed)),
+        ("not_stored", counters.not_stored.load(Relaxed)),
+        ("redis_errors", counters.redis_errors.load(Relaxed)),
+        ("redis_dropped", counters.redis_dropped.load(Relaxed)),
+        ("redis_compressed", counters.redis_compressed.load(Relaxed)),
+        ("redis_bytes_spared", counters.redis_bytes_spared.load(Relaxed)),
+        ("redis_up", u64::from(cache.redis_up() == Some(true))),
+        ("replica_answers_rejected", db.stats.replica_rejected.load(Relaxed)),
+    ]
+    .into_iter()
+    .map(|(figure, value)| (name(figure), value as i64))
+    .chain(db.stats.database.cache_figures().into_iter().map(|(figure, value)| (name(&figure), value as i64)))
+    .collect()
+}
+
+/// Keys by their hashes, for those who may not see values.
+pub(super) fn hot_keys(db: &Database, sees_keys: bool) -> Vec<HotRow> {
+    const SHOWN: usize = 50;
+    let (hottest, total) = db.stats.hot.hottest(SHOWN);
+    let view = db.view();
+    let relations =
+        view.catalog.relations.iter().flat_map(|(schema, names)| names.keys().map(move |name| (schema, name)));
+    let names: BTreeMap<u64, String> =
+        relations.map(|(schema, name)| (TableHash::of(schema, name).0, format!("{schema}.{name}"))).collect();
+    let row = |hot: Hot| HotRow {
+        database: db.name.to_string(),
+        table: names.get(&hot.subject.table.0).cloned().unwrap_or_else(|| format!("#{:016x}", hot.subject.table.0)),
+        key: hot
+            .subject
+            .key
+            .map(|key| hot.text.filter(|_| sees_keys).map_or_else(|| format!("#{:016x}", key.0), String::from)),
+        reads: hot.reads,
+        hits: hot.hits,
+        writes: hot.writes,
+        permille: (hot.count - hot.error) * 1000 / total.max(1),
+    };
+    hottest.into_iter().map(row).collect()
+}
