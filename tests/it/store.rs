@@ -19,16 +19,15 @@ async fn long_answers_lie_compressed_in_redis_and_come_out_as_they_were() -> Res
     create_schema(&tier.connect().await?).await?;
     let other = tier.another().await?;
     let (here, there) = (tier.connect().await?, other.connect().await?);
-    here.execute("INSERT INTO users (user_id, name) VALUES (1, 'Ann')", &[]).await?;
-    // One proxy takes over the other's stamps in its own time.
-    let mut round = 0;
+    // One proxy takes over the other's stamps in its own time, and asks Redis only for what it has never had.
+    let mut user = 0_i64;
     until(async || {
-        round += 1;
-        let name = format!("Ann {round} ").repeat(2000);
-        write_name(&here, 1, &name).await?;
-        warm(tier.proxy(), &here, 1).await?;
+        user += 1;
+        let name = format!("Ann {user} ").repeat(2000);
+        here.execute("INSERT INTO users (user_id, name) VALUES ($1, $2)", &[&user, &name]).await?;
+        warm(tier.proxy(), &here, user).await?;
         let before = cache_figure(&other, "hits_redis").await?;
-        assert_eq!(name_of(&there, 1).await?, name);
+        assert_eq!(name_of(&there, user).await?, name);
         Ok(cache_figure(&other, "hits_redis").await? > before)
     })
     .await?;
@@ -36,9 +35,9 @@ async fn long_answers_lie_compressed_in_redis_and_come_out_as_they_were() -> Res
     assert!(cache_figure(tier.proxy(), "redis_bytes_spared").await? > 10_000);
     // Short ones are left alone.
     let compressed = cache_figure(tier.proxy(), "redis_compressed").await?;
-    write_name(&here, 1, "Bea").await?;
-    warm(tier.proxy(), &here, 1).await?;
-    assert_eq!(name_of(&there, 1).await?, "Bea");
+    write_name(&here, user, "Bea").await?;
+    warm(tier.proxy(), &here, user).await?;
+    assert_eq!(name_of(&there, user).await?, "Bea");
     assert_eq!(cache_figure(tier.proxy(), "redis_compressed").await?, compressed);
     Ok(())
 }
