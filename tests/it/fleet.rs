@@ -29,12 +29,12 @@ pub async fn cache_figure(proxy: &Proxy, name: &str) -> Result<i64> {
     anyhow::bail!("no figure {name}")
 }
 
-async fn name_of(client: &Client, user: i64) -> Result<String> {
+pub async fn name_of(client: &Client, user: i64) -> Result<String> {
     Ok(client.query_one("SELECT name FROM users WHERE user_id = $1", &[&user]).await?.get(0))
 }
 
 /// Reads until the proxy answers from its own cache.
-async fn warm(proxy: &Proxy, client: &Client, user: i64) -> Result<()> {
+pub async fn warm(proxy: &Proxy, client: &Client, user: i64) -> Result<()> {
     until(async || {
         let before = cache_figure(proxy, "hits_memory").await?;
         name_of(client, user).await?;

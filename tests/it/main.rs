@@ -43,6 +43,7 @@ mod session;
 mod shop;
 mod snapshot;
 mod start;
+mod store;
 mod tls;
 mod transactions;
 mod unique;

@@ -423,6 +423,7 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
     let settings = CacheSettings {
         l1_bytes_max: config.cache.l1_bytes,
         entry_bytes_max: config.cache.entry_bytes_max,
+        compress_above: config.cache.compress_above,
         age_max: config.cache.max_age,
         redis_url: config.cache.redis.as_ref().map(|url| url.expose().to_owned()),
         namespace: namespace(config),

@@ -4,6 +4,7 @@
 
 mod act;
 mod figures;
+mod flush;
 pub mod source;
 
 use std::io;

@@ -571,7 +571,8 @@ impl Database {
         let mut scratch = crate::statements::Scratch::default();
         let understood = self.statements.understand(sql, &view, &mut scratch);
         let values = weir_core::plan::Values { params: &[], sql, literals: &scratch.normal.literals };
-        let plan = self.plan_of(&understood.template, &values, &view.topology)?;
+        let mut plan = self.plan_of(&understood.template, &values, &view.topology)?;
+        plan.cacheable = understood.hint.cacheable(plan.cacheable);
         let mut told = weir_core::plan::explain(&plan, &view.topology);
         if let (weir_core::plan::Target::Engine, Some(engine)) = (&plan.target, &self.engine) {
             told.push(("hub".to_owned(), engine.would_run_on()));

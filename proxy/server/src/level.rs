@@ -10,7 +10,7 @@ use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::words::{Observation, WordSet};
 use weir_core::fresh::{Choice, Level, PrimaryBecause, ReadBound};
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Plan, Target};
+use weir_core::plan::{Access, NoCacheReason, Plan, Target};
 use weir_core::sql::class::{Class, SetValue};
 use weir_core::sql::hint::hints;
 use weir_core::sql::lex::{Token, TokenKind, lex};
@@ -22,16 +22,25 @@ use crate::front::session::Session;
 
 /// The setting by which a session chooses a level.
 pub const SETTING: &str = "weir.freshness";
-/// The key of a hint.
+/// The keys of hints.
 const KEY: &str = "freshness";
+const CACHE_KEY: &str = "cache";
 
 /// What a comment around a statement asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Hint {
+pub struct Hint {
+    freshness: Said,
+    /// Its answer is neither to be cached nor to be taken from the cache.
+    pub uncached: bool,
+}
+
+/// What a hint says of freshness.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Said {
     #[default]
-    None,
+    Nothing,
     Level(Level),
-    /// It is addressed to weir, but means nothing.
+    /// Something in it is addressed to weir, but means nothing.
     Unknown,
 }
 
@@ -46,14 +55,21 @@ pub enum Chosen {
 
 impl Hint {
     pub fn around(sql: &str, tokens: &[Token]) -> Hint {
-        let mut hint = Hint::None;
+        let mut hint = Hint::default();
         for one in hints(sql, tokens) {
-            hint = match Level::parse(&one.value).filter(|_| one.key == KEY) {
-                Some(level) if hint != Hint::Unknown => Hint::Level(level),
-                _ => Hint::Unknown,
-            };
+            match (&*one.key, &*one.value, Level::parse(&one.value)) {
+                (CACHE_KEY, "never", _) => hint.uncached = true,
+                (CACHE_KEY, "auto", _) => {}
+                (KEY, _, Some(level)) if hint.freshness != Said::Unknown => hint.freshness = Said::Level(level),
+                _ => hint.freshness = Said::Unknown,
+            }
         }
         hint
+    }
+
+    /// Whether an answer may be cached, given what is so without the hint.
+    pub fn cacheable(self, plan: Result<(), NoCacheReason>) -> Result<(), NoCacheReason> {
+        if self.uncached { plan.and(Err(NoCacheReason::Hint)) } else { plan }
     }
 }
 
@@ -83,10 +99,10 @@ fn level_in(value: &str) -> Option<Level> {
 impl Session {
     /// How fresh the reads of a statement with this hint must be.
     pub fn level(&self, hint: Hint) -> (Level, Chosen) {
-        match hint {
-            Hint::Level(level) => return (level, Chosen::Statement),
-            Hint::Unknown => return (Level::Strict, Chosen::Statement),
-            Hint::None => {}
+        match hint.freshness {
+            Said::Level(level) => return (level, Chosen::Statement),
+            Said::Unknown => return (Level::Strict, Chosen::Statement),
+            Said::Nothing => {}
         }
         if let Some(value) = self.vars.current().get(SETTING) {
             return (level_in(value).unwrap_or_default(), Chosen::Session);
@@ -105,13 +121,14 @@ impl Session {
 
     /// Tells the client, once, that a hint or setting of its means nothing.
     pub fn heed(&mut self, hint: Hint) {
-        if self.told_level || hint != Hint::Unknown {
+        if self.told_level || hint.freshness != Said::Unknown {
             return;
         }
         self.told_level = true;
         let known = Level::SPELLINGS;
-        let message =
-            format!("a hint to weir is not understood; the statement is read strictly (known: freshness = {known})");
+        let message = format!(
+            "a hint to weir is not understood; the statement is read strictly (known: cache = never; freshness = {known})"
+        );
         self.warn("01000", &message);
     }
 
@@ -158,10 +175,10 @@ impl Database {
 
     /// As [`Session::explain_level`], for a statement without a session.
     pub fn route_level(&self, plan: &Plan, hint: Hint, topology: &Topology) -> Vec<(String, String)> {
-        let level = match hint {
-            Hint::Level(level) => (level, Chosen::Statement),
-            Hint::Unknown => (Level::Strict, Chosen::Statement),
-            Hint::None => (self.config.overrides.freshness.unwrap_or_default(), Chosen::Database),
+        let level = match hint.freshness {
+            Said::Level(level) => (level, Chosen::Statement),
+            Said::Unknown => (Level::Strict, Chosen::Statement),
+            Said::Nothing => (self.config.overrides.freshness.unwrap_or_default(), Chosen::Database),
         };
         self.explain_level(plan, topology, level, |shard| self.bound(level.0, shard))
     }
@@ -227,11 +244,21 @@ mod tests {
 
     #[test]
     fn hints_mean_a_level_or_are_unknown() {
-        assert_eq!(hint("/* weir: freshness=lag<=500ms */ SELECT 1"), Hint::Level(Level::Lag(500)));
-        assert_eq!(hint("SELECT 1 /*weir_freshness='any'*/"), Hint::Level(Level::Any));
-        assert_eq!(hint("SELECT 1 /* by hand */"), Hint::None);
-        for unknown in ["freshness=soon", "freshnes=any", "any", "freshness=any, colour=blue"] {
-            assert_eq!(hint(&format!("/* weir: {unknown} */ SELECT 1")), Hint::Unknown, "{unknown}");
+        let level = |level| Hint { freshness: Said::Level(level), uncached: false };
+        assert_eq!(hint("/* weir: freshness=lag<=500ms */ SELECT 1"), level(Level::Lag(500)));
+        assert_eq!(hint("SELECT 1 /*weir_freshness='any'*/"), level(Level::Any));
+        assert_eq!(hint("SELECT 1 /* by hand */"), Hint::default());
+        assert_eq!(hint("/* weir: cache=auto */ SELECT 1"), Hint::default());
+        assert_eq!(hint("/* weir: cache=never */ SELECT 1"), Hint { uncached: true, ..Hint::default() });
+        let both = hint("/* weir: cache=never, freshness=any */ SELECT 1");
+        assert_eq!(both, Hint { uncached: true, ..level(Level::Any) });
+        for unknown in ["freshness=soon", "cache=always", "cache", "freshnes=any", "any", "freshness=any, colour=blue"]
+        {
+            assert_eq!(
+                hint(&format!("/* weir: {unknown} */ SELECT 1")),
+                Hint { freshness: Said::Unknown, uncached: false },
+                "{unknown}"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 //! What drivers and pools send on their own (SET, BEGIN, `SELECT 1` …) is answered politely and does nothing. Everything
 //! else is an error that lists what there is.
 
+use super::flush::{Flush, flush};
 use super::table::Cell;
 use crate::error::{Blame, UserError, sqlstate};
 
@@ -37,6 +38,8 @@ pub enum Act {
     Kill(String),
     /// End one session, by its number in SHOW CLIENTS.
     KillClient(u64),
+    /// Cached answers count no more.
+    Flush(Flush),
 }
 
 impl Act {
@@ -49,6 +52,7 @@ impl Act {
             Act::Reconnect(_) => "RECONNECT",
             Act::Kill(_) => "KILL",
             Act::KillClient(_) => "KILL_CLIENT",
+            Act::Flush(_) => "FLUSH",
         }
     }
 }
@@ -179,6 +183,7 @@ pub fn parse(text: &str) -> Result<Command, UserError> {
             .parse()
             .map(|id| Command::Act(Act::KillClient(id)))
             .map_err(|_| usage("KILL_CLIENT needs the number of a client", "SHOW CLIENTS has it in its column id.")),
+        "FLUSH" => Ok(Command::Act(Act::Flush(flush(rest)?))),
         "SELECT" => select(rest),
         "SET" => Ok(Command::Chatter("SET")),
         "RESET" => Ok(Command::Chatter("RESET")),
@@ -230,7 +235,7 @@ fn select(rest: &str) -> Result<Command, UserError> {
 }
 
 /// Nothing, or one name, quoted or not. Unlike in SQL the case of an unquoted one stays: it is the config file's.
-fn maybe_name(rest: &str) -> Result<Option<String>, UserError> {
+pub(super) fn maybe_name(rest: &str) -> Result<Option<String>, UserError> {
     let (name, after) = match quoted(rest, '"') {
         Some(found) => found,
         None => (rest.to_owned(), ""),
@@ -241,7 +246,7 @@ fn maybe_name(rest: &str) -> Result<Option<String>, UserError> {
     Ok(Some(name).filter(|name| !name.is_empty()))
 }
 
-fn usage(message: &'static str, hint: &'static str) -> UserError {
+pub(super) fn usage(message: &'static str, hint: &'static str) -> UserError {
     UserError::new(Blame::Client, sqlstate::SYNTAX_ERROR, message).hint(hint)
 }
 
@@ -273,7 +278,7 @@ fn route(rest: &str) -> Result<Command, UserError> {
 }
 
 /// Text between `mark`s, doubled marks taken as one, and what follows. `None` when it is not closed.
-fn quoted(text: &str, mark: char) -> Option<(String, &str)> {
+pub(super) fn quoted(text: &str, mark: char) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut rest = text.strip_prefix(mark)?;
     loop {
@@ -313,6 +318,6 @@ fn unknown(command: &str) -> UserError {
     let shown: String = command.chars().take(40).collect();
     let names: Vec<&str> = Show::ALL.iter().map(|show| show.name()).collect();
     UserError::new(Blame::Client, sqlstate::SYNTAX_ERROR, format!("the admin console does not know \"{shown}\""))
-        .detail(format!("It knows SHOW {}; ROUTE [database] '<sql>'; RELOAD; PAUSE, RESUME, RECONNECT [database]; KILL <database>; KILL_CLIENT <id>.", names.join("|")))
+        .detail(format!("It knows SHOW {}; ROUTE [database] '<sql>'; RELOAD; PAUSE, RESUME, RECONNECT [database]; KILL <database>; KILL_CLIENT <id>; FLUSH [database], FLUSH TABLE <table>, FLUSH KEY <table> <value>.", names.join("|")))
         .hint("SHOW HELP explains them. To run SQL, connect to one of the databases that SHOW DATABASES lists.")
 }

@@ -6,10 +6,12 @@
 
 pub mod columns;
 pub mod command;
+pub mod flush;
 pub mod rows;
 pub mod table;
 
 pub use command::{Act, Command, Show};
+pub use flush::{Flush, Named};
 pub use rows::*;
 pub use table::{Cell, Column, Kind, Table};
 

@@ -9,7 +9,7 @@ pub mod heat;
 pub mod key;
 pub mod verdict;
 
-pub use entry::{BadEntry, Entry, Reply};
+pub use entry::{BadEntry, Encoded, Entry, Reply};
 pub use flight::{Alone, FlightId, Flights, Join, Landing};
 pub use heat::Heat;
 pub use key::{CacheKey, KeyParts, Param};

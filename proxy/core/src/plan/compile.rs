@@ -226,7 +226,7 @@ impl Compiler<'_> {
             self.note_late(&mut shape);
             shape.writes.push(Need::Fixed(Dependency::Anything));
         }
-        shape.cacheable = cacheable(&facts, harm, source, &shape);
+        shape.cacheable = cacheable(&facts, harm, source, &shape).and_then(|()| self.allows_caching(&facts.instances));
         shape.engine = !self.single() && engine::reads(&facts, source.text, source.tokens, self.schema);
         if let (Some(normal), Ok(Scatter { read: Some(read) })) = (normal, &shape.scatter)
             && read.compared_literals
@@ -482,6 +482,12 @@ impl Compiler<'_> {
                 shape.writes.push(Need::Fixed(Dependency::Keyless(table)));
             }
         }
+    }
+
+    /// Does the configuration let answers from all these tables be cached?
+    fn allows_caching(&self, instances: &[Instance]) -> Result<(), NoCacheReason> {
+        let never = |instance: &Instance| self.schema.rules.is_uncached(&instance.table.schema, &instance.table.name);
+        if instances.iter().any(never) { Err(NoCacheReason::Policy) } else { Ok(()) }
     }
 
     /// Fills in what is read and written, for freshness.

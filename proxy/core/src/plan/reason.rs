@@ -230,11 +230,15 @@ pub enum NoCacheReason {
     Unparsed,
     /// It reads every shard through the fallback engine.
     Engine,
+    /// The configuration says so for a table in it.
+    Policy,
+    /// The statement's hint says so.
+    Hint,
 }
 
 impl NoCacheReason {
     /// What [`NoCacheReason::as_str`] may say.
-    pub const LABELS: [&str; 10] = [
+    pub const LABELS: [&str; 12] = [
         "not_select",
         "write",
         "primary_read",
@@ -245,6 +249,8 @@ impl NoCacheReason {
         "time_word",
         "unparsed",
         "engine",
+        "policy",
+        "hint",
     ];
 
     /// Its place among the labels.
@@ -265,6 +271,8 @@ impl NoCacheReason {
             NoCacheReason::TimeWord => "time_word",
             NoCacheReason::Unparsed => "unparsed",
             NoCacheReason::Engine => "engine",
+            NoCacheReason::Policy => "policy",
+            NoCacheReason::Hint => "hint",
         }
     }
 }
@@ -282,6 +290,8 @@ impl fmt::Display for NoCacheReason {
             NoCacheReason::TimeWord => f.write_str("a value in it may mean the present time"),
             NoCacheReason::Unparsed => f.write_str("not understood"),
             NoCacheReason::Engine => f.write_str("it is answered by the fallback engine"),
+            NoCacheReason::Policy => f.write_str("a table in it is configured with cache = \"never\""),
+            NoCacheReason::Hint => f.write_str("its hint says cache=never"),
         }
     }
 }

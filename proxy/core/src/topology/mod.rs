@@ -9,7 +9,7 @@ pub mod hash;
 pub mod key;
 pub mod ring;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::id::{Epoch, ShardId, Slot};
@@ -95,6 +95,8 @@ pub struct TableRules {
     rules: BTreeMap<(Box<str>, Box<str>), Placement>,
     /// Columns of sharded tables whose values are unique over all shards.
     unique: BTreeMap<catalog::RelationName, Vec<Box<str>>>,
+    /// Tables whose rows are never cached.
+    uncached: BTreeSet<catalog::RelationName>,
 }
 
 impl TableRules {
@@ -133,6 +135,16 @@ impl TableRules {
     /// Is any column declared unique over all shards?
     pub fn any_unique(&self) -> bool {
         !self.unique.is_empty()
+    }
+
+    /// Declares that nothing that reads a table is ever cached.
+    pub fn insert_uncached(&mut self, schema: &str, name: &str) {
+        self.uncached.insert((schema.into(), name.into()));
+    }
+
+    /// Is it declared so?
+    pub fn is_uncached(&self, schema: &str, name: &str) -> bool {
+        !self.uncached.is_empty() && self.uncached.contains(&(schema.into(), name.into()))
     }
 
     /// Is anything spread by key at all?

@@ -289,6 +289,7 @@ fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<C
         redis: redis.transpose()?,
         l1_bytes,
         entry_bytes_max,
+        compress_above: bytes(source, raw.compress_above.as_ref(), "compress_above", 4 * KIB)?,
         max_age: time(source, raw.max_age.as_ref(), "max_age", Duration::from_secs(60))?,
         decoding: match raw.decoding.as_ref().map(|word| (word, word.get_ref().as_str())) {
             None | Some((_, "auto")) => Decoding::Auto,

@@ -158,6 +158,8 @@ pub struct TableRuleConfig {
     pub placement: Placement,
     /// Columns of a sharded table whose values are unique over all shards.
     pub unique: Vec<String>,
+    /// May answers that read it be cached?
+    pub cached: bool,
 }
 
 /// Bounds of one process.
@@ -221,6 +223,8 @@ pub struct CacheConfig {
     pub l1_bytes: usize,
     /// A larger reply is not cached, in bytes.
     pub entry_bytes_max: usize,
+    /// A longer reply is compressed in the second level, in bytes.
+    pub compress_above: usize,
     /// An entry older than this is not served, whatever the protocol says.
     pub max_age: Duration,
     pub decoding: Decoding,
@@ -376,6 +380,9 @@ impl DatabaseConfig {
             rules.insert(&table.schema, &table.name, table.placement.clone());
             let columns = table.unique.iter().map(|column| column.as_str().into()).collect();
             rules.insert_unique(&table.schema, &table.name, columns);
+            if !table.cached {
+                rules.insert_uncached(&table.schema, &table.name);
+            }
         }
         rules
     }

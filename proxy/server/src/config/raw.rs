@@ -124,6 +124,7 @@ pub(super) struct Table {
     #[serde(rename = "type")]
     pub key_type: Option<Spanned<String>>,
     pub global_unique: Option<Vec<Spanned<String>>>,
+    pub cache: Option<Spanned<toml::Value>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -169,6 +170,7 @@ pub(super) struct Cache {
     pub redis: Option<Spanned<String>>,
     pub l1_bytes: Option<Spanned<Size>>,
     pub entry_bytes_max: Option<Spanned<Size>>,
+    pub compress_above: Option<Spanned<Size>>,
     pub max_age: Option<Spanned<Time>>,
     pub decoding: Option<Spanned<String>>,
 }

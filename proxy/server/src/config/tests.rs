@@ -85,9 +85,7 @@ fn the_example_says_every_default() {
     assert_eq!(bare.pool, config.pool);
     assert_eq!(bare.limits, config.limits);
     assert_eq!(bare.log, config.log);
-    let cache = |config: &Config| {
-        (config.cache.enabled, config.cache.l1_bytes, config.cache.entry_bytes_max, config.cache.max_age)
-    };
+    let cache = |config: &Config| CacheConfig { redis: None, ..config.cache.clone() };
     assert_eq!(cache(&bare), cache(&config));
     assert!(bare.tls.is_none() && bare.cache.redis.is_none());
 }
@@ -233,6 +231,8 @@ fn bad_values_name_their_line() {
         ("type = \"bigint\"", "type = \"money\"", "unknown key type"),
         ("kind = \"reference\"", "kind = \"reference\"\nkey = \"x\"", "neither key nor type"),
         ("kind = \"sharded\"", "kind = \"shraded\"", "unknown kind"),
+        ("kind = \"global\"", "kind = \"global\"\ncache = \"nevre\"", "unknown cache policy"),
+        ("kind = \"global\"", "kind = \"global\"\ncache = { stale_while_revalidate = \"5s\" }", "not yet available"),
         ("kind = \"reference\"", "kind = \"reference\"\nglobal_unique = [\"sku\"]", "has no global_unique"),
         ("# global_unique = [\"email\"]", "global_unique = [\"user_id\"]", "equal keys meet on one shard"),
         ("# global_unique = [\"email\"]", "global_unique = [\"a, b\"]", "single columns"),

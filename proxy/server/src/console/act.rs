@@ -1,4 +1,4 @@
-//! What admin users can do in the console: RELOAD, PAUSE, RESUME, RECONNECT, KILL, KILL_CLIENT; as PgBouncer's users know them.
+//! What admin users can do in the console: RELOAD, PAUSE, RESUME, RECONNECT, KILL, KILL_CLIENT, FLUSH; as PgBouncer's users know them.
 //!
 //! Non-goal: waiting for ever on behalf of a client that has gone; the console drops the future then.
 
@@ -9,6 +9,7 @@ use weir_core::admin::Act;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_wire::backend::{Report, tag};
 
+use super::flush;
 use crate::app::App;
 use crate::database::Database;
 use crate::front::client::Client;
@@ -64,6 +65,7 @@ pub async fn act(app: &Arc<App>, act: &Act) -> Result<Option<Warning>, UserError
                 }
             }
         }
+        Act::Flush(what) => flush::flush(app, what).await?,
         Act::KillClient(id) => {
             let all = app.databases();
             let session = all.iter().flat_map(|db| db.stats.live()).find(|session| session.id == *id);
@@ -92,7 +94,7 @@ async fn pause(app: &App, name: Option<&str>) -> Result<(), UserError> {
     Ok(())
 }
 
-fn chosen(app: &App, name: Option<&str>) -> Result<Vec<Arc<Database>>, UserError> {
+pub(super) fn chosen(app: &App, name: Option<&str>) -> Result<Vec<Arc<Database>>, UserError> {
     let all = app.databases();
     let Some(name) = name else { return Ok(all) };
     let found: Vec<_> = all.into_iter().filter(|db| &*db.name == name).collect();

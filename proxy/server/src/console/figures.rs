@@ -27,6 +27,8 @@ pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
         ("not_stored", counters.not_stored.load(Relaxed)),
         ("redis_errors", counters.redis_errors.load(Relaxed)),
         ("redis_dropped", counters.redis_dropped.load(Relaxed)),
+        ("redis_compressed", counters.redis_compressed.load(Relaxed)),
+        ("redis_bytes_spared", counters.redis_bytes_spared.load(Relaxed)),
         ("redis_up", u64::from(cache.redis_up() == Some(true))),
         ("replica_answers_rejected", db.stats.replica_rejected.load(Relaxed)),
     ]

@@ -434,6 +434,7 @@ fn config(app: &App) -> Vec<ConfigRow> {
         fixed("cache.enabled", config.cache.enabled.to_string()),
         fixed("cache.decoding", config.cache.decoding.as_str().to_owned()),
         fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
+        fixed("cache.compress_above", config.cache.compress_above.to_string()),
         fixed("cache.max_age", format!("{:?}", config.cache.max_age)),
         fixed("tls", if config.tls.is_some() { "on" } else { "off" }.to_owned()),
         row("log.level", config.log.level.as_str().to_owned()),

@@ -79,8 +79,9 @@ impl Session {
         };
         let planned = inner.and_then(|start| self.plan_within(question, &sql[start..], &view));
         let plan = planned.as_ref().filter(|plan| plan.target == outer.target).unwrap_or(outer);
-        let mut facts = explain(plan, &view.topology);
-        facts.extend(self.explain_level(plan, hint, &view.topology));
+        let plan = Plan { cacheable: hint.cacheable(plan.cacheable), ..plan.clone() };
+        let mut facts = explain(&plan, &view.topology);
+        facts.extend(self.explain_level(&plan, hint, &view.topology));
         facts
     }
 

@@ -38,6 +38,8 @@ use crate::statements::Shape;
 pub struct Asked {
     /// How fresh the answer must be.
     pub level: Level,
+    /// What its hint says, about the cache too.
+    pub hint: Hint,
     pub parse: bool,
     /// Which step binds.
     pub bind: Option<usize>,
@@ -47,8 +49,8 @@ pub struct Asked {
 }
 
 impl Asked {
-    pub fn simple(level: Level) -> Self {
-        Asked { level, simple: true, ..Asked::default() }
+    pub fn simple(level: Level, hint: Hint) -> Self {
+        Asked { level, hint, simple: true, ..Asked::default() }
     }
 
     /// Writes the reply from a result's frames: RowDescription, rows, CommandComplete; or an error.
@@ -81,20 +83,19 @@ impl Session {
             return None;
         }
         let mut asked = Asked::default();
-        let mut hint = Hint::None;
         for (place, step) in survey.steps.iter().enumerate() {
             match step {
                 Step::Parse { .. } if place == 0 => asked.parse = true,
                 Step::Bind { bound, .. } if asked.bind.is_none() && matches!(bound.plan.access, Access::Read) => {
                     asked.bind = Some(place);
-                    hint = bound.prepared.hint;
+                    asked.hint = bound.prepared.hint;
                 }
                 Step::DescribePortal { .. } if asked.bind.is_some() && !asked.executed => asked.describe = true,
                 Step::Execute { rows_max: 0, .. } if asked.bind.is_some() && !asked.executed => asked.executed = true,
                 _ => return None,
             }
         }
-        asked.level = self.level(hint).0;
+        asked.level = self.level(asked.hint).0;
         asked.executed.then_some(asked)
     }
 
@@ -148,7 +149,7 @@ impl Session {
             self.stats.read_primary(shard, because);
             return Ok(None);
         }
-        let mut key = match (&self.db.cache, plan.cacheable) {
+        let mut key = match (&self.db.cache, asked.hint.cacheable(plan.cacheable)) {
             (Some(_), Ok(())) if watched.is_ok() => self.cache_key(shard, question),
             (Some(_), Err(reason)) => {
                 self.stats.uncacheable(reason);

@@ -233,8 +233,9 @@ impl Session {
         {
             let (level, _) = self.level(understood.hint);
             let question = Question::Text(sql);
+            let asked = Asked::simple(level, understood.hint);
             // Boxed, like what follows a plan for several shards: its room would be part of every session's task.
-            if Box::pin(self.read_elsewhere(shard, question, plan, &understood.shape, &Asked::simple(level))).await? {
+            if Box::pin(self.read_elsewhere(shard, question, plan, &understood.shape, &asked)).await? {
                 return Ok(());
             }
         }

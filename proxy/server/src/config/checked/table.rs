@@ -54,7 +54,21 @@ fn rule(source: &Source, raw: &raw::Table) -> Checked<TableRuleConfig> {
         Kind::Global => keyless(source, raw, Placement::Global)?,
     };
     let unique = unique(source, raw, &placement)?;
-    Ok(TableRuleConfig { schema, name, placement, unique })
+    let cached = raw.cache.as_ref().map_or(Ok(true), |policy| cached(source, policy))?;
+    Ok(TableRuleConfig { schema, name, placement, unique, cached })
+}
+
+/// May answers that read the table be cached?
+fn cached(source: &Source, policy: &Spanned<toml::Value>) -> Checked<bool> {
+    let refuse = |message: &str| Err(source.error(policy.span(), message).hint("known: \"auto\", \"never\""));
+    match policy.get_ref() {
+        toml::Value::String(word) if word == "auto" => Ok(true),
+        toml::Value::String(word) if word == "never" => Ok(false),
+        toml::Value::Table(table) if table.contains_key("stale_while_revalidate") => {
+            refuse("stale_while_revalidate is not yet available")
+        }
+        _ => refuse("unknown cache policy"),
+    }
 }
 
 fn unique(source: &Source, raw: &raw::Table, placement: &Placement) -> Checked<Vec<String>> {
