@@ -282,8 +282,10 @@ impl Author {
         }
         let filter = self.filter(&scope, 1);
         let mut keys = self.keys(&scope, 3);
-        // What is decided before it runs may leave two keys that are the same column.
-        keys.retain(|key| !key.0.contains("CASE"));
+        // What is decided before it runs may leave two keys that are the same column, or a constant, which ORDER BY drops alike.
+        keys.retain(|key| {
+            !key.0.contains("CASE") && scope.iter().any(|one| key.0.contains(&format!("{}.", one.alias)))
+        });
         let [(first, first_type), (second, second_type), ..] = keys.as_slice() else {
             return self.aggregate_block(depth);
         };
