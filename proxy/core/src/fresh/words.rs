@@ -49,7 +49,7 @@ pub const PENDING_MAX: u64 = PENDING_MASK;
 /// The position of a write that is over but has none yet: no replica covers it until [`Words::place`].
 pub const UNPLACED: Lsn = Lsn(u64::MAX);
 
-/// The freshness state of one shard. 1 MiB; shared by all sessions.
+/// The freshness state of one shard. 1.5 MiB; shared by all sessions.
 pub struct Words {
     words: Box<[Word]>,
     /// Marks that nobody else gives.
