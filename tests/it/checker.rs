@@ -21,7 +21,8 @@ use tokio_postgres::{Client, Statement};
 use weir_harness::{Proxy, Tier};
 
 use crate::differential::Dice;
-use crate::fleet::cache_figure;
+use crate::fleet::warm;
+use crate::freshness::cache_figure;
 use crate::placement::create_schema;
 
 /// Reads that are checked unless more are asked for.
@@ -268,6 +269,8 @@ async fn compare_all(desk: &Desk) -> Result<()> {
     }
     for number in 0..=desk.more.len() {
         let client = desk.proxy(number).connect().await?;
+        // Whatever was done to it, it answers from its cache again.
+        warm(desk.proxy(number), &client, 0).await.with_context(|| format!("proxy {number}"))?;
         let read = client.prepare(READ).await?;
         for (register, truth) in truth.iter().enumerate() {
             let name: String = client.query_one(&read, &[&(register as i64)]).await?.get(0);

@@ -50,9 +50,9 @@ async fn until_published(tier: &Tier, direct: &Client, table: &str) -> Result<()
 /// Reads until the answer comes out of the cache.
 async fn cached(tier: &Tier, reader: &Client, probe: &str, expected: &str) -> Result<()> {
     until(probe, async || {
-        let before = crate::freshness::cache_figure(tier, "hits_memory").await?;
+        let before = crate::freshness::cache_figure(tier.proxy(), "hits_memory").await?;
         ensure!(column(reader, probe).await?.join(",") == expected, "{probe}: {:?}", column(reader, probe).await?);
-        Ok(crate::freshness::cache_figure(tier, "hits_memory").await? > before)
+        Ok(crate::freshness::cache_figure(tier.proxy(), "hits_memory").await? > before)
     })
     .await?;
     Ok(())
@@ -382,7 +382,7 @@ async fn where_decoding_is_required_nobody_else_answers_without_it() -> Result<(
     ensure!(shown(&tier, "state").await? == ["off"]);
     let direct = tier.shards[0].primary.admin("shop").await?;
     let figures = async || {
-        let hits = crate::freshness::cache_figure(&tier, "hits_memory").await?;
+        let hits = crate::freshness::cache_figure(tier.proxy(), "hits_memory").await?;
         anyhow::Ok((hits, crate::freshness::replica_reads(&tier).await?))
     };
     until("a server connection", async || Ok(column(&client, probe).await.is_ok())).await?;

@@ -13,21 +13,8 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 use weir_harness::{Proxy, Tier};
 
-use crate::freshness::until;
+use crate::freshness::{cache_figure, until};
 use crate::placement::{column, create_schema};
-
-/// A figure of SHOW CACHE of one proxy.
-pub async fn cache_figure(proxy: &Proxy, name: &str) -> Result<i64> {
-    let console = weir_harness::connect(&proxy.admin_dsn()).await?;
-    for message in console.simple_query("SHOW CACHE").await? {
-        if let tokio_postgres::SimpleQueryMessage::Row(row) = message
-            && row.get(0) == Some(&format!("shop.{name}"))
-        {
-            return Ok(row.get(1).context("value")?.parse()?);
-        }
-    }
-    anyhow::bail!("no figure {name}")
-}
 
 pub async fn name_of(client: &Client, user: i64) -> Result<String> {
     Ok(client.query_one("SELECT name FROM users WHERE user_id = $1", &[&user]).await?.get(0))

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use weir_harness::Tier;
 
+use crate::freshness::{cache_figure, until};
 use crate::placement::{column, create_schema};
 
 /// Takes a server about a second, and may be cached.
@@ -19,24 +20,12 @@ async fn tier() -> Result<Tier> {
     create_schema(&client).await?;
     client.batch_execute("INSERT INTO users (user_id, name) VALUES (1, 'one')").await?;
     // Until the catalogue has been read again after DDL, nothing is cached.
-    crate::freshness::until(async || {
+    until(async || {
         column(&client, "SELECT name FROM users WHERE user_id = 1").await?;
-        Ok(figure(&tier, "hit_local").await? > 0)
+        Ok(cache_figure(tier.proxy(), "hit_local").await? > 0)
     })
     .await?;
     Ok(tier)
-}
-
-async fn figure(tier: &Tier, name: &str) -> Result<i64> {
-    let console = weir_harness::connect(&tier.admin_dsn()).await?;
-    for message in console.simple_query("SHOW CACHE").await? {
-        if let tokio_postgres::SimpleQueryMessage::Row(row) = message
-            && row.get(0) == Some(&format!("shop.{name}"))
-        {
-            return Ok(row.get(1).context("value")?.parse()?);
-        }
-    }
-    anyhow::bail!("no figure {name}")
 }
 
 /// How often the server was asked.
@@ -66,7 +55,8 @@ async fn a_thousand_misses_at_once_are_one_statement() -> Result<()> {
         assert_eq!(answer??, ["4000000"]);
     }
     assert_eq!(asked(&tier, SLOW), 1, "the server's log");
-    let (shared, hits) = (figure(&tier, "hit_coalesced").await?, figure(&tier, "hit_local").await?);
+    let (shared, hits) =
+        (cache_figure(tier.proxy(), "hit_coalesced").await?, cache_figure(tier.proxy(), "hit_local").await?);
     assert!(shared > 0 && shared + hits >= 999, "{shared} waited, {hits} came late");
     Ok(())
 }
@@ -77,7 +67,7 @@ async fn who_followed_a_leader_that_died_asks_for_itself() -> Result<()> {
     let leader = tier.connect().await?;
     let token = leader.cancel_token();
     let leading = tokio::spawn(async move { column(&leader, SLOW).await });
-    crate::freshness::until(async || Ok(asked(&tier, SLOW) == 1)).await?;
+    until(async || Ok(asked(&tier, SLOW) == 1)).await?;
     let mut followers = all_at_once(&tier, 5, SLOW).await?;
     // A follower can be cancelled while it waits.
     let impatient = tier.connect().await?;
@@ -110,7 +100,7 @@ async fn a_write_parts_those_before_it_from_those_after() -> Result<()> {
     let tier = tier().await?;
     let (early, writer, late) = (tier.connect().await?, tier.connect().await?, tier.connect().await?);
     let early = tokio::spawn(async move { column(&early, SLOW).await });
-    crate::freshness::until(async || Ok(asked(&tier, SLOW) == 1)).await?;
+    until(async || Ok(asked(&tier, SLOW) == 1)).await?;
     writer.execute("INSERT INTO users (user_id, name) VALUES (2, 'two')", &[]).await?;
     assert_eq!(column(&late, SLOW).await?, ["8000000"], "not what was read before the write");
     assert_eq!(early.await??, ["4000000"]);
@@ -128,8 +118,8 @@ async fn what_is_too_large_to_share_is_waited_for_once() -> Result<()> {
         }
         assert_eq!(asked(&tier, LARGE), 10 * round);
     }
-    assert_eq!(figure(&tier, "hit_coalesced").await?, 0);
-    assert!(figure(&tier, "fill_too_large").await? >= 10);
+    assert_eq!(cache_figure(tier.proxy(), "hit_coalesced").await?, 0);
+    assert!(cache_figure(tier.proxy(), "fill_too_large").await? >= 10);
     Ok(())
 }
 
@@ -146,12 +136,12 @@ async fn what_is_written_before_every_read_is_soon_kept_no_more() -> Result<()> 
         tokio::time::sleep(Duration::from_millis(5)).await;
         assert_eq!(column(&client, READ).await?, [name]);
     }
-    assert!(figure(&tier, "fill_write_hot").await? > 50);
+    assert!(cache_figure(tier.proxy(), "fill_write_hot").await? > 50);
     // Read again and again without a write, it is kept again.
-    let before = figure(&tier, "hit_local").await?;
+    let before = cache_figure(tier.proxy(), "hit_local").await?;
     for _ in 0..200 {
         assert_eq!(column(&client, READ).await?, ["199"]);
     }
-    assert!(figure(&tier, "hit_local").await? - before > 150);
+    assert!(cache_figure(tier.proxy(), "hit_local").await? - before > 150);
     Ok(())
 }

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use weir_harness::Tier;
+use weir_harness::{Proxy, Tier};
 
 use crate::placement::{column, create_schema};
 
-/// A figure of SHOW CACHE.
-pub async fn cache_figure(tier: &Tier, name: &str) -> Result<i64> {
-    let console = weir_harness::connect(&tier.admin_dsn()).await?;
+/// A figure of SHOW CACHE of one proxy.
+pub async fn cache_figure(proxy: &Proxy, name: &str) -> Result<i64> {
+    let console = weir_harness::connect(&proxy.admin_dsn()).await?;
     for message in console.simple_query("SHOW CACHE").await? {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = message
             && row.get(0) == Some(&format!("shop.{name}"))
@@ -112,7 +112,7 @@ async fn the_cache_answers_and_forgets_what_was_written() -> Result<()> {
     until(async || {
         reader.query_one(&keyed, &[&1_i64]).await?;
         reader.query(&table, &[]).await?;
-        Ok(cache_figure(&tier, "hits_memory").await? > 0)
+        Ok(cache_figure(tier.proxy(), "hits_memory").await? > 0)
     })
     .await?;
     for round in 0..100_i64 {
@@ -213,7 +213,7 @@ async fn registers_are_fresh_and_monotonic_under_load() -> Result<()> {
     for writer in writers {
         writer.await??;
     }
-    assert!(cache_figure(&tier, "hits_memory").await? > 0, "the cache took part");
+    assert!(cache_figure(tier.proxy(), "hits_memory").await? > 0, "the cache took part");
     assert!(replica_reads(&tier).await? > 0, "replicas took part");
     Ok(())
 }

@@ -4,8 +4,8 @@ use anyhow::{Context as _, Result};
 use tokio_postgres::{Client, SimpleQueryMessage};
 use weir_harness::Tier;
 
-use crate::fleet::{cache_figure, name_of, warm};
-use crate::freshness::until;
+use crate::fleet::{name_of, warm};
+use crate::freshness::{cache_figure, until};
 use crate::placement::{column, create_schema};
 
 async fn write_name(client: &Client, user: i64, name: &str) -> Result<()> {

@@ -251,18 +251,24 @@ impl Drop for Clock {
 }
 
 /// What makes positions comparable: they are, on the same run of the same timeline of the same system.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Identity {
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Identity {
     system: String,
     timeline: String,
     started: String,
 }
 
-/// Fails on a server in recovery, which is none whose positions are wanted. The timeline comes from the name of the
-/// current WAL file, because the control file learns of a promotion only at the next checkpoint.
-const IDENTITY: &str = "SELECT (pg_control_system()).system_identifier::text, \
-    substring(pg_walfile_name(pg_current_wal_insert_lsn()) for 8), pg_postmaster_start_time()::text, \
-    current_setting('wal_block_size')::int8";
+impl Identity {
+    /// Fails on a server in recovery, which is none whose positions are wanted. The timeline comes from the name of the
+    /// current WAL file, because the control file learns of a promotion only at the next checkpoint.
+    pub async fn of(client: &Client) -> Result<Identity, tokio_postgres::Error> {
+        const ASK: &str = "SELECT (pg_control_system()).system_identifier::text, \
+            substring(pg_walfile_name(pg_current_wal_insert_lsn()) for 8), pg_postmaster_start_time()::text";
+        let row = client.query_one(ASK, &[]).await?;
+        Ok(Identity { system: row.try_get(0)?, timeline: row.try_get(1)?, started: row.try_get(2)? })
+    }
+}
+
 const POSITION: &str = "SELECT pg_current_wal_insert_lsn()";
 const BACKENDS: &str = "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = ANY($1)";
 
@@ -456,9 +462,9 @@ impl Primary {
     }
 
     async fn prepare(client: Client) -> Result<Primary, ClockError> {
-        let row = client.query_one(IDENTITY, &[]).await?;
-        let identity = Identity { system: row.try_get(0)?, timeline: row.try_get(1)?, started: row.try_get(2)? };
-        let page_bytes: i64 = row.try_get(3)?;
+        let identity = Identity::of(&client).await?;
+        let page_bytes: i64 =
+            client.query_one("SELECT current_setting('wal_block_size')::int8", &[]).await?.try_get(0)?;
         let standard_pages = u64::try_from(page_bytes) == Ok(WAL_PAGE_BYTES);
         if !standard_pages {
             tracing::error!(page_bytes, "clock: the server has another WAL page size than 8192; replicas are not used");

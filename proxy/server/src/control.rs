@@ -7,6 +7,10 @@ use crate::auth::credential::Credential;
 use crate::back::connect::Login;
 use crate::back::tls::{ControlStream, Material, ServerTls, ServerTlsMode};
 
+/// Makes schema `weir` on a shard, inside a transaction, under the lock that everything in it is made under: several proxies may
+/// start at once, and CREATE … IF NOT EXISTS alone races with itself.
+pub const MAKE_SCHEMA: &str = "SELECT pg_advisory_xact_lock(7765697201); CREATE SCHEMA IF NOT EXISTS weir";
+
 /// A server as the driver sees it.
 #[derive(Clone, Debug)]
 pub struct Target {

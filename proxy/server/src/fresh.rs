@@ -34,11 +34,7 @@ impl Announced {
         if writes.is_empty() {
             return Ok(());
         }
-        let announcement = match db.shard(shard).member.announce(&WordSet::of(writes), pid)? {
-            Announcing::Done(announcement) => announcement,
-            // Boxed: every session would else carry room for it.
-            Announcing::Untold(untold) => Box::pin(untold.tell()).await?,
-        };
+        let announcement = announce(db.shard(shard), writes, pid).await?;
         self.writes.push((Arc::clone(db), shard, announcement));
         Ok(())
     }
@@ -69,18 +65,14 @@ impl Announced {
     }
 }
 
-/// Raises the words of what the WAL of `shard` tells, here and at other proxies. `pid`: the server process on whose word they hear
-/// of its end, if this proxy dies.
-pub async fn announce_decoded(shard: &Shard, writes: &Dependencies, pid: i32) -> Result<Announcement, UserError> {
+/// Raises the words of `writes` on one shard, here and at other proxies. `pid`: the server process on whose end they hear of the
+/// write's end, if this proxy dies. Whoever calls it sees to its end: [`Clock::post`], [`Clock::unknown_outcome`].
+pub async fn announce(shard: &Shard, writes: &Dependencies, pid: i32) -> Result<Announcement, UserError> {
     match shard.member.announce(&WordSet::of(writes), pid)? {
         Announcing::Done(announcement) => Ok(announcement),
-        Announcing::Untold(untold) => untold.tell().await,
+        // Boxed: every session would else carry room for it.
+        Announcing::Untold(untold) => Box::pin(untold.tell()).await,
     }
-}
-
-/// Ends it once the primary shows it: from here on it is like any write that was acknowledged.
-pub fn end_decoded(shard: &Shard, announcement: Announcement) {
-    shard.clock.post(announcement);
 }
 
 /// Later tickets cover earlier ones, and a lost one is never covered.

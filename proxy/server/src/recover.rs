@@ -15,6 +15,7 @@ use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
 
 use crate::back::connect::Login;
+use crate::control::MAKE_SCHEMA;
 use crate::database::Database;
 use crate::fresh::Announced;
 
@@ -42,7 +43,6 @@ pub struct Prepared {
 }
 
 const SCHEMA: &str = "
-CREATE SCHEMA IF NOT EXISTS weir;
 CREATE TABLE IF NOT EXISTS weir.txlog (
     gid text NOT NULL,
     decision \"char\" NOT NULL DEFAULT 'c' CHECK (decision IN ('c', 'a')),
@@ -64,9 +64,8 @@ pub const COUNTS: &str = "(decision = 'a' OR encode(substr(sha256(secret), 1, 16
 pub async fn prepare(logins: &[Login]) -> Result<()> {
     for login in logins {
         let client = crate::control::connect(login).await?;
-        // Several proxies may start at once; CREATE … IF NOT EXISTS alone races with itself.
         let unique = format!("CREATE UNIQUE INDEX IF NOT EXISTS txlog_decision ON weir.txlog (gid) WHERE {COUNTS}");
-        let script = format!("BEGIN; SELECT pg_advisory_xact_lock(7765697201); {SCHEMA}; {unique}; COMMIT");
+        let script = format!("BEGIN; {MAKE_SCHEMA}; {SCHEMA}; {unique}; COMMIT");
         client.batch_execute(&script).await.with_context(|| format!("weir.txlog on {}:{}", login.host, login.port))?;
     }
     Ok(())

@@ -364,7 +364,7 @@ impl Decoder {
     /// Raises the words of anything, here and at other proxies.
     async fn announce_anything(&self, pid: i32) -> Result<Announcement> {
         let anything: Dependencies = [Dependency::Anything].into_iter().collect();
-        crate::fresh::announce_decoded(self.here(), &anything, pid).await.map_err(told)
+        crate::fresh::announce(self.here(), &anything, pid).await.map_err(told)
     }
 
     fn bar(&mut self) {
@@ -383,7 +383,7 @@ impl Decoder {
 
     fn unbar(&mut self) {
         for barred in self.barred.iter_mut().filter_map(Option::take) {
-            crate::fresh::end_decoded(self.db.shard(self.shard), barred);
+            self.db.shard(self.shard).clock.post(barred);
         }
     }
 

@@ -22,6 +22,7 @@ use tokio_postgres::{Client, Row};
 
 use super::{Gaps, OWN_NAMES, QUERY_TIMEOUT};
 use crate::back::connect::Login;
+use crate::control::MAKE_SCHEMA;
 
 /// In milliseconds; deadlock_timeout is 1 s, so that if somebody has to give way it is we.
 const LOCK_TIMEOUT: &str = "500ms";
@@ -245,7 +246,7 @@ async fn tell_of_ddl(client: &Client) -> Result<(), tokio_postgres::Error> {
         return Ok(());
     }
     let mut script = format!(
-        "BEGIN; SET LOCAL lock_timeout = '5s'; SELECT pg_advisory_xact_lock(7765697201); CREATE SCHEMA IF NOT EXISTS weir;
+        "BEGIN; SET LOCAL lock_timeout = '5s'; {MAKE_SCHEMA};
          CREATE OR REPLACE FUNCTION weir.keep_publications() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
              SET search_path = pg_catalog, pg_temp AS $weir${KEEP}$weir$;
          REVOKE ALL ON FUNCTION weir.keep_publications() FROM PUBLIC;

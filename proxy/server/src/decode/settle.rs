@@ -102,7 +102,7 @@ impl Settling {
     /// Every read depends on the word of anything: a write of that voids them all, here and at other proxies.
     async fn void_now(&self, decoder: &Decoder, primary: &Primary) -> Result<()> {
         let announcement = decoder.announce_anything(primary.pid).await?;
-        crate::fresh::end_decoded(decoder.here(), announcement);
+        decoder.here().clock.post(announcement);
         Ok(())
     }
 
@@ -190,10 +190,10 @@ impl Settling {
                 decoder.db.doubt_catalog();
                 self.schema.notify_one();
             }
-            crate::fresh::end_decoded(shard, waiting.announcement);
+            shard.clock.post(waiting.announcement);
         }
         for announcement in old {
-            crate::fresh::end_decoded(shard, announcement);
+            shard.clock.post(announcement);
         }
         if void {
             self.void_now(decoder, primary).await?;

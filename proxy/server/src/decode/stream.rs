@@ -100,7 +100,7 @@ impl Stream {
         }
     }
 
-    /// Announces what is decoded, until the connection fails. `pid`: as for [`crate::fresh::announce_decoded`].
+    /// Announces what is decoded, until the connection fails. `pid`: as for [`crate::fresh::announce`].
     pub(super) async fn follow(&mut self, decoder: &Decoder, pid: i32) -> Result<Infallible> {
         let mut ticks = interval(STATUS_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -186,7 +186,7 @@ impl Stream {
 /// Raises the words of commits and hands them over to be ended.
 async fn announce(committed: &[Committed], decoder: &Decoder, pid: i32) -> Result<()> {
     let writes: Dependencies = committed.iter().flat_map(|one| one.writes.iter().copied()).collect();
-    let announcement = crate::fresh::announce_decoded(decoder.here(), &writes, pid).await.map_err(told)?;
+    let announcement = crate::fresh::announce(decoder.here(), &writes, pid).await.map_err(told)?;
     let counters = &decoder.decoding().counters;
     counters.transactions.fetch_add(committed.len() as u64, Relaxed);
     counters.words.fetch_add(announcement.intent.words().indexes().len() as u64, Relaxed);

@@ -19,7 +19,8 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::Fleet;
 use super::member::{Member, Standing, now_us};
-use crate::control::Target;
+use crate::clock::Identity;
+use crate::control::{MAKE_SCHEMA, Target};
 use crate::database::Shard;
 
 /// Longest wait for a connection or an answer. The lease runs out earlier.
@@ -30,10 +31,7 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 const DRIFT: u32 = 100;
 const SLACK: Duration = Duration::from_millis(20);
 
-/// Made under the lock that all of weir's tables on shards are made under.
 const TABLES: &str = "
-SELECT pg_advisory_xact_lock(7765697201);
-CREATE SCHEMA IF NOT EXISTS weir;
 CREATE TABLE IF NOT EXISTS weir.member_epoch (one boolean PRIMARY KEY DEFAULT true CHECK (one), epoch bigint NOT NULL);
 INSERT INTO weir.member_epoch (epoch) VALUES (1) ON CONFLICT DO NOTHING;
 CREATE TABLE IF NOT EXISTS weir.member (
@@ -51,8 +49,6 @@ CREATE TABLE IF NOT EXISTS weir.member (
 const SETTINGS: &str = "SET synchronous_commit = local; SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 1; \
     SET tcp_keepalives_count = 3; SET lock_timeout = '2s'; SET statement_timeout = '3s'";
 
-const LIFE: &str = "SELECT (pg_control_system()).system_identifier::text, \
-    substring(pg_walfile_name(pg_current_wal_insert_lsn()) for 8), pg_postmaster_start_time()::text";
 const STEP: &str = "UPDATE weir.member_epoch SET epoch = epoch + 1 RETURNING epoch";
 const JOIN: &str = "
 INSERT INTO weir.member (id, address, lease_us, joined, keeper_pid, keeper_since, client)
@@ -172,11 +168,10 @@ impl Keeper {
         client.batch_execute(SETTINGS).await?;
         let found = client.query_one("SELECT to_regclass('weir.member') IS NOT NULL", &[]).await?;
         if !found.try_get::<_, bool>(0)? {
-            client.batch_execute(&format!("BEGIN; {TABLES} COMMIT")).await?;
+            client.batch_execute(&format!("BEGIN; {MAKE_SCHEMA}; {TABLES} COMMIT")).await?;
         }
-        let row = client.query_one(LIFE, &[]).await?;
-        let life: Vec<String> = (0..3).map(|column| row.try_get(column)).collect::<Result<_, _>>()?;
-        shard.member.begin_life(foldhash::quality::FixedState::with_seed(11).hash_one(&life));
+        let life = Identity::of(&client).await?;
+        shard.member.begin_life(foldhash::quality::FixedState::with_seed(11).hash_one(life));
         let transaction = client.transaction().await?;
         let joined: i64 = transaction.query_one(STEP, &[]).await?.try_get(0)?;
         let lease_us = fleet.lease.as_micros() as i64;
@@ -303,7 +298,9 @@ impl Keeper {
                 let lease = other.lease + other.lease / DRIFT + SLACK;
                 self.fences.entry(other.id).or_insert(now + lease.as_micros() as u64);
             } else {
+                // Whoever is back may die again, with other processes at work.
                 self.fences.remove(&other.id);
+                self.at_work.remove(&other.id);
             }
         }
         let told: BTreeSet<u64> =

@@ -87,6 +87,7 @@ pub struct Member {
     words: Arc<Words>,
     /// Microseconds on the clock that goes on while the machine sleeps.
     lease_until_us: AtomicU64,
+    /// Is `standing` that it serves? For reads, which must not lock anything.
     serves: AtomicBool,
     /// Moves too when `told` loses somebody, so that writes that wait look again.
     standing: watch::Sender<Standing>,
