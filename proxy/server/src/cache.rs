@@ -23,6 +23,7 @@ use weir_core::fresh::{Observation, Words};
 use weir_core::id::{Epoch, ShardId};
 
 use self::redis::{Redis, Stored, Waiting};
+use crate::unsound::{self, Variant};
 
 /// What an encoded entry may have besides its reply: key, words, frame.
 const ENTRY_OVERHEAD_MAX: usize = 1 << 20;
@@ -213,6 +214,7 @@ impl Cache {
         let entry = Entry::decode(found, self.encoded_bytes_max()).map_err(|_| MissReason::Garbled)?;
         // Another process may have stored it, whose versions are not ours.
         let stamps = moment.words.stamps(moment.seen).ok_or(MissReason::Moved)?;
+        let stamps = if unsound::is(Variant::RedisJudges) { entry.seen.versions().into() } else { stamps };
         let entry = entry.adopt(moment.seen, &stamps).ok_or(MissReason::Moved)?;
         judge(&entry, key, &self.now(moment)).map(|()| entry)
     }

@@ -44,3 +44,4 @@ pub mod snapshot;
 pub mod statements;
 pub mod stats;
 pub mod unique;
+pub mod unsound;
