@@ -83,7 +83,7 @@ async fn keep_reading(desk: Arc<Desk>, reader: usize, mut dice: Dice) -> Result<
         let how = format!("by reader {reader} through proxy {}", proxy % 3);
         for _ in 0..PER_CONNECTION {
             let moving = desk.still.read().await;
-            let count = if dice.percent(30) { 1 } else { BATCH };
+            let count = if dice.percent(30) || !desk.may_read() { 1 } else { BATCH };
             let registers: Vec<usize> = (0..count)
                 .map(|_| if dice.percent(READS_BESIDE) { desk.beside(&mut dice) } else { desk.popular(&mut dice) })
                 .collect();
