@@ -34,6 +34,7 @@ mod placement;
 mod pooling;
 mod protocol;
 mod raw;
+mod redis;
 mod replication;
 mod rows;
 mod same_wire;

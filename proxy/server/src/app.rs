@@ -425,7 +425,7 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
         entry_bytes_max: config.cache.entry_bytes_max,
         compress_above: config.cache.compress_above,
         age_max: config.cache.max_age,
-        redis_url: config.cache.redis.as_ref().map(|url| url.expose().to_owned()),
+        redis: config.cache.redis.clone(),
         namespace: namespace(config),
     };
     Ok(Some(Arc::new(Cache::new(settings)?)))

@@ -217,8 +217,8 @@ pub struct PeersConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
     pub enabled: bool,
-    /// Second level; `None`: the in-process cache alone. May hold a password.
-    pub redis: Option<Secret>,
+    /// Second level; `None`: the in-process cache alone.
+    pub redis: Option<RedisConfig>,
     /// Memory of the in-process cache, in bytes.
     pub l1_bytes: usize,
     /// A larger reply is not cached, in bytes.
@@ -228,6 +228,37 @@ pub struct CacheConfig {
     /// An entry older than this is not served, whatever the protocol says.
     pub max_age: Duration,
     pub decoding: Decoding,
+}
+
+/// How Redis is reached. What this says makes a [`crate::cache::RedisServers`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// Of one server, of Sentinels or of a Cluster. May hold a password.
+    pub url: Secret,
+    /// Wins over the URL's.
+    pub user: Option<String>,
+    /// Wins over the URL's.
+    pub password: Option<Secret>,
+    /// Of the Sentinels, who have none of the above.
+    pub sentinel_password: Option<Secret>,
+    /// PEM, the authorities that sign the servers' certificates; `None`: the system's.
+    pub authorities: Option<String>,
+    /// PEM, certificate chain and key that weir shows.
+    pub identity: Option<(String, Secret)>,
+}
+
+impl RedisConfig {
+    /// Reached by its URL alone.
+    pub fn plain(url: &str) -> Self {
+        RedisConfig {
+            url: Secret::new(url),
+            user: None,
+            password: None,
+            sentinel_password: None,
+            authorities: None,
+            identity: None,
+        }
+    }
 }
 
 /// Are writes that go round weir followed in the servers' WAL?
