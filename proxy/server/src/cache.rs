@@ -7,6 +7,12 @@
 //!
 //! Bounds: L1 by bytes; L2 as in [`redis`].
 //!
+//! Admission to L1 is `quick_cache`'s: a modified Clock-PRO, close to S3-FIFO, weighed by bytes. What is new goes into a small queue
+//! (3 % of the bytes, once the cache is full) and leaves it first in, first out, unless it was asked for again meanwhile; then it
+//! moves on to the main ring, where what is asked for gets another round. Keys that have left are remembered for a while, half as
+//! many as there is room for entries, and go straight into the ring when they come back. So a scan of what is asked for once passes
+//! through the small queue, and what is asked for again and again stays; a test compares it with LRU.
+//!
 //! Non-goals: deciding what may be cached (the planner's), and single-flight (`weir_core::cache::Flights`).
 
 mod redis;
@@ -371,6 +377,74 @@ mod tests {
             cache.put(&key, &at(&words, &seen), Bytes::from_static(FRAMES)).expect("stored");
         }
         assert!(cache.local_size().1 <= 1 << 20, "{:?}", cache.local_size());
+    }
+
+    /// Least recently used goes first, weighed alike: what the cache is compared with.
+    struct Lru {
+        bytes_max: u64,
+        bytes: u64,
+        by_key: hashbrown::HashMap<u64, u64>,
+        by_age: std::collections::BTreeMap<u64, u64>,
+    }
+
+    impl Lru {
+        /// True: it was there.
+        fn ask(&mut self, key: u64, turn: u64, weight: u64) -> bool {
+            let known = self.by_key.insert(key, turn);
+            match known {
+                Some(last) => drop(self.by_age.remove(&last)),
+                None => self.bytes += weight,
+            }
+            self.by_age.insert(turn, key);
+            while self.bytes > self.bytes_max {
+                let Some((_, oldest)) = self.by_age.pop_first() else { break };
+                self.by_key.remove(&oldest);
+                self.bytes -= weight;
+            }
+            known.is_some()
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_again_survives_a_scan_of_what_is_asked_for_once() {
+        const HOT: u64 = 800;
+        let cache = Cache::new(settings()).expect("a cache");
+        let words = Words::new();
+        let seen = words.observe(&WordSet::from_indexes([3]));
+        let ask = |number: u64| {
+            let key = key(&format!("SELECT {number:08}"));
+            let hit = matches!(cache.get_local(&key, &at(&words, &seen)), Lookup::Hit(_));
+            if !hit {
+                cache.put(&key, &at(&words, &seen), Bytes::from_static(FRAMES)).expect("stored");
+            }
+            hit
+        };
+        ask(0);
+        let weight = cache.local_size().1;
+        let (by_key, by_age) = (hashbrown::HashMap::new(), std::collections::BTreeMap::new());
+        let mut lru = Lru { bytes_max: settings().l1_bytes_max as u64, bytes: 0, by_key, by_age };
+        assert!(HOT * weight < lru.bytes_max, "what is hot has room: {weight} bytes each");
+        let (mut turn, mut hits, mut lru_hits, mut asked) = (0_u64, 0_u64, 0_u64, 0_u64);
+        for round in 0..40_u64 {
+            // Something is asked for in a hurry, some of it more often; then a report reads five times what there is room for.
+            for step in 0..4 * HOT {
+                let number = step * step * 7_919 % HOT;
+                turn += 1;
+                asked += 1;
+                hits += u64::from(ask(number));
+                lru_hits += u64::from(lru.ask(number, turn, weight));
+            }
+            for step in 0..5 * lru.bytes_max / weight {
+                let number = 1_000_000 + round * 1_000_000 + step;
+                turn += 1;
+                ask(number);
+                lru.ask(number, turn, weight);
+            }
+        }
+        let share = |hits: u64| hits as f64 / asked as f64;
+        println!("hits of what is hot, between scans: {:.3}; with LRU {:.3}", share(hits), share(lru_hits));
+        assert!(share(hits) > 0.98 && share(hits) > share(lru_hits) + 0.05, "{} {}", share(hits), share(lru_hits));
+        assert!(cache.local_size().1 <= settings().l1_bytes_max as u64);
     }
 
     #[tokio::test]

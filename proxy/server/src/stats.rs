@@ -17,6 +17,7 @@ use weir_core::plan::{Access, NoCacheReason, Plan, Target};
 use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
 
+use crate::database::progress::Waited;
 use crate::exec::relay::Trail;
 use crate::front::cancel::CancelSlot;
 use crate::front::client::Client;
@@ -177,6 +178,11 @@ impl SessionStats {
     /// The primary answers a read that a replica might have.
     pub fn read_primary(&self, shard: ShardId, because: PrimaryBecause) {
         self.metrics.read_primary(shard, because);
+    }
+
+    /// A read has waited for a replica that was nearly far enough.
+    pub fn waited(&self, waited: Waited) {
+        self.metrics.waited(waited);
     }
 
     pub fn cache(&self, result: CacheResult) {

@@ -5,6 +5,7 @@ pub mod bound;
 pub mod decoded;
 #[cfg(test)]
 mod model;
+pub mod pace;
 pub mod past;
 pub mod words;
 
@@ -13,6 +14,7 @@ use smallvec::SmallVec;
 use crate::topology::hash::hash_bytes_extended;
 
 pub use bound::{Choice, Level, PrimaryBecause, ReadBound, ReplicaView, SessionMark, choose, replica_answer_ok};
+pub use pace::Pace;
 pub use past::Past;
 pub use words::{Intent, Observation, UNPLACED, WORDS, WordSet, Words, WordsFull};
 

@@ -129,6 +129,8 @@ pub struct DatabaseConfig {
     pub tables: Vec<TableRuleConfig>,
     /// Shard of global tables and of statements without a table.
     pub home: ShardId,
+    /// Longest wait of a read for a replica that is nearly fresh enough; `None`: it goes to the primary.
+    pub replica_wait_max: Option<Duration>,
     pub overrides: Overrides,
 }
 

@@ -228,6 +228,7 @@ fn bad_values_name_their_line() {
         ("connections_max = 5 ", "connections_max = 0 ", "between 1 and"),
         ("freshness = \"strict\"", "freshness = \"lag <= 5\"", "unknown freshness level"),
         ("freshness = \"strict\"", "freshness = \"strikt\"", "unknown freshness level"),
+        ("replica_wait_max = \"5ms\"", "replica_wait_max = \"2s\"", "more than 1s"),
         ("type = \"bigint\"", "type = \"money\"", "unknown key type"),
         ("kind = \"reference\"", "kind = \"reference\"\nkey = \"x\"", "neither key nor type"),
         ("kind = \"sharded\"", "kind = \"shraded\"", "unknown kind"),
