@@ -2,6 +2,7 @@
 
 mod advise;
 mod auth;
+mod browse;
 mod cancel;
 mod carried;
 mod carried_unique;
@@ -43,6 +44,7 @@ mod sequences;
 mod session;
 mod shop;
 mod snapshot;
+mod stale;
 mod start;
 mod store;
 mod tls;

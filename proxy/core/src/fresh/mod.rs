@@ -30,6 +30,9 @@ pub enum Dependency {
     Keyless(TableHash),
     /// K(T,k): a write of one key of table T.
     Key(TableHash, KeyHash),
+    /// F(T): somebody has said that nothing read of table T before counts any more. Only answers that may be served although
+    /// they are overtaken depend on it.
+    Flushed(TableHash),
 }
 
 /// Stable hash of a table's schema and name.

@@ -227,6 +227,7 @@ impl Compiler<'_> {
             shape.writes.push(Need::Fixed(Dependency::Anything));
         }
         shape.cacheable = cacheable(&facts, harm, source, &shape).and_then(|()| self.allows_caching(&facts.instances));
+        shape.stale_ms = shape.cacheable.ok().and_then(|()| self.allows_stale(&facts.instances));
         shape.engine = !self.single() && engine::reads(&facts, source.text, source.tokens, self.schema);
         if let (Some(normal), Ok(Scatter { read: Some(read) })) = (normal, &shape.scatter)
             && read.compared_literals
@@ -488,6 +489,13 @@ impl Compiler<'_> {
     fn allows_caching(&self, instances: &[Instance]) -> Result<(), NoCacheReason> {
         let never = |instance: &Instance| self.schema.rules.is_uncached(&instance.table.schema, &instance.table.name);
         if instances.iter().any(never) { Err(NoCacheReason::Policy) } else { Ok(()) }
+    }
+
+    /// For how long does the configuration let answers from all these tables be served although they are overtaken?
+    fn allows_stale(&self, instances: &[Instance]) -> Option<u32> {
+        let rules = self.schema.rules;
+        let of = |instance: &Instance| rules.stale_ms(&instance.table.schema, &instance.table.name);
+        instances.iter().map(of).min().flatten()
     }
 
     /// Fills in what is read and written, for freshness.

@@ -233,7 +233,7 @@ fn bad_values_name_their_line() {
         ("kind = \"reference\"", "kind = \"reference\"\nkey = \"x\"", "neither key nor type"),
         ("kind = \"sharded\"", "kind = \"shraded\"", "unknown kind"),
         ("kind = \"global\"", "kind = \"global\"\ncache = \"nevre\"", "unknown cache policy"),
-        ("kind = \"global\"", "kind = \"global\"\ncache = { stale_while_revalidate = \"5s\" }", "not yet available"),
+        ("kind = \"global\"", "kind = \"global\"\ncache = { stale_while_revalidate = \"2h\" }", "at most 1h"),
         ("kind = \"reference\"", "kind = \"reference\"\nglobal_unique = [\"sku\"]", "has no global_unique"),
         ("# global_unique = [\"email\"]", "global_unique = [\"user_id\"]", "equal keys meet on one shard"),
         ("# global_unique = [\"email\"]", "global_unique = [\"a, b\"]", "single columns"),
