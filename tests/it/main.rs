@@ -50,3 +50,4 @@ mod store;
 mod tls;
 mod transactions;
 mod unique;
+mod warm;

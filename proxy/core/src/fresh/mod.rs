@@ -36,7 +36,7 @@ pub enum Dependency {
 }
 
 /// Stable hash of a table's schema and name.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TableHash(pub u64);
 
 impl TableHash {
@@ -47,7 +47,7 @@ impl TableHash {
 }
 
 /// Stable hash of a canonical key value.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct KeyHash(pub u64);
 
 /// Dependencies of one statement. A keyed read depends on G, B(T), K(T,k); a keyless read on G, A(T). A keyed write

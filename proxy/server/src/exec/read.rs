@@ -162,6 +162,7 @@ impl Session {
         let moment = Moment { words: &words, seen: &seen, shard, epoch, lenient: lenient.as_deref() };
         let mut flight = None;
         if let Some(found) = key.take() {
+            self.stats.wanted(&found);
             let Err(missed) = self.hit(&found, &moment, asked) else { return Ok(Some(Use::Hit)) };
             if self.serve_overtaken((&found, &moment, &words), missed, question, asked)? {
                 return Ok(Some(Use::Hit));
