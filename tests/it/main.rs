@@ -2,6 +2,7 @@
 
 mod advise;
 mod auth;
+mod browse;
 mod cancel;
 mod carried;
 mod carried_unique;
@@ -29,6 +30,7 @@ mod journey;
 mod ledger;
 mod levels;
 mod login;
+mod nearly;
 mod outage;
 mod placement;
 mod pooling;
@@ -43,8 +45,10 @@ mod sequences;
 mod session;
 mod shop;
 mod snapshot;
+mod stale;
 mod start;
 mod store;
 mod tls;
 mod transactions;
 mod unique;
+mod warm;

@@ -129,6 +129,8 @@ pub struct DatabaseConfig {
     pub tables: Vec<TableRuleConfig>,
     /// Shard of global tables and of statements without a table.
     pub home: ShardId,
+    /// Longest wait of a read for a replica that is nearly fresh enough; `None`: it goes to the primary.
+    pub replica_wait_max: Option<Duration>,
     pub overrides: Overrides,
 }
 
@@ -158,8 +160,18 @@ pub struct TableRuleConfig {
     pub placement: Placement,
     /// Columns of a sharded table whose values are unique over all shards.
     pub unique: Vec<String>,
-    /// May answers that read it be cached?
-    pub cached: bool,
+    pub cache: CachePolicy,
+}
+
+/// What may be done with answers that read a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CachePolicy {
+    /// They are cached whenever it is safe.
+    #[default]
+    Auto,
+    Never,
+    /// And served for so many milliseconds although they are overtaken.
+    Stale(u32),
 }
 
 /// Bounds of one process.
@@ -411,8 +423,10 @@ impl DatabaseConfig {
             rules.insert(&table.schema, &table.name, table.placement.clone());
             let columns = table.unique.iter().map(|column| column.as_str().into()).collect();
             rules.insert_unique(&table.schema, &table.name, columns);
-            if !table.cached {
-                rules.insert_uncached(&table.schema, &table.name);
+            match table.cache {
+                CachePolicy::Auto => {}
+                CachePolicy::Never => rules.insert_uncached(&table.schema, &table.name),
+                CachePolicy::Stale(stale_ms) => rules.insert_stale(&table.schema, &table.name, stale_ms),
             }
         }
         rules
