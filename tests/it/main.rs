@@ -33,6 +33,7 @@ mod outage;
 mod placement;
 mod pooling;
 mod protocol;
+mod push;
 mod raw;
 mod replication;
 mod rows;

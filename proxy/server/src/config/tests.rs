@@ -116,6 +116,7 @@ fn what_the_example_shows_as_a_comment_is_valid() {
     assert_eq!(peers.listen.to_string(), "0.0.0.0:6433");
     assert_eq!(peers.advertise.as_deref(), Some("weir-1.example.com:6433"));
     assert_eq!((peers.secret.expose(), peers.lease), ("s3cret-of-several-weirs", Duration::from_secs(1)));
+    assert_eq!(peers.mode, PeersMode::Leased);
     assert_eq!((config.user_connections_max("metrics"), config.user_connections_max("shop")), (Some(5), Some(100)));
     assert_eq!(config.database_connections_max("shop"), Some(500));
     assert_eq!(config.limits.shortest_time_out(), Some(Duration::from_secs(60)));
@@ -240,6 +241,8 @@ fn bad_values_name_their_line() {
         ("name = \"orders\"", "name = \"public.orders\"", "no dot"),
         ("name = \"orders\"", "name = \"users\"", "declared twice"),
         ("admin_users = [\"shop\"]", "admin_users = [\"shpo\"]", "unknown user"),
+        ("# mode = \"leased\"", "mode = \"pushed\"", "unknown mode of peers"),
+        ("# mode = \"leased\"", "mode = \"checked\"", "is not supported"),
         ("redis = \"redis://", "redis = \"http://", "not a Redis URL"),
         ("password_file = \"admin.pw\"", "password_file = \"nowhere.pw\"", "nowhere.pw"),
         ("mode = \"allow\"", "mode = \"alow\"", "unknown TLS mode"),
