@@ -173,10 +173,11 @@ impl Running {
             None => None,
         };
         let mut tasks = JoinSet::new();
+        let cancels = Arc::default();
         let fleet = match &config.peers {
             Some(peers) => {
                 agree_with_peers(&config, peers.mode).await?;
-                Some(Fleet::start(peers, &mut tasks).await?)
+                Some(Fleet::start(peers, &cancels, &mut tasks).await?)
             }
             None => None,
         };
@@ -200,7 +201,7 @@ impl Running {
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
             databases: Databases::new(named, wildcard),
-            cancels: Arc::default(),
+            cancels,
             tls: ArcSwapOption::new(tls),
             metrics,
             fleet,

@@ -1,4 +1,4 @@
-//! What proxies of one tier say to each other about writes, as bytes and messages.
+//! What proxies of one tier say to each other, about writes and about requests to cancel, as bytes and messages.
 //!
 //! Invariant: frames are cut like those of Postgres (tag, length that counts itself, body), and a body must be consumed
 //! exactly. Decoding is total: what is not a message is an error, never a panic or a guess. Numbers are big-endian.
@@ -77,7 +77,12 @@ pub enum Message {
     Ping { from: u64, to: u64, at_us: u64 },
     /// Everything that `from` had announced when it was asked has gone before this. `at_us`: as in the question.
     Pong { from: u64, to: u64, at_us: u64 },
+    /// A client asks to cancel what the session with this key runs, which may be one of the receiver's. Never answered.
+    Cancel { process: i32, secret: Vec<u8> },
 }
+
+/// Longest secret of a cancel key (MAX_CANCEL_KEY_LENGTH in src/include/storage/procsignal.h is 32).
+const CANCEL_SECRET_BYTES_MAX: usize = 256;
 
 mod tag {
     pub const HELLO: u8 = b'h';
@@ -91,6 +96,7 @@ mod tag {
     pub const ATTACH: u8 = b'T';
     pub const PING: u8 = b'Q';
     pub const PONG: u8 = b'q';
+    pub const CANCEL: u8 = b'C';
 }
 
 impl Message {
@@ -150,6 +156,11 @@ impl Message {
             Message::Pong { from, to, at_us } => {
                 frame::put(out, tag::PONG, |out| put_numbers(out, &[*from, *to, *at_us]));
             }
+            Message::Cancel { process, secret } => frame::put(out, tag::CANCEL, |out| {
+                out.put_i32(*process);
+                out.put_u16(secret.len() as u16);
+                out.extend_from_slice(secret);
+            }),
         }
     }
 
@@ -199,6 +210,14 @@ impl Message {
             }
             tag::PONG => {
                 Message::Pong { from: number(&mut reader)?, to: number(&mut reader)?, at_us: number(&mut reader)? }
+            }
+            tag::CANCEL => {
+                let process = reader.i32()?;
+                let length = usize::from(short(&mut reader)?);
+                if length > CANCEL_SECRET_BYTES_MAX {
+                    return Err(Malformed);
+                }
+                Message::Cancel { process, secret: reader.bytes(length)?.to_vec() }
             }
             _ => return Err(Malformed),
         };
@@ -293,6 +312,8 @@ mod tests {
             any::<(u16, [u8; 16])>().prop_map(|(version, nonce)| Message::Hello { version, nonce }),
             any::<[u8; 32]>().prop_map(|mac| Message::Proof { mac }),
             any::<(u64, u64)>().prop_map(|(to, token)| Message::Ask { to, token }),
+            (any::<i32>(), proptest::collection::vec(any::<u8>(), 0..40))
+                .prop_map(|(process, secret)| Message::Cancel { process, secret }),
             any::<(u64, u64, u16, u16)>().prop_map(|(to, token, first, count)| Message::AskStamps {
                 to,
                 token,
