@@ -35,6 +35,7 @@ mod outage;
 mod placement;
 mod pooling;
 mod protocol;
+mod push;
 mod raw;
 mod redis;
 mod replication;

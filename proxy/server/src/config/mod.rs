@@ -221,8 +221,28 @@ pub struct PeersConfig {
     pub advertise: Option<String>,
     /// The same for all of them.
     pub secret: Secret,
+    pub mode: PeersMode,
     /// How long cache and replicas may be used after the primary has last answered.
     pub lease: Duration,
+}
+
+/// How the proxies of a tier hear of each other's writes; the same for all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PeersMode {
+    /// Before they can commit: no read is older than what was acknowledged anywhere.
+    #[default]
+    Leased,
+    /// As soon as they are told, which nobody waits for: reads show what another proxy acknowledged within a lease.
+    Push,
+}
+
+impl PeersMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PeersMode::Leased => "leased",
+            PeersMode::Push => "push",
+        }
+    }
 }
 
 /// The read-through cache.

@@ -194,6 +194,7 @@ pub(super) struct Peers {
     pub advertise_env: Option<Spanned<String>>,
     pub secret_file: Option<Spanned<String>>,
     pub secret_env: Option<Spanned<String>>,
+    pub mode: Option<Spanned<String>>,
     pub lease: Option<Spanned<Time>>,
 }
 

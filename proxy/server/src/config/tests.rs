@@ -125,6 +125,7 @@ fn what_the_example_shows_as_a_comment_is_valid() {
         (Some("weir"), Some("s3cret-redis"))
     );
     assert!(redis.authorities.is_some() && redis.identity.is_some());
+    assert_eq!(peers.mode, PeersMode::Leased);
     assert_eq!((config.user_connections_max("metrics"), config.user_connections_max("shop")), (Some(5), Some(100)));
     assert_eq!(config.database_connections_max("shop"), Some(500));
     assert_eq!(config.limits.shortest_time_out(), Some(Duration::from_secs(60)));
@@ -255,6 +256,8 @@ fn bad_values_name_their_line() {
         ("# redis_ca = \"redis-ca.crt\"", "redis_ca = \"users.toml\"", "no PEM certificate"),
         ("# redis_key", "redis_key", "both redis_certificate and redis_key"),
         ("# redis_user = \"weir\" ", "redis_env = \"NOT_SET\" ", "takes one of redis,"),
+        ("# mode = \"leased\"", "mode = \"pushed\"", "unknown mode of peers"),
+        ("# mode = \"leased\"", "mode = \"checked\"", "is not supported"),
         ("password_file = \"admin.pw\"", "password_file = \"nowhere.pw\"", "nowhere.pw"),
         ("mode = \"allow\"", "mode = \"alow\"", "unknown TLS mode"),
         ("level = \"info\"", "level = \"loud\"", "unknown log level"),
