@@ -29,6 +29,7 @@ mod journey;
 mod ledger;
 mod levels;
 mod login;
+mod matrix;
 mod outage;
 mod placement;
 mod pooling;
