@@ -30,6 +30,7 @@ mod journey;
 mod ledger;
 mod levels;
 mod login;
+mod matrix;
 mod nearly;
 mod outage;
 mod placement;

@@ -67,6 +67,14 @@ impl Asked {
         };
         out.extend_from_slice(&frames[described..]);
     }
+
+    /// The same of a reply that ends in an error: what the server had not come to is not reported as done.
+    fn put_failed(&self, frames: &[u8], trail: &Trail, out: &mut BytesMut) {
+        // Weir's own Parse, which is the client's.
+        let parsed = !trail.undone.contains(&u32::MAX);
+        let came = Asked { parse: self.parse && parsed, bind: self.bind.filter(|_| trail.bound), ..self.clone() };
+        came.put(frames, out);
+    }
 }
 
 /// What comes after a look into memory that found nothing.
@@ -337,7 +345,11 @@ impl Session {
         let mut flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;
         let Capture::Hold { reply, .. } = capture else { return Ok(()) };
         let frames = reply.freeze();
-        asked.put(&frames, &mut self.client.out);
+        if trail.failed {
+            asked.put_failed(&frames, &trail, &mut self.client.out);
+        } else {
+            asked.put(&frames, &mut self.client.out);
+        }
         if flow == Flow::Overflow {
             self.stats.fill(Err(NoFillReason::TooLarge));
             // Before the rest of it, which the client may take its time for.
