@@ -34,6 +34,7 @@ pub use self::redis::{BadRedis, RedisServers};
 use self::redis::{Redis, Stored, Waiting};
 use self::stale::{Grace, Lenient};
 use crate::config::RedisConfig;
+use crate::unsound::{self, Variant};
 
 /// What an encoded entry may have besides its reply: key, words, frame.
 const ENTRY_OVERHEAD_MAX: usize = 1 << 20;
@@ -268,6 +269,7 @@ impl Cache {
         let entry = Entry::decode(found, self.encoded_bytes_max()).map_err(|_| MissReason::Garbled)?;
         // Another process may have stored it, whose versions are not ours.
         let stamps = moment.words.stamps(moment.seen).ok_or(MissReason::Moved)?;
+        let stamps = if unsound::is(Variant::RedisJudges) { entry.seen.versions().into() } else { stamps };
         let entry = entry.adopt(moment.seen, &stamps).ok_or(MissReason::Moved)?;
         judge(&entry, key, &self.now(moment)).map(|()| entry)
     }

@@ -45,4 +45,5 @@ pub mod snapshot;
 pub mod statements;
 pub mod stats;
 pub mod unique;
+pub mod unsound;
 pub mod warm;

@@ -137,6 +137,8 @@ fn runtime(workers: usize) -> Result<tokio::runtime::Runtime> {
 
 fn run(config: Config, mut source: ConfigSource) -> Result<()> {
     source.log_level = Some(weir::log::start(&config.log));
+    #[cfg(feature = "unsound")]
+    weir::unsound::warn();
     if let (Some(file), given) = (&source.file, source.flags.given())
         && !given.is_empty()
     {

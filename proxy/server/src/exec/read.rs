@@ -32,6 +32,7 @@ use crate::hot::Given;
 use crate::level::Hint;
 use crate::metrics::CacheResult;
 use crate::statements::Shape;
+use crate::unsound::{self, Place, Variant};
 
 /// What the client asked for around a lone read; says which frames its reply has.
 #[derive(Clone, Debug, Default)]
@@ -183,6 +184,7 @@ impl Session {
                 }
             }
         }
+        unsound::linger(Place::Observed).await;
         // Boxed, as what follows: hits are many, and the room would be part of every session's task.
         match Box::pin(self.ask_replica(shard, question, &seen, (shape, asked))).await? {
             Elsewhere::Answered { frames, proven } => {
@@ -283,6 +285,8 @@ impl Session {
 
     /// Stores a complete, quiet result if its words have stood still since they were looked at.
     fn fill(&self, key: Option<&CacheKey>, moment: &Moment<'_>, frames: &Bytes) {
+        let late = unsound::is(Variant::StampAfter).then(|| moment.words.observe(moment.seen.words()));
+        let moment = &Moment { seen: late.as_ref().unwrap_or(moment.seen), ..*moment };
         if let (Some(cache), Some(key)) = (&self.db.cache, key)
             && self.db.shard(moment.shard).member.may_serve()
         {
@@ -345,6 +349,7 @@ impl Session {
         let mut flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;
         let Capture::Hold { reply, .. } = capture else { return Ok(()) };
         let frames = reply.freeze();
+        unsound::linger(Place::Replied).await;
         if trail.failed {
             asked.put_failed(&frames, &trail, &mut self.client.out);
         } else {
