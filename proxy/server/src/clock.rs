@@ -215,6 +215,12 @@ impl Clock {
         self.shared.shown.lock().as_ref().is_some_and(|shown| shown.covers(xid, words))
     }
 
+    /// How long ago the primary is known to have been at `position`; not at all, if that is not remembered.
+    pub fn age_of(&self, position: Lsn) -> Duration {
+        let reached_ms = self.shared.past.lock().reached(position);
+        Duration::from_millis(reached_ms.map_or(0, |reached_ms| self.shared.now_ms().saturating_sub(reached_ms)))
+    }
+
     /// Takes over a write whose backend was lost while it may have been committing.
     pub fn unknown_outcome(&self, write: Announcement, pid: i32) {
         self.shared.counters.lost.fetch_add(1, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 //! handed over as unknown when it has not. A session that ends hands over what is left.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use smallvec::SmallVec;
 use weir_core::error::UserError;
@@ -20,7 +21,7 @@ use crate::unsound::{self, Place};
 pub struct Announced {
     writes: Vec<(Arc<Database>, ShardId, Announcement)>,
     /// The last write of the session on each shard.
-    last: SmallVec<[(ShardId, Ticket); 1]>,
+    last: SmallVec<[(ShardId, Ticket, Instant); 1]>,
 }
 
 impl Announced {
@@ -52,10 +53,16 @@ impl Announced {
 
     /// What the session has written on a shard, for reads that must not be older.
     pub fn mark(&self, shard: ShardId, clock: &Clock) -> SessionMark {
-        match self.last.iter().find(|(on, _)| *on == shard) {
+        match self.last.iter().find(|(on, ..)| *on == shard) {
             None => SessionMark::Nothing,
-            Some((_, ticket)) => clock.position_of(*ticket).map_or(SessionMark::Unknown, SessionMark::At),
+            Some((_, ticket, _)) => clock.position_of(*ticket).map_or(SessionMark::Unknown, SessionMark::At),
         }
+    }
+
+    /// May the session have written on a shard what a server did not show at `then`?
+    pub fn wrote_since(&self, shard: ShardId, then: Instant) -> bool {
+        self.writes.iter().any(|(_, on, _)| *on == shard)
+            || self.last.iter().any(|(on, _, over)| *on == shard && *over >= then)
     }
 
     /// Connections died unanswered: the writes on each shard end when the server process that had them is gone.
@@ -82,9 +89,10 @@ pub async fn announce(shard: &Shard, writes: &Dependencies, pid: i32) -> Result<
 }
 
 /// Later tickets cover earlier ones, and a lost one is never covered.
-fn note(last: &mut SmallVec<[(ShardId, Ticket); 1]>, shard: ShardId, ticket: Ticket) {
-    match last.iter_mut().find(|(on, _)| *on == shard) {
-        Some((_, known)) => *known = ticket.max(*known),
-        None => last.push((shard, ticket)),
+fn note(last: &mut SmallVec<[(ShardId, Ticket, Instant); 1]>, shard: ShardId, ticket: Ticket) {
+    let now = Instant::now();
+    match last.iter_mut().find(|(on, ..)| *on == shard) {
+        Some((_, known, over)) => (*known, *over) = (ticket.max(*known), now),
+        None => last.push((shard, ticket, now)),
     }
 }

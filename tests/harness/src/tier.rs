@@ -42,6 +42,8 @@ pub struct Builder {
     weir: Option<PathBuf>,
     /// The secret that several weirs share; there is one otherwise.
     peers: Option<String>,
+    /// How they hear of each other's writes; weir's default if `None`.
+    peers_mode: Option<String>,
     /// Of every weir, as (name, value).
     environment: Vec<(String, String)>,
 }
@@ -139,6 +141,12 @@ impl Builder {
         self
     }
 
+    /// The same, with a mode in which they hear of each other's writes.
+    #[must_use]
+    pub fn peers_mode(self, mode: &str) -> Self {
+        Builder { peers_mode: Some(mode.to_owned()), ..self.peers(true) }
+    }
+
     /// Starts the servers and weir. Returns when weir says that it is ready.
     pub async fn start(self) -> Result<Tier> {
         let run = Run::temporary("test")?;
@@ -162,6 +170,9 @@ impl Builder {
                 let (told, listens) = behind.unwrap_or((own, own));
                 writeln!(extra, "[peers]\nlisten = \"127.0.0.1:{listens}\"\nadvertise = \"127.0.0.1:{told}\"")?;
                 writeln!(extra, "secret_env = \"{PEERS_SECRET}\"")?;
+                if let Some(mode) = &self.peers_mode {
+                    writeln!(extra, "mode = \"{mode}\"")?;
+                }
                 environment.push((PEERS_SECRET.to_owned(), secret.clone()));
             }
             let config = servers.write_config_as(file, &ConfigSpec { port, http_port, extra })?;
@@ -184,6 +195,7 @@ impl Tier {
             config_extra: String::new(),
             weir: None,
             peers: None,
+            peers_mode: None,
             environment: Vec::new(),
         }
     }
@@ -197,6 +209,12 @@ impl Tier {
     pub async fn another_behind(&self, behind: Option<(u16, u16)>) -> Result<Proxy> {
         let file = format!("weir-{}.toml", free_port()?);
         self.builder.start_proxy(&self.servers, &file, behind).await
+    }
+
+    /// One more weir whose file says another mode of peers.
+    pub async fn another_in_mode(&self, mode: &str) -> Result<Proxy> {
+        let file = format!("weir-{}.toml", free_port()?);
+        self.builder.clone().peers_mode(mode).start_proxy(&self.servers, &file, None).await
     }
 
     /// The weir that the tier was started with.
