@@ -10,6 +10,7 @@ mod wrapped;
 
 use std::sync::Arc;
 
+use self::caching::cacheable;
 pub use self::unique::Noting;
 use self::wrapped::literals_of_options;
 use super::bind::{Demand, Keyed, Need, Route, Scatter, Shape};
@@ -21,12 +22,11 @@ use super::hidden;
 use super::reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 use super::refuse;
 use super::scatter::{Text, read_scatter};
-use super::values::is_time_word;
 use super::{Access, Target, Template, Wrap};
 use crate::fresh::{Dependency, TableHash};
 use crate::sql::class::{Class, Ddl};
 use crate::sql::facts::{Facts, Instance, KeySet, KeySetting, Literal, Schema, Spread, TableName, Term, Use, Verb};
-use crate::sql::lex::{Token, TokenKind, lex};
+use crate::sql::lex::{Token, lex};
 use crate::sql::normal::Normal;
 use crate::sql::{parse, word};
 use crate::topology::Placement;
