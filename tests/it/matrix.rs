@@ -153,7 +153,9 @@ fn put(ask: &Ask, form: Form, out: &mut BytesMut) {
             out.extend_from_slice(param.value.unwrap_or_default());
         }
         put_count(out, formats.len());
-        formats.iter().for_each(|format| out.extend_from_slice(&format.to_be_bytes()));
+        for format in formats {
+            out.extend_from_slice(&format.to_be_bytes());
+        }
     });
     if form != Form::Bare {
         Target { object: Object::Portal, name: b"" }.put(tag::DESCRIBE, out);
