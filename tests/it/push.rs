@@ -275,6 +275,15 @@ async fn keep_reading(proxies: &[&Proxy], at: usize, register: &Register, stop: 
     Ok(reads)
 }
 
+/// Waits until each has answered from its cache, from now on.
+async fn all_use_their_caches(proxies: &[&Proxy]) -> Result<()> {
+    for proxy in proxies {
+        let before = cache_figure(proxy, "hits_memory").await?;
+        until(async || Ok(cache_figure(proxy, "hits_memory").await? > before)).await.context("no hits")?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn registers_are_never_older_than_a_lease_while_proxies_die() -> Result<()> {
     let tier = Tier::builder().shards(1).replicas(1).peers_mode("push").start().await?;
@@ -289,15 +298,14 @@ async fn registers_are_never_older_than_a_lease_while_proxies_die() -> Result<()
     }
     let stop = AtomicBool::new(false);
     let disturb = async {
-        // The others need a while until they use their caches again.
         for round in 0..4 {
-            tokio::time::sleep(LEASE * 4).await;
+            all_use_their_caches(&proxies).await?;
             let victim = proxies[round % 3];
             victim.kill_weir();
             tokio::time::sleep(Duration::from_millis(300)).await;
             victim.restart_weir().await?;
         }
-        tokio::time::sleep(LEASE * 4).await;
+        all_use_their_caches(&proxies).await?;
         stop.store(true, Ordering::SeqCst);
         anyhow::Ok(())
     };
@@ -306,13 +314,7 @@ async fn registers_are_never_older_than_a_lease_while_proxies_die() -> Result<()
     let readers = futures_util::future::try_join_all(places.map(|(one, at)| keep_reading(&proxies, at, one, &stop)));
     let ((), _, reads) = tokio::try_join!(disturb, writers, readers)?;
     let reads: u64 = reads.iter().sum();
-    // Since each was started for the last time.
-    let mut hits = 0;
-    for proxy in proxies {
-        hits += cache_figure(proxy, "hits_memory").await?;
-    }
-    println!("{reads} reads, at the end {hits} from caches");
-    assert!(reads > 100 && hits > 100, "{reads} reads, {hits} hits");
+    assert!(reads > 100, "{reads} reads");
     // Nothing old is left anywhere.
     let beside = tier.shards[0].primary.admin("shop").await?;
     for register in &registers {
