@@ -20,6 +20,7 @@ use crate::cache::{Cache, CacheSettings};
 use crate::catalog;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags, PeersMode};
+use crate::database::progress::{self, Progress};
 use crate::database::{Database, Parts, Replica, Shard};
 use crate::databases::Databases;
 use crate::engine::Engine;
@@ -312,13 +313,22 @@ fn watch_servers(
             tasks.spawn(probe::run(Arc::clone(&view), config.server_auth.clone(), database.server_database.clone()));
             view
         };
+        let primary = watch(&shard.primary);
+        let views: Vec<_> = shard.replicas.iter().map(watch).collect();
+        let replicas = views.into_iter().map(|view| {
+            let progress = Progress::new();
+            let server = crate::control::target(&control_login(config, database, &view.endpoint));
+            tasks.spawn(progress::follow(Arc::clone(&progress), server));
+            Replica::new(view, progress)
+        });
+        let replicas = replicas.collect();
         let words = Arc::new(Words::seeded(rand::random()));
         let server = crate::control::target(&control_login(config, database, &shard.primary));
         let member = Member::new(fleet.cloned(), Arc::clone(&words));
         let made = Arc::new(Shard {
             name: shard.name.as_str().into(),
-            primary: watch(&shard.primary),
-            replicas: shard.replicas.iter().map(|replica| Replica::new(watch(replica))).collect(),
+            primary,
+            replicas,
             clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member)),
             words,
             member,
@@ -440,7 +450,7 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
         entry_bytes_max: config.cache.entry_bytes_max,
         compress_above: config.cache.compress_above,
         age_max: config.cache.max_age,
-        redis_url: config.cache.redis.as_ref().map(|url| url.expose().to_owned()),
+        redis: config.cache.redis.clone(),
         namespace: namespace(config),
     };
     Ok(Some(Arc::new(Cache::new(settings)?)))

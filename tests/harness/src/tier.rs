@@ -44,6 +44,8 @@ pub struct Builder {
     peers: Option<String>,
     /// How they hear of each other's writes; weir's default if `None`.
     peers_mode: Option<String>,
+    /// Of every weir, as (name, value).
+    environment: Vec<(String, String)>,
 }
 
 impl Deref for Tier {
@@ -125,6 +127,13 @@ impl Builder {
         self
     }
 
+    /// One more variable of the environment of every weir.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Whether more weirs can be started on the same servers, with [`Tier::another`] (default no).
     #[must_use]
     pub fn peers(mut self, peers: bool) -> Self {
@@ -155,7 +164,7 @@ impl Builder {
         for attempt in 1.. {
             let (port, http_port) = (free_port()?, free_port()?);
             let mut extra = self.config_extra.clone();
-            let mut environment = Vec::new();
+            let mut environment = self.environment.clone();
             if let Some(secret) = &self.peers {
                 let own = free_port()?;
                 let (told, listens) = behind.unwrap_or((own, own));
@@ -187,6 +196,7 @@ impl Tier {
             weir: None,
             peers: None,
             peers_mode: None,
+            environment: Vec::new(),
         }
     }
 
@@ -319,6 +329,16 @@ impl Proxy {
     /// Kills weir if it runs and starts it again on the same ports and configuration. Returns when it is ready.
     pub async fn restart_weir(&self) -> Result<()> {
         self.weir.restart().await
+    }
+
+    /// The same, with more variables in its environment for this once.
+    pub async fn restart_weir_with(&self, environment: &[(String, String)]) -> Result<()> {
+        self.weir.restart_with(environment).await
+    }
+
+    /// How weir ended, if it was running and ended by itself.
+    pub fn weir_exited(&self) -> Option<std::process::ExitStatus> {
+        self.weir.exited()
     }
 
     /// All weir has logged, over all its starts.

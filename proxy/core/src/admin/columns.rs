@@ -35,6 +35,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Config => config(&snapshot.config),
         Show::Databases => databases(&snapshot.databases),
         Show::Decoding => decoding(&snapshot.decoding),
+        Show::Digests => digests(&snapshot.digests),
         Show::Drift => drift(&snapshot.drift),
         Show::Help => help(),
         Show::HotKeys => hot_keys(&snapshot.hot),
@@ -328,6 +329,24 @@ fn unique(rows: &[UniqueRow]) -> Table {
         vec![Cell::from(&row.database), (&row.table).into(), (&row.column).into(), row.state.into(), reason]
     };
     table(&["'database", "'table", "'column", "'state", "'reason"], rows.iter().map(cells).collect())
+}
+
+fn digests(rows: &[DigestRow]) -> Table {
+    let cells = |row: &DigestRow| {
+        vec![
+            Cell::from(&row.database),
+            (&row.user).into(),
+            row.reads.into(),
+            row.statement.as_deref().into(),
+            row.parameters.as_deref().into(),
+            row.result_formats.as_str().into(),
+            row.settings.as_str().into(),
+        ]
+    };
+    table(
+        &["'database", "'user", "reads", "'statement", "'parameters", "'result_formats", "'settings"],
+        rows.iter().map(cells).collect(),
+    )
 }
 
 fn hot_keys(rows: &[HotRow]) -> Table {

@@ -29,6 +29,7 @@ use weir_wire::peer::{Ending, Message, Write};
 use super::Fleet;
 use super::link::{Answer, Deaf, Link};
 use crate::clock::Clock;
+use crate::unsound::{self, Place, Variant};
 
 /// Longest wait for a peer to say that it has heard.
 const HEAR_MAX: Duration = Duration::from_millis(500);
@@ -203,7 +204,8 @@ impl Member {
 
     /// May reads be answered from the cache or by replicas? Ask after the words were looked at.
     pub fn may_serve(&self) -> bool {
-        self.fleet.is_none() || (self.serves.load(SeqCst) && now_us() < self.served_until_us())
+        let has_lease = || now_us() < self.served_until_us() || unsound::is(Variant::NoLease);
+        self.fleet.is_none() || (self.serves.load(SeqCst) && has_lease())
     }
 
     fn served_until_us(&self) -> u64 {
@@ -236,7 +238,7 @@ impl Member {
 
     /// Raises the words here; call it before anything is sent that may commit. Errors: 53300 for too many writes at once.
     pub fn announce(self: &Arc<Self>, words: &WordSet, pid: i32) -> Result<Announcing, UserError> {
-        let intent = self.words.begin_write(words).map_err(too_many)?;
+        let intent = unsound::begin_write(&self.words, words).map_err(too_many)?;
         let Some(fleet) = &self.fleet else { return Ok(Announcing::Done(Announcement::alone(intent))) };
         let token = fleet.token();
         let announcement = Announcement { intent: intent.named(self.id, token), token, foreign_schema: false };
@@ -261,6 +263,10 @@ impl Member {
 
     /// Until everybody has heard and this proxy is still one that may write.
     async fn tell(&self, write: &Write) -> Result<(), UserError> {
+        unsound::linger(Place::Raised).await;
+        if unsound::is(Variant::NoPeers) {
+            return Ok(());
+        }
         let deadline = Instant::now() + TELL_MAX;
         let mut standing = self.standing.subscribe();
         let pushed = self.is_pushed(&WordSet::from_indexes(write.words.iter().copied()));
@@ -302,7 +308,8 @@ impl Member {
         };
         let mut told = None;
         for Announcement { intent, token, foreign_schema } in announcements {
-            self.words.end_write(intent, lsn);
+            unsound::end_write(&self.words, intent, lsn);
+            unsound::reach(Place::Lowered);
             if foreign_schema {
                 self.schema_moved.fetch_add(1, SeqCst);
                 self.poke();
@@ -345,7 +352,7 @@ impl Member {
 
     fn begin_for(&self, from: u64, write: &Write) -> Option<Announcement> {
         let set = WordSet::from_indexes(write.words.iter().copied());
-        let intent = self.words.begin_write(&set).ok()?.named(from, write.token);
+        let intent = unsound::begin_write(&self.words, &set).ok()?.named(from, write.token);
         let foreign_schema = set.contains_all(&anything());
         self.schema_doubts.fetch_add(usize::from(foreign_schema), SeqCst);
         Some(Announcement { intent, token: 0, foreign_schema })
