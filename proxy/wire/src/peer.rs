@@ -385,7 +385,7 @@ mod tests {
     fn words_that_are_out_of_order_or_twice_are_refused() {
         for words in [vec![2, 1], vec![1, 1]] {
             let mut out = BytesMut::new();
-            Message::Announce { from: 1, to: 2, write: Write { token: 1, pid: 1, words } }.put(&mut out);
+            Message::Announce { from: 1, to: 2, write: Write { token: 1, pid: 1, schema: false, words } }.put(&mut out);
             assert!(decode(&out).is_err());
         }
     }
