@@ -35,6 +35,7 @@ mod pooling;
 mod protocol;
 mod raw;
 mod replication;
+mod reshard;
 mod rows;
 mod same_wire;
 mod scale;

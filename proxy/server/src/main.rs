@@ -38,6 +38,8 @@ enum Command {
     Explain(weir::explain::ExplainArgs),
     /// Propose which tables of a database to shard, and by which keys, from the statements it gets. Changes nothing.
     Advise(weir::advise::AdviseArgs),
+    /// Move slots between shards: what would move, and what stands in the way. Changes nothing.
+    Reshard(weir::reshard::cli::ReshardArgs),
     /// Start a whole throw-away tier on this machine: shards, replicas, hub, Redis, weir, storefront.
     Dev(weir::dev::DevArgs),
 }
@@ -75,6 +77,10 @@ fn main() -> ExitCode {
         }),
         Command::Advise(arguments) => runtime(1).and_then(|runtime| {
             print!("{}", runtime.block_on(weir::advise::run(arguments))?);
+            Ok(())
+        }),
+        Command::Reshard(arguments) => runtime(1).and_then(|runtime| {
+            print!("{}", runtime.block_on(weir::reshard::cli::run(arguments))?);
             Ok(())
         }),
         Command::Dev(arguments) => runtime(DEV_WORKERS).and_then(|runtime| runtime.block_on(weir::dev::run(arguments))),
