@@ -10,7 +10,10 @@ const USERS: i64 = 3000;
 
 async fn plan(console: &Client, goal: &str) -> Result<Vec<SimpleQueryRow>> {
     let messages = console.simple_query(&format!("RESHARD PLAN {goal}")).await?;
-    Ok(messages.into_iter().filter_map(|one| if let SimpleQueryMessage::Row(row) = one { Some(row) } else { None }).collect())
+    Ok(messages
+        .into_iter()
+        .filter_map(|one| if let SimpleQueryMessage::Row(row) = one { Some(row) } else { None })
+        .collect())
 }
 
 fn of<'a>(rows: &'a [SimpleQueryRow], what: &str) -> Vec<&'a SimpleQueryRow> {
@@ -41,9 +44,14 @@ async fn filled() -> Result<(Tier, Client)> {
 /// A server without any of the declared tables.
 async fn empty_server(run: &std::sync::Arc<Run>, encoding: &str) -> Result<Cluster> {
     let password = weir_local::password();
-    let cluster = Cluster::start(run, ClusterSpec::new("added", &password).database("other", "shop", &password)).await?;
+    let cluster =
+        Cluster::start(run, ClusterSpec::new("added", &password).database("other", "shop", &password)).await?;
     let admin = cluster.admin("postgres").await?;
-    admin.batch_execute(&format!("CREATE DATABASE shop TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'")).await?;
+    admin
+        .batch_execute(&format!(
+            "CREATE DATABASE shop TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+        ))
+        .await?;
     Ok(cluster)
 }
 
@@ -65,7 +73,8 @@ async fn a_plan_counts_what_would_move_and_moves_nothing() -> Result<()> {
     assert_eq!(users_moved(&given), truth, "counted as the server itself counts");
     assert!(number(step[0], "bytes") > 0 && number(step[0], "seconds") >= 0);
     let removed = plan(&console, "shop REMOVE SHARD shard1").await?;
-    let owned: i64 = tier.shards[1].primary.admin("shop").await?.query_one("SELECT count(*) FROM users", &[]).await?.get(0);
+    let owned: i64 =
+        tier.shards[1].primary.admin("shop").await?.query_one("SELECT count(*) FROM users", &[]).await?.get(0);
     assert_eq!(users_moved(&removed), owned);
     assert_eq!(number(of(&removed, "move")[0], "slots"), 2048);
     let thirds = plan(&console, "WEIGHT shard0 = 2, shard1 = 1").await?;
@@ -79,12 +88,14 @@ async fn a_plan_counts_what_would_move_and_moves_nothing() -> Result<()> {
 async fn what_stands_in_the_way_is_named_with_what_to_do() -> Result<()> {
     let (tier, console) = filled().await?;
     let shard0 = tier.shards[0].primary.admin("shop").await?;
-    shard0.batch_execute("ALTER TABLE users DROP CONSTRAINT users_pkey CASCADE; ALTER TABLE sessions SET UNLOGGED").await?;
+    shard0
+        .batch_execute("ALTER TABLE users DROP CONSTRAINT users_pkey CASCADE; ALTER TABLE sessions SET UNLOGGED")
+        .await?;
     let rows = plan(&console, "MOVE SLOTS 0-4095 TO shard1").await?;
     let says = |what: &str, table: &str, text: &str| {
-        of(&rows, what).iter().any(|row| {
-            row.get("table") == Some(table) && row.get("note").is_some_and(|note| note.contains(text))
-        })
+        of(&rows, what)
+            .iter()
+            .any(|row| row.get("table") == Some(table) && row.get("note").is_some_and(|note| note.contains(text)))
     };
     assert!(says("blocker", "public.users", "cannot be told apart"), "{rows:?}");
     assert!(says("blocker", "public.sessions", "unlogged"), "{rows:?}");
@@ -99,7 +110,8 @@ async fn what_stands_in_the_way_is_named_with_what_to_do() -> Result<()> {
         ("elsewhere REMOVE SHARD shard0", "3D000"),
     ] {
         let error = plan(&console, goal).await.expect_err(goal);
-        let error = error.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.as_db_error()).context("refused")?;
+        let error =
+            error.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.as_db_error()).context("refused")?;
         assert_eq!(error.code().code(), code, "{goal}: {error}");
     }
     Ok(())
@@ -128,7 +140,10 @@ async fn a_new_server_is_looked_at_before_it_is_added() -> Result<()> {
         .args(["reshard", "plan", "add", "shard2", &added.address(), "--weir", &tier.admin_dsn()])
         .output()?;
     let said = String::from_utf8(said.stdout)?;
-    assert!(said.contains("shard0 → shard2: 683 of 4096 slots") || said.contains("shard0 → shard2: 682 of 4096"), "{said}");
+    assert!(
+        said.contains("shard0 → shard2: 683 of 4096 slots") || said.contains("shard0 → shard2: 682 of 4096"),
+        "{said}"
+    );
     assert!(said.contains("BLOCKER: shard2") && said.contains("to mend before anything can move"), "{said}");
     Ok(())
 }
