@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use ::redis::RedisError;
 use bytes::Bytes;
 use quick_cache::Weighter;
 use weir_core::cache::{
@@ -31,8 +30,11 @@ use weir_core::cache::{
 use weir_core::fresh::{Observation, Words};
 use weir_core::id::{Epoch, ShardId};
 
+pub use self::redis::{BadRedis, RedisServers};
 use self::redis::{Redis, Stored, Waiting};
 use self::stale::{Grace, Lenient};
+use crate::config::RedisConfig;
+use crate::unsound::{self, Variant};
 
 /// What an encoded entry may have besides its reply: key, words, frame.
 const ENTRY_OVERHEAD_MAX: usize = 1 << 20;
@@ -47,8 +49,8 @@ pub struct CacheSettings {
     pub compress_above: usize,
     /// Entries older than this are not served, whatever their words say.
     pub age_max: Duration,
-    /// `redis://[user[:password]@]host[:port][/db]`. `None`: memory alone.
-    pub redis_url: Option<String>,
+    /// `None`: memory alone.
+    pub redis: Option<RedisConfig>,
     /// Prefix of all Redis keys: the same for processes that tell each other of their writes, and for no others.
     pub namespace: String,
 }
@@ -57,8 +59,8 @@ pub struct CacheSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// The text of the error never holds the URL, which may hold a password.
-    #[error("the Redis URL cannot be understood")]
-    Url(#[source] RedisError),
+    #[error(transparent)]
+    Redis(BadRedis),
 }
 
 /// What a look-up or a fill is about, besides its key. Take `seen` before anything else.
@@ -145,14 +147,12 @@ impl Weighter<CacheKey, Local> for ByBytes {
 }
 
 impl Cache {
-    /// With a `redis_url` this must run inside a tokio runtime; it returns at once and connects in the background.
+    /// With Redis this must run inside a tokio runtime; it returns at once and connects in the background.
     pub fn new(settings: CacheSettings) -> Result<Cache, CacheError> {
         let counters = Arc::new(CacheCounters::default());
         let stored = Stored { age_max: settings.age_max, compress_above: settings.compress_above };
-        let l2 = match &settings.redis_url {
-            Some(url) => Some(Redis::start(url, stored, Arc::clone(&counters))?),
-            None => None,
-        };
+        let servers = settings.redis.as_ref().map(RedisServers::new).transpose().map_err(CacheError::Redis)?;
+        let l2 = servers.map(|servers| Redis::start(servers, stored, Arc::clone(&counters)));
         // An estimate for the first allocation only.
         let entries = (settings.l1_bytes_max / 1024).clamp(64, 1 << 20);
         let l1 = quick_cache::sync::Cache::with(
@@ -269,6 +269,7 @@ impl Cache {
         let entry = Entry::decode(found, self.encoded_bytes_max()).map_err(|_| MissReason::Garbled)?;
         // Another process may have stored it, whose versions are not ours.
         let stamps = moment.words.stamps(moment.seen).ok_or(MissReason::Moved)?;
+        let stamps = if unsound::is(Variant::RedisJudges) { entry.seen.versions().into() } else { stamps };
         let entry = entry.adopt(moment.seen, &stamps).ok_or(MissReason::Moved)?;
         judge(&entry, key, &self.now(moment)).map(|()| entry)
     }
@@ -346,9 +347,14 @@ impl Cache {
         (self.l1.len(), self.l1.weight())
     }
 
-    /// Is Redis configured, and does it answer?
+    /// Is Redis configured, and does all of it answer?
     pub fn redis_up(&self) -> Option<bool> {
-        self.l2.as_ref().map(Redis::is_up)
+        self.redis_servers().map(|(known, up)| known > 0 && known == up)
+    }
+
+    /// Redis servers that are asked, and how many of them answer.
+    pub fn redis_servers(&self) -> Option<(usize, usize)> {
+        self.l2.as_ref().map(Redis::servers)
     }
 }
 
@@ -367,7 +373,7 @@ mod tests {
             entry_bytes_max: 1 << 10,
             compress_above: 1 << 10,
             age_max: Duration::from_secs(60),
-            redis_url: None,
+            redis: None,
             namespace: "test".into(),
         }
     }
@@ -550,8 +556,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_redis_that_is_not_there_costs_nothing() {
-        let url = Some("redis://127.0.0.1:1".to_owned());
-        let cache = Cache::new(CacheSettings { redis_url: url, ..settings() }).expect("a cache");
+        let redis = |url| Some(RedisConfig::plain(url));
+        let cache = Cache::new(CacheSettings { redis: redis("redis://127.0.0.1:1"), ..settings() }).expect("a cache");
         let words = Words::new();
         let seen = words.observe(&WordSet::from_indexes([3]));
         let asked = Instant::now();
@@ -561,6 +567,6 @@ mod tests {
         }
         assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
         assert_eq!(cache.redis_up(), Some(false));
-        assert!(Cache::new(CacheSettings { redis_url: Some("http://x".into()), ..settings() }).is_err());
+        assert!(Cache::new(CacheSettings { redis: redis("http://x"), ..settings() }).is_err());
     }
 }

@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 use weir_core::error::UserError;
-use weir_core::fresh::words::WordSet;
 use weir_core::fresh::{Dependencies, SessionMark};
 use weir_core::id::ShardId;
 
 use crate::clock::{Clock, Ticket};
 use crate::database::{Database, Shard};
 use crate::fleet::member::{Announcement, Announcing};
+use crate::unsound::{self, Place};
 
 #[derive(Default)]
 pub struct Announced {
@@ -43,7 +43,9 @@ impl Announced {
     /// The servers have answered: the shards' clocks finish the writes, whatever became of them.
     pub fn publish(&mut self) {
         for (db, shard, announcement) in self.writes.drain(..) {
+            unsound::reach(Place::Answered);
             let ticket = db.shard(shard).clock.post(announcement);
+            unsound::reach(Place::Posted);
             note(&mut self.last, shard, ticket);
         }
     }
@@ -75,11 +77,14 @@ impl Announced {
 /// Raises the words of `writes` on one shard, here and at other proxies. `pid`: the server process on whose end they hear of the
 /// write's end, if this proxy dies. Whoever calls it sees to its end: [`Clock::post`], [`Clock::unknown_outcome`].
 pub async fn announce(shard: &Shard, writes: &Dependencies, pid: i32) -> Result<Announcement, UserError> {
-    match shard.member.announce(&WordSet::of(writes), pid)? {
-        Announcing::Done(announcement) => Ok(announcement),
+    let announcement = match shard.member.announce(writes, pid)? {
+        Announcing::Done(announcement) => announcement,
         // Boxed: every session would else carry room for it.
-        Announcing::Untold(untold) => Box::pin(untold.tell()).await,
-    }
+        Announcing::Untold(untold) => Box::pin(untold.tell()).await?,
+    };
+    unsound::linger(Place::Told).await;
+    unsound::reach_soon(Place::Sent);
+    Ok(announcement)
 }
 
 /// Later tickets cover earlier ones, and a lost one is never covered.

@@ -24,6 +24,8 @@ pub struct Write {
     pub token: u64,
     /// The server process that has it.
     pub pid: i32,
+    /// It may change what tables there are and what statements mean.
+    pub schema: bool,
     /// Indexes of its dependency words, ascending.
     pub words: Vec<u16>,
 }
@@ -59,8 +61,24 @@ pub enum Message {
     /// A write that was announced is over.
     Over { from: u64, to: u64, token: u64, ending: Ending },
     /// From now on `from` announces all its writes to `to`, which joined with that epoch; these are under way now. Answered by
-    /// [`Message::Heard`]. `serves`: it answers from its cache already. `orphans` are writes of proxies that are gone.
-    Attach { from: u64, to: u64, token: u64, joined: u64, serves: bool, writes: Vec<Write>, orphans: Vec<Write> },
+    /// [`Message::Heard`].
+    Attach {
+        from: u64,
+        to: u64,
+        token: u64,
+        joined: u64,
+        /// It answers from its cache already.
+        serves: bool,
+        /// It has never written anything that is not among `writes`.
+        complete: bool,
+        writes: Vec<Write>,
+        /// Writes of proxies that are gone.
+        orphans: Vec<Write>,
+    },
+    /// Answered by [`Message::Pong`], on the connection on which `to` announces its writes to `from`.
+    Ping { from: u64, to: u64, at_us: u64 },
+    /// Everything that `from` had announced when it was asked has gone before this. `at_us`: as in the question.
+    Pong { from: u64, to: u64, at_us: u64 },
     /// A client asks to cancel what the session with this key runs, which may be one of the receiver's. Never answered.
     Cancel { process: i32, secret: Vec<u8> },
 }
@@ -78,6 +96,8 @@ mod tag {
     pub const HEARD: u8 = b'a';
     pub const OVER: u8 = b'O';
     pub const ATTACH: u8 = b'T';
+    pub const PING: u8 = b'Q';
+    pub const PONG: u8 = b'q';
     pub const CANCEL: u8 = b'C';
 }
 
@@ -119,10 +139,11 @@ impl Message {
                 out.put_u8(kind);
                 put_numbers(out, &[lsn, life]);
             }),
-            Message::Attach { from, to, token, joined, serves, writes, orphans } => {
+            Message::Attach { from, to, token, joined, serves, complete, writes, orphans } => {
                 frame::put(out, tag::ATTACH, |out| {
                     put_numbers(out, &[*from, *to, *token, *joined]);
                     out.put_u8(u8::from(*serves));
+                    out.put_u8(u8::from(*complete));
                     for list in [writes, orphans] {
                         out.put_u32(list.len() as u32);
                         for write in list {
@@ -130,6 +151,12 @@ impl Message {
                         }
                     }
                 });
+            }
+            Message::Ping { from, to, at_us } => {
+                frame::put(out, tag::PING, |out| put_numbers(out, &[*from, *to, *at_us]));
+            }
+            Message::Pong { from, to, at_us } => {
+                frame::put(out, tag::PONG, |out| put_numbers(out, &[*from, *to, *at_us]));
             }
             Message::Cancel { process, secret } => frame::put(out, tag::CANCEL, |out| {
                 out.put_i32(*process);
@@ -176,9 +203,16 @@ impl Message {
                 token: number(&mut reader)?,
                 joined: number(&mut reader)?,
                 serves: flag(&mut reader)?,
+                complete: flag(&mut reader)?,
                 writes: writes(&mut reader)?,
                 orphans: writes(&mut reader)?,
             },
+            tag::PING => {
+                Message::Ping { from: number(&mut reader)?, to: number(&mut reader)?, at_us: number(&mut reader)? }
+            }
+            tag::PONG => {
+                Message::Pong { from: number(&mut reader)?, to: number(&mut reader)?, at_us: number(&mut reader)? }
+            }
             tag::CANCEL => {
                 let process = reader.i32()?;
                 let length = usize::from(short(&mut reader)?);
@@ -203,6 +237,7 @@ fn put_numbers(out: &mut BytesMut, numbers: &[u64]) {
 fn put_write(out: &mut BytesMut, write: &Write) {
     out.put_u64(write.token);
     out.put_i32(write.pid);
+    out.put_u8(u8::from(write.schema));
     out.put_u16(write.words.len() as u16);
     write.words.iter().for_each(|word| out.put_u16(*word));
 }
@@ -236,11 +271,12 @@ fn ending(reader: &mut Reader<'_>) -> Result<Ending, Malformed> {
 
 fn write(reader: &mut Reader<'_>) -> Result<Write, Malformed> {
     let token = number(reader)?;
-    let pid = i32::from_be_bytes(reader.array()?);
+    let pid = reader.i32()?;
+    let schema = flag(reader)?;
     let count = short(reader)?;
     let words = (0..count).map(|_| short(reader)).collect::<Result<Vec<u16>, Malformed>>()?;
     // Each once: a word that is raised once is lowered once.
-    if words.is_sorted_by(|one, next| one < next) { Ok(Write { token, pid, words }) } else { Err(Malformed) }
+    if words.is_sorted_by(|one, next| one < next) { Ok(Write { token, pid, schema, words }) } else { Err(Malformed) }
 }
 
 /// Grows with what is there, not with the count that is claimed.
@@ -262,9 +298,10 @@ mod tests {
 
     fn a_write() -> impl Strategy<Value = Write> {
         let words = proptest::collection::btree_set(any::<u16>(), 0..9);
-        (any::<u64>(), any::<i32>(), words).prop_map(|(token, pid, words)| Write {
+        (any::<(u64, i32, bool)>(), words).prop_map(|((token, pid, schema), words)| Write {
             token,
             pid,
+            schema,
             words: words.into_iter().collect(),
         })
     }
@@ -298,13 +335,19 @@ mod tests {
                 token,
                 ending
             }),
-            (any::<(u64, u64, u64, u64, bool)>(), list(), list()).prop_map(
-                |((from, to, token, joined, serves), writes, orphans)| Message::Attach {
+            (any::<(u64, u64, u64)>(), any::<bool>()).prop_map(|((from, to, at_us), asks)| if asks {
+                Message::Ping { from, to, at_us }
+            } else {
+                Message::Pong { from, to, at_us }
+            }),
+            (any::<(u64, u64, u64, u64, bool, bool)>(), list(), list()).prop_map(
+                |((from, to, token, joined, serves, complete), writes, orphans)| Message::Attach {
                     from,
                     to,
                     token,
                     joined,
                     serves,
+                    complete,
                     writes,
                     orphans
                 }
@@ -342,7 +385,7 @@ mod tests {
     fn words_that_are_out_of_order_or_twice_are_refused() {
         for words in [vec![2, 1], vec![1, 1]] {
             let mut out = BytesMut::new();
-            Message::Announce { from: 1, to: 2, write: Write { token: 1, pid: 1, words } }.put(&mut out);
+            Message::Announce { from: 1, to: 2, write: Write { token: 1, pid: 1, schema: false, words } }.put(&mut out);
             assert!(decode(&out).is_err());
         }
     }

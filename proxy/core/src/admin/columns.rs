@@ -380,10 +380,19 @@ fn peers(rows: &[PeerRow]) -> Table {
     let cells = |row: &PeerRow| {
         let lease = row.lease_ms.map_or(Cell::Null, Cell::from);
         let (address, role, state) = ((&row.address).into(), row.role.into(), row.state.into());
-        vec![Cell::from(&row.database), (&row.shard).into(), address, role, state, lease, row.writes.into()]
+        vec![
+            Cell::from(&row.database),
+            (&row.shard).into(),
+            address,
+            role,
+            state,
+            lease,
+            row.writes.into(),
+            row.mode.into(),
+        ]
     };
     table(
-        &["'database", "'shard", "'address", "'role", "'state", "lease_ms", "writes"],
+        &["'database", "'shard", "'address", "'role", "'state", "lease_ms", "writes", "'mode"],
         rows.iter().map(cells).collect(),
     )
 }

@@ -57,12 +57,14 @@ pub struct PeerRow {
     pub address: String,
     /// self or peer.
     pub role: &'static str,
-    /// Of itself: out, joining, serving, left. Of a peer: told, unheard, out.
+    /// Of itself: out, joining, serving, left. Of a peer: told, unheard, silent (it pushes, and has not been heard for a lease), out.
     pub state: &'static str,
     /// How long this proxy may go on serving without another answer of the primary.
     pub lease_ms: Option<u64>,
     /// Writes under way that were announced by it.
     pub writes: u64,
+    /// How proxies hear of writes: leased or push.
+    pub mode: &'static str,
 }
 
 /// One pool: clients and server connections of a (database, user).

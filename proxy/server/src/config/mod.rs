@@ -221,16 +221,36 @@ pub struct PeersConfig {
     pub advertise: Option<String>,
     /// The same for all of them.
     pub secret: Secret,
+    pub mode: PeersMode,
     /// How long cache and replicas may be used after the primary has last answered.
     pub lease: Duration,
+}
+
+/// How the proxies of a tier hear of each other's writes; the same for all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PeersMode {
+    /// Before they can commit: no read is older than what was acknowledged anywhere.
+    #[default]
+    Leased,
+    /// As soon as they are told, which nobody waits for: reads show what another proxy acknowledged within a lease.
+    Push,
+}
+
+impl PeersMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PeersMode::Leased => "leased",
+            PeersMode::Push => "push",
+        }
+    }
 }
 
 /// The read-through cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
     pub enabled: bool,
-    /// Second level; `None`: the in-process cache alone. May hold a password.
-    pub redis: Option<Secret>,
+    /// Second level; `None`: the in-process cache alone.
+    pub redis: Option<RedisConfig>,
     /// Memory of the in-process cache, in bytes.
     pub l1_bytes: usize,
     /// A larger reply is not cached, in bytes.
@@ -240,6 +260,37 @@ pub struct CacheConfig {
     /// An entry older than this is not served, whatever the protocol says.
     pub max_age: Duration,
     pub decoding: Decoding,
+}
+
+/// How Redis is reached. What this says makes a [`crate::cache::RedisServers`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// Of one server, of Sentinels or of a Cluster. May hold a password.
+    pub url: Secret,
+    /// Wins over the URL's.
+    pub user: Option<String>,
+    /// Wins over the URL's.
+    pub password: Option<Secret>,
+    /// Of the Sentinels, who have none of the above.
+    pub sentinel_password: Option<Secret>,
+    /// PEM, the authorities that sign the servers' certificates; `None`: the system's.
+    pub authorities: Option<String>,
+    /// PEM, certificate chain and key that weir shows.
+    pub identity: Option<(String, Secret)>,
+}
+
+impl RedisConfig {
+    /// Reached by its URL alone.
+    pub fn plain(url: &str) -> Self {
+        RedisConfig {
+            url: Secret::new(url),
+            user: None,
+            password: None,
+            sentinel_password: None,
+            authorities: None,
+            identity: None,
+        }
+    }
 }
 
 /// Are writes that go round weir followed in the servers' WAL?

@@ -169,6 +169,16 @@ pub(super) struct Limits {
 pub(super) struct Cache {
     pub enabled: Option<bool>,
     pub redis: Option<Spanned<String>>,
+    pub redis_file: Option<Spanned<String>>,
+    pub redis_env: Option<Spanned<String>>,
+    pub redis_user: Option<Spanned<String>>,
+    pub redis_password_file: Option<Spanned<String>>,
+    pub redis_password_env: Option<Spanned<String>>,
+    pub redis_sentinel_password_file: Option<Spanned<String>>,
+    pub redis_sentinel_password_env: Option<Spanned<String>>,
+    pub redis_ca: Option<Spanned<String>>,
+    pub redis_certificate: Option<Spanned<String>>,
+    pub redis_key: Option<Spanned<String>>,
     pub l1_bytes: Option<Spanned<Size>>,
     pub entry_bytes_max: Option<Spanned<Size>>,
     pub compress_above: Option<Spanned<Size>>,
@@ -184,6 +194,7 @@ pub(super) struct Peers {
     pub advertise_env: Option<Spanned<String>>,
     pub secret_file: Option<Spanned<String>>,
     pub secret_env: Option<Spanned<String>>,
+    pub mode: Option<Spanned<String>>,
     pub lease: Option<Spanned<Time>>,
 }
 

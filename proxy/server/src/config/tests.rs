@@ -27,6 +27,9 @@ impl Files {
         files.write("peers.secret", "s3cret-of-several-weirs\n", 0o600);
         files.write("server.key", "not a key", 0o640);
         files.write("pg_hba.conf", "host all all all scram-sha-256\n", 0o644);
+        files.write("redis.pw", "s3cret-redis\n", 0o600);
+        let signed = rcgen::generate_simple_self_signed(Vec::new()).expect("a certificate");
+        files.write("redis-ca.crt", &signed.cert.pem(), 0o644);
         let pem = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
         files.write("servers-ca.crt", &pem("CERTIFICATE"), 0o644);
         files.write("weir.crt", &pem("CERTIFICATE"), 0o644);
@@ -116,6 +119,13 @@ fn what_the_example_shows_as_a_comment_is_valid() {
     assert_eq!(peers.listen.to_string(), "0.0.0.0:6433");
     assert_eq!(peers.advertise.as_deref(), Some("weir-1.example.com:6433"));
     assert_eq!((peers.secret.expose(), peers.lease), ("s3cret-of-several-weirs", Duration::from_secs(1)));
+    let redis = config.cache.redis.as_ref().expect("one");
+    assert_eq!(
+        (redis.user.as_deref(), redis.password.as_ref().map(Secret::expose)),
+        (Some("weir"), Some("s3cret-redis"))
+    );
+    assert!(redis.authorities.is_some() && redis.identity.is_some());
+    assert_eq!(peers.mode, PeersMode::Leased);
     assert_eq!((config.user_connections_max("metrics"), config.user_connections_max("shop")), (Some(5), Some(100)));
     assert_eq!(config.database_connections_max("shop"), Some(500));
     assert_eq!(config.limits.shortest_time_out(), Some(Duration::from_secs(60)));
@@ -241,7 +251,11 @@ fn bad_values_name_their_line() {
         ("name = \"orders\"", "name = \"public.orders\"", "no dot"),
         ("name = \"orders\"", "name = \"users\"", "declared twice"),
         ("admin_users = [\"shop\"]", "admin_users = [\"shpo\"]", "unknown user"),
-        ("redis = \"redis://", "redis = \"http://", "not a Redis URL"),
+        ("redis = \"rediss://", "redis = \"http://", "not a Redis URL"),
+        ("# redis_ca = \"redis-ca.crt\"", "redis_ca = \"servers-ca.crt\"", "certificates for Redis"),
+        ("# redis_ca = \"redis-ca.crt\"", "redis_ca = \"users.toml\"", "no PEM certificate"),
+        ("# redis_key", "redis_key", "both redis_certificate and redis_key"),
+        ("# redis_user = \"weir\" ", "redis_env = \"NOT_SET\" ", "takes one of redis,"),
         ("password_file = \"admin.pw\"", "password_file = \"nowhere.pw\"", "nowhere.pw"),
         ("mode = \"allow\"", "mode = \"alow\"", "unknown TLS mode"),
         ("level = \"info\"", "level = \"loud\"", "unknown log level"),
@@ -357,6 +371,8 @@ fn peers_must_be_reachable_and_share_a_secret() {
         ("secret_file = \"peers.secret\"", "", "needs one of secret_file, secret_env"),
         ("secret_file = \"peers.secret\"", "secret_file = \"admin.pw\"", "less than 16 bytes"),
         ("lease = \"1s\"", "lease = \"10ms\"", "lease must be from"),
+        ("mode = \"leased\"", "mode = \"pushed\"", "unknown mode of peers"),
+        ("mode = \"leased\"", "mode = \"checked\"", "is not supported"),
     ] {
         let text = uncommented();
         assert!(text.contains(from), "{from}");

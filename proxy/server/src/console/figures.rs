@@ -16,6 +16,7 @@ pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
     let Some(cache) = &db.cache else { return vec![(name("enabled"), 0)] };
     let counters = cache.counters();
     let (entries, bytes) = cache.local_size();
+    let (redis_servers, redis_servers_up) = cache.redis_servers().unwrap_or_default();
     let sum = |counts: &[std::sync::atomic::AtomicU64]| counts.iter().map(|count| count.load(Relaxed)).sum::<u64>();
     [
         ("enabled", 1),
@@ -31,6 +32,8 @@ pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
         ("redis_dropped", counters.redis_dropped.load(Relaxed)),
         ("redis_compressed", counters.redis_compressed.load(Relaxed)),
         ("redis_bytes_spared", counters.redis_bytes_spared.load(Relaxed)),
+        ("redis_servers", redis_servers as u64),
+        ("redis_servers_up", redis_servers_up as u64),
         ("redis_up", u64::from(cache.redis_up() == Some(true))),
         ("replica_answers_rejected", db.stats.replica_rejected.load(Relaxed)),
     ]

@@ -32,6 +32,7 @@ use crate::hot::Given;
 use crate::level::Hint;
 use crate::metrics::CacheResult;
 use crate::statements::Shape;
+use crate::unsound::{self, Place, Variant};
 
 /// What the client asked for around a lone read; says which frames its reply has.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +67,14 @@ impl Asked {
             _ => 0,
         };
         out.extend_from_slice(&frames[described..]);
+    }
+
+    /// The same of a reply that ends in an error: what the server had not come to is not reported as done.
+    fn put_failed(&self, frames: &[u8], trail: &Trail, out: &mut BytesMut) {
+        // Weir's own Parse, which is the client's.
+        let parsed = !trail.undone.contains(&u32::MAX);
+        let came = Asked { parse: self.parse && parsed, bind: self.bind.filter(|_| trail.bound), ..self.clone() };
+        came.put(frames, out);
     }
 }
 
@@ -175,6 +184,7 @@ impl Session {
                 }
             }
         }
+        unsound::linger(Place::Observed).await;
         // Boxed, as what follows: hits are many, and the room would be part of every session's task.
         match Box::pin(self.ask_replica(shard, question, &seen, (shape, asked))).await? {
             Elsewhere::Answered { frames, proven } => {
@@ -275,6 +285,8 @@ impl Session {
 
     /// Stores a complete, quiet result if its words have stood still since they were looked at.
     fn fill(&self, key: Option<&CacheKey>, moment: &Moment<'_>, frames: &Bytes) {
+        let late = unsound::is(Variant::StampAfter).then(|| moment.words.observe(moment.seen.words()));
+        let moment = &Moment { seen: late.as_ref().unwrap_or(moment.seen), ..*moment };
         if let (Some(cache), Some(key)) = (&self.db.cache, key)
             && self.db.shard(moment.shard).member.may_serve()
         {
@@ -337,7 +349,12 @@ impl Session {
         let mut flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;
         let Capture::Hold { reply, .. } = capture else { return Ok(()) };
         let frames = reply.freeze();
-        asked.put(&frames, &mut self.client.out);
+        unsound::linger(Place::Replied).await;
+        if trail.failed {
+            asked.put_failed(&frames, &trail, &mut self.client.out);
+        } else {
+            asked.put(&frames, &mut self.client.out);
+        }
         if flow == Flow::Overflow {
             self.stats.fill(Err(NoFillReason::TooLarge));
             // Before the rest of it, which the client may take its time for.

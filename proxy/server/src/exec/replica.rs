@@ -29,6 +29,7 @@ use crate::database::progress::Waited;
 use crate::front::cancel::cancelled;
 use crate::front::session::{End, Failure, Session, malformed};
 use crate::statements::Shape;
+use crate::unsound::{self, Place, Variant};
 
 /// A reply that must be held back until it is proven fresh goes to the primary if it is larger than this.
 const REPLICA_REPLY_BYTES_MAX: usize = 64 * 1024;
@@ -108,6 +109,7 @@ impl Session {
     ) -> Result<Elsewhere, Failure> {
         let (number, need) = match self.db.choose(shard, bound, seen) {
             Choice::Primary(because) => return Ok(Elsewhere::Primary(because)),
+            Choice::Replica(number, _) if unsound::is(Variant::ReplicaUnasked) => (number, Lsn(0)),
             Choice::Replica(number, need) => (number, need),
         };
         let failed = Ok(Elsewhere::Primary(PrimaryBecause::ReplicaFailed));
@@ -128,6 +130,7 @@ impl Session {
             }
             Told::Nothing(because) => return Ok(Elsewhere::Primary(because)),
         };
+        unsound::linger(Place::Replied).await;
         if let Err(because) = chosen.judge(replay, seen) {
             db.stats.replica_rejected.fetch_add(1, Relaxed);
             return Ok(Elsewhere::Primary(because));
@@ -233,7 +236,9 @@ impl Chosen<'_> {
             return Err(PrimaryBecause::ReplicaAnsweredBehind);
         }
         match self.bound.must_be_unmoved() {
-            true if !self.shard.words.unmoved(seen) => Err(PrimaryBecause::Moved),
+            true if !self.shard.words.unmoved(seen) && !unsound::is(Variant::NoSecondLook) => {
+                Err(PrimaryBecause::Moved)
+            }
             true => self.shard.watches_words(),
             false => Ok(()),
         }
