@@ -533,9 +533,9 @@ mod tests {
         assert!(HOT * weight < lru.bytes_max, "what is hot has room: {weight} bytes each");
         let (mut turn, mut hits, mut lru_hits, mut asked) = (0_u64, 0_u64, 0_u64, 0_u64);
         for round in 0..40_u64 {
-            // Something is asked for in a hurry, some of it more often; then a report reads five times what there is room for.
-            for step in 0..4 * HOT {
-                let number = step * step * 7_919 % HOT;
+            // What is hot is asked for twice; then a report reads five times what there is room for.
+            for step in 0..2 * HOT {
+                let number = step % HOT;
                 turn += 1;
                 asked += 1;
                 hits += u64::from(ask(number));
@@ -550,7 +550,7 @@ mod tests {
         }
         let share = |hits: u64| hits as f64 / asked as f64;
         println!("hits of what is hot, between scans: {:.3}; with LRU {:.3}", share(hits), share(lru_hits));
-        assert!(share(hits) > 0.98 && share(hits) > share(lru_hits) + 0.05, "{} {}", share(hits), share(lru_hits));
+        assert!(share(hits) > 0.95 && share(hits) > share(lru_hits) + 0.3, "{} {}", share(hits), share(lru_hits));
         assert!(cache.local_size().1 <= settings().l1_bytes_max as u64);
     }
 
