@@ -9,6 +9,7 @@
 //!
 //! Non-goals: deciding what may be cached (the planner's), and single-flight (`weir_core::cache::Flights`).
 
+mod lease;
 mod redis;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use weir_core::cache::{CacheKey, Entry, Heat, MissReason, NoFillReason, Now, Rep
 use weir_core::fresh::{Observation, Words};
 use weir_core::id::{Epoch, ShardId};
 
+pub use self::lease::{FillLease, Filled};
 pub use self::redis::{BadRedis, RedisServers};
 use self::redis::{Redis, Stored, Waiting};
 use crate::config::RedisConfig;
@@ -79,6 +81,10 @@ pub struct CacheCounters {
     pub stored: AtomicU64,
     /// Replies that were not stored, for any [`NoFillReason`].
     pub not_stored: AtomicU64,
+    /// See [`Cache::leases`].
+    pub leases: AtomicU64,
+    pub lease_waits: AtomicU64,
+    pub lease_timeouts: AtomicU64,
     pub redis_errors: AtomicU64,
     /// Entries not sent to Redis because too many were waiting.
     pub redis_dropped: AtomicU64,
@@ -209,6 +215,11 @@ impl Cache {
     async fn ask_redis(&self, key: &CacheKey, moment: &Moment<'_>) -> Result<Entry, MissReason> {
         let redis = self.l2.as_ref().ok_or(MissReason::Absent)?;
         let found = redis.get(&self.redis_key(key)).await?.ok_or(MissReason::Absent)?;
+        self.accept(key, moment, found)
+    }
+
+    /// The entry that Redis has returned, if it is one and true.
+    fn accept(&self, key: &CacheKey, moment: &Moment<'_>, found: Bytes) -> Result<Entry, MissReason> {
         let entry = Entry::decode(found, self.encoded_bytes_max()).map_err(|_| MissReason::Garbled)?;
         // Another process may have stored it, whose versions are not ours.
         let stamps = moment.words.stamps(moment.seen).ok_or(MissReason::Moved)?;
@@ -271,6 +282,12 @@ impl Cache {
 
     pub fn counters(&self) -> &CacheCounters {
         &self.counters
+    }
+
+    /// Fills of which other proxies were told, waits for theirs, and those of them that were too long.
+    pub fn leases(&self) -> [u64; 3] {
+        let CacheCounters { leases, lease_waits, lease_timeouts, .. } = &*self.counters;
+        [leases, lease_waits, lease_timeouts].map(|count| count.load(Ordering::Relaxed))
     }
 
     /// Entries and bytes in memory.

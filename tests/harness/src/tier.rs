@@ -42,6 +42,8 @@ pub struct Builder {
     weir: Option<PathBuf>,
     /// The secret that several weirs share; there is one otherwise.
     peers: Option<String>,
+    /// How long each may serve after a primary has answered it; as configured by default otherwise.
+    lease: Option<&'static str>,
 }
 
 impl Deref for Tier {
@@ -130,6 +132,14 @@ impl Builder {
         self
     }
 
+    /// How long each weir may serve after a primary has answered it: longer than the default where the machine is busy with other
+    /// things than what is tested.
+    #[must_use]
+    pub fn lease(mut self, lease: &'static str) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
     /// Starts the servers and weir. Returns when weir says that it is ready.
     pub async fn start(self) -> Result<Tier> {
         let run = Run::temporary("test")?;
@@ -153,6 +163,9 @@ impl Builder {
                 let (told, listens) = behind.unwrap_or((own, own));
                 writeln!(extra, "[peers]\nlisten = \"127.0.0.1:{listens}\"\nadvertise = \"127.0.0.1:{told}\"")?;
                 writeln!(extra, "secret_env = \"{PEERS_SECRET}\"")?;
+                if let Some(lease) = self.lease {
+                    writeln!(extra, "lease = \"{lease}\"")?;
+                }
                 environment.push((PEERS_SECRET.to_owned(), secret.clone()));
             }
             let config = servers.write_config_as(file, &ConfigSpec { port, http_port, extra })?;
@@ -175,6 +188,7 @@ impl Tier {
             config_extra: String::new(),
             weir: None,
             peers: None,
+            lease: None,
         }
     }
 
