@@ -19,7 +19,8 @@ use crate::back::connect::Login;
 use crate::cache::{Cache, CacheSettings};
 use crate::catalog;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags};
+use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags, PeersMode};
+use crate::database::progress::{self, Progress};
 use crate::database::{Database, Parts, Replica, Shard};
 use crate::databases::Databases;
 use crate::engine::Engine;
@@ -175,7 +176,10 @@ impl Running {
         let mut tasks = JoinSet::new();
         let cancels = Arc::default();
         let fleet = match &config.peers {
-            Some(peers) => Some(Fleet::start(peers, &cancels, &mut tasks).await?),
+            Some(peers) => {
+                agree_with_peers(&config, peers.mode).await?;
+                Some(Fleet::start(peers, &cancels, &mut tasks).await?)
+            }
             None => None,
         };
         let metrics = Arc::new(Metrics::new(&config.databases.iter().map(subject).collect::<Vec<_>>())?);
@@ -285,6 +289,17 @@ async fn meet(config: &Config, wildcard: &DatabaseConfig) -> Result<()> {
     Err(error.context(format!("cannot log in to {dsn}; {what_to_do}")))
 }
 
+/// Errors: another proxy in front of the same servers hears of writes in another way.
+async fn agree_with_peers(config: &Config, mode: PeersMode) -> Result<()> {
+    for database in config.databases.iter().chain(&config.wildcard) {
+        for shard in &database.shards {
+            let server = crate::control::target(&control_login(config, database, &shard.primary));
+            crate::fleet::keeper::agrees(&server, mode).await.with_context(|| format!("{}", shard.primary))?;
+        }
+    }
+    Ok(())
+}
+
 /// Probes and clocks of a database's servers, and this proxy's place among others.
 fn watch_servers(
     config: &Config,
@@ -298,13 +313,22 @@ fn watch_servers(
             tasks.spawn(probe::run(Arc::clone(&view), config.server_auth.clone(), database.server_database.clone()));
             view
         };
+        let primary = watch(&shard.primary);
+        let views: Vec<_> = shard.replicas.iter().map(watch).collect();
+        let replicas = views.into_iter().map(|view| {
+            let progress = Progress::new();
+            let server = crate::control::target(&control_login(config, database, &view.endpoint));
+            tasks.spawn(progress::follow(Arc::clone(&progress), server));
+            Replica::new(view, progress)
+        });
+        let replicas = replicas.collect();
         let words = Arc::new(Words::seeded(rand::random()));
         let server = crate::control::target(&control_login(config, database, &shard.primary));
         let member = Member::new(fleet.cloned(), Arc::clone(&words));
         let made = Arc::new(Shard {
             name: shard.name.as_str().into(),
-            primary: watch(&shard.primary),
-            replicas: shard.replicas.iter().map(|replica| Replica::new(watch(replica))).collect(),
+            primary,
+            replicas,
             clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member)),
             words,
             member,
@@ -432,15 +456,15 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
     Ok(Some(Arc::new(Cache::new(settings)?)))
 }
 
-/// Of the keys in Redis. Proxies that tell each other of their writes share what they store; one that is alone finds nothing that an
-/// earlier process stored.
+/// Of the keys in Redis. Proxies that hear of each other's writes before they are visible share what they store; others find nothing
+/// but what they have stored themselves.
 fn namespace(config: &Config) -> String {
     let name = match &config.peers {
-        Some(peers) => {
+        Some(peers) if peers.mode == PeersMode::Leased => {
             let tier = crate::auth::scram::hmac(peers.secret.expose().as_bytes(), &[b"weir redis"]);
             tier.iter().take(8).fold(0, |name, byte| name << 8 | u64::from(*byte))
         }
-        None => rand::random::<u64>(),
+        _ => rand::random::<u64>(),
     };
     format!("weir:{name:016x}")
 }

@@ -5,6 +5,7 @@
 
 mod engine;
 mod identity;
+pub mod progress;
 mod replica;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
@@ -15,12 +16,11 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use weir_core::error::UserError;
 use weir_core::fresh::words::Words;
-use weir_core::fresh::{Choice, Level, Observation, PrimaryBecause, ReadBound, ReplicaView, choose};
+use weir_core::fresh::{Level, PrimaryBecause};
 use weir_core::id::ShardId;
 use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
@@ -45,7 +45,7 @@ use crate::stats::DatabaseStats;
 use crate::unique::Unique;
 
 pub use engine::EnginePools;
-pub use replica::{Outstanding, Replica};
+pub use replica::{Nearly, Outstanding, Replica};
 
 /// How long a connection to a database of the wildcard entry stays open unused. Postgres itself waits 5 s for others to leave
 /// before it refuses to drop a database.
@@ -324,12 +324,6 @@ impl Database {
     /// Has the schema changed since the catalogue was read? Then what a plan says of reads and writes may be wrong.
     pub fn doubts_catalog(&self) -> bool {
         self.catalog_doubts.load(Acquire) != 0
-    }
-
-    /// Who is to answer a read whose words look like `seen`.
-    pub fn choose(&self, shard: ShardId, bound: ReadBound, seen: &Observation) -> Choice {
-        let replicas: SmallVec<[ReplicaView; 4]> = self.shard(shard).replicas.iter().map(Replica::seen).collect();
-        choose(bound, seen, &replicas, self.turn.fetch_add(1, Relaxed))
     }
 
     /// The pools of a user, made at the first login. Connections opened from now on log in with what this login has proved.

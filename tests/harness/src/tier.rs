@@ -44,6 +44,10 @@ pub struct Builder {
     peers: Option<String>,
     /// How long each may serve after a primary has answered it; as configured by default otherwise.
     lease: Option<&'static str>,
+    /// How they hear of each other's writes; weir's default if `None`.
+    peers_mode: Option<String>,
+    /// Of every weir, as (name, value).
+    environment: Vec<(String, String)>,
 }
 
 impl Deref for Tier {
@@ -125,6 +129,13 @@ impl Builder {
         self
     }
 
+    /// One more variable of the environment of every weir.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Whether more weirs can be started on the same servers, with [`Tier::another`] (default no).
     #[must_use]
     pub fn peers(mut self, peers: bool) -> Self {
@@ -138,6 +149,12 @@ impl Builder {
     pub fn lease(mut self, lease: &'static str) -> Self {
         self.lease = Some(lease);
         self
+    }
+
+    /// The same, with a mode in which they hear of each other's writes.
+    #[must_use]
+    pub fn peers_mode(self, mode: &str) -> Self {
+        Builder { peers_mode: Some(mode.to_owned()), ..self.peers(true) }
     }
 
     /// Starts the servers and weir. Returns when weir says that it is ready.
@@ -157,7 +174,7 @@ impl Builder {
         for attempt in 1.. {
             let (port, http_port) = (free_port()?, free_port()?);
             let mut extra = self.config_extra.clone();
-            let mut environment = Vec::new();
+            let mut environment = self.environment.clone();
             if let Some(secret) = &self.peers {
                 let own = free_port()?;
                 let (told, listens) = behind.unwrap_or((own, own));
@@ -165,6 +182,9 @@ impl Builder {
                 writeln!(extra, "secret_env = \"{PEERS_SECRET}\"")?;
                 if let Some(lease) = self.lease {
                     writeln!(extra, "lease = \"{lease}\"")?;
+                }
+                if let Some(mode) = &self.peers_mode {
+                    writeln!(extra, "mode = \"{mode}\"")?;
                 }
                 environment.push((PEERS_SECRET.to_owned(), secret.clone()));
             }
@@ -189,6 +209,8 @@ impl Tier {
             weir: None,
             peers: None,
             lease: None,
+            peers_mode: None,
+            environment: Vec::new(),
         }
     }
 
@@ -201,6 +223,12 @@ impl Tier {
     pub async fn another_behind(&self, behind: Option<(u16, u16)>) -> Result<Proxy> {
         let file = format!("weir-{}.toml", free_port()?);
         self.builder.start_proxy(&self.servers, &file, behind).await
+    }
+
+    /// One more weir whose file says another mode of peers.
+    pub async fn another_in_mode(&self, mode: &str) -> Result<Proxy> {
+        let file = format!("weir-{}.toml", free_port()?);
+        self.builder.clone().peers_mode(mode).start_proxy(&self.servers, &file, None).await
     }
 
     /// The weir that the tier was started with.
@@ -315,6 +343,16 @@ impl Proxy {
     /// Kills weir if it runs and starts it again on the same ports and configuration. Returns when it is ready.
     pub async fn restart_weir(&self) -> Result<()> {
         self.weir.restart().await
+    }
+
+    /// The same, with more variables in its environment for this once.
+    pub async fn restart_weir_with(&self, environment: &[(String, String)]) -> Result<()> {
+        self.weir.restart_with(environment).await
+    }
+
+    /// How weir ended, if it was running and ended by itself.
+    pub fn weir_exited(&self) -> Option<std::process::ExitStatus> {
+        self.weir.exited()
     }
 
     /// All weir has logged, over all its starts.

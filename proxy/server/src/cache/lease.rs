@@ -97,9 +97,10 @@ impl Cache {
         if let Some(found) = found
             && let Ok(entry) = self.accept(key, moment, found)
         {
+            self.heat.answered(moment.seen.words());
             self.counters.hits_l2.fetch_add(1, Relaxed);
             let reply = entry.reply.clone();
-            self.l1.insert(key.clone(), Arc::new(entry));
+            self.keep(key, Arc::new(entry), moment);
             return Ok(Some(Filled::Hit(reply)));
         }
         Ok(claimed.map(|claimed| {

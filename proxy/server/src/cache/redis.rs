@@ -26,6 +26,8 @@ use super::CacheCounters;
 
 /// A look-up that takes longer is a miss.
 const GET_TIMEOUT: Duration = Duration::from_millis(20);
+/// The same where others wait for it too: they had rather wait on than ask the server all at once.
+const CLAIM_TIMEOUT: Duration = Duration::from_millis(200);
 const SET_TIMEOUT: Duration = Duration::from_millis(500);
 /// Look-ups under way at one server; one more is a miss.
 const GETS_MAX: usize = 512;
@@ -102,7 +104,7 @@ impl Redis {
         self.node_of(key).ok_or(MissReason::StoreDown)?.get(key).await
     }
 
-    /// Takes the lease `name` beside `key` if nobody has it, and gets what is stored under `key` after that, in one round trip.
+    /// Waits [`CLAIM_TIMEOUT`] at most. Takes the lease `name` beside `key` if nobody has it, and gets what is stored under `key` after that, in one round trip.
     pub async fn claim(&self, key: &str, name: &str) -> Result<(Option<Claimed>, Option<Bytes>), MissReason> {
         let node = self.node_of(key).ok_or(MissReason::StoreDown)?;
         // In braces: a Cluster keeps it where the entry is.

@@ -217,6 +217,7 @@ fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> 
         shards,
         tables: table::tables(source, &raw.table, count)?,
         home,
+        replica_wait_max: limits::replica_wait_max(source, raw.replica_wait_max.as_ref())?,
         overrides: limits::overrides(
             source,
             &raw::Overrides {

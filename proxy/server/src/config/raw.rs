@@ -85,6 +85,7 @@ pub(super) struct Database {
     pub table: Vec<Table>,
     pub home: Option<Spanned<String>>,
     pub freshness: Option<Spanned<String>>,
+    pub replica_wait_max: Option<Spanned<Time>>,
     pub connections_max: Option<Spanned<i64>>,
     pub pool_size: Option<Spanned<i64>>,
     pub pool_min: Option<Spanned<i64>>,
@@ -193,6 +194,7 @@ pub(super) struct Peers {
     pub advertise_env: Option<Spanned<String>>,
     pub secret_file: Option<Spanned<String>>,
     pub secret_env: Option<Spanned<String>>,
+    pub mode: Option<Spanned<String>>,
     pub lease: Option<Spanned<Time>>,
 }
 

@@ -125,6 +125,7 @@ fn what_the_example_shows_as_a_comment_is_valid() {
         (Some("weir"), Some("s3cret-redis"))
     );
     assert!(redis.authorities.is_some() && redis.identity.is_some());
+    assert_eq!(peers.mode, PeersMode::Leased);
     assert_eq!((config.user_connections_max("metrics"), config.user_connections_max("shop")), (Some(5), Some(100)));
     assert_eq!(config.database_connections_max("shop"), Some(500));
     assert_eq!(config.limits.shortest_time_out(), Some(Duration::from_secs(60)));
@@ -237,11 +238,12 @@ fn bad_values_name_their_line() {
         ("connections_max = 5 ", "connections_max = 0 ", "between 1 and"),
         ("freshness = \"strict\"", "freshness = \"lag <= 5\"", "unknown freshness level"),
         ("freshness = \"strict\"", "freshness = \"strikt\"", "unknown freshness level"),
+        ("replica_wait_max = \"5ms\"", "replica_wait_max = \"2s\"", "more than 1s"),
         ("type = \"bigint\"", "type = \"money\"", "unknown key type"),
         ("kind = \"reference\"", "kind = \"reference\"\nkey = \"x\"", "neither key nor type"),
         ("kind = \"sharded\"", "kind = \"shraded\"", "unknown kind"),
         ("kind = \"global\"", "kind = \"global\"\ncache = \"nevre\"", "unknown cache policy"),
-        ("kind = \"global\"", "kind = \"global\"\ncache = { stale_while_revalidate = \"5s\" }", "not yet available"),
+        ("kind = \"global\"", "kind = \"global\"\ncache = { stale_while_revalidate = \"2h\" }", "at most 1h"),
         ("kind = \"reference\"", "kind = \"reference\"\nglobal_unique = [\"sku\"]", "has no global_unique"),
         ("# global_unique = [\"email\"]", "global_unique = [\"user_id\"]", "equal keys meet on one shard"),
         ("# global_unique = [\"email\"]", "global_unique = [\"a, b\"]", "single columns"),
@@ -369,6 +371,8 @@ fn peers_must_be_reachable_and_share_a_secret() {
         ("secret_file = \"peers.secret\"", "", "needs one of secret_file, secret_env"),
         ("secret_file = \"peers.secret\"", "secret_file = \"admin.pw\"", "less than 16 bytes"),
         ("lease = \"1s\"", "lease = \"10ms\"", "lease must be from"),
+        ("mode = \"leased\"", "mode = \"pushed\"", "unknown mode of peers"),
+        ("mode = \"leased\"", "mode = \"checked\"", "is not supported"),
     ] {
         let text = uncommented();
         assert!(text.contains(from), "{from}");

@@ -188,6 +188,7 @@ pub(super) fn upstream(
                 .collect(),
             tables: Vec::new(),
             home: ShardId(0),
+            replica_wait_max: Some(super::limits::REPLICA_WAIT_MAX),
             overrides: Overrides::default(),
         },
         auth,

@@ -12,7 +12,7 @@ use weir_core::id::ShardId;
 use weir_core::topology::catalog::UniqueState;
 use weir_core::topology::drift::Drift;
 
-use super::figures::{cache, hot_keys};
+use super::figures::{cache, digests, hot_keys};
 use crate::app::App;
 use crate::database::{Database, Shard};
 use crate::engine::{Standing, State};
@@ -54,6 +54,7 @@ impl AdminSource for Source<'_> {
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),
                 Show::Cache => snapshot.cache.extend(cache(db)),
+                Show::Digests => snapshot.digests.extend(digests(db, self.sees_keys)),
                 Show::HotKeys => snapshot.hot.extend(hot_keys(db, self.sees_keys)),
                 Show::Lists => snapshot.lists.extend(lists(app, db)),
                 _ => {}

@@ -20,5 +20,6 @@ pub mod relay;
 pub mod replica;
 mod shared;
 pub mod snapshot;
+mod stale;
 mod ungrouped;
 pub mod unique;

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use weir_core::cache::{Encoded, MissReason};
 
-use super::{Common, GET_TIMEOUT, GETS_MAX, LEASE_MS, RedisServers, Room, SET_TIMEOUT, Stored, Waiting};
+use super::{CLAIM_TIMEOUT, Common, GET_TIMEOUT, GETS_MAX, LEASE_MS, RedisServers, Room, SET_TIMEOUT, Stored, Waiting};
 
 /// Failures in a row after which the connection is given up.
 const FAILURES_MAX: usize = 3;
@@ -74,7 +74,8 @@ impl Node {
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, MissReason> {
         let mut command = redis::cmd("GET");
         command.arg(key);
-        let found = self.ask(async |mut asked| command.query_async::<Option<Vec<u8>>>(&mut asked).await).await;
+        let found =
+            self.ask(GET_TIMEOUT, async |mut asked| command.query_async::<Option<Vec<u8>>>(&mut asked).await).await;
         found.map(|found| found.map(Bytes::from))
     }
 
@@ -82,7 +83,9 @@ impl Node {
     pub async fn claim(&self, lease: &str, key: &str) -> Result<(bool, Option<Bytes>), MissReason> {
         let mut both = redis::pipe();
         both.cmd("SET").arg(lease).arg(1).arg("NX").arg("PX").arg(LEASE_MS).cmd("GET").arg(key);
-        let answer = self.ask(async |mut asked| both.query_async::<(Value, Option<Vec<u8>>)>(&mut asked).await).await;
+        let answer = self
+            .ask(CLAIM_TIMEOUT, async |mut asked| both.query_async::<(Value, Option<Vec<u8>>)>(&mut asked).await)
+            .await;
         answer.map(|(taken, found)| (taken == Value::Okay, found.map(Bytes::from)))
     }
 
@@ -91,7 +94,7 @@ impl Node {
         let mut command = redis::cmd("SET");
         command.arg(lease).arg(1).arg("XX").arg("PX").arg(LEASE_MS);
         // Failures are counted, and then the lease ends by itself.
-        let _ = self.ask(async |mut asked| command.query_async::<Value>(&mut asked).await).await;
+        let _ = self.ask(CLAIM_TIMEOUT, async |mut asked| command.query_async::<Value>(&mut asked).await).await;
     }
 
     /// Removes a lease soon, or leaves it to its end.
@@ -103,11 +106,12 @@ impl Node {
 
     async fn ask<T>(
         &self,
+        wait_max: Duration,
         question: impl AsyncFnOnce(MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, MissReason> {
         let connection = self.link.connection.load_full().ok_or(MissReason::StoreDown)?;
         let _permit = self.gets.try_acquire().map_err(|_| MissReason::StoreDown)?;
-        let answer = timeout(GET_TIMEOUT, question(MultiplexedConnection::clone(&connection))).await;
+        let answer = timeout(wait_max, question(MultiplexedConnection::clone(&connection))).await;
         match answer {
             Ok(Ok(answer)) => {
                 self.link.failures.store(0, Ordering::Relaxed);
