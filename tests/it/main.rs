@@ -32,6 +32,7 @@ mod login;
 mod outage;
 mod placement;
 mod pooling;
+mod promotion;
 mod protocol;
 mod raw;
 mod replication;

@@ -100,21 +100,35 @@ impl NoPrimary {
     }
 }
 
+/// What is known from earlier looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Past {
+    /// The last primary.
+    pub last: Option<Force>,
+    /// The newest timeline that a server of the shard was on.
+    pub newest: u32,
+}
+
 /// What came of a look at all servers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Verdict {
     pub primary: Result<Force, NoPrimary>,
+    /// For the next look.
+    pub newest: u32,
     /// Of each server.
     pub roles: Vec<Role>,
 }
 
-/// Judges a shard. `seen`: its servers in the order of the configuration; `last`: the primary that was in force last.
-pub fn judge(seen: &[Seen], last: Option<Force>) -> Verdict {
-    let primary = elect(seen, last);
+/// Judges a shard. `seen`: its servers in the order of the configuration.
+pub fn judge(seen: &[Seen], past: Past) -> Verdict {
+    let system = system_of(seen, past.last);
+    let of_shard = seen.iter().filter_map(up).filter(|report| Ok(report.system) == system);
+    let newest = of_shard.map(|report| report.timeline).fold(past.newest, u32::max);
+    let primary = system.and_then(|system| elect(seen, (system, newest), past.last));
     // While there is none, replicas are those of the last one: what they hold of it is still its history.
-    let known = primary.ok().or(last);
+    let known = primary.ok().or(past.last);
     let roles = seen.iter().enumerate().map(|(server, seen)| role(server, seen, primary.ok(), known)).collect();
-    Verdict { primary, roles }
+    Verdict { primary, newest, roles }
 }
 
 fn role(server: usize, seen: &Seen, primary: Option<Force>, known: Option<Force>) -> Role {
@@ -128,22 +142,13 @@ fn role(server: usize, seen: &Seen, primary: Option<Force>, known: Option<Force>
     }
 }
 
-fn elect(seen: &[Seen], last: Option<Force>) -> Result<Force, NoPrimary> {
-    let up = || seen.iter().enumerate().filter_map(|(server, seen)| Some((server, up(seen)?)));
-    if last.is_none() && seen.contains(&Seen::Unknown) {
-        return Err(NoPrimary::Unasked);
-    }
-    let system = match last {
-        Some(last) => last.system,
-        None => system_of(seen)?,
-    };
-    let of_shard = || up().filter(|(_, report)| report.system == system);
-    let newest = of_shard().map(|(_, report)| report.timeline).chain(last.map(|last| last.timeline)).max();
-    let writable = || of_shard().filter(|(_, report)| !report.in_recovery);
+fn elect(seen: &[Seen], (system, newest): (u64, u32), last: Option<Force>) -> Result<Force, NoPrimary> {
+    let up = seen.iter().enumerate().filter_map(|(server, seen)| Some((server, up(seen)?)));
+    let writable = || up.clone().filter(|(_, report)| report.system == system && !report.in_recovery);
     let Some(found) = writable().map(|(_, report)| report.timeline).max() else {
         return Err(nobody_writes(seen, last));
     };
-    if let Some(newest) = newest.filter(|newest| *newest > found) {
+    if newest > found {
         return Err(NoPrimary::Replaced { found, newest });
     }
     let on_newest = || writable().filter(|(_, report)| report.timeline == found);
@@ -173,8 +178,14 @@ fn up(seen: &Seen) -> Option<Report> {
     }
 }
 
-/// The system that the shard's first known primary belongs to: the configured one's, or the one all others agree on.
-fn system_of(seen: &[Seen]) -> Result<u64, NoPrimary> {
+/// The system that the shard is of: the last primary's. At first it is the configured one's, or the one that all others agree on.
+fn system_of(seen: &[Seen], last: Option<Force>) -> Result<u64, NoPrimary> {
+    if let Some(last) = last {
+        return Ok(last.system);
+    }
+    if seen.contains(&Seen::Unknown) {
+        return Err(NoPrimary::Unasked);
+    }
     if let Some(configured) = seen.first().and_then(up) {
         return Ok(configured.system);
     }
@@ -397,8 +408,21 @@ mod tests {
             ("all gone", vec![Gone, Gone], Some(FIRST), Err(AllDown), vec![Away, Away]),
         ];
         for (what, seen, last, primary, roles) in cases {
-            assert_eq!(judge(&seen, last), Verdict { primary, roles }, "{what}");
+            let newest = last.map_or(0, |last| last.timeline);
+            let verdict = judge(&seen, Past { last, newest });
+            assert_eq!((verdict.primary, verdict.roles), (primary, roles), "{what}");
         }
+    }
+
+    #[test]
+    fn a_promotion_that_was_seen_once_is_not_forgotten() {
+        let past = Past { last: Some(FIRST), newest: 1 };
+        let seen = judge(&[writes(1, 1), stands_by(2)], past);
+        assert_eq!((seen.primary, seen.newest), (Err(NoPrimary::Replaced { found: 1, newest: 2 }), 2));
+        let later = judge(&[writes(1, 1), Seen::Down], Past { newest: seen.newest, ..past });
+        assert_eq!(later.primary, Err(NoPrimary::Replaced { found: 1, newest: 2 }));
+        // Another system's timelines are none of ours.
+        assert_eq!(judge(&[writes(1, 1), foreign(writes(9, 2))], past).newest, 1);
     }
 
     /// Whatever three servers say, one after another, the primary's timeline never goes back, and nobody is it on an older one
@@ -414,7 +438,8 @@ mod tests {
                 for two in &choices {
                     for three in &choices {
                         let seen = [*one, *two, *three];
-                        let verdict = judge(&seen, last);
+                        let past = Past { last, newest: last.map_or(0, |last| last.timeline) };
+                        let verdict = judge(&seen, past);
                         let primaries = verdict.roles.iter().filter(|role| **role == Role::Primary).count();
                         assert_eq!(primaries, usize::from(verdict.primary.is_ok()), "{seen:?} after {last:?}");
                         let Ok(force) = verdict.primary else { continue };

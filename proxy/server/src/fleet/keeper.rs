@@ -11,16 +11,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_postgres::{Client, Row, Statement};
 
 use super::Fleet;
 use super::member::{Member, Standing, now_us};
 use crate::clock::Identity;
-use crate::control::{MAKE_SCHEMA, Target};
+use crate::control::{MAKE_SCHEMA, OpenError, Target};
 use crate::database::Shard;
 
 /// Longest wait for a connection or an answer. The lease runs out earlier.
@@ -76,6 +76,10 @@ WHERE m.id = $1 AND a.client_addr IS NOT DISTINCT FROM m.client AND a.pid <> pg_
 enum Lost {
     #[error(transparent)]
     Server(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Unreached(#[from] OpenError),
+    #[error("another server has become the primary")]
+    Replaced,
     #[error("no answer in time")]
     Slow(#[from] tokio::time::error::Elapsed),
     #[error("others have put this proxy out, because it did not hear them")]
@@ -92,7 +96,7 @@ pub async fn run(fleet: Arc<Fleet>, shard: Arc<Shard>, server: Target) {
             Ok(()) => break,
             Err(error) => tracing::warn!(shard = %shard.name, "not among the proxies here for now: {error}"),
         }
-        sleep(retry.mul_f64(rand::random_range(0.5..1.0))).await;
+        server.pause(retry.mul_f64(rand::random_range(0.5..1.0))).await;
         retry = (retry * 2).min(RETRY_MAX);
     }
     shard.member.stand(Standing::Left);
@@ -101,8 +105,10 @@ pub async fn run(fleet: Arc<Fleet>, shard: Arc<Shard>, server: Target) {
 
 /// From joining until something fails; `Ok`: it has left.
 async fn serve(fleet: &Arc<Fleet>, shard: &Arc<Shard>, server: &Target, retry: &mut Duration) -> Result<(), Lost> {
+    let mut tenure = server.tenure();
     let client = timeout(PATIENCE, server.open()).await??;
-    let mut keeper = timeout(PATIENCE, Keeper::join(fleet, shard, client)).await??;
+    let mut keeper = timeout(PATIENCE, Keeper::join(fleet, shard, (client, tenure.number()))).await??;
+    keeper.promoted = server.promoted();
     *retry = RETRY_MIN;
     let every = fleet.lease / 3;
     loop {
@@ -116,10 +122,14 @@ async fn serve(fleet: &Arc<Fleet>, shard: &Arc<Shard>, server: &Target, retry: &
         let _ = timeout(every, async {
             tokio::select! {
                 () = shard.member.poked() => {}
+                () = tenure.over() => {}
                 Some((id, attached)) = keeper.attempts.recv() => keeper.note_attempt(id, attached),
             }
         })
         .await;
+        if tenure.is_over() {
+            return Err(Lost::Replaced);
+        }
     }
 }
 
@@ -158,20 +168,26 @@ struct Keeper {
     at_work: BTreeMap<u64, BTreeSet<Process>>,
     /// Everybody has to hear of orphans before the row of their proxy goes.
     passing_on: bool,
+    /// When this primary replaced another.
+    promoted: Option<Instant>,
 }
 
 /// Pid, its start, start of its transaction.
 type Process = (i32, Option<String>, Option<String>);
 
 impl Keeper {
-    async fn join(fleet: &Arc<Fleet>, shard: &Arc<Shard>, mut client: Client) -> Result<Keeper, Lost> {
+    async fn join(
+        fleet: &Arc<Fleet>,
+        shard: &Arc<Shard>,
+        (mut client, generation): (Client, u64),
+    ) -> Result<Keeper, Lost> {
         client.batch_execute(SETTINGS).await?;
         let found = client.query_one("SELECT to_regclass('weir.member') IS NOT NULL", &[]).await?;
         if !found.try_get::<_, bool>(0)? {
             client.batch_execute(&format!("BEGIN; {MAKE_SCHEMA}; {TABLES} COMMIT")).await?;
         }
         let life = Identity::of(&client).await?;
-        shard.member.begin_life(foldhash::quality::FixedState::with_seed(11).hash_one(life));
+        shard.member.begin_life(foldhash::quality::FixedState::with_seed(11).hash_one(life), generation);
         let transaction = client.transaction().await?;
         let joined: i64 = transaction.query_one(STEP, &[]).await?.try_get(0)?;
         let lease_us = fleet.lease.as_micros() as i64;
@@ -195,6 +211,7 @@ impl Keeper {
             attempted,
             at_work: BTreeMap::new(),
             passing_on: false,
+            promoted: None,
         })
     }
 
@@ -362,12 +379,23 @@ impl Keeper {
         Ok(then.is_empty())
     }
 
+    /// A primary that was promoted may never have heard of a proxy that had joined at the last one, and may serve until its lease
+    /// is over: nobody writes here before.
+    fn outlived_others(&self) -> bool {
+        let Some(promoted) = self.promoted else { return true };
+        let lease = self.known.iter().map(|other| other.lease).fold(self.fleet.lease, Duration::max);
+        promoted.elapsed() > lease + lease / DRIFT + SLACK
+    }
+
     fn stand(&mut self) {
         let told = |other: &Other| {
             if other.out { self.is_fenced(other.id) } else { self.member().tells(other.id, other.joined) }
         };
         let heard = |other: &Other| !other.out && self.member().attached(other.id, self.joined).is_some();
         let standing = self.member().standing();
+        if !self.outlived_others() {
+            return;
+        }
         if standing < Standing::Writes && self.known.iter().all(told) {
             self.member().stand(Standing::Writes);
         }

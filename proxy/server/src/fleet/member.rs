@@ -28,6 +28,7 @@ use weir_wire::peer::{Ending, Message, Write};
 use super::Fleet;
 use super::link::{Answer, Deaf, Link};
 use crate::clock::Clock;
+use crate::roles::Generation;
 
 /// Longest wait for a peer to say that it has heard.
 const HEAR_MAX: Duration = Duration::from_millis(500);
@@ -103,6 +104,9 @@ pub struct Member {
     poked: Notify,
     /// Name of the primary's life that the lease is from.
     life: AtomicU64,
+    /// Of the shard's primary, and the one in which this proxy has joined.
+    generation: Generation,
+    joined_in: AtomicU64,
 }
 
 #[derive(Default)]
@@ -157,7 +161,7 @@ struct Foreign {
 }
 
 impl Member {
-    pub fn new(fleet: Option<Arc<Fleet>>, words: Arc<Words>) -> Arc<Member> {
+    pub fn new(fleet: Option<Arc<Fleet>>, words: Arc<Words>, generation: Generation) -> Arc<Member> {
         Arc::new(Member {
             // As Postgres's bigint, and never 0.
             id: rand::random::<u64>() >> 1 | 1,
@@ -174,6 +178,8 @@ impl Member {
             deaf: Mutex::default(),
             poked: Notify::new(),
             life: AtomicU64::new(0),
+            generation,
+            joined_in: AtomicU64::new(0),
         })
     }
 
@@ -191,8 +197,9 @@ impl Member {
         *self.standing.borrow() >= Standing::Writes && self.has_lease()
     }
 
+    /// A lease from a primary that was replaced is none.
     fn has_lease(&self) -> bool {
-        now_us() < self.lease_until_us.load(SeqCst)
+        self.joined_in.load(SeqCst) == self.generation.load(SeqCst) && now_us() < self.lease_until_us.load(SeqCst)
     }
 
     pub fn standing(&self) -> Standing {
@@ -499,8 +506,10 @@ impl Member {
         self.lease_until_us.store(asked_us + lease.as_micros() as u64, SeqCst);
     }
 
-    pub(super) fn begin_life(&self, life: u64) {
+    /// Before this proxy joins: on this life of the primary, in this generation.
+    pub(super) fn begin_life(&self, life: u64, generation: u64) {
         self.life.store(life, SeqCst);
+        self.joined_in.store(generation, SeqCst);
     }
 
     pub(super) fn stand(&self, standing: Standing) {

@@ -1,4 +1,4 @@
-//! What is known of one replica before it is asked: whether it is there, how far it was, how busy it is with our statements.
+//! What is known of one server before it is asked for a read: whether it is there, how far it was, how busy it is with our statements.
 //!
 //! Non-goal: proving freshness; the replica's own word on the same connection does that.
 
@@ -15,8 +15,8 @@ use crate::probe::EndpointView;
 /// A replica that has just said it is behind is not asked again for so long.
 const BEHIND: Duration = Duration::from_millis(5);
 
-/// A replica of one shard.
-pub struct Replica {
+/// A server of one shard.
+pub struct Server {
     pub view: Arc<EndpointView>,
     replay: AtomicU64,
     /// Microseconds since the database was set up.
@@ -35,10 +35,10 @@ impl Drop for Outstanding<'_> {
     }
 }
 
-impl Replica {
+impl Server {
     pub fn new(view: Arc<EndpointView>) -> Self {
         let (replay, asked_us, outstanding) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU32::new(0));
-        Replica { view, replay, asked_us, start: Instant::now(), outstanding }
+        Server { view, replay, asked_us, start: Instant::now(), outstanding }
     }
 
     /// Counts a statement on it until the guard is dropped.
@@ -53,11 +53,11 @@ impl Replica {
         self.asked_us.store(self.start.elapsed().as_micros() as u64, Relaxed);
     }
 
-    /// What choosing looks at.
+    /// What choosing a replica looks at.
     pub fn seen(&self) -> ReplicaView {
         let age_us = (self.start.elapsed().as_micros() as u64).saturating_sub(self.asked_us.load(Relaxed));
         ReplicaView {
-            connected: self.view.is_up(),
+            connected: self.view.is_up() && self.view.is_replica(),
             outstanding: self.outstanding.load(Relaxed),
             last_known_replay: Lsn(self.replay.load(Relaxed)),
             may_have_moved: age_us > BEHIND.as_micros() as u64,
