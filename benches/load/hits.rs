@@ -172,8 +172,8 @@ fn used_by(stage: &Stage, reader: Reader) -> Usage {
 
 /// `weir_cache_requests_total`, by whether the result label begins with "hit".
 #[derive(Clone, Copy, Default, Debug)]
-struct CacheCounts {
-    hits: f64,
+pub struct CacheCounts {
+    pub hits: f64,
     all: f64,
 }
 
@@ -186,7 +186,7 @@ impl CacheCounts {
         if self.all > 0.0 { self.hits / self.all } else { 0.0 }
     }
 
-    fn parse(metrics: &str) -> CacheCounts {
+    pub fn parse(metrics: &str) -> CacheCounts {
         let mut counts = CacheCounts::default();
         for line in metrics.lines().filter(|line| line.starts_with("weir_cache_requests_total{")) {
             let value: f64 = line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(0.0);

@@ -2,7 +2,8 @@
 //!
 //! Paths are measured in turn, round after round, and medians are compared: what else the machine does hits all alike, so
 //! the ratios are worth more than the figures. Reading order: [`stage`] starts the servers; [`pgbench`], [`hits`],
-//! [`crowd`], [`bulk`] and [`prepared`] put load on them ([`raw`] is their client); [`shards`] and [`tpch`] start tiers of their own,
+//! [`crowd`], [`bulk`] and [`prepared`] put load on them ([`raw`] is their client); [`mixed`], [`shards`] and [`tpch`] start tiers
+//! of their own,
 //! [`planning`] needs none; [`cost`] reads what it cost from /proc, [`report`] prints.
 //! Non-goals: several machines, any judgement (the exit code only says whether all of it ran).
 
@@ -10,6 +11,7 @@ mod bulk;
 mod cost;
 mod crowd;
 mod hits;
+mod mixed;
 mod pgbench;
 mod planning;
 mod prepared;
@@ -28,6 +30,7 @@ use clap::{Parser, ValueEnum as _};
 use bulk::{BulkSample, Load};
 use crowd::CrowdSample;
 use hits::{HitSample, Reader};
+use mixed::Care;
 use pgbench::{Mode, TxSample};
 use prepared::PreparedSample;
 use report::{Machine, Report};
@@ -40,6 +43,8 @@ enum Part {
     Pgbench,
     /// Repeated reads of one value, from weir's cache and from Redis.
     Reads,
+    /// Reads and writes mixed, with the cache and without.
+    Mixed,
     /// What planning a statement costs.
     Planning,
     /// 10,000 clients: how fast they get in, what they weigh when idle.
@@ -57,7 +62,7 @@ enum Part {
 impl Part {
     /// It is measured on servers of its own, or on none.
     fn has_own_stage(self) -> bool {
-        matches!(self, Part::Planning | Part::Shards | Part::Tpch)
+        matches!(self, Part::Mixed | Part::Planning | Part::Shards | Part::Tpch)
     }
 }
 
@@ -83,6 +88,12 @@ struct Args {
     /// Which of pgbench's protocols to measure.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Mode::ALL)]
     protocols: Vec<Mode>,
+    /// Which weirs to put mixed reads and writes through.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Care::ALL)]
+    cares: Vec<Care>,
+    /// Writes among them, in percent.
+    #[arg(long, value_delimiter = ',', default_values_t = mixed::WRITE_PERCENT)]
+    writes: Vec<u32>,
     /// Clients of pgbench.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=200))]
     clients: u32,
@@ -121,6 +132,10 @@ async fn run(mut args: Args) -> Result<()> {
     if args.parts.contains(&Part::Planning) {
         report.planning = planning::run(Duration::from_millis(if args.quick { 40 } else { 150 }));
     }
+    if args.parts.contains(&Part::Mixed) {
+        let what = (args.cares.as_slice(), args.writes.as_slice());
+        report.mixed = mixed::run(Duration::from_secs(args.secs), args.rounds, what, args.weir.clone()).await?;
+    }
     if args.parts.contains(&Part::Shards) {
         let rows = if args.quick { 20_000 } else { 500_000 };
         report.spread = shards::run(rows, args.rounds, args.weir.clone()).await?;
@@ -153,7 +168,7 @@ async fn on_servers(stage: &Stage, args: &Args, report: &mut Report) -> Result<(
         match part {
             Part::Pgbench => report.transactions = transactions(stage, args).await?,
             Part::Reads => report.hits = hits_everywhere(stage, args).await?,
-            Part::Planning | Part::Shards | Part::Tpch => {}
+            Part::Mixed | Part::Planning | Part::Shards | Part::Tpch => {}
             Part::Crowd => report.crowds = crowds(stage, args).await?,
             Part::Bulk => (report.bulk, report.slow) = bulk_everywhere(stage, args).await?,
             Part::Prepared => report.prepared = prepared_everywhere(stage, args).await?,
@@ -226,7 +241,7 @@ async fn prepared_everywhere(stage: &Stage, args: &Args) -> Result<Vec<PreparedS
 async fn hits_everywhere(stage: &Stage, args: &Args) -> Result<Vec<HitSample>> {
     let mut samples = Vec::new();
     for round in 1..=args.rounds {
-        for connections in [16, 64] {
+        for connections in [16, 64, 256] {
             for reader in Reader::ALL {
                 let sample = hits::run(stage, reader, connections, Duration::from_secs(args.secs)).await?;
                 eprintln!("round {round}/{}: {sample}", args.rounds);

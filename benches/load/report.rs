@@ -9,6 +9,7 @@ use crate::bulk::{BulkSample, Load};
 use crate::cost::{first_line, load_average, processors};
 use crate::crowd::{CrowdSample, LOGINS_PER_SECOND, SERVER_CONNECTIONS};
 use crate::hits::{HitSample, Reader};
+use crate::mixed::{CONNECTIONS, Care, KEYS, MixedSample};
 use crate::pgbench::{Mode, TxSample};
 use crate::planning::PlanSample;
 use crate::prepared::PreparedSample;
@@ -68,6 +69,7 @@ pub struct Report {
     pub clients: u32,
     pub transactions: Vec<TxSample>,
     pub hits: Vec<HitSample>,
+    pub mixed: Vec<MixedSample>,
     pub planning: Vec<PlanSample>,
     pub crowds: Vec<CrowdSample>,
     pub bulk: Vec<BulkSample>,
@@ -93,6 +95,7 @@ impl Report {
         );
         self.transaction_table(&mut text);
         self.hit_table(&mut text);
+        self.mixed_table(&mut text);
         self.crowd_table(&mut text);
         self.bulk_table(&mut text);
         self.slow_table(&mut text);
@@ -136,6 +139,40 @@ impl Report {
         for connections in connections {
             for reader in Reader::ALL {
                 self.hit_row(text, connections, reader);
+            }
+        }
+    }
+
+    fn mixed_table(&self, text: &mut String) {
+        if self.mixed.is_empty() {
+            return;
+        }
+        let _ = writeln!(
+            text,
+            "\nReads and writes of {KEYS} rows by their key, low keys more often, {CONNECTIONS} connections, fsync off:\n"
+        );
+        text.push_str("| Writes | weir | statements/s | ÷ pass-through | CPU µs/statement, weir | weir and server | ÷ pass-through | hits |\n");
+        text.push_str("|--:|---|--:|--:|--:|--:|--:|--:|\n");
+        let mut mixes: Vec<u32> = self.mixed.iter().map(|sample| sample.write_percent).collect();
+        mixes.sort_unstable();
+        mixes.dedup();
+        for percent in mixes {
+            let of = |care: Care, figure: fn(&MixedSample) -> f64| {
+                let samples = self.mixed.iter().filter(|sample| sample.care == care && sample.write_percent == percent);
+                median(samples.map(figure).collect())
+            };
+            for care in Care::ALL.into_iter().filter(|care| of(*care, |sample| sample.statements).is_some()) {
+                let figure = |figure| of(care, figure).unwrap_or_default();
+                let (name, statements) = (care.name(), figure(|sample| sample.statements));
+                let all = figure(|sample| sample.all_us);
+                let _ = writeln!(
+                    text,
+                    "| {percent} % | {name} | {statements:.0} | {} | {:.1} | {all:.1} | {} | {:.1} % |",
+                    ratio(statements, of(Care::PassThrough, |sample| sample.statements)),
+                    figure(|sample| sample.proxy_us),
+                    ratio(all, of(Care::PassThrough, |sample| sample.all_us)),
+                    figure(|sample| sample.hit_ratio) * 100.0,
+                );
             }
         }
     }
@@ -407,10 +444,20 @@ impl Report {
             "date": self.machine.date, "processors": self.machine.processors, "versions": self.machine.versions,
             "load_before": self.machine.load_before, "load_after": self.machine.load_after,
             "secs": self.secs, "rounds": self.rounds, "clients": self.clients,
-            "transactions": transactions, "reads": hits, "crowds": crowds, "bulk": bulk(&self.bulk),
+            "transactions": transactions, "reads": hits, "mixed": self.mixed_json(), "crowds": crowds, "bulk": bulk(&self.bulk),
             "slow_readers": bulk(&self.slow), "prepared": prepared, "planning": planning, "shards": self.spread_json(),
             "tpch_scale": self.tpch_scale, "tpch": self.tpch_json(),
         })
+    }
+
+    fn mixed_json(&self) -> Vec<Value> {
+        let one = |sample: &MixedSample| {
+            json!({
+                "weir": sample.care.name(), "write_percent": sample.write_percent, "statements_per_second": sample.statements,
+                "proxy_cpu_us": sample.proxy_us, "proxy_and_server_cpu_us": sample.all_us, "hit_ratio": sample.hit_ratio,
+            })
+        };
+        self.mixed.iter().map(one).collect()
     }
 
     fn spread_json(&self) -> Vec<Value> {

@@ -27,6 +27,22 @@ async fn a_cancel_ends_the_running_statement() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_came_to_another_proxy_is_passed_on() -> Result<()> {
+    let tier = Tier::builder().shards(2).peers(true).start().await?;
+    let other = tier.another().await?;
+    let mut raw = Raw::login(&other.dsn("shop"), &[]).await?;
+    weir_wire::frontend::put_query(&mut raw.out, "SELECT pg_sleep(30)");
+    raw.flush().await?;
+    // A wrong secret reaches nobody, here or there.
+    cancel(&tier, raw.process, &[1; 4]).await?;
+    cancel_until_answered(&tier, &mut raw).await?;
+    let (_, bodies) = raw.until_ready().await?;
+    assert_eq!(crate::raw::error_text(&bodies[bodies.len() - 2]), "57014 canceling statement due to user request");
+    assert_eq!(raw.query("SELECT 1").await?.1, ["1"]);
+    Ok(())
+}
+
 /// Until the statement runs a cancel has nothing to end, so it is repeated. None is under way afterwards.
 async fn cancel_until_answered(tier: &Tier, raw: &mut Raw) -> Result<()> {
     let start = Instant::now();

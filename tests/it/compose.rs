@@ -9,8 +9,16 @@ use std::path::{Path, PathBuf};
 use serde_yaml_ng::Value;
 
 /// Images that are not built here, each with a fixed tag.
-const IMAGES: &[&str] =
-    &["postgres:15-bookworm", "redis:7-bookworm", "prom/prometheus:v2.53.2", "rust:1-bookworm", "debian:bookworm-slim"];
+const IMAGES: &[&str] = &[
+    "postgres:15-bookworm",
+    "redis:7-bookworm",
+    "haproxy:2.8-bookworm",
+    "prom/prometheus:v2.53.2",
+    "rust:1-bookworm",
+    "debian:bookworm-slim",
+];
+
+const HAPROXY: &str = "config/haproxy/haproxy.cfg";
 
 /// Environment of the official Postgres image (its docker-entrypoint.sh).
 const POSTGRES_IMAGE_ENV: &[&str] = &["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_INITDB_ARGS"];
@@ -177,8 +185,17 @@ fn environment_keys_are_read_by_what_they_are_given_to() {
             assert!(of_image || has_word(&readers, key), "{name}: nothing in it reads {key}");
         }
     }
-    for key in ["WEIR_SERVER_PASSWORD", "WEIR_HUB_DSN"] {
-        assert!(compose.services["weir"]["environment"].get(key).is_some(), "config/docker/weir.toml reads {key}");
+    let weirs: Vec<&str> = compose.weirs().collect();
+    assert!(weirs.len() > 1, "the cache of several weirs is what there is to see");
+    for (key, name) in ["WEIR_SERVER_PASSWORD", "WEIR_HUB_DSN", "WEIR_PEERS_SECRET", "WEIR_ADVERTISE"]
+        .into_iter()
+        .flat_map(|key| weirs.iter().map(move |name| (key, name)))
+    {
+        let given = compose.services[*name]["environment"].get(key);
+        assert!(given.is_some(), "config/docker/weir.toml reads {key}, which {name} is not given");
+        if key == "WEIR_ADVERTISE" {
+            compose.check_endpoint(text(&compose.services[*name]["environment"][key]), name);
+        }
     }
 }
 
@@ -237,7 +254,7 @@ fn health_checks_ask_ports_that_are_listened_on() {
                 compose.listens(name).contains(&port.parse().expect("a port")),
                 "{name}: nothing listens on {port}"
             );
-            let code = sources(if *name == "weir" { "proxy/server/src" } else { "storefront/src" });
+            let code = sources(if image_of(service) == "weir:local" { "proxy/server/src" } else { "storefront/src" });
             assert!(code.contains(&format!("\"{path}\"")), "{name}: no route {path} in its source");
         }
     }
@@ -295,6 +312,31 @@ fn prometheus_scrapes_services_where_they_listen() {
 }
 
 #[test]
+fn the_balancer_has_every_weir_and_asks_it_whether_it_is_ready() {
+    let compose = Compose::load();
+    let config = read(HAPROXY);
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let mut balanced = BTreeSet::new();
+    for line in config.lines().map(words) {
+        match line.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["server", name, endpoint] => {
+                compose.check_endpoint(endpoint, name);
+                balanced.insert((*name).to_owned());
+            }
+            ["option", "httpchk", "GET", path] => {
+                assert!(sources("proxy/server/src").contains(&format!("\"{path}\"")), "no route {path}");
+            }
+            ["default-server", "check", "port", asked, ..] => {
+                let asked = asked.parse().expect("a port");
+                assert!(compose.weirs().all(|name| compose.listens(name).contains(&asked)), "{asked}");
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(balanced, compose.weirs().map(str::to_owned).collect(), "weirs and the balancer's servers differ");
+}
+
+#[test]
 fn the_storefront_is_started_with_flags_it_has() {
     let compose = Compose::load();
     let code = sources("storefront/src");
@@ -326,19 +368,28 @@ impl Compose {
         Compose { document, services }
     }
 
+    /// The services that are weirs.
+    fn weirs(&self) -> impl Iterator<Item = &str> {
+        self.services.iter().filter(|(_, service)| image_of(service) == "weir:local").map(|(name, _)| name.as_str())
+    }
+
     /// Ports that the program in a service's container listens on, from its own configuration.
     fn listens(&self, service: &str) -> Vec<u16> {
         let image = text(&self.services[service]["image"]);
         match image {
             "weir:local" => {
                 let config = toml(Path::new("config/docker/weir.toml"));
-                ["listen", "http_listen"].iter().filter_map(|key| port(config[*key].as_str()?)).collect()
+                let own = [&config["listen"], &config["http_listen"], &config["peers"]["listen"]];
+                own.iter().filter_map(|address| port(address.as_str()?)).collect()
             }
             "storefront:local" => {
                 let listed = self.services[service].get("environment").map(|given| {
                     keys(given).filter(|key| key.ends_with("_LISTEN")).map(|key| text(&given[key])).collect::<Vec<_>>()
                 });
                 list(self.services[service].get("command")).chain(listed.unwrap_or_default()).filter_map(port).collect()
+            }
+            _ if image.starts_with("haproxy:") => {
+                read(HAPROXY).lines().filter_map(|line| port(line.trim().strip_prefix("bind ")?)).collect()
             }
             _ if image.starts_with("postgres:") => vec![5432],
             _ if image.starts_with("redis:") => vec![6379],
@@ -353,6 +404,10 @@ impl Compose {
         let port = port(endpoint).unwrap_or_else(|| panic!("{endpoint} has no port"));
         assert!(self.listens(service).contains(&port), "{service} does not listen on {port}");
     }
+}
+
+fn image_of(service: &Value) -> &str {
+    text(&service["image"])
 }
 
 fn port(endpoint: &str) -> Option<u16> {

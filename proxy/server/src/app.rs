@@ -174,8 +174,9 @@ impl Running {
             None => None,
         };
         let mut tasks = JoinSet::new();
+        let cancels = Arc::default();
         let fleet = match &config.peers {
-            Some(peers) => Some(Fleet::start(peers, &mut tasks).await?),
+            Some(peers) => Some(Fleet::start(peers, &cancels, &mut tasks).await?),
             None => None,
         };
         let metrics = Arc::new(Metrics::new(&config.databases.iter().map(subject).collect::<Vec<_>>())?);
@@ -203,7 +204,7 @@ impl Running {
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
             databases: Databases::new(named, wildcard),
-            cancels: Arc::default(),
+            cancels,
             tls: ArcSwapOption::new(tls),
             metrics,
             fleet,

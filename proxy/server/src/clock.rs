@@ -27,7 +27,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Statement};
 use weir_core::fresh::bound::WAL_PAGE_BYTES;
-use weir_core::fresh::{Past, UNPLACED, WORDS, Words};
+use weir_core::fresh::decoded::Snapshot;
+use weir_core::fresh::{Past, Shown, UNPLACED, WORDS, WordSet, Words};
 use weir_core::id::Lsn;
 use weir_wire::peer::Write;
 
@@ -96,6 +97,8 @@ struct Shared {
     placed: AtomicU64,
     placed_at: AtomicU64,
     past: Mutex<Past>,
+    /// Present from when somebody decodes on.
+    shown: Mutex<Option<Shown>>,
     watch: Mutex<Watch>,
     /// Times of `past` and `watch` are counted from here.
     start: Instant,
@@ -160,6 +163,7 @@ impl Clock {
             placed: AtomicU64::new(0),
             placed_at: AtomicU64::new(0),
             past: Mutex::default(),
+            shown: Mutex::default(),
             watch: Mutex::default(),
             start: Instant::now(),
         });
@@ -205,6 +209,17 @@ impl Clock {
         }
         drop(watch);
         self.shared.past.lock().since(now_ms.saturating_sub(ago.as_millis() as u64))
+    }
+
+    /// From now on [`Clock::has_shown`] can tell.
+    pub fn keep_shown(&self) {
+        self.shared.shown.lock().get_or_insert_default();
+    }
+
+    /// Is nothing that is valid now older than this transaction of the primary, which moved `words`? See [`Shown::covers`].
+    pub fn has_shown(&self, xid: u32, words: &WordSet) -> bool {
+        // What the last primary's readings show says nothing of the transactions of this one.
+        self.connected() && self.shared.shown.lock().as_ref().is_some_and(|shown| shown.covers(xid, words))
     }
 
     /// Takes over a write whose backend was lost while it may have been committing.
@@ -276,7 +291,8 @@ impl Identity {
     }
 }
 
-const POSITION: &str = "SELECT pg_current_wal_insert_lsn()";
+/// The snapshot is the statement's own, so what it shows is below the position, which is asked for afterwards.
+const POSITION: &str = "SELECT pg_current_wal_insert_lsn(), pg_current_snapshot()::text";
 const BACKENDS: &str = "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = ANY($1)";
 
 /// A connection to the primary, with its statements prepared.
@@ -298,6 +314,8 @@ enum ClockError {
     Unreached(#[from] OpenError),
     #[error("another server has become the primary")]
     Replaced,
+    #[error("the server's snapshot cannot be read: {0}")]
+    Snapshot(String),
     #[error("no answer in time")]
     Slow(#[from] tokio::time::error::Elapsed),
 }
@@ -340,9 +358,9 @@ impl Shared {
     }
 
     /// Asks for a position, and keeps it with the time.
-    async fn ask(&self, primary: &Primary) -> Result<Lsn, ClockError> {
+    async fn ask(&self, primary: &Primary) -> Result<(Lsn, Snapshot), ClockError> {
         let asked_ms = self.now_ms();
-        let position = primary.position().await?;
+        let (position, snapshot) = primary.position().await?;
         // A write on the next primary may be among those that this position is for.
         if primary.tenure.is_over() {
             return Err(ClockError::Replaced);
@@ -350,7 +368,7 @@ impl Shared {
         if primary.standard_pages {
             self.past.lock().note(asked_ms, position);
         }
-        Ok(position)
+        Ok((position, snapshot))
     }
 
     /// How long to wait for writes before asking for a position anyhow.
@@ -366,13 +384,16 @@ impl Shared {
 
 /// Until the connection fails.
 async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>) -> Result<(), ClockError> {
-    let first = primary.position().await?;
+    let (first, _) = primary.position().await?;
     if primary.tenure.is_over() {
         return Err(ClockError::Replaced);
     }
     if known.as_ref() != Some(&primary.identity) {
         tracing::info!(identity = ?primary.identity, position = %first, "clock: a new floor");
         shared.past.lock().clear();
+        if let Some(shown) = shared.shown.lock().as_mut() {
+            shown.clear();
+        }
         shared.words.raise_floor(first);
         shared.counters.floors.fetch_add(1, Ordering::Relaxed);
         // Words whose writes ended without a position get theirs with the next one asked for.
@@ -419,11 +440,17 @@ async fn end_waiting(primary: &Primary, shared: &Shared) -> Result<(), ClockErro
     if taken.over.is_empty() && taken.unplaced.is_empty() {
         return Ok(());
     }
-    let position = shared.ask(primary).await?;
+    let (position, snapshot) = shared.ask(primary).await?;
     shared.counters.positions.fetch_add(1, Ordering::Relaxed);
     shared.counters.ended.fetch_add(taken.over.len() as u64, Ordering::Relaxed);
     let lsn = if primary.standard_pages { position } else { UNPLACED };
+    // What is said of words that are settled is said once they are.
+    let kept = shared.shown.lock().is_some();
+    let settled = if kept { taken.words() } else { Vec::new() };
     shared.member.over(taken.over.drain(..), Some(lsn));
+    if let Some(shown) = shared.shown.lock().as_mut().filter(|_| kept) {
+        shown.note(snapshot, settled);
+    }
     shared.placed_at.store(lsn.0, Ordering::Relaxed);
     shared.placed.store(last, Ordering::Release);
     // A word that another write left unplaced since then has to wait for a later position; the lock keeps more such
@@ -439,6 +466,13 @@ struct Taken<'a> {
     shared: &'a Shared,
     over: Vec<Announcement>,
     unplaced: BTreeSet<u16>,
+}
+
+impl Taken<'_> {
+    /// The words of all that is over.
+    fn words(&self) -> Vec<u16> {
+        self.over.iter().flat_map(|write| write.intent.words().indexes()).copied().collect()
+    }
 }
 
 impl Drop for Taken<'_> {
@@ -501,10 +535,11 @@ impl Primary {
         Ok(Primary { client, identity, position, backends, standard_pages, tenure })
     }
 
-    async fn position(&self) -> Result<Lsn, ClockError> {
+    async fn position(&self) -> Result<(Lsn, Snapshot), ClockError> {
         let row = timeout(QUERY_TIMEOUT, self.client.query_one(&self.position, &[])).await??;
-        let lsn: PgLsn = row.try_get(0)?;
-        Ok(Lsn(lsn.into()))
+        let (lsn, snapshot): (PgLsn, &str) = (row.try_get(0)?, row.try_get(1)?);
+        let snapshot = Snapshot::parse(snapshot).ok_or_else(|| ClockError::Snapshot(snapshot.to_owned()))?;
+        Ok((Lsn(lsn.into()), snapshot))
     }
 
     /// Which of these processes exist, and since when.

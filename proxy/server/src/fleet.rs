@@ -28,10 +28,12 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use weir_core::admin::PeerRow;
+use weir_wire::peer::Message;
 
 use crate::config::{PeersConfig, Secret};
 use crate::control::Target;
 use crate::database::{Database, Shard};
+use crate::front::cancel::CancelRegistry;
 use link::Link;
 
 /// Longest wait for the members to leave their tables when the process ends.
@@ -51,6 +53,8 @@ pub struct Fleet {
     links: Mutex<HashMap<String, Arc<Link>>>,
     members: Mutex<HashMap<u64, Weak<Shard>>>,
     databases: Mutex<Vec<Weak<Database>>>,
+    /// The sessions of this process, for cancel requests that came to another one.
+    cancels: Arc<CancelRegistry>,
     leaving: AtomicBool,
     left: Notify,
 }
@@ -77,7 +81,11 @@ async fn share_stamps(shard: Arc<Shard>) {
 
 impl Fleet {
     /// Listens for the others. `port` 0 in `listen` and in `advertise` lets the system choose.
-    pub async fn start(config: &PeersConfig, tasks: &mut JoinSet<()>) -> Result<Arc<Fleet>> {
+    pub async fn start(
+        config: &PeersConfig,
+        cancels: &Arc<CancelRegistry>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Arc<Fleet>> {
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("cannot listen for peers on {}", config.listen))?;
@@ -94,6 +102,7 @@ impl Fleet {
             links: Mutex::default(),
             members: Mutex::default(),
             databases: Mutex::default(),
+            cancels: Arc::clone(cancels),
             leaving: AtomicBool::new(false),
             left: Notify::new(),
         });
@@ -129,6 +138,14 @@ impl Fleet {
         };
         if tokio::time::timeout(LEAVE_MAX, all_left).await.is_err() {
             tracing::warn!("not every primary has heard that this proxy leaves; the others wait for its lease");
+        }
+    }
+
+    /// A client's request to cancel what a session runs that is not of this process: a balancer may have sent it to any. Nobody
+    /// says whether the key is his, and where there is no connection to another proxy it is forgotten.
+    pub fn cancel_elsewhere(&self, process: i32, secret: &[u8]) {
+        for link in self.links.lock().values() {
+            link.send_if_idle(Message::Cancel { process, secret: secret.to_vec() });
         }
     }
 

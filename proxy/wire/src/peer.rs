@@ -1,4 +1,4 @@
-//! What proxies of one tier say to each other about writes, as bytes and messages.
+//! What proxies of one tier say to each other, about writes and about requests to cancel, as bytes and messages.
 //!
 //! Invariant: frames are cut like those of Postgres (tag, length that counts itself, body), and a body must be consumed
 //! exactly. Decoding is total: what is not a message is an error, never a panic or a guess. Numbers are big-endian.
@@ -11,7 +11,7 @@ use crate::frame;
 use crate::read::{Malformed, Reader};
 
 /// Spoken by this build; a peer with another one is not understood.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Longest frame before the peer has proved that it knows the secret, in bytes.
 pub const GREETING_BYTES_MAX: usize = 64;
 /// Longest frame afterwards: an [`Message::Attach`] with every write under way.
@@ -61,7 +61,12 @@ pub enum Message {
     /// From now on `from` announces all its writes to `to`, which joined with that epoch; these are under way now. Answered by
     /// [`Message::Heard`]. `serves`: it answers from its cache already. `orphans` are writes of proxies that are gone.
     Attach { from: u64, to: u64, token: u64, joined: u64, serves: bool, writes: Vec<Write>, orphans: Vec<Write> },
+    /// A client asks to cancel what the session with this key runs, which may be one of the receiver's. Never answered.
+    Cancel { process: i32, secret: Vec<u8> },
 }
+
+/// Longest secret of a cancel key (MAX_CANCEL_KEY_LENGTH in src/include/storage/procsignal.h is 32).
+const CANCEL_SECRET_BYTES_MAX: usize = 256;
 
 mod tag {
     pub const HELLO: u8 = b'h';
@@ -73,6 +78,7 @@ mod tag {
     pub const HEARD: u8 = b'a';
     pub const OVER: u8 = b'O';
     pub const ATTACH: u8 = b'T';
+    pub const CANCEL: u8 = b'C';
 }
 
 impl Message {
@@ -125,6 +131,11 @@ impl Message {
                     }
                 });
             }
+            Message::Cancel { process, secret } => frame::put(out, tag::CANCEL, |out| {
+                out.put_i32(*process);
+                out.put_u16(secret.len() as u16);
+                out.extend_from_slice(secret);
+            }),
         }
     }
 
@@ -168,6 +179,14 @@ impl Message {
                 writes: writes(&mut reader)?,
                 orphans: writes(&mut reader)?,
             },
+            tag::CANCEL => {
+                let process = reader.i32()?;
+                let length = usize::from(short(&mut reader)?);
+                if length > CANCEL_SECRET_BYTES_MAX {
+                    return Err(Malformed);
+                }
+                Message::Cancel { process, secret: reader.bytes(length)?.to_vec() }
+            }
             _ => return Err(Malformed),
         };
         reader.end()?;
@@ -261,6 +280,8 @@ mod tests {
             any::<(u16, [u8; 16])>().prop_map(|(version, nonce)| Message::Hello { version, nonce }),
             any::<[u8; 32]>().prop_map(|mac| Message::Proof { mac }),
             any::<(u64, u64)>().prop_map(|(to, token)| Message::Ask { to, token }),
+            (any::<i32>(), proptest::collection::vec(any::<u8>(), 0..40))
+                .prop_map(|(process, secret)| Message::Cancel { process, secret }),
             any::<(u64, u64, u16, u16)>().prop_map(|(to, token, first, count)| Message::AskStamps {
                 to,
                 token,

@@ -6,6 +6,7 @@ pub mod decoded;
 #[cfg(test)]
 mod model;
 pub mod past;
+pub mod shown;
 pub mod words;
 
 use smallvec::SmallVec;
@@ -14,6 +15,7 @@ use crate::topology::hash::hash_bytes_extended;
 
 pub use bound::{Choice, Level, PrimaryBecause, ReadBound, ReplicaView, SessionMark, choose, replica_answer_ok};
 pub use past::Past;
+pub use shown::Shown;
 pub use words::{Intent, Observation, UNPLACED, WORDS, WordSet, Words, WordsFull};
 
 /// What a statement reads or writes, as far as freshness cares. Hashes name tables and key values; collisions only

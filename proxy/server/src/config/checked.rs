@@ -472,9 +472,14 @@ fn secret_file(source: &Source, raw: &Spanned<String>) -> Checked<Secret> {
 }
 
 fn secret_env(source: &Source, raw: &Spanned<String>) -> Checked<Secret> {
-    let value = std::env::var(raw.get_ref())
-        .map_err(|_| source.error(raw.span(), format!("environment variable `{}` is not set", raw.get_ref())))?;
+    let value = variable(source, raw)?;
     secret(source, raw.span(), &value)
+}
+
+/// The value of the environment variable that is named.
+fn variable(source: &Source, name: &Spanned<String>) -> Checked<String> {
+    std::env::var(name.get_ref())
+        .map_err(|_| source.error(name.span(), format!("environment variable `{}` is not set", name.get_ref())))
 }
 
 /// One trailing line break belongs to the editor, not to the secret.

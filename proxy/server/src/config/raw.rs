@@ -180,6 +180,7 @@ pub(super) struct Cache {
 pub(super) struct Peers {
     pub listen: Spanned<String>,
     pub advertise: Option<Spanned<String>>,
+    pub advertise_env: Option<Spanned<String>>,
     pub secret_file: Option<Spanned<String>>,
     pub secret_env: Option<Spanned<String>>,
     pub lease: Option<Spanned<Time>>,

@@ -347,6 +347,12 @@ fn server_tls_says_what_it_lacks() {
 fn peers_must_be_reachable_and_share_a_secret() {
     for (from, to, says) in [
         ("advertise = \"weir-1.example.com:6433\"", "", "no address that others could connect to"),
+        (
+            "advertise = \"weir-1.example.com:6433\"",
+            "advertise_env = \"NO_SUCH_VARIABLE\"",
+            "`NO_SUCH_VARIABLE` is not set",
+        ),
+        ("advertise = ", "advertise_env = \"PATH\"\nadvertise = ", "not both"),
         ("secret_file = \"peers.secret\"", "", "needs one of secret_file, secret_env"),
         ("secret_file = \"peers.secret\"", "secret_file = \"admin.pw\"", "less than 16 bytes"),
         ("lease = \"1s\"", "lease = \"10ms\"", "lease must be from"),

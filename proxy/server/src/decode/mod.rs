@@ -273,6 +273,7 @@ impl Decoder {
             }
         };
         // All that commits from here on is decoded; what was before may have gone unseen.
+        self.here().clock.keep_shown();
         self.settling.void(self, &primary).await?;
         self.decoding().set(State::Up);
         self.unbar();

@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use weir_core::fresh::Dependencies;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use weir_core::fresh::decoded::{Committed, Decoded, Known};
+use weir_core::fresh::{Dependencies, WordSet};
 use weir_wire::backend::{report_field, tag};
 use weir_wire::pgoutput::{Copied, put_status, read_copied, read_message};
 
@@ -29,6 +29,10 @@ const STATUS_GAP: Duration = Duration::from_millis(20);
 const TOGETHER_MAX: usize = 64;
 /// Frames that are looked at, at most, before what they told is announced.
 const FRAMES_MAX: usize = 256;
+/// While commits follow each other more closely than this, what comes is left to gather a little: waking up costs more than a
+/// commit does, and by then most have been settled by the sessions they came through.
+const CLOSE: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(1);
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Microseconds from 1970 to 2000, where Postgres's clock begins.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -105,7 +109,11 @@ impl Stream {
         let mut ticks = interval(STATUS_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut view = decoder.db.view_arc();
+        let (mut last_commit, mut more_is_there): (Option<Instant>, bool) = (None, false);
         loop {
+            if last_commit.is_some_and(|at| at.elapsed() < CLOSE) && !more_is_there {
+                sleep(GATHER).await;
+            }
             // Both may be dropped while they wait: a frame is taken whole or not at all, a tick is not used up.
             let mut frame = tokio::select! {
                 frame = self.backend.receive() => Some(frame),
@@ -122,9 +130,11 @@ impl Stream {
                     frame = self.backend.receive().now_or_never();
                 }
             }
-            if let Some(last) = committed.last() {
-                announce(&committed, decoder, pid).await?;
-                self.handled = self.handled.max(last.end_lsn);
+            more_is_there = frames >= FRAMES_MAX || committed.len() >= TOGETHER_MAX;
+            if let Some(last) = committed.last().map(|last| last.end_lsn) {
+                last_commit = Some(Instant::now());
+                announce(&mut committed, decoder, pid).await?;
+                self.handled = self.handled.max(last);
             }
             decoder.decoding().counters.handled.store(self.handled, Relaxed);
             if asked || self.is_quiet_since(STATUS_GAP) {
@@ -183,12 +193,18 @@ impl Stream {
     }
 }
 
-/// Raises the words of commits and hands them over to be ended.
-async fn announce(committed: &[Committed], decoder: &Decoder, pid: i32) -> Result<()> {
-    let writes: Dependencies = committed.iter().flat_map(|one| one.writes.iter().copied()).collect();
-    let announcement = crate::fresh::announce(decoder.here(), &writes, pid).await.map_err(told)?;
+/// Raises the words of commits and hands them over to be ended. `committed` keeps those whose words had to be moved: most came
+/// through weir, which has moved them since.
+async fn announce(committed: &mut Vec<Committed>, decoder: &Decoder, pid: i32) -> Result<()> {
     let counters = &decoder.decoding().counters;
     counters.transactions.fetch_add(committed.len() as u64, Relaxed);
+    let clock = &decoder.here().clock;
+    committed.retain(|one| one.schema_changed || !clock.has_shown(one.xid, &WordSet::of(&one.writes)));
+    if committed.is_empty() {
+        return Ok(());
+    }
+    let writes: Dependencies = committed.iter().flat_map(|one| one.writes.iter().copied()).collect();
+    let announcement = crate::fresh::announce(decoder.here(), &writes, pid).await.map_err(told)?;
     counters.words.fetch_add(announcement.intent.words().indexes().len() as u64, Relaxed);
     decoder.settling.put(committed, announcement)
 }

@@ -100,6 +100,12 @@ impl Fleet {
                 let stamps = self.shard_of(to).map(|shard| shard.member.stamps(first, count.min(STAMPS_MAX)));
                 return Ok(Some(Message::Stamps { by: to, token, stamps: stamps.unwrap_or_default() }));
             }
+            Message::Cancel { process, secret } => {
+                let cancels = Arc::clone(&self.cancels);
+                // It waits for servers; a wrong key ends it at once.
+                tokio::spawn(async move { cancels.cancel(process, &secret).await });
+                return Ok(None);
+            }
             Message::Hello { .. } | Message::Proof { .. } | Message::Heard { .. } | Message::Stamps { .. } => {
                 return Err(io::ErrorKind::InvalidData.into());
             }

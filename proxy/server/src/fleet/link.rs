@@ -82,6 +82,14 @@ impl Link {
         }
     }
 
+    /// Sends something that may be lost: not at all if much waits already, so that strangers who make weir send it cannot end the
+    /// connection.
+    pub fn send_if_idle(&self, message: Message) {
+        if self.queue.capacity() > QUEUE_MAX / 2 {
+            self.send(message);
+        }
+    }
+
     /// Sends something that member `by` answers under `token`.
     pub fn ask(&self, message: Message, by: u64, token: u64) -> Result<oneshot::Receiver<Answer>, Deaf> {
         let (answer, answered) = oneshot::channel();

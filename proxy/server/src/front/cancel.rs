@@ -78,14 +78,13 @@ impl CancelRegistry {
         }
     }
 
-    /// Serves one CancelRequest. Wrong keys are ignored silently, as Postgres does.
-    pub async fn cancel(&self, process: i32, secret: &[u8]) {
-        let Some(slot) = self.sessions.lock().get(&process).cloned() else { return };
-        if !same_secret(&slot.secret, secret) {
-            return;
-        }
+    /// Serves one CancelRequest. False: the key is of no session here; the client is not told, as by Postgres.
+    pub async fn cancel(&self, process: i32, secret: &[u8]) -> bool {
+        let slot = self.sessions.lock().get(&process).cloned();
+        let Some(slot) = slot.filter(|slot| same_secret(&slot.secret, secret)) else { return false };
         slot.give_up_waiting();
         slot.cancel_running().await;
+        true
     }
 }
 

@@ -46,7 +46,11 @@ pub async fn hello(app: &Arc<App>, client: Client) -> io::Result<Hello> {
     let Some((mut client, request)) = negotiate(app, client).await? else { return Ok(Hello::Done) };
     let result = match parse(&request) {
         Ok(Request::Cancel { process, secret }) => {
-            app.cancels.cancel(process, secret).await;
+            if !app.cancels.cancel(process, secret).await
+                && let Some(fleet) = &app.fleet
+            {
+                fleet.cancel_elsewhere(process, secret);
+            }
             return Ok(Hello::Done);
         }
         Ok(Request::Startup(startup)) => login(app, &mut client, &startup).await,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::{Checked, HTTP_LISTEN, address, endpoint, secret_env, secret_file, time};
+use super::{Checked, HTTP_LISTEN, address, endpoint, secret_env, secret_file, time, variable};
 use crate::config::PeersConfig;
 use crate::config::error::Source;
 use crate::config::raw;
@@ -30,7 +30,15 @@ pub(super) fn peers(source: &Source, peers: Option<&Spanned<raw::Peers>>) -> Che
         return Err(source.error(span, message).hint("openssl rand -hex 32"));
     }
     let listen = address(source, None, Some(&peers.listen), HTTP_LISTEN)?;
-    let advertise = peers.advertise.as_ref().map(|at| endpoint(source, at).map(|at| at.to_string())).transpose()?;
+    let advertise = match (&peers.advertise, &peers.advertise_env) {
+        (Some(_), Some(other)) => return Err(source.error(other.span(), "say advertise or advertise_env, not both")),
+        (Some(at), None) => Some(endpoint(source, at)?.to_string()),
+        (None, Some(name)) => {
+            let at = variable(source, name)?;
+            Some(endpoint(source, &Spanned::new(name.span(), at))?.to_string())
+        }
+        (None, None) => None,
+    };
     if advertise.is_none() && listen.ip().is_unspecified() {
         let message = "listen names no address that others could connect to";
         return Err(source.error(peers.listen.span(), message).hint("say advertise = \"host:port\""));
