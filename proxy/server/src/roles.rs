@@ -396,3 +396,77 @@ pub fn age<'a>(routes: impl IntoIterator<Item = &'a Route>) -> u64 {
     let of = |route: &Route| route.follows().map_or(0, |roles| roles.generation.load(SeqCst));
     routes.into_iter().map(of).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use weir_core::election::Report;
+    use weir_core::id::Lsn;
+
+    use super::*;
+    use crate::probe::{Health, Observation};
+
+    fn says(server: &EndpointView, in_recovery: bool, timeline: u32) {
+        let report = Report { in_recovery, system: 1, timeline, position: Lsn(9), started: i64::from(timeline) };
+        server.publish(&Health::Up(Observation { report, lag: None }));
+    }
+
+    fn two() -> (Arc<Roles>, Vec<Arc<EndpointView>>) {
+        let server = |port| EndpointView::new(Endpoint { host: "127.0.0.1".into(), port });
+        let servers = vec![server(1), server(2)];
+        (Roles::new("shard0", servers.clone()), servers)
+    }
+
+    async fn connection() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let near = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        (near, listener.accept().await.expect("accepts").0)
+    }
+
+    #[tokio::test]
+    async fn what_is_connected_to_the_last_primary_is_cut() {
+        let (roles, servers) = two();
+        let route = Route::Primary(Arc::clone(&roles));
+        assert!(route.now().is_err(), "nobody has said anything");
+        says(&servers[0], false, 1);
+        says(&servers[1], true, 1);
+        roles.look();
+        let mut tenure = roles.tenure();
+        let way = route.now().expect("known");
+        assert_eq!(way.endpoint.port, 1);
+        let (near, _far) = connection().await;
+        let cut = way.guard(&near).expect("in time").expect("it follows");
+        servers[0].publish(&Health::Down { failures: 1, error: "gone".into() });
+        roles.look();
+        assert!(!cut.is_done() && !tenure.is_over(), "it may come back");
+        assert_eq!(route.now().expect("worth a try").endpoint.port, 1);
+        says(&servers[1], false, 2);
+        roles.look();
+        tenure.over().await;
+        assert!(cut.is_done());
+        near.readable().await.expect("ended");
+        assert_eq!(near.try_read(&mut [0; 1]).expect("ended"), 0);
+        assert_eq!(route.now().expect("known").endpoint.port, 2);
+        let (late, _far) = connection().await;
+        assert!(way.guard(&late).is_err(), "opened by what was true before");
+        // The old one comes back, and is no primary.
+        says(&servers[0], false, 1);
+        roles.look();
+        assert_eq!((roles.primary(), servers[0].role()), (1, Role::Superseded));
+        servers[1].publish(&Health::Down { failures: 1, error: "gone".into() });
+        roles.look();
+        assert!(route.now().is_err_and(|vacant| vacant.to_string().contains("timeline 2 has replaced")));
+        says(&servers[1], false, 2);
+        roles.look();
+        assert_eq!(route.now().expect("back").endpoint.port, 2);
+    }
+
+    #[test]
+    fn one_server_is_the_primary_whatever_it_says() {
+        let server = EndpointView::new(Endpoint { host: "127.0.0.1".into(), port: 1 });
+        let roles = Roles::new("shard0", vec![Arc::clone(&server)]);
+        says(&server, true, 1);
+        roles.look();
+        let route = Route::Primary(Arc::clone(&roles));
+        assert!(!route.now().expect("always").follows() && route.follows().is_none() && !roles.is_vacant());
+    }
+}

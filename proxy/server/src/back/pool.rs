@@ -282,7 +282,7 @@ impl Pool {
             let old = now.duration_since(backend.since) > limits.lifetime;
             let unused = spare > 0 && now.duration_since(backend.idle_since) > limits.idle_max;
             spare -= usize::from(unused && !old);
-            old || unused
+            old || unused || backend.is_cut()
         });
         let mut ahead = 0;
         while inner.shelf.open_ahead(limits.min) {
