@@ -157,36 +157,50 @@ async fn a_proxy_that_was_stopped_serves_nothing_old_when_it_goes_on() -> Result
     Ok(())
 }
 
-/// Passes bytes on between peers until it is told to hold them.
-struct Relay {
-    port: u16,
-    holds: watch::Sender<bool>,
+/// Passes bytes on between peers until it is told to do otherwise.
+pub struct Relay {
+    pub port: u16,
+    pub does: watch::Sender<Passing>,
+}
+
+/// What becomes of bytes between peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Passing {
+    On,
+    /// They wait.
+    Held,
+    /// Connections end, and new ones at once.
+    Cut,
 }
 
 impl Relay {
-    async fn start(to: u16) -> Result<Relay> {
+    pub async fn start(to: u16) -> Result<Relay> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
-        let holds = watch::Sender::new(false);
-        let holding = holds.subscribe();
+        let does = watch::Sender::new(Passing::On);
+        let doing = does.subscribe();
         tokio::spawn(async move {
             while let Ok((from, _)) = listener.accept().await {
                 let Ok(to) = TcpStream::connect(("127.0.0.1", to)).await else { continue };
                 let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
-                tokio::spawn(pass_on(from_read, to_write, holding.clone()));
-                tokio::spawn(pass_on(to_read, from_write, holding.clone()));
+                tokio::spawn(pass_on(from_read, to_write, doing.clone()));
+                tokio::spawn(pass_on(to_read, from_write, doing.clone()));
             }
         });
-        Ok(Relay { port, holds })
+        Ok(Relay { port, does })
     }
 }
 
-async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut holds: watch::Receiver<bool>) -> Result<()> {
+async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut does: watch::Receiver<Passing>) -> Result<()> {
     let mut buffer = vec![0; 4096];
+    let mut cut = does.clone();
     loop {
-        let count = from.read(&mut buffer).await?;
-        holds.wait_for(|holds| !*holds).await?;
-        if count == 0 {
+        let count = tokio::select! {
+            count = from.read(&mut buffer) => count?,
+            _ = cut.wait_for(|does| *does == Passing::Cut) => return Ok(()),
+        };
+        let doing = *does.wait_for(|does| *does != Passing::Held).await?;
+        if count == 0 || doing == Passing::Cut {
             return Ok(());
         }
         to.write_all(&buffer[..count]).await?;
@@ -204,7 +218,7 @@ async fn a_proxy_that_cannot_be_told_serves_nothing_old() -> Result<()> {
     here.execute("INSERT INTO users (user_id, name) VALUES (1, 'Ann')", &[]).await?;
     for round in 0..3 {
         warm(&other, &there, 1).await?;
-        relay.holds.send_replace(true);
+        relay.does.send_replace(Passing::Held);
         let name = format!("Bea {round}");
         here.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&name]).await?;
         for _ in 0..20 {
@@ -214,7 +228,7 @@ async fn a_proxy_that_cannot_be_told_serves_nothing_old() -> Result<()> {
         let wrote = there.execute("UPDATE users SET name = 'Cid' WHERE user_id = 1", &[]).await;
         let expected = if wrote.is_ok() { "Cid" } else { &name };
         assert_eq!(name_of(&here, 1).await?, expected);
-        relay.holds.send_replace(false);
+        relay.does.send_replace(Passing::On);
     }
     Ok(())
 }

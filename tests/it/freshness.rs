@@ -24,7 +24,12 @@ pub async fn cache_figure(proxy: &Proxy, name: &str) -> Result<i64> {
 
 /// Reads answered by replicas, over all shards.
 pub async fn replica_reads(tier: &Tier) -> Result<i64> {
-    let console = weir_harness::connect(&tier.admin_dsn()).await?;
+    replica_reads_of(tier.proxy()).await
+}
+
+/// Those that one weir has sent there.
+pub async fn replica_reads_of(proxy: &Proxy) -> Result<i64> {
+    let console = weir_harness::connect(&proxy.admin_dsn()).await?;
     let mut reads = 0;
     for message in console.simple_query("SHOW REPLICAS").await? {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = message

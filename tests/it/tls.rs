@@ -15,14 +15,14 @@ use crate::auth::restart_with;
 use crate::raw::error_text;
 
 /// A throw-away authority and a directory for what it signs.
-struct Authority {
+pub struct Authority {
     dir: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
     certificate: rcgen::Certificate,
 }
 
 impl Authority {
-    fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -35,12 +35,12 @@ impl Authority {
         Ok(authority)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Writes `<name>.crt` and `<name>.key`, for these hosts and this common name.
-    fn sign(&self, name: &str, hosts: &[&str]) -> Result<(CertificateDer<'static>, KeyPair)> {
+    pub fn sign(&self, name: &str, hosts: &[&str]) -> Result<(CertificateDer<'static>, KeyPair)> {
         let key = KeyPair::generate()?;
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = CertificateParams::new(hosts)?;

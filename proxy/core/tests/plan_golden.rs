@@ -157,6 +157,7 @@ fn dependency(dependency: &Dependency) -> String {
         Dependency::Anything => "G".to_owned(),
         Dependency::Table(hash) => format!("A({})", table(hash)),
         Dependency::Keyless(hash) => format!("B({})", table(hash)),
+        Dependency::Flushed(hash) => format!("F({})", table(hash)),
         Dependency::Key(hash, key) => format!("K({},{:04x})", table(hash), key.0 >> 48),
     }
 }

@@ -59,7 +59,7 @@ impl Weir {
             http_port,
             process: Mutex::new(None),
         };
-        weir.launch().await?;
+        weir.launch(&[]).await?;
         Ok(weir)
     }
 
@@ -99,13 +99,18 @@ impl Weir {
 
     /// Kills it if it runs, starts it again on the same configuration and waits until it is ready.
     pub async fn restart(&self) -> Result<()> {
-        self.kill9();
-        self.launch().await
+        self.restart_with(&[]).await
     }
 
-    async fn launch(&self) -> Result<()> {
+    /// The same, with more variables in its environment for this once.
+    pub async fn restart_with(&self, environment: &[(String, String)]) -> Result<()> {
+        self.kill9();
+        self.launch(environment).await
+    }
+
+    async fn launch(&self, environment: &[(String, String)]) -> Result<()> {
         let mut command = Command::new(&self.binary);
-        command.args(&self.arguments).envs(self.environment.iter().cloned());
+        command.args(&self.arguments).envs(self.environment.iter().chain(environment).cloned());
         *self.process.lock() = Some(self.run.spawn("weir", StopSignal::Kill, command)?);
         let deadline = Instant::now() + READY_WAIT;
         loop {

@@ -1,8 +1,9 @@
-//! A throw-away Redis server: loopback only, in memory only, optionally with a password.
+//! A throw-away Redis server, or Sentinel: loopback only, in memory only, optionally with a password.
 //!
 //! Non-goal: persistence. A restarted server is empty, which is what tests of a forgetful cache need.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,35 +17,61 @@ use crate::{Process, Run, StopSignal, port, template};
 
 const READY_WAIT: Duration = Duration::from_secs(20);
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
+const ANSWER_BYTES_MAX: usize = 1 << 20;
 const POLL: Duration = Duration::from_millis(10);
 const PORT_ATTEMPTS: u32 = 8;
+
+/// What a server is to be like.
+#[derive(Clone, Debug)]
+pub struct RedisSpec {
+    /// Of its directory and its log: each server of a run has its own.
+    pub name: String,
+    /// Taken if it is free; 0: any.
+    pub port: u16,
+    /// Clients are asked for it.
+    pub password: Option<String>,
+    /// More lines of its configuration.
+    pub lines: String,
+    /// Names and texts of files that it finds in its working directory.
+    pub files: Vec<(String, String)>,
+    /// It watches over other servers and keeps no data.
+    pub sentinel: bool,
+}
+
+impl Default for RedisSpec {
+    fn default() -> Self {
+        RedisSpec {
+            name: "redis".to_owned(),
+            port: 0,
+            password: None,
+            lines: String::new(),
+            files: Vec::new(),
+            sentinel: false,
+        }
+    }
+}
 
 /// A running Redis server. Dropping it stops it.
 #[derive(Debug)]
 pub struct Redis {
     run: Arc<Run>,
-    port: u16,
-    password: Option<String>,
+    /// With the port it has.
+    spec: RedisSpec,
     process: Mutex<Option<Process>>,
 }
 
 impl Redis {
     /// Starts Redis on a free port. Fails with what to install if there is none on this machine.
     pub async fn start(run: &Arc<Run>) -> Result<Self> {
-        Self::start_on(run, 0, None).await
+        Self::start_as(run, RedisSpec::default()).await
     }
 
-    /// As [`Self::start`], on `wanted` if that is free, and asking clients for a password if there is one.
-    pub async fn start_on(run: &Arc<Run>, wanted: u16, password: Option<&str>) -> Result<Self> {
-        let mut redis = Self {
-            run: Arc::clone(run),
-            port: wanted,
-            password: password.map(str::to_owned),
-            process: Mutex::new(None),
-        };
+    /// The same, as `spec` has it.
+    pub async fn start_as(run: &Arc<Run>, spec: RedisSpec) -> Result<Self> {
+        let mut redis = Self { run: Arc::clone(run), spec, process: Mutex::new(None) };
         for attempt in 1..=PORT_ATTEMPTS {
-            if redis.port == 0 || !port::is_free(redis.port) || attempt > 1 {
-                redis.port = port::free()?;
+            if redis.spec.port == 0 || !port::is_free(redis.spec.port) || attempt > 1 {
+                redis.spec.port = port::free()?;
             }
             match redis.launch().await {
                 Err(_) if attempt < PORT_ATTEMPTS && redis.log().contains("bind: Address already in use") => {}
@@ -56,13 +83,13 @@ impl Redis {
 
     /// Its TCP port on 127.0.0.1. A restart keeps it.
     pub fn port(&self) -> u16 {
-        self.port
+        self.spec.port
     }
 
     /// `redis://127.0.0.1:6379`, with the password if it has one.
     pub fn url(&self) -> String {
-        let password = self.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
-        format!("redis://{password}127.0.0.1:{}", self.port)
+        let password = self.spec.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
+        format!("redis://{password}127.0.0.1:{}", self.spec.port)
     }
 
     /// Its process id; none while it is stopped.
@@ -77,7 +104,7 @@ impl Redis {
 
     /// All it has logged.
     pub fn log(&self) -> String {
-        crate::process::read_log(&self.run.log_path("redis"))
+        crate::process::read_log(&self.log_path())
     }
 
     /// Stops it, as its death: nothing is saved.
@@ -93,26 +120,44 @@ impl Redis {
         self.launch().await
     }
 
+    fn write_file(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.dir().join(name);
+        std::fs::write(&path, text)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        self.run.account().own(&path)?;
+        Ok(path)
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.run.path().join(&self.spec.name)
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.run.log_path(&self.spec.name)
+    }
+
     async fn launch(&self) -> Result<()> {
-        let dir = self.run.path().join("redis");
+        let dir = self.dir();
         self.run.account().create_dir(&dir)?;
-        let conf = dir.join("redis.conf");
         // In a file and not in arguments: those everybody on the machine can read.
-        let mut text = format!(
-            "bind 127.0.0.1\nport {}\ndir {}\nsave \"\"\nappendonly no\ndaemonize no\n\
-            maxmemory 256mb\nmaxmemory-policy allkeys-lru\n",
-            self.port,
-            dir.display()
-        );
-        if let Some(password) = &self.password {
+        let mut text = format!("bind 127.0.0.1\nport {}\ndir {}\ndaemonize no\n", self.spec.port, dir.display());
+        if !self.spec.sentinel {
+            text.push_str("save \"\"\nappendonly no\nmaxmemory 256mb\nmaxmemory-policy allkeys-lru\n");
+        }
+        if let Some(password) = &self.spec.password {
             text.extend(["requirepass ", password, "\n"]);
         }
-        std::fs::write(&conf, text)?;
-        std::fs::set_permissions(&conf, std::fs::Permissions::from_mode(0o600))?;
-        self.run.account().own(&conf)?;
+        text.push_str(&self.spec.lines);
+        let conf = self.write_file("redis.conf", &text)?;
+        for (name, text) in &self.spec.files {
+            self.write_file(name, text)?;
+        }
         let mut command = template::command(self.run.account(), self.run.binaries().redis_server()?);
         command.arg(&conf);
-        *self.process.lock() = Some(self.run.spawn("redis", StopSignal::Kill, command)?);
+        if self.spec.sentinel {
+            command.arg("--sentinel");
+        }
+        *self.process.lock() = Some(self.run.spawn(&self.spec.name, StopSignal::Kill, command)?);
         self.wait_ready().await
     }
 
@@ -122,7 +167,7 @@ impl Redis {
             if let Some(status) = self.exited() {
                 bail!(
                     "redis-server did not start ({status}). Its log ends with:\n{}",
-                    crate::log_tail(&self.run.log_path("redis"))
+                    crate::log_tail(&self.log_path())
                 );
             }
             let answered = timeout(ANSWER_WAIT, self.ping()).await.context("no answer").and_then(|answered| answered);
@@ -131,7 +176,7 @@ impl Redis {
                 Err(error) if Instant::now() > deadline => {
                     return Err(error.context(format!(
                         "redis-server does not answer. Its log ends with:\n{}",
-                        crate::log_tail(&self.run.log_path("redis"))
+                        crate::log_tail(&self.log_path())
                     )));
                 }
                 Err(_) => sleep(POLL).await,
@@ -140,18 +185,28 @@ impl Redis {
     }
 
     async fn ping(&self) -> Result<()> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        let auth = self.password.as_ref().map(|password| format!("AUTH {password}\r\n")).unwrap_or_default();
-        stream.write_all(format!("{auth}PING\r\n").as_bytes()).await?;
+        self.command("PING").await.map(drop)
+    }
+
+    /// What it says to one command without line breaks, as it comes over the wire; empty for PING.
+    pub async fn command(&self, line: &str) -> Result<String> {
+        const END: &str = "+PONG\r\n";
+        let mut stream = TcpStream::connect(("127.0.0.1", self.spec.port)).await?;
+        let auth = self.spec.password.as_ref().map(|password| format!("AUTH {password}\r\n")).unwrap_or_default();
+        stream.write_all(format!("{auth}{line}\r\nPING\r\n").as_bytes()).await?;
         let mut seen = Vec::new();
-        while !seen.windows(5).any(|window| window == b"+PONG") {
-            let mut part = [0_u8; 256];
-            let n = stream.read(&mut part).await?;
-            if n == 0 || seen.len() > 4096 {
-                bail!("redis-server said {:?}", String::from_utf8_lossy(&seen));
+        loop {
+            let text = String::from_utf8_lossy(&seen);
+            if let Some(answer) = text.strip_suffix(END) {
+                let answer = if line == "PING" { "" } else { answer };
+                return Ok(answer.strip_prefix("+OK\r\n").filter(|_| !auth.is_empty()).unwrap_or(answer).to_owned());
+            }
+            let mut part = [0_u8; 4096];
+            let n = timeout(ANSWER_WAIT, stream.read(&mut part)).await??;
+            if n == 0 || seen.len() > ANSWER_BYTES_MAX {
+                bail!("redis-server said {text:?}");
             }
             seen.extend_from_slice(&part[..n]);
         }
-        Ok(())
     }
 }

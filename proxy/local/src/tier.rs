@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::cluster::SUPERUSER;
-use crate::{Cluster, ClusterSpec, Database, Redis, Replica, Run, password};
+use crate::{Cluster, ClusterSpec, Database, Redis, RedisSpec, Replica, Run, password};
 
 const STATE_FILE: &str = "tier.json";
 
@@ -121,7 +121,7 @@ impl Tier {
             on_start(&name);
         }
         let redis = if spec.redis {
-            let redis = Redis::start_on(run, state.port("redis"), None).await?;
+            let redis = Redis::start_as(run, RedisSpec { port: state.port("redis"), ..RedisSpec::default() }).await?;
             on_start("redis");
             Some(redis)
         } else {

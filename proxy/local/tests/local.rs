@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weir_local::{Cluster, ClusterSpec, ConfigSpec, Redis, Run, Tier, TierSpec, TierState};
+use weir_local::{Cluster, ClusterSpec, ConfigSpec, Redis, RedisSpec, Run, Tier, TierSpec, TierState};
 
 /// Whether any process of this machine names `path` in its arguments.
 fn running_in(path: &std::path::Path) -> bool {
@@ -122,7 +122,8 @@ async fn a_taken_port_is_replaced() {
 #[tokio::test]
 async fn redis_answers_dies_and_returns_empty() {
     let run = Run::temporary("localtest").expect("a run");
-    let redis = Redis::start_on(&run, 0, Some("secret")).await.expect("starts");
+    let spec = RedisSpec { password: Some("secret".to_owned()), ..RedisSpec::default() };
+    let redis = Redis::start_as(&run, spec).await.expect("starts");
     let pid = redis.pid().expect("runs");
     redis.kill9();
     assert!(redis.pid().is_none() && tokio::net::TcpStream::connect(("127.0.0.1", redis.port())).await.is_err());

@@ -72,6 +72,11 @@ async fn counted(client: &Client) -> Result<Vec<Digest>> {
 }
 
 fn from_file(path: &std::path::Path) -> Result<Vec<Digest>> {
+    Ok(statements_of(path)?.into_iter().map(|(sql, calls)| Digest { sql, calls }).collect())
+}
+
+/// The statements of a file, and how often each stands there.
+pub(crate) fn statements_of(path: &std::path::Path) -> Result<std::collections::BTreeMap<String, u64>> {
     let size = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
     ensure!(size <= FILE_BYTES_MAX, "{} is larger than 64 MiB; leave some statements out", path.display());
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
@@ -79,12 +84,12 @@ fn from_file(path: &std::path::Path) -> Result<Vec<Digest>> {
     if lex(&text, &mut tokens).is_err() {
         bail!("{} cannot be cut into statements: a quote or a comment is not closed", path.display());
     }
-    let mut calls: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
+    let mut calls = std::collections::BTreeMap::new();
     for statement in split_statements(&text, &tokens).filter(|range| !range.is_empty()) {
         let (first, last) = (tokens[statement.start], tokens[statement.end - 1]);
-        *calls.entry(&text[first.start as usize..last.end as usize]).or_default() += 1;
+        *calls.entry(text[first.start as usize..last.end as usize].to_owned()).or_default() += 1;
     }
-    Ok(calls.into_iter().map(|(sql, calls)| Digest { sql: sql.to_owned(), calls }).collect())
+    Ok(calls)
 }
 
 fn links(foreign_keys: &[ForeignKey]) -> Vec<Link> {

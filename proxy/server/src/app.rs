@@ -19,7 +19,8 @@ use crate::back::connect::Login;
 use crate::cache::{Cache, CacheSettings};
 use crate::catalog;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags};
+use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags, PeersMode};
+use crate::database::progress::{self, Progress};
 use crate::database::{Database, Parts, Server, Shard};
 use crate::databases::Databases;
 use crate::engine::Engine;
@@ -176,7 +177,10 @@ impl Running {
         let mut tasks = JoinSet::new();
         let cancels = Arc::default();
         let fleet = match &config.peers {
-            Some(peers) => Some(Fleet::start(peers, &cancels, &mut tasks).await?),
+            Some(peers) => {
+                agree_with_peers(&config, peers.mode).await?;
+                Some(Fleet::start(peers, &cancels, &mut tasks).await?)
+            }
             None => None,
         };
         let metrics = Arc::new(Metrics::new(&config.databases.iter().map(subject).collect::<Vec<_>>())?);
@@ -311,6 +315,17 @@ async fn meet(config: &Config, wildcard: &DatabaseConfig, primary: &Endpoint) ->
     Err(error.context(format!("cannot log in to {dsn}; {what_to_do}")))
 }
 
+/// Errors: another proxy in front of the same servers hears of writes in another way.
+async fn agree_with_peers(config: &Config, mode: PeersMode) -> Result<()> {
+    for database in config.databases.iter().chain(&config.wildcard) {
+        for shard in &database.shards {
+            let server = crate::control::target(&control_login(config, database, &shard.primary));
+            crate::fleet::keeper::agrees(&server, mode).await.with_context(|| format!("{}", shard.primary))?;
+        }
+    }
+    Ok(())
+}
+
 /// Probes and clocks of a database's servers, and this proxy's place among others.
 fn watch_servers(
     config: &Config,
@@ -326,13 +341,20 @@ fn watch_servers(
             let (view, auth) = (Arc::clone(view), config.server_auth.clone());
             tasks.spawn(probe::run(view, Arc::clone(&roles), auth, database.server_database.clone()));
         }
+        let servers = views.into_iter().map(|view| {
+            let progress = Progress::new();
+            let server = crate::control::target(&control_login(config, database, &view.endpoint));
+            tasks.spawn(progress::follow(Arc::clone(&progress), server));
+            Server::new(view, progress)
+        });
+        let servers = servers.collect();
         let words = Arc::new(Words::seeded(rand::random()));
         let server = crate::control::target(&primary_login(config, database, &roles));
         let member = Member::new(fleet.cloned(), Arc::clone(&words), Arc::clone(roles.generation()));
         let made = Arc::new(Shard {
             name: shard.name.as_str().into(),
             roles,
-            servers: views.into_iter().map(Server::new).collect(),
+            servers,
             clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member)),
             words,
             member,
@@ -461,21 +483,21 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
         entry_bytes_max: config.cache.entry_bytes_max,
         compress_above: config.cache.compress_above,
         age_max: config.cache.max_age,
-        redis_url: config.cache.redis.as_ref().map(|url| url.expose().to_owned()),
+        redis: config.cache.redis.clone(),
         namespace: namespace(config),
     };
     Ok(Some(Arc::new(Cache::new(settings)?)))
 }
 
-/// Of the keys in Redis. Proxies that tell each other of their writes share what they store; one that is alone finds nothing that an
-/// earlier process stored.
+/// Of the keys in Redis. Proxies that hear of each other's writes before they are visible share what they store; others find nothing
+/// but what they have stored themselves.
 fn namespace(config: &Config) -> String {
     let name = match &config.peers {
-        Some(peers) => {
+        Some(peers) if peers.mode == PeersMode::Leased => {
             let tier = crate::auth::scram::hmac(peers.secret.expose().as_bytes(), &[b"weir redis"]);
             tier.iter().take(8).fold(0, |name, byte| name << 8 | u64::from(*byte))
         }
-        None => rand::random::<u64>(),
+        _ => rand::random::<u64>(),
     };
     format!("weir:{name:016x}")
 }

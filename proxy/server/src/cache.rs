@@ -7,22 +7,34 @@
 //!
 //! Bounds: L1 by bytes; L2 as in [`redis`].
 //!
+//! Admission to L1 is `quick_cache`'s: a modified Clock-PRO, close to S3-FIFO, weighed by bytes. What is new goes into a small queue
+//! (3 % of the bytes, once the cache is full) and leaves it first in, first out, unless it was asked for again meanwhile; then it
+//! moves on to the main ring, where what is asked for gets another round. Keys that have left are remembered for a while, half as
+//! many as there is room for entries, and go straight into the ring when they come back. So a scan of what is asked for once passes
+//! through the small queue, and what is asked for again and again stays; a test compares it with LRU.
+//!
 //! Non-goals: deciding what may be cached (the planner's), and single-flight (`weir_core::cache::Flights`).
 
 mod redis;
+pub mod stale;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use ::redis::RedisError;
 use bytes::Bytes;
 use quick_cache::Weighter;
-use weir_core::cache::{CacheKey, Entry, Heat, MissReason, NoFillReason, Now, Reply, judge, may_fill};
+use weir_core::cache::{
+    CacheKey, Entry, Heat, MissReason, NoFillReason, Now, Overtaken, Reply, judge, judge_overtaken, may_fill,
+};
 use weir_core::fresh::{Observation, Words};
 use weir_core::id::{Epoch, ShardId};
 
+pub use self::redis::{BadRedis, RedisServers};
 use self::redis::{Redis, Stored, Waiting};
+use self::stale::{Grace, Lenient};
+use crate::config::RedisConfig;
+use crate::unsound::{self, Variant};
 
 /// What an encoded entry may have besides its reply: key, words, frame.
 const ENTRY_OVERHEAD_MAX: usize = 1 << 20;
@@ -37,8 +49,8 @@ pub struct CacheSettings {
     pub compress_above: usize,
     /// Entries older than this are not served, whatever their words say.
     pub age_max: Duration,
-    /// `redis://[user[:password]@]host[:port][/db]`. `None`: memory alone.
-    pub redis_url: Option<String>,
+    /// `None`: memory alone.
+    pub redis: Option<RedisConfig>,
     /// Prefix of all Redis keys: the same for processes that tell each other of their writes, and for no others.
     pub namespace: String,
 }
@@ -47,8 +59,8 @@ pub struct CacheSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// The text of the error never holds the URL, which may hold a password.
-    #[error("the Redis URL cannot be understood")]
-    Url(#[source] RedisError),
+    #[error(transparent)]
+    Redis(BadRedis),
 }
 
 /// What a look-up or a fill is about, besides its key. Take `seen` before anything else.
@@ -58,6 +70,24 @@ pub struct Moment<'a> {
     pub seen: &'a Observation,
     pub shard: ShardId,
     pub epoch: Epoch,
+    /// All its tables let it be answered by what is overtaken. Was taken before `seen`.
+    pub lenient: Option<&'a Lenient>,
+}
+
+/// An answer that is overtaken and may be served.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Overdue {
+    pub reply: Reply,
+    /// It is the caller who is to refresh it.
+    pub refresh: bool,
+}
+
+/// An entry in memory.
+#[derive(Clone, Debug)]
+struct Local {
+    entry: Arc<Entry>,
+    /// Present if it may be served although it is overtaken.
+    grace: Option<Arc<Grace>>,
 }
 
 /// The answer to a look-up.
@@ -97,7 +127,7 @@ impl CacheCounters {
 /// Both levels. Dropping it ends its background task.
 pub struct Cache {
     settings: CacheSettings,
-    l1: quick_cache::sync::Cache<CacheKey, Arc<Entry>, ByBytes, foldhash::fast::RandomState>,
+    l1: quick_cache::sync::Cache<CacheKey, Local, ByBytes, foldhash::fast::RandomState>,
     l2: Option<Redis>,
     counters: Arc<CacheCounters>,
     /// What is written more often than read.
@@ -110,21 +140,19 @@ pub struct Cache {
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<CacheKey, Arc<Entry>> for ByBytes {
-    fn weight(&self, _: &CacheKey, entry: &Arc<Entry>) -> u64 {
-        entry.weight() as u64
+impl Weighter<CacheKey, Local> for ByBytes {
+    fn weight(&self, _: &CacheKey, local: &Local) -> u64 {
+        (local.entry.weight() + local.grace.as_ref().map_or(0, |_| size_of::<Grace>())) as u64
     }
 }
 
 impl Cache {
-    /// With a `redis_url` this must run inside a tokio runtime; it returns at once and connects in the background.
+    /// With Redis this must run inside a tokio runtime; it returns at once and connects in the background.
     pub fn new(settings: CacheSettings) -> Result<Cache, CacheError> {
         let counters = Arc::new(CacheCounters::default());
         let stored = Stored { age_max: settings.age_max, compress_above: settings.compress_above };
-        let l2 = match &settings.redis_url {
-            Some(url) => Some(Redis::start(url, stored, Arc::clone(&counters))?),
-            None => None,
-        };
+        let servers = settings.redis.as_ref().map(RedisServers::new).transpose().map_err(CacheError::Redis)?;
+        let l2 = servers.map(|servers| Redis::start(servers, stored, Arc::clone(&counters)));
         // An estimate for the first allocation only.
         let entries = (settings.l1_bytes_max / 1024).clamp(64, 1 << 20);
         let l1 = quick_cache::sync::Cache::with(
@@ -154,10 +182,13 @@ impl Cache {
             Err(MissReason::Pending)
         } else {
             let found = self.l1.get(key).ok_or(MissReason::Absent);
-            found.and_then(|entry| {
-                let judged = judge(&entry, key, &self.now(moment));
-                if judged == Err(MissReason::Moved) {
-                    self.heat.void(&entry.seen, moment.seen);
+            found.and_then(|local| {
+                let entry = &local.entry;
+                let judged = judge(entry, key, &self.now(moment));
+                match (judged, &local.grace, moment.lenient) {
+                    (Ok(()), Some(grace), Some(lenient)) => grace.is_true(lenient.asked),
+                    (Err(MissReason::Moved), ..) => self.heat.void(&entry.seen, moment.seen),
+                    _ => {}
                 }
                 judged.map(|()| entry.reply.clone())
             })
@@ -175,6 +206,31 @@ impl Cache {
         }
     }
 
+    /// After a miss: what is in memory may be overtaken and an answer all the same. `wrote_since`: has the session written
+    /// something on this shard since then?
+    pub fn get_overtaken(
+        &self,
+        key: &CacheKey,
+        moment: &Moment<'_>,
+        wrote_since: impl FnOnce(Instant) -> bool,
+    ) -> Option<Overdue> {
+        let lenient = moment.lenient?;
+        let local = self.l1.get(key)?;
+        let grace = local.grace?;
+        let now = Instant::now();
+        let overtaken = Overtaken {
+            firm_then: &grace.firm,
+            firm_now: &lenient.firm,
+            true_ms_ago: grace.true_ms_ago(now),
+            stale_ms: lenient.stale_ms,
+        };
+        judge_overtaken(&local.entry, key, &self.now(moment), &overtaken).ok()?;
+        if wrote_since(grace.true_at()) {
+            return None;
+        }
+        Some(Overdue { reply: local.entry.reply.clone(), refresh: grace.begins_refresh(now) })
+    }
+
     /// Would a reply that depends on what `seen` looked at be void before it is asked for again?
     pub fn is_write_hot(&self, seen: &Observation) -> bool {
         self.heat.is_hot(seen.words())
@@ -187,7 +243,7 @@ impl Cache {
 
     /// A second look into memory, which no counter hears of.
     pub fn peek(&self, key: &CacheKey, moment: &Moment<'_>) -> Option<Reply> {
-        let entry = self.l1.get(key)?;
+        let entry = self.l1.get(key)?.entry;
         judge(&entry, key, &self.now(moment)).ok().map(|()| entry.reply.clone())
     }
 
@@ -197,7 +253,7 @@ impl Cache {
             Ok(entry) => {
                 self.counters.hits_l2.fetch_add(1, Ordering::Relaxed);
                 let reply = entry.reply.clone();
-                self.l1.insert(key.clone(), Arc::new(entry));
+                self.keep(key, Arc::new(entry), moment);
                 Lookup::Hit(reply)
             }
             Err(reason) => {
@@ -213,6 +269,7 @@ impl Cache {
         let entry = Entry::decode(found, self.encoded_bytes_max()).map_err(|_| MissReason::Garbled)?;
         // Another process may have stored it, whose versions are not ours.
         let stamps = moment.words.stamps(moment.seen).ok_or(MissReason::Moved)?;
+        let stamps = if unsound::is(Variant::RedisJudges) { entry.seen.versions().into() } else { stamps };
         let entry = entry.adopt(moment.seen, &stamps).ok_or(MissReason::Moved)?;
         judge(&entry, key, &self.now(moment)).map(|()| entry)
     }
@@ -221,11 +278,18 @@ impl Cache {
     ///
     /// `frames`: RowDescription, DataRows, CommandComplete, as the server sent them.
     pub fn put(&self, key: &CacheKey, moment: &Moment<'_>, frames: Bytes) -> Result<(), NoFillReason> {
-        let entry = self.entry(key, moment, frames).inspect_err(|_| {
+        let found = self.entry(key, moment, frames).and_then(|entry| {
+            let entry = Arc::new(entry);
+            let settled = may_fill(moment.words, moment.seen);
+            // What is not the truth for certain may still be what an overtaken answer would be.
+            if settled.is_ok() || moment.lenient.is_some() {
+                self.keep(key, Arc::clone(&entry), moment);
+            }
+            settled.map(|()| entry)
+        });
+        let entry = found.inspect_err(|_| {
             self.counters.not_stored.fetch_add(1, Ordering::Relaxed);
         })?;
-        let entry = Arc::new(entry);
-        self.l1.insert(key.clone(), Arc::clone(&entry));
         self.counters.stored.fetch_add(1, Ordering::Relaxed);
         if let Some(redis) = &self.l2
             && let Some(stamps) = moment.words.stamps(moment.seen)
@@ -235,12 +299,16 @@ impl Cache {
         Ok(())
     }
 
+    fn keep(&self, key: &CacheKey, entry: Arc<Entry>, moment: &Moment<'_>) {
+        let grace = moment.lenient.map(|lenient| Arc::new(Grace::of(lenient)));
+        self.l1.insert(key.clone(), Local { entry, grace });
+    }
+
     fn entry(&self, key: &CacheKey, moment: &Moment<'_>, frames: Bytes) -> Result<Entry, NoFillReason> {
         if frames.len() > self.settings.entry_bytes_max {
             return Err(NoFillReason::TooLarge);
         }
         let reply = Reply::new(frames).ok_or(NoFillReason::NotAReply)?;
-        may_fill(moment.words, moment.seen)?;
         let (shard, epoch, seen) = (moment.shard, moment.epoch, moment.seen.clone());
         let entry = Entry { key: key.clone(), shard, epoch, seen, stored_at_ms: self.now_ms(), reply };
         // Long keys and word lists count too, and what Redis would refuse to give back is not worth keeping.
@@ -279,9 +347,14 @@ impl Cache {
         (self.l1.len(), self.l1.weight())
     }
 
-    /// Is Redis configured, and does it answer?
+    /// Is Redis configured, and does all of it answer?
     pub fn redis_up(&self) -> Option<bool> {
-        self.l2.as_ref().map(Redis::is_up)
+        self.redis_servers().map(|(known, up)| known > 0 && known == up)
+    }
+
+    /// Redis servers that are asked, and how many of them answer.
+    pub fn redis_servers(&self) -> Option<(usize, usize)> {
+        self.l2.as_ref().map(Redis::servers)
     }
 }
 
@@ -300,7 +373,7 @@ mod tests {
             entry_bytes_max: 1 << 10,
             compress_above: 1 << 10,
             age_max: Duration::from_secs(60),
-            redis_url: None,
+            redis: None,
             namespace: "test".into(),
         }
     }
@@ -318,7 +391,7 @@ mod tests {
     }
 
     fn at<'a>(words: &'a Words, seen: &'a Observation) -> Moment<'a> {
-        Moment { words, seen, shard: ShardId(0), epoch: Epoch(1) }
+        Moment { words, seen, shard: ShardId(0), epoch: Epoch(1), lenient: None }
     }
 
     fn count(counts: &[AtomicU64], reason: MissReason) -> u64 {
@@ -347,6 +420,46 @@ mod tests {
         assert_eq!(late, Err(NoFillReason::Moved));
     }
 
+    #[test]
+    fn an_overtaken_reply_is_served_until_its_time_is_over_or_it_is_flushed() {
+        let cache = Cache::new(settings()).expect("a cache");
+        let (words, set, key) = (Words::new(), WordSet::from_indexes([3]), key("SELECT 1"));
+        let table = weir_core::fresh::TableHash(7);
+        let reads = weir_core::fresh::Dependencies::from_slice(&[weir_core::fresh::Dependency::Table(table)]);
+        let look = |stale_ms| (Lenient::now(&words, &reads, stale_ms), words.observe(&set));
+        let never = |_: Instant| false;
+        let (lenient, seen) = look(60_000);
+        let then = Moment { lenient: Some(&lenient), ..at(&words, &seen) };
+        cache.put(&key, &then, Bytes::from_static(FRAMES)).expect("stored");
+        assert!(cache.get_overtaken(&key, &at(&words, &seen), never).is_none(), "nobody allows it");
+
+        let write = words.begin_write(&set).expect("room");
+        let (lenient, seen) = look(60_000);
+        let now = Moment { lenient: Some(&lenient), ..at(&words, &seen) };
+        let overdue = cache.get_overtaken(&key, &now, never).expect("pending, and yet served");
+        assert_eq!((overdue.reply.frames(), overdue.refresh), (&Bytes::from_static(FRAMES), true));
+        assert!(!cache.get_overtaken(&key, &now, never).expect("served").refresh, "one refreshes it");
+        assert!(cache.get_overtaken(&key, &now, |_| true).is_none(), "not to who has written since");
+        // A refresh amid the write is no truth, and yet younger.
+        assert_eq!(cache.put(&key, &now, Bytes::from_static(FRAMES)), Err(NoFillReason::Pending));
+        words.end_write(write, None);
+        let (lenient, seen) = look(60_000);
+        let now = Moment { lenient: Some(&lenient), ..at(&words, &seen) };
+        assert_eq!(cache.get_local(&key, &now), Lookup::Miss(MissReason::Moved));
+        assert!(cache.get_overtaken(&key, &now, never).expect("served").refresh);
+        std::thread::sleep(Duration::from_millis(3));
+        let (lenient, seen) = look(2);
+        let now = Moment { lenient: Some(&lenient), ..at(&words, &seen) };
+        assert!(cache.get_overtaken(&key, &now, never).is_none(), "never beyond");
+
+        let flushed = weir_core::fresh::Dependencies::from_slice(&[weir_core::fresh::Dependency::Flushed(table)]);
+        let flush = words.begin_write(&WordSet::of(&flushed)).expect("room");
+        words.end_write(flush, None);
+        let (lenient, seen) = look(60_000);
+        let now = Moment { lenient: Some(&lenient), ..at(&words, &seen) };
+        assert!(cache.get_overtaken(&key, &now, never).is_none(), "flushed");
+    }
+
     #[tokio::test]
     async fn what_is_no_reply_or_too_long_is_not_stored() {
         let cache = Cache::new(settings()).expect("a cache");
@@ -373,10 +486,78 @@ mod tests {
         assert!(cache.local_size().1 <= 1 << 20, "{:?}", cache.local_size());
     }
 
+    /// Least recently used goes first, weighed alike: what the cache is compared with.
+    struct Lru {
+        bytes_max: u64,
+        bytes: u64,
+        by_key: hashbrown::HashMap<u64, u64>,
+        by_age: std::collections::BTreeMap<u64, u64>,
+    }
+
+    impl Lru {
+        /// True: it was there.
+        fn ask(&mut self, key: u64, turn: u64, weight: u64) -> bool {
+            let known = self.by_key.insert(key, turn);
+            match known {
+                Some(last) => drop(self.by_age.remove(&last)),
+                None => self.bytes += weight,
+            }
+            self.by_age.insert(turn, key);
+            while self.bytes > self.bytes_max {
+                let Some((_, oldest)) = self.by_age.pop_first() else { break };
+                self.by_key.remove(&oldest);
+                self.bytes -= weight;
+            }
+            known.is_some()
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_again_survives_a_scan_of_what_is_asked_for_once() {
+        const HOT: u64 = 800;
+        let cache = Cache::new(settings()).expect("a cache");
+        let words = Words::new();
+        let seen = words.observe(&WordSet::from_indexes([3]));
+        let ask = |number: u64| {
+            let key = key(&format!("SELECT {number:08}"));
+            let hit = matches!(cache.get_local(&key, &at(&words, &seen)), Lookup::Hit(_));
+            if !hit {
+                cache.put(&key, &at(&words, &seen), Bytes::from_static(FRAMES)).expect("stored");
+            }
+            hit
+        };
+        ask(0);
+        let weight = cache.local_size().1;
+        let (by_key, by_age) = (hashbrown::HashMap::new(), std::collections::BTreeMap::new());
+        let mut lru = Lru { bytes_max: settings().l1_bytes_max as u64, bytes: 0, by_key, by_age };
+        assert!(HOT * weight < lru.bytes_max, "what is hot has room: {weight} bytes each");
+        let (mut turn, mut hits, mut lru_hits, mut asked) = (0_u64, 0_u64, 0_u64, 0_u64);
+        for round in 0..40_u64 {
+            // Something is asked for in a hurry, some of it more often; then a report reads five times what there is room for.
+            for step in 0..4 * HOT {
+                let number = step * step * 7_919 % HOT;
+                turn += 1;
+                asked += 1;
+                hits += u64::from(ask(number));
+                lru_hits += u64::from(lru.ask(number, turn, weight));
+            }
+            for step in 0..5 * lru.bytes_max / weight {
+                let number = 1_000_000 + round * 1_000_000 + step;
+                turn += 1;
+                ask(number);
+                lru.ask(number, turn, weight);
+            }
+        }
+        let share = |hits: u64| hits as f64 / asked as f64;
+        println!("hits of what is hot, between scans: {:.3}; with LRU {:.3}", share(hits), share(lru_hits));
+        assert!(share(hits) > 0.98 && share(hits) > share(lru_hits) + 0.05, "{} {}", share(hits), share(lru_hits));
+        assert!(cache.local_size().1 <= settings().l1_bytes_max as u64);
+    }
+
     #[tokio::test]
     async fn a_redis_that_is_not_there_costs_nothing() {
-        let url = Some("redis://127.0.0.1:1".to_owned());
-        let cache = Cache::new(CacheSettings { redis_url: url, ..settings() }).expect("a cache");
+        let redis = |url| Some(RedisConfig::plain(url));
+        let cache = Cache::new(CacheSettings { redis: redis("redis://127.0.0.1:1"), ..settings() }).expect("a cache");
         let words = Words::new();
         let seen = words.observe(&WordSet::from_indexes([3]));
         let asked = Instant::now();
@@ -386,6 +567,6 @@ mod tests {
         }
         assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
         assert_eq!(cache.redis_up(), Some(false));
-        assert!(Cache::new(CacheSettings { redis_url: Some("http://x".into()), ..settings() }).is_err());
+        assert!(Cache::new(CacheSettings { redis: redis("http://x"), ..settings() }).is_err());
     }
 }

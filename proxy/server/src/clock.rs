@@ -35,6 +35,7 @@ use weir_wire::peer::Write;
 use crate::control::{OpenError, Target};
 use crate::fleet::member::{Announcement, Member};
 use crate::roles::{Generation, Tenure};
+use crate::unsound::{self, Place, Variant};
 
 /// Intents waiting for a position; more end without one.
 const QUEUE_MAX: usize = 16_384;
@@ -222,6 +223,12 @@ impl Clock {
         self.connected() && self.shared.shown.lock().as_ref().is_some_and(|shown| shown.covers(xid, words))
     }
 
+    /// How long ago the primary is known to have been at `position`; not at all, if that is not remembered.
+    pub fn age_of(&self, position: Lsn) -> Duration {
+        let reached_ms = self.shared.past.lock().reached(position);
+        Duration::from_millis(reached_ms.map_or(0, |reached_ms| self.shared.now_ms().saturating_sub(reached_ms)))
+    }
+
     /// Takes over a write whose backend was lost while it may have been committing.
     pub fn unknown_outcome(&self, write: Announcement, pid: i32) {
         self.shared.counters.lost.fetch_add(1, Ordering::Relaxed);
@@ -245,7 +252,9 @@ impl Clock {
 
     /// Whatever was read before is void, and no replica covers anything until the primary has been asked again.
     pub fn begin_anew(&self) {
-        self.shared.words.raise_floor(UNPLACED);
+        if !unsound::is(Variant::NoFloor) {
+            self.shared.words.raise_floor(UNPLACED);
+        }
         self.shared.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
         self.shared.handed_over.notify_one();
     }
@@ -394,7 +403,9 @@ async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>)
         if let Some(shown) = shared.shown.lock().as_mut() {
             shown.clear();
         }
-        shared.words.raise_floor(first);
+        if known.is_none() || !unsound::is(Variant::NoFloor) {
+            shared.words.raise_floor(first);
+        }
         shared.counters.floors.fetch_add(1, Ordering::Relaxed);
         // Words whose writes ended without a position get theirs with the next one asked for.
         shared.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
@@ -444,10 +455,12 @@ async fn end_waiting(primary: &Primary, shared: &Shared) -> Result<(), ClockErro
     shared.counters.positions.fetch_add(1, Ordering::Relaxed);
     shared.counters.ended.fetch_add(taken.over.len() as u64, Ordering::Relaxed);
     let lsn = if primary.standard_pages { position } else { UNPLACED };
+    unsound::linger(Place::Placed).await;
     // What is said of words that are settled is said once they are.
     let kept = shared.shown.lock().is_some();
     let settled = if kept { taken.words() } else { Vec::new() };
-    shared.member.over(taken.over.drain(..), Some(lsn));
+    let early = unsound::is(Variant::EarlyLsn).then(|| Lsn(shared.placed_at.load(Ordering::Relaxed)));
+    shared.member.over(taken.over.drain(..), Some(early.unwrap_or(lsn)));
     if let Some(shown) = shared.shown.lock().as_mut().filter(|_| kept) {
         shown.note(snapshot, settled);
     }
@@ -499,6 +512,7 @@ async fn look_for_lost(primary: &Primary, shared: &Shared) -> Result<bool, Clock
         let found = present.iter().find(|(pid, _)| *pid == lost.pid);
         match (asked_for, found, &lost.seen) {
             (true, None, _) => gone.push(lost.write),
+            (true, _, Seen::Since(_)) if unsound::is(Variant::IntentTimeOut) => gone.push(lost.write),
             (true, Some((_, now)), Seen::Since(before)) if now != before => gone.push(lost.write),
             (true, Some((_, now)), Seen::NotYet) => {
                 // It may be a newer process under the same pid; waiting for that one too is merely longer.

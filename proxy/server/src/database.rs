@@ -6,6 +6,7 @@
 mod engine;
 mod identity;
 mod pools;
+pub mod progress;
 mod server;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
@@ -16,11 +17,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 use tokio::task::JoinSet;
 use weir_core::error::UserError;
+use weir_core::fresh::PrimaryBecause;
 use weir_core::fresh::words::Words;
-use weir_core::fresh::{Choice, Observation, PrimaryBecause, ReadBound, ReplicaView, choose};
 use weir_core::id::ShardId;
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::{TableRules, Topology};
@@ -45,7 +45,7 @@ use crate::unique::Unique;
 
 pub use engine::EnginePools;
 pub use pools::UserPools;
-pub use server::{Outstanding, Server};
+pub use server::{Nearly, Outstanding, Server};
 
 /// How long a connection to a database of the wildcard entry stays open unused. Postgres itself waits 5 s for others to leave
 /// before it refuses to drop a database.
@@ -241,12 +241,6 @@ impl Database {
     /// Has the schema changed since the catalogue was read? Then what a plan says of reads and writes may be wrong.
     pub fn doubts_catalog(&self) -> bool {
         self.catalog_doubts.load(Acquire) != 0
-    }
-
-    /// Who is to answer a read whose words look like `seen`.
-    pub fn choose(&self, shard: ShardId, bound: ReadBound, seen: &Observation) -> Choice {
-        let replicas: SmallVec<[ReplicaView; 4]> = self.shard(shard).servers.iter().map(Server::seen).collect();
-        choose(bound, seen, &replicas, self.turn.fetch_add(1, Relaxed))
     }
 
     /// Looks after idle connections, and forgets users who have neither sessions nor connections. Call every second.

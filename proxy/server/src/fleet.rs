@@ -13,7 +13,7 @@
 //! authenticated when a connection is opened, and belong on a private network).
 
 mod inbound;
-mod keeper;
+pub mod keeper;
 mod link;
 pub mod member;
 
@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 use weir_core::admin::PeerRow;
 use weir_wire::peer::Message;
 
-use crate::config::{PeersConfig, Secret};
+use crate::config::{PeersConfig, PeersMode, Secret};
 use crate::control::Target;
 use crate::database::{Database, Shard};
 use crate::front::cancel::CancelRegistry;
@@ -47,6 +47,7 @@ pub struct Fleet {
     /// Where the others reach it.
     address: String,
     secret: Secret,
+    mode: PeersMode,
     /// How long it may serve after the primary has answered.
     lease: Duration,
     tokens: AtomicU64,
@@ -96,6 +97,7 @@ impl Fleet {
         let fleet = Arc::new(Fleet {
             address,
             secret: config.secret.clone(),
+            mode: config.mode,
             lease: config.lease,
             // Not from 0: a token of an earlier life must not be taken for one of this.
             tokens: AtomicU64::new(u64::from(rand::random::<u32>()) << 32 | 1),
@@ -114,7 +116,10 @@ impl Fleet {
     pub fn take_part(self: &Arc<Self>, shard: &Arc<Shard>, server: Target, tasks: &mut JoinSet<()>) {
         self.members.lock().insert(shard.member.id, Arc::downgrade(shard));
         tasks.spawn(keeper::run(Arc::clone(self), Arc::clone(shard), server));
-        tasks.spawn(share_stamps(Arc::clone(shard)));
+        // Where writes are seen before they are heard of, equal stamps would not mean that the same ones were seen.
+        if self.mode == PeersMode::Leased {
+            tasks.spawn(share_stamps(Arc::clone(shard)));
+        }
     }
 
     /// Its catalogue is doubted when another proxy writes what may change it.

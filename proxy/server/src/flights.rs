@@ -15,7 +15,9 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use weir_core::cache::{CacheKey, FlightId, Flights, Join};
-use weir_core::fresh::Observation;
+use weir_core::fresh::{Observation, WordSet};
+
+use crate::unsound::{self, Variant};
 
 /// Flights at the same time, and followers of one; more run for themselves.
 const OPEN_MAX: usize = 4_096;
@@ -79,8 +81,10 @@ impl Airspace {
         if seen.pending() || self.place_of(key_hash).load(Relaxed) == key_hash {
             return Part::Alone;
         }
+        let by_key = unsound::is(Variant::JoinByKey);
+        let nothing = by_key.then(|| Observation::settled(WordSet::default(), [])).flatten();
         let mut inner = self.inner.lock();
-        match inner.flights.join(key, seen) {
+        match inner.flights.join(key, nothing.as_ref().unwrap_or(seen)) {
             Join::Alone(_) => Part::Alone,
             Join::Lead(id) => {
                 let (landing, followers) = watch::channel(None);
@@ -156,7 +160,7 @@ impl Drop for Follower {
 #[cfg(test)]
 mod tests {
     use weir_core::cache::KeyParts;
-    use weir_core::fresh::{WordSet, Words};
+    use weir_core::fresh::Words;
     use weir_core::id::ShardId;
 
     use super::*;

@@ -113,6 +113,16 @@ impl Session {
         }
     }
 
+    /// For how many milliseconds an answer may be overtaken, where its tables allow `stale_ms`. `None`: somebody has asked for
+    /// strictness.
+    pub fn stale_ms(&self, stale_ms: u32, hint: Hint) -> Option<u32> {
+        match self.level(hint) {
+            (Level::Strict, Chosen::Statement | Chosen::Session | Chosen::Role) => None,
+            (Level::Lag(ms), _) => Some(stale_ms.min(ms)),
+            _ => Some(stale_ms),
+        }
+    }
+
     /// The hint of a text that is to be explained.
     pub fn hint_around(&mut self, sql: &str) -> Hint {
         crate::statements::relex(sql, &mut self.scratch);

@@ -38,6 +38,8 @@ enum Command {
     Explain(weir::explain::ExplainArgs),
     /// Propose which tables of a database to shard, and by which keys, from the statements it gets. Changes nothing.
     Advise(weir::advise::AdviseArgs),
+    /// Fill a running weir's cache before its clients come.
+    Cache(weir::warm::CacheArgs),
     /// Start a whole throw-away tier on this machine: shards, replicas, hub, Redis, weir, storefront.
     Dev(weir::dev::DevArgs),
 }
@@ -75,6 +77,10 @@ fn main() -> ExitCode {
         }),
         Command::Advise(arguments) => runtime(1).and_then(|runtime| {
             print!("{}", runtime.block_on(weir::advise::run(arguments))?);
+            Ok(())
+        }),
+        Command::Cache(arguments) => runtime(1).and_then(|runtime| {
+            print!("{}", runtime.block_on(weir::warm::run(arguments))?);
             Ok(())
         }),
         Command::Dev(arguments) => runtime(DEV_WORKERS).and_then(|runtime| runtime.block_on(weir::dev::run(arguments))),
@@ -131,6 +137,8 @@ fn runtime(workers: usize) -> Result<tokio::runtime::Runtime> {
 
 fn run(config: Config, mut source: ConfigSource) -> Result<()> {
     source.log_level = Some(weir::log::start(&config.log));
+    #[cfg(feature = "unsound")]
+    weir::unsound::warn();
     if let (Some(file), given) = (&source.file, source.flags.given())
         && !given.is_empty()
     {

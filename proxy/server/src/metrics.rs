@@ -39,7 +39,7 @@ const ENROLLED_MAX: usize = 200;
 const OTHERS: &str = "*";
 
 /// Name, type and help of every metric.
-const DESCRIBED: [(&str, Type, &str); 33] = [
+const DESCRIBED: [(&str, Type, &str); 34] = [
     ("weir_client_connections", Type::Gauge, "Client connections of a database by state (active, idle, waiting)."),
     ("weir_server_connections", Type::Gauge, "Server connections by shard, role and state (active, idle, login)."),
     ("weir_query_duration_seconds", Type::Histogram, "From the statement's arrival to the end of its reply."),
@@ -59,6 +59,11 @@ const DESCRIBED: [(&str, Type, &str); 33] = [
         "weir_primary_reads_total",
         Type::Counter,
         "Reads that the primary answered though a replica might have, by reason.",
+    ),
+    (
+        "weir_replica_waits_total",
+        Type::Counter,
+        "Reads that waited for a replica which was nearly far enough, by what came of it.",
     ),
     ("weir_hot_key_share", Type::Gauge, "Share of the hottest key, or table without one, in all uses of keys."),
     ("weir_cache_requests_total", Type::Counter, "Cacheable reads by what the cache said."),

@@ -2,7 +2,7 @@
 //!
 //! Three maps per database, bounded by an estimate of what their entries weigh. *Shapes* are found by normalised text
 //! (literals lifted), so that a simple query with ever new literals is parsed once. *Prepared* statements are found by exact
-//! text and parameter types, and carry the names under which Backends keep them. Long *texts* that come again as they are
+//! text, parameter types and how the text is read, and carry the names under which Backends keep them. Long *texts* that come again as they are
 //! need not even be cut into tokens. What must not enter any: anything of one session, one user or one epoch.
 
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -19,6 +19,7 @@ use weir_core::id::ShardId;
 use weir_core::plan::{self, Schema, Template};
 use weir_core::session::effect::{Effects, effects_of, keeper_used};
 use weir_core::session::pin::Pin;
+use weir_core::session::vars::Reading;
 use weir_core::sql::class::{Class, classify};
 use weir_core::sql::lex::{Token, lex};
 use weir_core::sql::normal::{Literal, LiteralKind, Normal, normalize};
@@ -61,6 +62,7 @@ pub struct Prepared {
     pub sql: Bytes,
     pub types: Bytes,
     pub view_version: u64,
+    pub reading: Reading,
     pub shape: Arc<Shape>,
     pub template: Arc<Template>,
     /// What a comment around it asks for.
@@ -75,6 +77,15 @@ pub struct Prepared {
     pub filled: OnceLock<Arc<Prepared>>,
     /// A parameter is declared as a type that its shard key could be misread by.
     pub mistyped: Option<Box<UserError>>,
+}
+
+/// A Parse message as a session means it.
+#[derive(Clone, Copy)]
+pub struct Said<'a> {
+    pub sql: &'a Bytes,
+    /// Big-endian type OIDs.
+    pub types: &'a Bytes,
+    pub reading: Reading,
 }
 
 pub struct Merged {
@@ -197,6 +208,7 @@ impl Equivalent<ShapeKey> for ShapeLookup<'_> {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct PreparedKey {
     version: u64,
+    reading: Reading,
     sql: Bytes,
     types: Bytes,
 }
@@ -310,8 +322,9 @@ impl Statements {
     }
 
     /// The statement of a Parse message.
-    pub fn prepare(&self, sql: &Bytes, types: &Bytes, view: &View, scratch: &mut Scratch) -> Arc<Prepared> {
-        let key = PreparedKey { version: view.version, sql: sql.clone(), types: types.clone() };
+    pub fn prepare(&self, said: Said<'_>, view: &View, scratch: &mut Scratch) -> Arc<Prepared> {
+        let Said { sql, types, reading } = said;
+        let key = PreparedKey { version: view.version, reading, sql: sql.clone(), types: types.clone() };
         if let Some(known) = self.prepared.get(&key) {
             return known;
         }
@@ -329,6 +342,7 @@ impl Statements {
             sql: Bytes::copy_from_slice(sql),
             types: Bytes::copy_from_slice(types),
             view_version: view.version,
+            reading,
             shape: understood.shape,
             template: understood.template,
             hint: understood.hint,
@@ -337,7 +351,8 @@ impl Statements {
             parameter_types: Mutex::default(),
             filled: OnceLock::new(),
         });
-        let key = PreparedKey { version: view.version, sql: prepared.sql.clone(), types: prepared.types.clone() };
+        let (sql, types) = (prepared.sql.clone(), prepared.types.clone());
+        let key = PreparedKey { version: view.version, reading, sql, types };
         self.prepared.insert(key, Arc::clone(&prepared));
         prepared
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use weir_core::cache::CacheKey;
 use weir_core::fresh::PrimaryBecause;
 use weir_core::hot::Use;
 use weir_core::id::ShardId;
@@ -17,6 +18,8 @@ use weir_core::plan::{Access, NoCacheReason, Plan, Target};
 use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
 
+use crate::database::progress::Waited;
+use crate::digests::Digests;
 use crate::exec::relay::Trail;
 use crate::front::cancel::CancelSlot;
 use crate::front::client::Client;
@@ -45,6 +48,7 @@ pub struct SessionStats {
     waker: OnceLock<Waker>,
     metrics: SessionMetrics,
     hot: Arc<HotKeys>,
+    digests: Arc<Digests>,
     /// Statements since the last one that was sampled.
     unsampled: AtomicU32,
     /// Its seats are given back with it.
@@ -163,6 +167,13 @@ impl SessionStats {
         }
     }
 
+    /// The cache is about to be asked for this. To be called before [`SessionStats::used`], whose samples these are, too.
+    pub fn wanted(&self, key: &CacheKey) {
+        if self.unsampled.load(Relaxed) + 1 == SAMPLE {
+            self.digests.record(key);
+        }
+    }
+
     /// A server connection was handed over after this wait.
     pub fn assigned(&self, wait: Duration) {
         self.metrics.assigned(wait);
@@ -177,6 +188,11 @@ impl SessionStats {
     /// The primary answers a read that a replica might have.
     pub fn read_primary(&self, shard: ShardId, because: PrimaryBecause) {
         self.metrics.read_primary(shard, because);
+    }
+
+    /// A read has waited for a replica that was nearly far enough.
+    pub fn waited(&self, waited: Waited) {
+        self.metrics.waited(waited);
     }
 
     pub fn cache(&self, result: CacheResult) {
@@ -219,6 +235,7 @@ pub struct DatabaseStats {
     metrics: Arc<Metrics>,
     pub database: Arc<DatabaseMetrics>,
     pub hot: Arc<HotKeys>,
+    pub digests: Arc<Digests>,
 }
 
 impl DatabaseStats {
@@ -231,6 +248,7 @@ impl DatabaseStats {
             metrics,
             database,
             hot: Arc::default(),
+            digests: Arc::default(),
         }
     }
 
@@ -254,6 +272,7 @@ impl DatabaseStats {
             waker: OnceLock::new(),
             metrics,
             hot: Arc::clone(&self.hot),
+            digests: Arc::clone(&self.digests),
             // Sessions of one statement each are sampled as well as others.
             unsampled: AtomicU32::new(id as u32 % SAMPLE),
             entry,

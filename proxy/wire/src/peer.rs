@@ -59,8 +59,24 @@ pub enum Message {
     /// A write that was announced is over.
     Over { from: u64, to: u64, token: u64, ending: Ending },
     /// From now on `from` announces all its writes to `to`, which joined with that epoch; these are under way now. Answered by
-    /// [`Message::Heard`]. `serves`: it answers from its cache already. `orphans` are writes of proxies that are gone.
-    Attach { from: u64, to: u64, token: u64, joined: u64, serves: bool, writes: Vec<Write>, orphans: Vec<Write> },
+    /// [`Message::Heard`].
+    Attach {
+        from: u64,
+        to: u64,
+        token: u64,
+        joined: u64,
+        /// It answers from its cache already.
+        serves: bool,
+        /// It has never written anything that is not among `writes`.
+        complete: bool,
+        writes: Vec<Write>,
+        /// Writes of proxies that are gone.
+        orphans: Vec<Write>,
+    },
+    /// Answered by [`Message::Pong`], on the connection on which `to` announces its writes to `from`.
+    Ping { from: u64, to: u64, at_us: u64 },
+    /// Everything that `from` had announced when it was asked has gone before this. `at_us`: as in the question.
+    Pong { from: u64, to: u64, at_us: u64 },
     /// A client asks to cancel what the session with this key runs, which may be one of the receiver's. Never answered.
     Cancel { process: i32, secret: Vec<u8> },
 }
@@ -78,6 +94,8 @@ mod tag {
     pub const HEARD: u8 = b'a';
     pub const OVER: u8 = b'O';
     pub const ATTACH: u8 = b'T';
+    pub const PING: u8 = b'Q';
+    pub const PONG: u8 = b'q';
     pub const CANCEL: u8 = b'C';
 }
 
@@ -119,10 +137,11 @@ impl Message {
                 out.put_u8(kind);
                 put_numbers(out, &[lsn, life]);
             }),
-            Message::Attach { from, to, token, joined, serves, writes, orphans } => {
+            Message::Attach { from, to, token, joined, serves, complete, writes, orphans } => {
                 frame::put(out, tag::ATTACH, |out| {
                     put_numbers(out, &[*from, *to, *token, *joined]);
                     out.put_u8(u8::from(*serves));
+                    out.put_u8(u8::from(*complete));
                     for list in [writes, orphans] {
                         out.put_u32(list.len() as u32);
                         for write in list {
@@ -130,6 +149,12 @@ impl Message {
                         }
                     }
                 });
+            }
+            Message::Ping { from, to, at_us } => {
+                frame::put(out, tag::PING, |out| put_numbers(out, &[*from, *to, *at_us]));
+            }
+            Message::Pong { from, to, at_us } => {
+                frame::put(out, tag::PONG, |out| put_numbers(out, &[*from, *to, *at_us]));
             }
             Message::Cancel { process, secret } => frame::put(out, tag::CANCEL, |out| {
                 out.put_i32(*process);
@@ -176,9 +201,16 @@ impl Message {
                 token: number(&mut reader)?,
                 joined: number(&mut reader)?,
                 serves: flag(&mut reader)?,
+                complete: flag(&mut reader)?,
                 writes: writes(&mut reader)?,
                 orphans: writes(&mut reader)?,
             },
+            tag::PING => {
+                Message::Ping { from: number(&mut reader)?, to: number(&mut reader)?, at_us: number(&mut reader)? }
+            }
+            tag::PONG => {
+                Message::Pong { from: number(&mut reader)?, to: number(&mut reader)?, at_us: number(&mut reader)? }
+            }
             tag::CANCEL => {
                 let process = reader.i32()?;
                 let length = usize::from(short(&mut reader)?);
@@ -298,13 +330,19 @@ mod tests {
                 token,
                 ending
             }),
-            (any::<(u64, u64, u64, u64, bool)>(), list(), list()).prop_map(
-                |((from, to, token, joined, serves), writes, orphans)| Message::Attach {
+            (any::<(u64, u64, u64)>(), any::<bool>()).prop_map(|((from, to, at_us), asks)| if asks {
+                Message::Ping { from, to, at_us }
+            } else {
+                Message::Pong { from, to, at_us }
+            }),
+            (any::<(u64, u64, u64, u64, bool, bool)>(), list(), list()).prop_map(
+                |((from, to, token, joined, serves, complete), writes, orphans)| Message::Attach {
                     from,
                     to,
                     token,
                     joined,
                     serves,
+                    complete,
                     writes,
                     orphans
                 }

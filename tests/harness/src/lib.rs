@@ -12,7 +12,9 @@ pub mod tpch;
 pub use front::{Front, FrontBuilder};
 pub use storefront::Storefront;
 pub use tier::{Builder, Proxy, Tier};
-pub use weir_local::{Cluster, ClusterSpec, Redis, Replica, Run, Server, Shard, free_port};
+pub use weir_local::{
+    Cluster, ClusterSpec, Redis, RedisSpec, Replica, Run, Server, Shard, free_port, start_redis_cluster,
+};
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -42,6 +42,10 @@ pub struct Builder {
     weir: Option<PathBuf>,
     /// The secret that several weirs share; there is one otherwise.
     peers: Option<String>,
+    /// How they hear of each other's writes; weir's default if `None`.
+    peers_mode: Option<String>,
+    /// Of every weir, as (name, value).
+    environment: Vec<(String, String)>,
 }
 
 impl Deref for Tier {
@@ -123,11 +127,24 @@ impl Builder {
         self
     }
 
+    /// One more variable of the environment of every weir.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Whether more weirs can be started on the same servers, with [`Tier::another`] (default no).
     #[must_use]
     pub fn peers(mut self, peers: bool) -> Self {
         self.peers = peers.then(|| "a secret of the tests".to_owned());
         self
+    }
+
+    /// The same, with a mode in which they hear of each other's writes.
+    #[must_use]
+    pub fn peers_mode(self, mode: &str) -> Self {
+        Builder { peers_mode: Some(mode.to_owned()), ..self.peers(true) }
     }
 
     /// Starts the servers and weir. Returns when weir says that it is ready.
@@ -147,12 +164,15 @@ impl Builder {
         for attempt in 1.. {
             let (port, http_port) = (free_port()?, free_port()?);
             let mut extra = self.config_extra.clone();
-            let mut environment = Vec::new();
+            let mut environment = self.environment.clone();
             if let Some(secret) = &self.peers {
                 let own = free_port()?;
                 let (told, listens) = behind.unwrap_or((own, own));
                 writeln!(extra, "[peers]\nlisten = \"127.0.0.1:{listens}\"\nadvertise = \"127.0.0.1:{told}\"")?;
                 writeln!(extra, "secret_env = \"{PEERS_SECRET}\"")?;
+                if let Some(mode) = &self.peers_mode {
+                    writeln!(extra, "mode = \"{mode}\"")?;
+                }
                 environment.push((PEERS_SECRET.to_owned(), secret.clone()));
             }
             let config = servers.write_config_as(file, &ConfigSpec { port, http_port, extra })?;
@@ -175,6 +195,8 @@ impl Tier {
             config_extra: String::new(),
             weir: None,
             peers: None,
+            peers_mode: None,
+            environment: Vec::new(),
         }
     }
 
@@ -187,6 +209,12 @@ impl Tier {
     pub async fn another_behind(&self, behind: Option<(u16, u16)>) -> Result<Proxy> {
         let file = format!("weir-{}.toml", free_port()?);
         self.builder.start_proxy(&self.servers, &file, behind).await
+    }
+
+    /// One more weir whose file says another mode of peers.
+    pub async fn another_in_mode(&self, mode: &str) -> Result<Proxy> {
+        let file = format!("weir-{}.toml", free_port()?);
+        self.builder.clone().peers_mode(mode).start_proxy(&self.servers, &file, None).await
     }
 
     /// The weir that the tier was started with.
@@ -301,6 +329,16 @@ impl Proxy {
     /// Kills weir if it runs and starts it again on the same ports and configuration. Returns when it is ready.
     pub async fn restart_weir(&self) -> Result<()> {
         self.weir.restart().await
+    }
+
+    /// The same, with more variables in its environment for this once.
+    pub async fn restart_weir_with(&self, environment: &[(String, String)]) -> Result<()> {
+        self.weir.restart_with(environment).await
+    }
+
+    /// How weir ended, if it was running and ended by itself.
+    pub fn weir_exited(&self) -> Option<std::process::ExitStatus> {
+        self.weir.exited()
     }
 
     /// All weir has logged, over all its starts.

@@ -35,6 +35,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Config => config(&snapshot.config),
         Show::Databases => databases(&snapshot.databases),
         Show::Decoding => decoding(&snapshot.decoding),
+        Show::Digests => digests(&snapshot.digests),
         Show::Drift => drift(&snapshot.drift),
         Show::Help => help(),
         Show::HotKeys => hot_keys(&snapshot.hot),
@@ -331,6 +332,24 @@ fn unique(rows: &[UniqueRow]) -> Table {
     table(&["'database", "'table", "'column", "'state", "'reason"], rows.iter().map(cells).collect())
 }
 
+fn digests(rows: &[DigestRow]) -> Table {
+    let cells = |row: &DigestRow| {
+        vec![
+            Cell::from(&row.database),
+            (&row.user).into(),
+            row.reads.into(),
+            row.statement.as_deref().into(),
+            row.parameters.as_deref().into(),
+            row.result_formats.as_str().into(),
+            row.settings.as_str().into(),
+        ]
+    };
+    table(
+        &["'database", "'user", "reads", "'statement", "'parameters", "'result_formats", "'settings"],
+        rows.iter().map(cells).collect(),
+    )
+}
+
 fn hot_keys(rows: &[HotRow]) -> Table {
     let cells = |row: &HotRow| {
         vec![
@@ -362,10 +381,19 @@ fn peers(rows: &[PeerRow]) -> Table {
     let cells = |row: &PeerRow| {
         let lease = row.lease_ms.map_or(Cell::Null, Cell::from);
         let (address, role, state) = ((&row.address).into(), row.role.into(), row.state.into());
-        vec![Cell::from(&row.database), (&row.shard).into(), address, role, state, lease, row.writes.into()]
+        vec![
+            Cell::from(&row.database),
+            (&row.shard).into(),
+            address,
+            role,
+            state,
+            lease,
+            row.writes.into(),
+            row.mode.into(),
+        ]
     };
     table(
-        &["'database", "'shard", "'address", "'role", "'state", "lease_ms", "writes"],
+        &["'database", "'shard", "'address", "'role", "'state", "lease_ms", "writes", "'mode"],
         rows.iter().map(cells).collect(),
     )
 }

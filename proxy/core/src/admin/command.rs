@@ -65,6 +65,7 @@ pub enum Show {
     Config,
     Databases,
     Decoding,
+    Digests,
     Drift,
     Engine,
     Help,
@@ -89,12 +90,13 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 26] = [
+    pub const ALL: [Show; 27] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
         Show::Databases,
         Show::Decoding,
+        Show::Digests,
         Show::Drift,
         Show::Engine,
         Show::Help,
@@ -135,6 +137,7 @@ impl Show {
             Show::Config => ("CONFIG", "settings in force; secrets are never shown"),
             Show::Databases => ("DATABASES", "servers of each database"),
             Show::Decoding => ("DECODING", "what is seen of writes that go round weir, per shard"),
+            Show::Digests => ("DIGESTS", "which cacheable reads are asked for most"),
             Show::Drift => ("DRIFT", "where the shards' schemas differ"),
             Show::Engine => ("ENGINE", "the fallback engine on the hub, and what it does not have"),
             Show::Help => ("HELP", "this list"),

@@ -22,6 +22,7 @@ pub struct Snapshot {
     pub decoding: Vec<DecodingRow>,
     pub unique: Vec<UniqueRow>,
     pub hot: Vec<HotRow>,
+    pub digests: Vec<DigestRow>,
     /// Name and value: hits, misses, bytes, entries …
     pub cache: Vec<(String, i64)>,
     /// Name and count, for SHOW LISTS.
@@ -56,12 +57,14 @@ pub struct PeerRow {
     pub address: String,
     /// self or peer.
     pub role: &'static str,
-    /// Of itself: out, joining, serving, left. Of a peer: told, unheard, out.
+    /// Of itself: out, joining, serving, left. Of a peer: told, unheard, silent (it pushes, and has not been heard for a lease), out.
     pub state: &'static str,
     /// How long this proxy may go on serving without another answer of the primary.
     pub lease_ms: Option<u64>,
     /// Writes under way that were announced by it.
     pub writes: u64,
+    /// How proxies hear of writes: leased or push.
+    pub mode: &'static str,
 }
 
 /// One pool: clients and server connections of a (database, user).
@@ -268,6 +271,23 @@ pub struct HotRow {
     pub writes: u64,
     /// Of all that was counted, in thousandths.
     pub permille: u64,
+}
+
+/// A cacheable read, with all that its cached answer depends on.
+#[derive(Clone, Debug, Default)]
+pub struct DigestRow {
+    pub database: String,
+    pub user: String,
+    /// Over the last minutes, estimated.
+    pub reads: u64,
+    /// Hidden from those who may not see values.
+    pub statement: Option<String>,
+    /// JSON, values in hexadecimal digits; hidden likewise.
+    pub parameters: Option<String>,
+    /// JSON: 0 text, 1 binary; empty: all text.
+    pub result_formats: String,
+    /// JSON: what the session has set.
+    pub settings: String,
 }
 
 /// An object whose definition differs between shards, on one of them.

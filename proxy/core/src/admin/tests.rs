@@ -57,6 +57,7 @@ impl AdminSource for Fake {
             cache: vec![("hits".into(), 3)],
             lists: vec![("databases".into(), 1)],
             state: vec![("active".into(), "yes".into())],
+            digests: vec![DigestRow { database: "shop".into(), reads: 16, ..DigestRow::default() }],
             hot: vec![HotRow {
                 database: "shop".into(),
                 table: "public.users".into(),

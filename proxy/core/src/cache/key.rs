@@ -39,6 +39,19 @@ pub struct KeyParts<'a> {
     pub settings: &'a [(&'a str, &'a str)],
 }
 
+/// The parts of a key as it has them: formats are empty where all is text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReadParts {
+    pub shard: ShardId,
+    pub database: String,
+    pub role: String,
+    pub statement: String,
+    /// Type OID, whether it is binary, and the value, which is none for NULL.
+    pub params: Vec<(u32, bool, Option<Vec<u8>>)>,
+    pub result_formats: Vec<i16>,
+    pub settings: Vec<(String, String)>,
+}
+
 /// A key: its exact bytes and a 128-bit hash of them. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct CacheKey {
@@ -76,6 +89,29 @@ impl CacheKey {
         CacheKey { hash, bytes }
     }
 
+    /// What it was made of. `None` for bytes that no key was made of.
+    pub fn read(&self) -> Option<ReadParts> {
+        let mut rest = &self.bytes[..];
+        let shard = ShardId(u16::from_be_bytes(take(&mut rest)?));
+        let (database, role, statement) = (text(&mut rest)?, text(&mut rest)?, text(&mut rest)?);
+        let mut params = Vec::new();
+        for _ in 0..u64::from_be_bytes(take(&mut rest)?) {
+            let type_oid = u32::from_be_bytes(take(&mut rest)?);
+            let [flags] = take(&mut rest)?;
+            let value = part(&mut rest)?.to_vec();
+            params.push((type_oid, flags & 1 != 0, (flags & 2 == 0).then_some(value)));
+        }
+        let mut result_formats = Vec::new();
+        for _ in 0..u64::from_be_bytes(take(&mut rest)?) {
+            result_formats.push(i16::from_be_bytes(take(&mut rest)?));
+        }
+        let mut settings = Vec::new();
+        for _ in 0..u64::from_be_bytes(take(&mut rest)?) {
+            settings.push((text(&mut rest)?, text(&mut rest)?));
+        }
+        rest.is_empty().then_some(ReadParts { shard, database, role, statement, params, result_formats, settings })
+    }
+
     pub fn hash128(&self) -> u128 {
         self.hash
     }
@@ -97,6 +133,23 @@ impl Hash for CacheKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash as u64);
     }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, after) = rest.split_first_chunk::<N>()?;
+    *rest = after;
+    Some(*taken)
+}
+
+fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let count = usize::try_from(u64::from_be_bytes(take(rest)?)).ok()?;
+    let (taken, after) = rest.split_at_checked(count)?;
+    *rest = after;
+    Some(taken)
+}
+
+fn text(rest: &mut &[u8]) -> Option<String> {
+    part(rest).and_then(|bytes| std::str::from_utf8(bytes).ok()).map(str::to_owned)
 }
 
 fn put_count(out: &mut Vec<u8>, count: usize) {
@@ -191,6 +244,19 @@ mod tests {
             assert_ne!(key(changed).hash128(), key(&plain).hash128(), "{changed:?}");
             assert!(others[..index].iter().all(|one| key(one) != key(changed)), "{changed:?}");
         }
+    }
+
+    #[test]
+    fn a_key_tells_its_parts() {
+        let parts = key(&Owned { formats: vec![1, 0], ..plain() }).read().expect("a key");
+        assert_eq!(
+            (parts.shard, &*parts.database, &*parts.role, &*parts.statement),
+            (ShardId(1), "shop", "app", "SELECT $1")
+        );
+        assert_eq!(parts.params, [(23, false, Some(b"7".to_vec()))]);
+        assert_eq!((parts.result_formats, parts.settings), (vec![1, 0], vec![("timezone".into(), "UTC".into())]));
+        let whole = key(&plain());
+        assert!((0..whole.bytes().len()).all(|cut| CacheKey::from_bytes(whole.bytes().slice(..cut)).read().is_none()));
     }
 
     #[test]

@@ -12,5 +12,5 @@ pub mod verdict;
 pub use entry::{BadEntry, Encoded, Entry, Reply};
 pub use flight::{Alone, FlightId, Flights, Join, Landing};
 pub use heat::Heat;
-pub use key::{CacheKey, KeyParts, Param};
-pub use verdict::{MissReason, NoFillReason, Now, judge, may_fill};
+pub use key::{CacheKey, KeyParts, Param, ReadParts};
+pub use verdict::{MissReason, NoFillReason, Now, Overtaken, judge, judge_overtaken, may_fill};

@@ -107,20 +107,59 @@ pub fn judge(entry: &Entry, key: &CacheKey, now: &Now<'_>) -> Result<(), MissRea
     if now.seen.pending() {
         return Err(MissReason::Pending);
     }
+    is_about(entry, key, now)?;
+    if !entry.seen.same_moment(now.seen) {
+        return Err(MissReason::Moved);
+    }
+    is_young(entry, now)
+}
+
+fn is_about(entry: &Entry, key: &CacheKey, now: &Now<'_>) -> Result<(), MissReason> {
     if entry.key != *key {
         return Err(MissReason::OtherKey);
     }
     if entry.epoch != now.epoch || entry.shard != now.shard {
         return Err(MissReason::OtherEpoch);
     }
-    if !entry.seen.same_moment(now.seen) {
-        return Err(MissReason::Moved);
-    }
+    Ok(())
+}
+
+fn is_young(entry: &Entry, now: &Now<'_>) -> Result<(), MissReason> {
     // An entry from the future has no age that could be trusted.
     match now.now_ms.checked_sub(entry.stored_at_ms) {
         Some(age_ms) if age_ms < now.age_ms_max => Ok(()),
         _ => Err(MissReason::TooOld),
     }
+}
+
+/// What is known of an entry that is to be served although it is overtaken (`stale_while_revalidate`).
+#[derive(Clone, Copy, Debug)]
+pub struct Overtaken<'a> {
+    /// The words that void it at once ([`crate::fresh::WordSet::firm`]), before its answer was asked for.
+    pub firm_then: &'a Observation,
+    /// The same words now.
+    pub firm_now: &'a Observation,
+    /// How long ago it was known to be the truth, at least; in milliseconds.
+    pub true_ms_ago: u64,
+    /// How long that may be.
+    pub stale_ms: u32,
+}
+
+/// May `entry`, which is not the truth of now, answer a read of `key` whose tables all allow that?
+pub fn judge_overtaken(
+    entry: &Entry,
+    key: &CacheKey,
+    now: &Now<'_>,
+    overtaken: &Overtaken<'_>,
+) -> Result<(), MissReason> {
+    is_about(entry, key, now)?;
+    if !overtaken.firm_then.same_moment(overtaken.firm_now) {
+        return Err(MissReason::Moved);
+    }
+    if overtaken.true_ms_ago >= u64::from(overtaken.stale_ms) {
+        return Err(MissReason::TooOld);
+    }
+    is_young(entry, now)
 }
 
 /// May a reply be stored that was read after the look `seen` and is complete now (R5)?
@@ -158,6 +197,30 @@ mod tests {
         assert_eq!(judge(&entry, key, &now(&moved)), Err(MissReason::Moved));
         let others = Observation::settled(WordSet::from_indexes([7, 1, 901]), [10, 1 << 47, 3]).expect("three words");
         assert_eq!(judge(&entry, key, &now(&others)), Err(MissReason::Moved));
+    }
+
+    #[test]
+    fn an_overtaken_entry_is_served_for_so_long_and_not_once_it_is_void() {
+        let entry = entry("SELECT 1");
+        let key = &entry.key.clone();
+        let words = Words::new();
+        let firm = WordSet::from_indexes([5, 6]);
+        let firm_then = words.observe(&firm);
+        let moved = Observation::settled(entry.seen.words().clone(), [10, 1 << 47, 4]).expect("three words");
+        let judged = |now: &Now<'_>, true_ms_ago| {
+            let firm_now = words.observe(&firm);
+            let overtaken = Overtaken { firm_then: &firm_then, firm_now: &firm_now, true_ms_ago, stale_ms: 400 };
+            judge_overtaken(&entry, key, now, &overtaken)
+        };
+        assert_eq!(judge(&entry, key, &now(&moved)), Err(MissReason::Moved));
+        assert_eq!(judged(&now(&moved), 399), Ok(()));
+        assert_eq!(judged(&now(&moved), 400), Err(MissReason::TooOld));
+        assert_eq!(judged(&Now { now_ms: 2000, ..now(&moved) }, 1), Err(MissReason::TooOld));
+        assert_eq!(judged(&Now { epoch: Epoch(6), ..now(&moved) }, 1), Err(MissReason::OtherEpoch));
+        let intent = words.begin_write(&WordSet::from_indexes([6])).expect("room");
+        assert_eq!(judged(&now(&moved), 1), Err(MissReason::Moved), "at once");
+        words.end_write(intent, None);
+        assert_eq!(judged(&now(&moved), 1), Err(MissReason::Moved), "and for good");
     }
 
     #[test]

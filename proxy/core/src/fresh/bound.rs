@@ -5,7 +5,7 @@
 //! words, and the words are unmoved when the answer is complete. What this file knows about a replica beforehand is
 //! only a hint that saves hopeless tries.
 //!
-//! Non-goals: waiting for a replica to catch up, and preferring zones; both are the caller's.
+//! Non-goals: waiting for a replica to catch up ([`super::pace`] says when that is worth it), and preferring zones.
 
 use super::words::{Observation, UNPLACED};
 use crate::id::Lsn;
@@ -112,7 +112,7 @@ impl ReadBound {
     }
 
     /// What a replica must have replayed for a read whose words look like `seen`.
-    fn need(self, seen: &Observation) -> Result<Lsn, PrimaryBecause> {
+    pub fn need(self, seen: &Observation) -> Result<Lsn, PrimaryBecause> {
         match self {
             ReadBound::Strict if seen.pending() => Err(PrimaryBecause::WritePending),
             ReadBound::Strict => Ok(seen.lsn()),
@@ -159,6 +159,8 @@ pub enum PrimaryBecause {
     OwnWriteUnknown,
     LagUnknown,
     ReplicasBehind,
+    /// One was nearly far enough, and the read waited for it as long as it may.
+    WaitedInVain,
     /// The replica that was tried reported that it had not replayed enough.
     ReplicaAnsweredBehind,
     /// The replica that was tried could not be reached, was busy, or failed.
@@ -171,7 +173,7 @@ pub enum PrimaryBecause {
 
 impl PrimaryBecause {
     /// In order of declaration.
-    pub const ALL: [PrimaryBecause; 12] = [
+    pub const ALL: [PrimaryBecause; 13] = [
         PrimaryBecause::NoReplica,
         PrimaryBecause::ClockDown,
         PrimaryBecause::NoLease,
@@ -180,6 +182,7 @@ impl PrimaryBecause {
         PrimaryBecause::OwnWriteUnknown,
         PrimaryBecause::LagUnknown,
         PrimaryBecause::ReplicasBehind,
+        PrimaryBecause::WaitedInVain,
         PrimaryBecause::ReplicaAnsweredBehind,
         PrimaryBecause::ReplicaFailed,
         PrimaryBecause::TooLarge,
@@ -197,6 +200,7 @@ impl PrimaryBecause {
             PrimaryBecause::OwnWriteUnknown => "own_write_unknown",
             PrimaryBecause::LagUnknown => "lag_unknown",
             PrimaryBecause::ReplicasBehind => "replicas_behind",
+            PrimaryBecause::WaitedInVain => "waited_in_vain",
             PrimaryBecause::ReplicaAnsweredBehind => "replica_answered_behind",
             PrimaryBecause::ReplicaFailed => "replica_failed",
             PrimaryBecause::TooLarge => "too_large",
@@ -216,6 +220,7 @@ impl std::fmt::Display for PrimaryBecause {
             PrimaryBecause::OwnWriteUnknown => "the session's last write has no known position yet",
             PrimaryBecause::LagUnknown => "no position of the primary is known that is young enough",
             PrimaryBecause::ReplicasBehind => "no replica is known to have replayed far enough",
+            PrimaryBecause::WaitedInVain => "no replica had replayed far enough within replica_wait_max",
             PrimaryBecause::ReplicaAnsweredBehind => "the replica had not replayed far enough",
             PrimaryBecause::ReplicaFailed => "the replica could not be asked, or failed",
             PrimaryBecause::TooLarge => "the answer is too large to be held back until it is proven fresh",

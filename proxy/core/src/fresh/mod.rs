@@ -5,6 +5,7 @@ pub mod bound;
 pub mod decoded;
 #[cfg(test)]
 mod model;
+pub mod pace;
 pub mod past;
 pub mod shown;
 pub mod words;
@@ -14,6 +15,7 @@ use smallvec::SmallVec;
 use crate::topology::hash::hash_bytes_extended;
 
 pub use bound::{Choice, Level, PrimaryBecause, ReadBound, ReplicaView, SessionMark, choose, replica_answer_ok};
+pub use pace::Pace;
 pub use past::Past;
 pub use shown::Shown;
 pub use words::{Intent, Observation, UNPLACED, WORDS, WordSet, Words, WordsFull};
@@ -30,10 +32,13 @@ pub enum Dependency {
     Keyless(TableHash),
     /// K(T,k): a write of one key of table T.
     Key(TableHash, KeyHash),
+    /// F(T): somebody has said that nothing read of table T before counts any more. Only answers that may be served although
+    /// they are overtaken depend on it.
+    Flushed(TableHash),
 }
 
 /// Stable hash of a table's schema and name.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TableHash(pub u64);
 
 impl TableHash {
@@ -44,7 +49,7 @@ impl TableHash {
 }
 
 /// Stable hash of a canonical key value.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct KeyHash(pub u64);
 
 /// Dependencies of one statement. A keyed read depends on G, B(T), K(T,k); a keyless read on G, A(T). A keyed write

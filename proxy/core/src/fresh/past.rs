@@ -44,6 +44,15 @@ impl Past {
         self.rings.iter().filter_map(oldest).min_by_key(|(asked_ms, _)| *asked_ms).map(|(_, position)| position)
     }
 
+    /// When a position at or past `need` was first known to be the primary's, as far as that is remembered.
+    pub fn reached(&self, need: Lsn) -> Option<u64> {
+        let first = |ring: &VecDeque<(u64, Lsn)>| {
+            let at = ring.partition_point(|(_, position)| *position < need);
+            ring.get(at).map(|(asked_ms, _)| *asked_ms)
+        };
+        self.rings.iter().filter_map(first).min()
+    }
+
     /// Positions of before mean nothing any more: the primary is another one, or was restarted.
     pub fn clear(&mut self) {
         self.rings.iter_mut().for_each(VecDeque::clear);
@@ -68,6 +77,8 @@ mod tests {
             [1000, 1000, 2000, 2000, 3000].map(|at| Some(Lsn(at)))
         );
         assert_eq!(past.since(31), None);
+        let reached = [1, 1000, 1001, 3000, 3001].map(|need| past.reached(Lsn(need)));
+        assert_eq!(reached, [Some(10), Some(10), Some(20), Some(30), None]);
         past.clear();
         assert_eq!(past.since(0), None);
     }

@@ -236,6 +236,18 @@ impl WordSet {
         Some(Self::from_indexes(named.chain([word_of(Dependency::Anything)])))
     }
 
+    /// What voids an answer to such a read at once, even where it may be served although it is overtaken: G, and that its tables
+    /// are flushed.
+    pub fn firm(dependencies: &Dependencies) -> WordSet {
+        let flushed = dependencies.iter().filter_map(|dependency| match *dependency {
+            Dependency::Anything | Dependency::Flushed(_) => None,
+            Dependency::Table(table) | Dependency::Keyless(table) | Dependency::Key(table, _) => {
+                Some(word_of(Dependency::Flushed(table)))
+            }
+        });
+        Self::from_indexes(flushed.chain([word_of(Dependency::Anything)]))
+    }
+
     /// Sorts and removes duplicates: a write must raise a shared word once, as it will lower it once.
     pub fn from_indexes(indexes: impl IntoIterator<Item = u16>) -> WordSet {
         let mut words: SmallVec<[u16; 6]> = indexes.into_iter().collect();
@@ -270,6 +282,7 @@ fn word_of(dependency: Dependency) -> u16 {
         Dependency::Table(table) => (1, table.0, 0),
         Dependency::Keyless(table) => (2, table.0, 0),
         Dependency::Key(table, key) => (3, table.0, key.0),
+        Dependency::Flushed(table) => (4, table.0, 0),
     };
     (mix(mix(mix(kind).wrapping_add(table)).wrapping_add(key)) >> 48) as u16
 }

@@ -4,6 +4,8 @@
 //! `total / places` above it, so a key with more than that is always among the places. Half of everything is forgotten every
 //! [`HALF_LIFE_MS`], rounded down: what counts is the last minutes. Non-goals: sampling (the caller's, by weight) and names of tables.
 
+use std::hash::Hash;
+
 use hashbrown::HashMap;
 
 use crate::fresh::{KeyHash, TableHash};
@@ -12,7 +14,7 @@ use crate::fresh::{KeyHash, TableHash};
 pub const HALF_LIFE_MS: u64 = 60_000;
 
 /// What is counted. Without a key: the table as a whole.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Subject {
     pub table: TableHash,
     pub key: Option<KeyHash>,
@@ -28,10 +30,10 @@ pub enum Use {
     Write,
 }
 
-/// One place.
+/// One place, for one subject; `N` is what it is known by besides.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Hot {
-    pub subject: Subject,
+pub struct Hot<S = Subject, N = Box<str>> {
+    pub subject: S,
     /// At least the true count; `error` of it may be others'.
     pub count: u64,
     pub error: u64,
@@ -39,33 +41,27 @@ pub struct Hot {
     pub reads: u64,
     pub hits: u64,
     pub writes: u64,
-    /// The key as text, if somebody knew it.
-    pub text: Option<Box<str>>,
+    /// Its name (of a key: as text), if somebody knew it.
+    pub text: Option<N>,
 }
 
 /// Counts of one database.
 #[derive(Debug)]
-pub struct Sketch {
-    hot: Vec<Hot>,
-    index: HashMap<Subject, usize>,
+pub struct Sketch<S = Subject, N = Box<str>> {
+    hot: Vec<Hot<S, N>>,
+    index: HashMap<S, usize>,
     places: usize,
     total: u64,
     halved_ms: u64,
 }
 
-impl Sketch {
+impl<S: Copy + Ord + Hash, N: Clone> Sketch<S, N> {
     pub fn new(places: usize) -> Self {
         Sketch { hot: Vec::new(), index: HashMap::new(), places: places.max(1), total: 0, halved_ms: 0 }
     }
 
     /// Counts `weight` uses of `subject` at `now_ms`. `text` is asked for only when the key is not known as text yet.
-    pub fn record(
-        &mut self,
-        subject: Subject,
-        (used, weight): (Use, u64),
-        now_ms: u64,
-        text: impl FnOnce() -> Option<Box<str>>,
-    ) {
+    pub fn record(&mut self, subject: S, (used, weight): (Use, u64), now_ms: u64, text: impl FnOnce() -> Option<N>) {
         self.decay(now_ms);
         self.total += weight;
         let at = match self.index.get(&subject) {
@@ -85,7 +81,7 @@ impl Sketch {
     }
 
     /// A free place, or that of the one with the least count, which the newcomer may have had all along.
-    fn take_place(&mut self, subject: Subject) -> usize {
+    fn take_place(&mut self, subject: S) -> usize {
         let fresh = |error| Hot { subject, count: error, error, reads: 0, hits: 0, writes: 0, text: None };
         if self.hot.len() < self.places {
             self.hot.push(fresh(0));
@@ -117,10 +113,10 @@ impl Sketch {
     }
 
     /// The hottest first, and how many records there were in all, both as of `now_ms`.
-    pub fn hottest(&mut self, now_ms: u64, most: usize) -> (Vec<Hot>, u64) {
+    pub fn hottest(&mut self, now_ms: u64, most: usize) -> (Vec<Hot<S, N>>, u64) {
         self.decay(now_ms);
-        let mut hot: Vec<Hot> = self.hot.iter().filter(|one| one.count > one.error).cloned().collect();
-        hot.sort_by_key(|one| (std::cmp::Reverse(one.count - one.error), one.subject.table.0));
+        let mut hot: Vec<Hot<S, N>> = self.hot.iter().filter(|one| one.count > one.error).cloned().collect();
+        hot.sort_by_key(|one| (std::cmp::Reverse(one.count - one.error), one.subject));
         hot.truncate(most);
         (hot, self.total)
     }
@@ -190,7 +186,7 @@ mod tests {
 
     #[test]
     fn uses_are_told_apart_and_forgotten() {
-        let mut sketch = Sketch::new(4);
+        let mut sketch: Sketch = Sketch::new(4);
         sketch.record(subject(1), (Use::Read, 16), 0, || Some("one".into()));
         sketch.record(subject(1), (Use::Hit, 32), 10, || panic!("it is known"));
         sketch.record(subject(1), (Use::Write, 16), 20, || None);

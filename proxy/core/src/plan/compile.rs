@@ -1,5 +1,6 @@
 //! Statement → template: every class of statement in one place, DML by its facts.
 
+mod caching;
 mod fill;
 mod parts;
 mod rows;
@@ -9,6 +10,7 @@ mod wrapped;
 
 use std::sync::Arc;
 
+use self::caching::cacheable;
 pub use self::unique::Noting;
 use self::wrapped::literals_of_options;
 use super::bind::{Demand, Keyed, Need, Route, Scatter, Shape};
@@ -20,12 +22,11 @@ use super::hidden;
 use super::reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 use super::refuse;
 use super::scatter::{Text, read_scatter};
-use super::values::is_time_word;
 use super::{Access, Target, Template, Wrap};
 use crate::fresh::{Dependency, TableHash};
 use crate::sql::class::{Class, Ddl};
 use crate::sql::facts::{Facts, Instance, KeySet, KeySetting, Literal, Schema, Spread, TableName, Term, Use, Verb};
-use crate::sql::lex::{Token, TokenKind, lex};
+use crate::sql::lex::{Token, lex};
 use crate::sql::normal::Normal;
 use crate::sql::{parse, word};
 use crate::topology::Placement;
@@ -227,6 +228,7 @@ impl Compiler<'_> {
             shape.writes.push(Need::Fixed(Dependency::Anything));
         }
         shape.cacheable = cacheable(&facts, harm, source, &shape).and_then(|()| self.allows_caching(&facts.instances));
+        shape.stale_ms = shape.cacheable.ok().and_then(|()| self.allows_stale(&facts.instances));
         shape.engine = !self.single() && engine::reads(&facts, source.text, source.tokens, self.schema);
         if let (Some(normal), Ok(Scatter { read: Some(read) })) = (normal, &shape.scatter)
             && read.compared_literals
@@ -484,12 +486,6 @@ impl Compiler<'_> {
         }
     }
 
-    /// Does the configuration let answers from all these tables be cached?
-    fn allows_caching(&self, instances: &[Instance]) -> Result<(), NoCacheReason> {
-        let never = |instance: &Instance| self.schema.rules.is_uncached(&instance.table.schema, &instance.table.name);
-        if instances.iter().any(never) { Err(NoCacheReason::Policy) } else { Ok(()) }
-    }
-
     /// Fills in what is read and written, for freshness.
     fn needs(&self, instances: &[Instance], shape: &mut Shape) {
         for instance in instances {
@@ -523,31 +519,6 @@ fn home(access: Access, reason: RouteReason, anything: bool) -> Shape {
         shape.writes.push(Need::Fixed(Dependency::Anything));
     }
     shape
-}
-
-fn cacheable(facts: &Facts, harm: Harm, source: Source<'_>, shape: &Shape) -> Result<(), NoCacheReason> {
-    if facts.verb != Verb::Select {
-        return Err(NoCacheReason::NotSelect);
-    }
-    match shape.access {
-        Access::Read => {}
-        Access::PrimaryRead(reason) => return Err(NoCacheReason::Primary(reason)),
-        Access::Write => return Err(NoCacheReason::Write),
-    }
-    if facts.instances.is_empty() {
-        return Err(NoCacheReason::NoTable);
-    }
-    if harm > Harm::Immutable {
-        return Err(NoCacheReason::Function);
-    }
-    let time_word = |token: &Token| {
-        let string = matches!(
-            token.kind,
-            TokenKind::String | TokenKind::EscapeString | TokenKind::UnicodeString | TokenKind::DollarString
-        );
-        string && is_time_word(token.text(source.text).as_bytes())
-    };
-    if source.tokens.iter().any(time_word) { Err(NoCacheReason::TimeWord) } else { Ok(()) }
 }
 
 /// Literals in the select list: whether an ORDER BY or GROUP BY expression is one of its items depends on their values.

@@ -128,9 +128,12 @@ pub fn explain(plan: &Plan, topology: &Topology) -> Vec<(String, String)> {
     row("merge", plan.merge.as_deref().map_or_else(|| "none".to_owned(), merge));
     row(
         "cache",
-        match plan.cacheable {
-            Ok(()) => "cacheable".to_owned(),
-            Err(reason) => format!("not cached: {reason}"),
+        match (plan.cacheable, plan.stale_ms) {
+            (Ok(()), None) => "cacheable".to_owned(),
+            (Ok(()), Some(stale_ms)) => {
+                format!("cacheable; an overtaken answer is served for up to {stale_ms} ms while it is refreshed")
+            }
+            (Err(reason), _) => format!("not cached: {reason}"),
         },
     );
     rows

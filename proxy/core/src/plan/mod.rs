@@ -67,6 +67,8 @@ pub struct Plan {
     pub reads: Dependencies,
     pub writes: Dependencies,
     pub cacheable: Result<(), NoCacheReason>,
+    /// For how many milliseconds a cached answer may be served although it is overtaken, where all its tables allow that.
+    pub stale_ms: Option<u32>,
     pub wrap: Wrap,
     /// What it does to columns that are unique over all shards.
     pub noting: Noting,
@@ -143,6 +145,7 @@ impl Plan {
             reads: Dependencies::new(),
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::NotSelect),
+            stale_ms: None,
             wrap: Wrap::None,
             noting: Noting::None,
             reason: RouteReason::SessionStatement,
@@ -190,6 +193,7 @@ impl Template {
             reads: Dependencies::new(),
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::Engine),
+            stale_ms: None,
             wrap: Wrap::None,
             noting: Noting::None,
             reason: RouteReason::Engine { refusal: Box::new(refusal) },

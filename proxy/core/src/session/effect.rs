@@ -93,6 +93,9 @@ fn scan_words(sql: &str, tokens: &[Token], effects: &mut Effects) {
                 if names_temporary(sql, tokens, index) {
                     effects.pins.insert(Pin::TempTable);
                 }
+                if updates_settings(sql, tokens, index) {
+                    effects.pins.insert(Pin::SetConfig);
+                }
             }
             // SET search_path TO 'pg_temp', and the like.
             TokenKind::String if token.text(sql).contains("pg_temp") => effects.pins.insert(Pin::TempTable),
@@ -130,6 +133,16 @@ fn is_local_set_config(sql: &str, arguments: &[Token]) -> bool {
     let alone = arguments[close.saturating_sub(2)].kind == TokenKind::Comma;
     let value = last.is_word(sql, "true") || matches!(last.text(sql), "'t'" | "'true'");
     commas == 2 && alone && value
+}
+
+/// UPDATE pg_settings calls set_config(), by a rule of that view.
+fn updates_settings(sql: &str, tokens: &[Token], index: usize) -> bool {
+    let before =
+        |token: &Token| token.kind == TokenKind::Word && (token.is_word(sql, "update") || token.is_word(sql, "only"));
+    let schema = index >= 2 && word::name(sql, tokens[index - 2]).is_some_and(|name| name == "pg_catalog");
+    let start = if schema { index.checked_sub(3) } else { index.checked_sub(1) };
+    word::name(sql, tokens[index]).is_some_and(|name| name == "pg_settings")
+        && start.is_some_and(|start| before(&tokens[start]))
 }
 
 /// CREATE TEMP, INTO TEMP, or a name in the temporary schema.
@@ -264,6 +277,10 @@ mod tests {
             ("select 1 where pg_catalog.\"pg_try_advisory_lock_shared\" (1)", Pin::AdvisoryLock),
             ("select set_config('a.b', 'c', false)", Pin::SetConfig),
             ("select set_config('a.b', 'c', $1)", Pin::SetConfig),
+            ("update pg_settings set setting = 'x'", Pin::SetConfig),
+            ("update only pg_catalog.\"pg_settings\" set setting = 'x'", Pin::SetConfig),
+            ("with u as (update pg_settings set setting = 'x' returning 1) select 1", Pin::SetConfig),
+            ("do $$ begin update pg_settings set setting = 'x'; end $$", Pin::SetConfig),
             ("select set_config('a.b', 'c', not true)", Pin::SetConfig),
             ("create temp table t (a int)", Pin::TempTable),
             ("create or replace local temporary view v as select 1", Pin::TempTable),
@@ -296,6 +313,7 @@ mod tests {
         for (language, body) in [
             ("plpgsql", "begin perform set_config('a.b', x, false); end"),
             ("plpgsql", "begin set work_mem = 1; end"),
+            ("sql", "update pg_settings set setting = 'x' where name = 'y'"),
             ("plpgsql", "begin create temporary table t (); end"),
             ("plpgsql", "begin execute 'set role ' || who; end"),
             ("plpgsql", "begin execute format('create temp table %I (a int)', name); end"),
@@ -352,6 +370,7 @@ mod tests {
             "declare c cursor without hold for select 1",
             "discard temp",
             "select a.set_config from a",
+            "select * from pg_settings for update",
             "do $$ begin update t set a = 1; end $$",
             "set work_mem = '1MB'",
         ] {

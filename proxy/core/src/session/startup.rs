@@ -29,6 +29,10 @@ pub fn startup_vars<'a>(parameters: impl Iterator<Item = (&'a str, &'a str)> + C
     let mut vars = VarSet::default();
     for (name, value) in settings {
         let name = canonical(&name);
+        // Postgres takes it and lets the login overrule it.
+        if name == super::vars::SESSION_AUTHORIZATION {
+            continue;
+        }
         let text = sql_value(&name, &value)?;
         if !vars.set(&name, &text) {
             return Err(
@@ -146,6 +150,7 @@ mod tests {
             ("_pq_.x", "1"),
             ("options", r#"-c work_mem=4MB --search-path="$user",Public -cmy.var=a\ b\\ -c timezone=no"#),
             ("application_name", "it's"),
+            ("session_authorization", "other"),
         ];
         let expected = [
             ("application_name", "'it''s'"),

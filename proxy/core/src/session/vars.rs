@@ -7,7 +7,10 @@
 //! Must not enter a [`VarSet`]: settings of one transaction only, and the random seed.
 
 use std::fmt::Write as _;
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
+
+use foldhash::quality::FixedState;
 
 mod datestyle;
 
@@ -16,7 +19,7 @@ use crate::sql::lex::{TokenKind, lex};
 use crate::sql::word::{self, quote_literal, quote_name};
 
 const ROLE: &str = "role";
-const SESSION_AUTHORIZATION: &str = "session_authorization";
+pub(super) const SESSION_AUTHORIZATION: &str = "session_authorization";
 const DATESTYLE: &str = "datestyle";
 
 /// Settings a session may hold before it counts as uncertain; the product of both bounds what a client can make us keep.
@@ -24,6 +27,41 @@ const VARS_MAX: usize = 128;
 const VALUE_BYTES_MAX: usize = 8 * 1024;
 /// Savepoints followed inside one transaction.
 const SAVEPOINTS_MAX: usize = 64;
+
+/// Settings that a server reads a statement's text by, when it parses it or folds its constants: what it has prepared under one
+/// value means something else than the same text under another. (Names in search_path are looked up again by the server.)
+const READ_BY: [&str; 14] = [
+    "array_nulls",
+    "backslash_quote",
+    "bytea_output",
+    "client_encoding",
+    "datestyle",
+    "extra_float_digits",
+    "intervalstyle",
+    "lc_monetary",
+    "standard_conforming_strings",
+    "timezone",
+    "timezone_abbreviations",
+    "transform_null_equals",
+    "xmlbinary",
+    "xmloption",
+];
+
+/// How texts are read under some settings: two are alike only if those of [`READ_BY`] are.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Reading(u64);
+
+impl Reading {
+    /// One that is nobody else's, for a session whose settings are not known: `session` is its number.
+    pub fn own(session: u32) -> Self {
+        Reading(u64::from(session) << 1 | 1)
+    }
+
+    fn of(vars: &[(String, String)]) -> Self {
+        let parts = vars.iter().filter(|(name, _)| READ_BY.binary_search(&name.as_str()).is_ok()).collect::<Vec<_>>();
+        if parts.is_empty() { Reading::default() } else { Reading(FixedState::with_seed(3).hash_one(parts) & !1) }
+    }
+}
 
 /// Settings by name, each with the SQL text that stands behind `SET name TO`. Cheap to clone.
 #[derive(Clone, Default)]
@@ -33,6 +71,7 @@ struct Inner {
     /// Sorted by name.
     vars: Vec<(String, String)>,
     hash: u64,
+    reading: Reading,
 }
 
 impl VarSet {
@@ -44,6 +83,11 @@ impl VarSet {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
+    }
+
+    /// How texts are read under these settings.
+    pub fn reading(&self) -> Reading {
+        self.0.as_ref().map_or(Reading::default(), |inner| inner.reading)
     }
 
     /// Names and values, by name.
@@ -104,7 +148,8 @@ impl VarSet {
             return VarSet(None);
         }
         let hash = fnv(&vars).max(1);
-        VarSet(Some(Arc::new(Inner { vars, hash })))
+        let reading = Reading::of(&vars);
+        VarSet(Some(Arc::new(Inner { vars, hash, reading })))
     }
 }
 

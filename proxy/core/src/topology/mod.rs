@@ -97,6 +97,8 @@ pub struct TableRules {
     unique: BTreeMap<catalog::RelationName, Vec<Box<str>>>,
     /// Tables whose rows are never cached.
     uncached: BTreeSet<catalog::RelationName>,
+    /// For how many milliseconds answers that read a table may be served although they are overtaken.
+    stale_ms: BTreeMap<catalog::RelationName, u32>,
 }
 
 impl TableRules {
@@ -145,6 +147,19 @@ impl TableRules {
     /// Is it declared so?
     pub fn is_uncached(&self, schema: &str, name: &str) -> bool {
         !self.uncached.is_empty() && self.uncached.contains(&(schema.into(), name.into()))
+    }
+
+    /// Declares that answers that read a table may be served for that long although they are overtaken.
+    pub fn insert_stale(&mut self, schema: &str, name: &str, stale_ms: u32) {
+        self.stale_ms.insert((schema.into(), name.into()), stale_ms);
+    }
+
+    /// For how many milliseconds that is declared, if it is.
+    pub fn stale_ms(&self, schema: &str, name: &str) -> Option<u32> {
+        if self.stale_ms.is_empty() {
+            return None;
+        }
+        self.stale_ms.get(&(schema.into(), name.into())).copied()
     }
 
     /// Is anything spread by key at all?

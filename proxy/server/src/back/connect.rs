@@ -71,8 +71,13 @@ impl From<Refused> for UserError {
     }
 }
 
-/// Logs in.
-pub(super) async fn connect(login: &Login) -> Result<(Backend, Parameters), Refused> {
+/// Logs in. Errors are ready for the client.
+pub async fn connect(login: &Login) -> Result<(Backend, Parameters), UserError> {
+    Ok(reach(login).await?)
+}
+
+/// As [`connect`], for whoever tries again.
+pub(super) async fn reach(login: &Login) -> Result<(Backend, Parameters), Refused> {
     // Nothing else: whatever a client does not set itself must be what it would be on a connection of its own.
     let parameters = [("user", &*login.user), ("database", &*login.database)];
     attempt(login, &parameters).await

@@ -12,14 +12,14 @@ use weir_wire::backend::tag;
 use weir_wire::row;
 
 use super::conn::Backend;
-use super::connect::{Login, Parameters, Refused, connect};
+use super::connect::{Login, Parameters, Refused, connect, reach};
 
 /// Between two attempts, unless something changes.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Logs in. `patience`: longest wait for a primary. Errors are ready for the client.
 pub async fn open(login: &Login, patience: Duration) -> Result<(Backend, Parameters), UserError> {
-    let Some(roles) = login.route.follows() else { return Ok(connect(login).await?) };
+    let Some(roles) = login.route.follows() else { return connect(login).await };
     let deadline = Instant::now() + patience;
     loop {
         let mut tenure = roles.tenure();
@@ -46,7 +46,7 @@ pub async fn open(login: &Login, patience: Duration) -> Result<(Backend, Paramet
 
 /// Logs in, unless the server turns out to be none that accepts writes.
 async fn primary(login: &Login) -> Result<(Backend, Parameters), Refused> {
-    let (mut backend, parameters) = connect(login).await?;
+    let (mut backend, parameters) = reach(login).await?;
     let is_standby = match parameters.iter().find(|(name, _)| name == "in_hot_standby") {
         Some((_, value)) => value == "on",
         // Servers before 14 do not say.

@@ -23,6 +23,7 @@ use super::{limits, raw};
 
 mod access;
 mod peers;
+mod redis;
 mod table;
 
 /// Permission bits that a secret file must not have: anything for group and others.
@@ -216,6 +217,7 @@ fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> 
         shards,
         tables: table::tables(source, &raw.table, count)?,
         home,
+        replica_wait_max: limits::replica_wait_max(source, raw.replica_wait_max.as_ref())?,
         overrides: limits::overrides(
             source,
             &raw::Overrides {
@@ -275,18 +277,9 @@ fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<C
     if let (true, Some(raw_entry)) = (entry_bytes_max > l1_bytes, &raw.entry_bytes_max) {
         return Err(source.error(raw_entry.span(), "entry_bytes_max is more than l1_bytes"));
     }
-    let redis = Given::one(redis, "--redis", raw.redis.as_ref()).map(|url| {
-        // The URL may hold a password: say what is wrong without repeating it.
-        let known = ["redis://", "rediss://", "redis+unix://", "unix://"];
-        if known.iter().any(|scheme| url.text.starts_with(scheme)) {
-            Ok(Secret::new(url.text))
-        } else {
-            Err(url.error(source, "redis is not a Redis URL").hint("redis://[[user]:password@]host:port[/db]"))
-        }
-    });
     Ok(CacheConfig {
         enabled: raw.enabled.unwrap_or(true),
-        redis: redis.transpose()?,
+        redis: redis::redis(source, raw, redis)?,
         l1_bytes,
         entry_bytes_max,
         compress_above: bytes(source, raw.compress_above.as_ref(), "compress_above", 4 * KIB)?,

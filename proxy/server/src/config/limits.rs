@@ -124,6 +124,22 @@ pub(super) fn overrides(source: &Source, raw: &raw::Overrides) -> Checked<Overri
     Ok(found)
 }
 
+/// Where a replica replays as it should, what it lacks is there within a few milliseconds.
+pub(super) const REPLICA_WAIT_MAX: Duration = Duration::from_millis(5);
+/// Who would wait longer is better served at a looser level.
+const LONGEST_REPLICA_WAIT: Duration = Duration::from_secs(1);
+
+/// `None`: reads never wait for a replica.
+pub(super) fn replica_wait_max(source: &Source, raw: Option<&Spanned<Time>>) -> Checked<Option<Duration>> {
+    let wait_max = raw.map_or(REPLICA_WAIT_MAX, |raw| raw.get_ref().0);
+    match raw {
+        Some(raw) if wait_max > LONGEST_REPLICA_WAIT => {
+            Err(source.error(raw.span(), format!("replica_wait_max is more than {LONGEST_REPLICA_WAIT:?}")))
+        }
+        _ => Ok(Some(wait_max).filter(|wait_max| !wait_max.is_zero())),
+    }
+}
+
 fn freshness(source: &Source, raw: &Spanned<String>) -> Checked<Level> {
     Level::parse(raw.get_ref()).ok_or_else(|| {
         let message = format!("unknown freshness level `{}`", raw.get_ref());

@@ -129,6 +129,8 @@ pub struct DatabaseConfig {
     pub tables: Vec<TableRuleConfig>,
     /// Shard of global tables and of statements without a table.
     pub home: ShardId,
+    /// Longest wait of a read for a replica that is nearly fresh enough; `None`: it goes to the primary.
+    pub replica_wait_max: Option<Duration>,
     pub overrides: Overrides,
 }
 
@@ -158,8 +160,18 @@ pub struct TableRuleConfig {
     pub placement: Placement,
     /// Columns of a sharded table whose values are unique over all shards.
     pub unique: Vec<String>,
-    /// May answers that read it be cached?
-    pub cached: bool,
+    pub cache: CachePolicy,
+}
+
+/// What may be done with answers that read a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CachePolicy {
+    /// They are cached whenever it is safe.
+    #[default]
+    Auto,
+    Never,
+    /// And served for so many milliseconds although they are overtaken.
+    Stale(u32),
 }
 
 /// Bounds of one process.
@@ -209,16 +221,36 @@ pub struct PeersConfig {
     pub advertise: Option<String>,
     /// The same for all of them.
     pub secret: Secret,
+    pub mode: PeersMode,
     /// How long cache and replicas may be used after the primary has last answered.
     pub lease: Duration,
+}
+
+/// How the proxies of a tier hear of each other's writes; the same for all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PeersMode {
+    /// Before they can commit: no read is older than what was acknowledged anywhere.
+    #[default]
+    Leased,
+    /// As soon as they are told, which nobody waits for: reads show what another proxy acknowledged within a lease.
+    Push,
+}
+
+impl PeersMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PeersMode::Leased => "leased",
+            PeersMode::Push => "push",
+        }
+    }
 }
 
 /// The read-through cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
     pub enabled: bool,
-    /// Second level; `None`: the in-process cache alone. May hold a password.
-    pub redis: Option<Secret>,
+    /// Second level; `None`: the in-process cache alone.
+    pub redis: Option<RedisConfig>,
     /// Memory of the in-process cache, in bytes.
     pub l1_bytes: usize,
     /// A larger reply is not cached, in bytes.
@@ -228,6 +260,37 @@ pub struct CacheConfig {
     /// An entry older than this is not served, whatever the protocol says.
     pub max_age: Duration,
     pub decoding: Decoding,
+}
+
+/// How Redis is reached. What this says makes a [`crate::cache::RedisServers`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// Of one server, of Sentinels or of a Cluster. May hold a password.
+    pub url: Secret,
+    /// Wins over the URL's.
+    pub user: Option<String>,
+    /// Wins over the URL's.
+    pub password: Option<Secret>,
+    /// Of the Sentinels, who have none of the above.
+    pub sentinel_password: Option<Secret>,
+    /// PEM, the authorities that sign the servers' certificates; `None`: the system's.
+    pub authorities: Option<String>,
+    /// PEM, certificate chain and key that weir shows.
+    pub identity: Option<(String, Secret)>,
+}
+
+impl RedisConfig {
+    /// Reached by its URL alone.
+    pub fn plain(url: &str) -> Self {
+        RedisConfig {
+            url: Secret::new(url),
+            user: None,
+            password: None,
+            sentinel_password: None,
+            authorities: None,
+            identity: None,
+        }
+    }
 }
 
 /// Are writes that go round weir followed in the servers' WAL?
@@ -380,8 +443,10 @@ impl DatabaseConfig {
             rules.insert(&table.schema, &table.name, table.placement.clone());
             let columns = table.unique.iter().map(|column| column.as_str().into()).collect();
             rules.insert_unique(&table.schema, &table.name, columns);
-            if !table.cached {
-                rules.insert_uncached(&table.schema, &table.name);
+            match table.cache {
+                CachePolicy::Auto => {}
+                CachePolicy::Never => rules.insert_uncached(&table.schema, &table.name),
+                CachePolicy::Stale(stale_ms) => rules.insert_stale(&table.schema, &table.name, stale_ms),
             }
         }
         rules

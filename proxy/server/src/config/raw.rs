@@ -85,6 +85,7 @@ pub(super) struct Database {
     pub table: Vec<Table>,
     pub home: Option<Spanned<String>>,
     pub freshness: Option<Spanned<String>>,
+    pub replica_wait_max: Option<Spanned<Time>>,
     pub connections_max: Option<Spanned<i64>>,
     pub pool_size: Option<Spanned<i64>>,
     pub pool_min: Option<Spanned<i64>>,
@@ -168,6 +169,16 @@ pub(super) struct Limits {
 pub(super) struct Cache {
     pub enabled: Option<bool>,
     pub redis: Option<Spanned<String>>,
+    pub redis_file: Option<Spanned<String>>,
+    pub redis_env: Option<Spanned<String>>,
+    pub redis_user: Option<Spanned<String>>,
+    pub redis_password_file: Option<Spanned<String>>,
+    pub redis_password_env: Option<Spanned<String>>,
+    pub redis_sentinel_password_file: Option<Spanned<String>>,
+    pub redis_sentinel_password_env: Option<Spanned<String>>,
+    pub redis_ca: Option<Spanned<String>>,
+    pub redis_certificate: Option<Spanned<String>>,
+    pub redis_key: Option<Spanned<String>>,
     pub l1_bytes: Option<Spanned<Size>>,
     pub entry_bytes_max: Option<Spanned<Size>>,
     pub compress_above: Option<Spanned<Size>>,
@@ -183,6 +194,7 @@ pub(super) struct Peers {
     pub advertise_env: Option<Spanned<String>>,
     pub secret_file: Option<Spanned<String>>,
     pub secret_env: Option<Spanned<String>>,
+    pub mode: Option<Spanned<String>>,
     pub lease: Option<Spanned<Time>>,
 }
 

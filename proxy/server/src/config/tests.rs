@@ -27,6 +27,9 @@ impl Files {
         files.write("peers.secret", "s3cret-of-several-weirs\n", 0o600);
         files.write("server.key", "not a key", 0o640);
         files.write("pg_hba.conf", "host all all all scram-sha-256\n", 0o644);
+        files.write("redis.pw", "s3cret-redis\n", 0o600);
+        let signed = rcgen::generate_simple_self_signed(Vec::new()).expect("a certificate");
+        files.write("redis-ca.crt", &signed.cert.pem(), 0o644);
         let pem = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
         files.write("servers-ca.crt", &pem("CERTIFICATE"), 0o644);
         files.write("weir.crt", &pem("CERTIFICATE"), 0o644);
@@ -116,6 +119,13 @@ fn what_the_example_shows_as_a_comment_is_valid() {
     assert_eq!(peers.listen.to_string(), "0.0.0.0:6433");
     assert_eq!(peers.advertise.as_deref(), Some("weir-1.example.com:6433"));
     assert_eq!((peers.secret.expose(), peers.lease), ("s3cret-of-several-weirs", Duration::from_secs(1)));
+    let redis = config.cache.redis.as_ref().expect("one");
+    assert_eq!(
+        (redis.user.as_deref(), redis.password.as_ref().map(Secret::expose)),
+        (Some("weir"), Some("s3cret-redis"))
+    );
+    assert!(redis.authorities.is_some() && redis.identity.is_some());
+    assert_eq!(peers.mode, PeersMode::Leased);
     assert_eq!((config.user_connections_max("metrics"), config.user_connections_max("shop")), (Some(5), Some(100)));
     assert_eq!(config.database_connections_max("shop"), Some(500));
     assert_eq!(config.limits.shortest_time_out(), Some(Duration::from_secs(60)));
@@ -228,11 +238,12 @@ fn bad_values_name_their_line() {
         ("connections_max = 5 ", "connections_max = 0 ", "between 1 and"),
         ("freshness = \"strict\"", "freshness = \"lag <= 5\"", "unknown freshness level"),
         ("freshness = \"strict\"", "freshness = \"strikt\"", "unknown freshness level"),
+        ("replica_wait_max = \"5ms\"", "replica_wait_max = \"2s\"", "more than 1s"),
         ("type = \"bigint\"", "type = \"money\"", "unknown key type"),
         ("kind = \"reference\"", "kind = \"reference\"\nkey = \"x\"", "neither key nor type"),
         ("kind = \"sharded\"", "kind = \"shraded\"", "unknown kind"),
         ("kind = \"global\"", "kind = \"global\"\ncache = \"nevre\"", "unknown cache policy"),
-        ("kind = \"global\"", "kind = \"global\"\ncache = { stale_while_revalidate = \"5s\" }", "not yet available"),
+        ("kind = \"global\"", "kind = \"global\"\ncache = { stale_while_revalidate = \"2h\" }", "at most 1h"),
         ("kind = \"reference\"", "kind = \"reference\"\nglobal_unique = [\"sku\"]", "has no global_unique"),
         ("# global_unique = [\"email\"]", "global_unique = [\"user_id\"]", "equal keys meet on one shard"),
         ("# global_unique = [\"email\"]", "global_unique = [\"a, b\"]", "single columns"),
@@ -240,7 +251,13 @@ fn bad_values_name_their_line() {
         ("name = \"orders\"", "name = \"public.orders\"", "no dot"),
         ("name = \"orders\"", "name = \"users\"", "declared twice"),
         ("admin_users = [\"shop\"]", "admin_users = [\"shpo\"]", "unknown user"),
-        ("redis = \"redis://", "redis = \"http://", "not a Redis URL"),
+        ("redis = \"rediss://", "redis = \"http://", "not a Redis URL"),
+        ("# redis_ca = \"redis-ca.crt\"", "redis_ca = \"servers-ca.crt\"", "certificates for Redis"),
+        ("# redis_ca = \"redis-ca.crt\"", "redis_ca = \"users.toml\"", "no PEM certificate"),
+        ("# redis_key", "redis_key", "both redis_certificate and redis_key"),
+        ("# redis_user = \"weir\" ", "redis_env = \"NOT_SET\" ", "takes one of redis,"),
+        ("# mode = \"leased\"", "mode = \"pushed\"", "unknown mode of peers"),
+        ("# mode = \"leased\"", "mode = \"checked\"", "is not supported"),
         ("password_file = \"admin.pw\"", "password_file = \"nowhere.pw\"", "nowhere.pw"),
         ("mode = \"allow\"", "mode = \"alow\"", "unknown TLS mode"),
         ("level = \"info\"", "level = \"loud\"", "unknown log level"),

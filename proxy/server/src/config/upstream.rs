@@ -94,6 +94,11 @@ impl<'a> Given<'a> {
         flag.or_else(|| key.map(|value| Given { text: value.get_ref(), place: Place::Line(value.span()) }))
     }
 
+    /// What was found where `key` says.
+    pub fn at(text: &'a str, key: &Spanned<String>) -> Given<'a> {
+        Given { text, place: Place::Line(key.span()) }
+    }
+
     /// The flags if there are any, else the key.
     pub fn all(flags: &'a [Secret], name: &'static str, key: &'a [Spanned<String>]) -> Vec<Given<'a>> {
         if flags.is_empty() {
@@ -183,6 +188,7 @@ pub(super) fn upstream(
                 .collect(),
             tables: Vec::new(),
             home: ShardId(0),
+            replica_wait_max: Some(super::limits::REPLICA_WAIT_MAX),
             overrides: Overrides::default(),
         },
         auth,

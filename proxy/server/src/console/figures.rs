@@ -1,9 +1,11 @@
 //! What the cache and the count of hot keys say of a database.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::atomic::Ordering::Relaxed;
 
-use weir_core::admin::HotRow;
+use weir_core::admin::{DigestRow, HotRow};
+use weir_core::cache::CacheKey;
 use weir_core::fresh::TableHash;
 use weir_core::hot::Hot;
 
@@ -14,6 +16,7 @@ pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
     let Some(cache) = &db.cache else { return vec![(name("enabled"), 0)] };
     let counters = cache.counters();
     let (entries, bytes) = cache.local_size();
+    let (redis_servers, redis_servers_up) = cache.redis_servers().unwrap_or_default();
     let sum = |counts: &[std::sync::atomic::AtomicU64]| counts.iter().map(|count| count.load(Relaxed)).sum::<u64>();
     [
         ("enabled", 1),
@@ -29,6 +32,8 @@ pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
         ("redis_dropped", counters.redis_dropped.load(Relaxed)),
         ("redis_compressed", counters.redis_compressed.load(Relaxed)),
         ("redis_bytes_spared", counters.redis_bytes_spared.load(Relaxed)),
+        ("redis_servers", redis_servers as u64),
+        ("redis_servers_up", redis_servers_up as u64),
         ("redis_up", u64::from(cache.redis_up() == Some(true))),
         ("replica_answers_rejected", db.stats.replica_rejected.load(Relaxed)),
     ]
@@ -36,6 +41,33 @@ pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
     .map(|(figure, value)| (name(figure), value as i64))
     .chain(db.stats.database.cache_figures().into_iter().map(|(figure, value)| (name(&figure), value as i64)))
     .collect()
+}
+
+/// Reads by what their answers are kept under. Statements and parameters hold values, which not everybody may see.
+pub(super) fn digests(db: &Database, sees_keys: bool) -> Vec<DigestRow> {
+    const SHOWN: usize = 500;
+    let row = |read: Hot<u128, CacheKey>| {
+        let parts = read.text?.read()?;
+        let parameter = |(oid, binary, value): (u32, bool, Option<Vec<u8>>)| serde_json::json!({ "type": oid, "binary": binary, "value": value.as_deref().map(hex) });
+        let parameters: Vec<_> = parts.params.into_iter().map(parameter).collect();
+        Some(DigestRow {
+            database: db.name.to_string(),
+            user: parts.role,
+            reads: read.reads,
+            statement: Some(parts.statement).filter(|_| sees_keys),
+            parameters: Some(serde_json::json!(parameters).to_string()).filter(|_| sees_keys),
+            result_formats: serde_json::json!(parts.result_formats).to_string(),
+            settings: serde_json::json!(parts.settings).to_string(),
+        })
+    };
+    db.stats.digests.most_asked(SHOWN).into_iter().filter_map(row).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Keys by their hashes, for those who may not see values.

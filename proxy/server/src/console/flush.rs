@@ -33,14 +33,16 @@ pub async fn flush(app: &App, what: &Flush) -> Result<(), UserError> {
             for (db, table) in having(app, named)? {
                 let table = TableHash::of(&table.schema, &table.name);
                 // What a write of all its rows would raise.
-                done.write(&db, &[Dependency::Table(table), Dependency::Keyless(table)]).await?;
+                let all = [Dependency::Table(table), Dependency::Keyless(table), Dependency::Flushed(table)];
+                done.write(&db, &all).await?;
             }
         }
         Flush::Key(named, value) => {
             for (db, table) in having(app, named)? {
                 let key = key(&db.view(), &table, value)?;
                 let table = TableHash::of(&table.schema, &table.name);
-                done.write(&db, &[Dependency::Table(table), Dependency::Key(table, key)]).await?;
+                let all = [Dependency::Table(table), Dependency::Key(table, key), Dependency::Flushed(table)];
+                done.write(&db, &all).await?;
             }
         }
     }

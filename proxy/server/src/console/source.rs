@@ -13,7 +13,7 @@ use weir_core::id::ShardId;
 use weir_core::topology::catalog::UniqueState;
 use weir_core::topology::drift::Drift;
 
-use super::figures::{cache, hot_keys};
+use super::figures::{cache, digests, hot_keys};
 use crate::app::App;
 use crate::database::{Database, Server, Shard};
 use crate::engine::{Standing, State};
@@ -55,6 +55,7 @@ impl AdminSource for Source<'_> {
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),
                 Show::Cache => snapshot.cache.extend(cache(db)),
+                Show::Digests => snapshot.digests.extend(digests(db, self.sees_keys)),
                 Show::HotKeys => snapshot.hot.extend(hot_keys(db, self.sees_keys)),
                 Show::Lists => snapshot.lists.extend(lists(app, db)),
                 _ => {}
@@ -221,8 +222,8 @@ fn shards(db: &Database) -> Vec<ShardRow> {
         weight: config.weight,
         epoch: view.topology.epoch,
         is_up: shard.roles.is_up(),
-        replicas_up: others(shard).filter(|server| stands_by(server)).count() as u64,
-        lag_ms: others(shard).filter(|server| stands_by(server)).filter_map(|server| server.view.lag_ms()).max(),
+        replicas_up: others(shard).filter(|server| server.stands_by()).count() as u64,
+        lag_ms: others(shard).filter(|server| server.stands_by()).filter_map(|server| server.view.lag_ms()).max(),
     });
     rows.collect()
 }
@@ -231,10 +232,6 @@ fn shards(db: &Database) -> Vec<ShardRow> {
 fn others(shard: &Shard) -> impl Iterator<Item = &Server> {
     let primary = shard.roles.primary();
     shard.servers.iter().enumerate().filter(move |(number, _)| *number != primary).map(|(_, server)| server)
-}
-
-fn stands_by(server: &Server) -> bool {
-    server.view.is_up() && server.view.is_replica()
 }
 
 fn endpoints(db: &Database) -> Vec<EndpointRow> {
@@ -525,7 +522,7 @@ fn server_conditions(database: &str, shards: &[Arc<Shard>], conditions: &mut Vec
             let name = format!("replica {database}/{} {}", shard.name, server.view.endpoint);
             let reason = server.view.last_error().filter(|_| !server.view.is_up());
             let reason = reason.unwrap_or_else(|| server.view.role().as_str().to_owned());
-            conditions.push(condition(&name, stands_by(server), false, &reason));
+            conditions.push(condition(&name, server.stands_by(), false, &reason));
         }
     }
 }

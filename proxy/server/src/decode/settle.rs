@@ -17,6 +17,7 @@ use weir_core::fresh::decoded::Committed;
 
 use super::{Decoder, Primary, QUERY_TIMEOUT};
 use crate::fleet::member::Announcement;
+use crate::unsound::{self, Place, Variant};
 
 /// Commits that wait. Each belongs to a server process that has not finished, so a server's max_connections is the real bound.
 const WAITING_MAX: usize = 300_000;
@@ -165,14 +166,16 @@ impl Settling {
             let queue = self.queue.lock();
             (queue.waiting.len(), !queue.old.is_empty())
         };
+        unsound::linger(Place::Decoded).await;
         let now = primary.snapshot().await?;
         let (shown, old, void) = {
             let mut queue = self.queue.lock();
             // Others only add to the end.
             let later = queue.waiting.split_off(asked_for);
-            let (shown, still): (Vec<_>, Vec<_>) = std::mem::take(&mut queue.waiting)
-                .into_iter()
-                .partition(|waiting| waiting.xids.iter().all(|xid| now.shows(*xid)));
+            let (shown, still): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut queue.waiting).into_iter().partition(|waiting| {
+                    unsound::is(Variant::UngatedDecoding) || waiting.xids.iter().all(|xid| now.shows(*xid))
+                });
             queue.waiting = still;
             queue.waiting.extend(later);
             if any_old && queue.void_at.is_none() {

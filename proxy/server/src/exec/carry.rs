@@ -174,7 +174,7 @@ impl Session {
         if types.chunks_exact(4).any(|oid| oid >= &FIRST_OWN_OID.to_be_bytes()[..]) {
             return Err(own_parameter().into());
         }
-        let query = self.db.statements.prepare(&Bytes::from(sql), &types, &view, &mut self.scratch);
+        let query = self.prepare((&Bytes::from(sql), &types), &view);
         if query.template.filling().is_some() {
             return Err(refusal_of(carried.plan).into());
         }

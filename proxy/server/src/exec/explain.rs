@@ -89,7 +89,7 @@ impl Session {
     fn plan_within(&mut self, question: Question<'_>, sql: &str, view: &View) -> Option<Plan> {
         if let Question::Portal { prepared, bind, .. } = question {
             let sql = Bytes::copy_from_slice(sql.as_bytes());
-            let part = self.db.statements.prepare(&sql, &prepared.types, view, &mut self.scratch);
+            let part = self.prepare((&sql, &prepared.types), view);
             return names::bind(&self.db, &part, bind, view).ok();
         }
         let part = self.db.statements.understand(sql, view, &mut self.scratch);

@@ -19,5 +19,6 @@ pub mod read;
 pub mod relay;
 pub mod replica;
 pub mod snapshot;
+mod stale;
 mod ungrouped;
 pub mod unique;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing is released to the client that a write acknowledged before the read began could have changed. A cached
 //! entry is served only while its words stand still; a replica ([`super::replica`]) has to prove itself; otherwise the primary
-//! is asked. Where a looser level is asked for (`crate::level`), less is asked of replicas; the cache keeps to the strict level
+//! is asked; or an answer that is overtaken is served, where its tables allow that ([`super::stale`]). Where a looser level is asked for (`crate::level`), less is asked of replicas; the cache keeps to the strict level
 //! for all. Protocol: weir-core `fresh::words`.
 
 use std::sync::Arc;
@@ -32,6 +32,7 @@ use crate::hot::Given;
 use crate::level::Hint;
 use crate::metrics::CacheResult;
 use crate::statements::Shape;
+use crate::unsound::{self, Place, Variant};
 
 /// What the client asked for around a lone read; says which frames its reply has.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +67,14 @@ impl Asked {
             _ => 0,
         };
         out.extend_from_slice(&frames[described..]);
+    }
+
+    /// The same of a reply that ends in an error: what the server had not come to is not reported as done.
+    fn put_failed(&self, frames: &[u8], trail: &Trail, out: &mut BytesMut) {
+        // Weir's own Parse, which is the client's.
+        let parsed = !trail.undone.contains(&u32::MAX);
+        let came = Asked { parse: self.parse && parsed, bind: self.bind.filter(|_| trail.bound), ..self.clone() };
+        came.put(frames, out);
     }
 }
 
@@ -143,6 +152,7 @@ impl Session {
             return Ok(None);
         };
         let words = Arc::clone(&self.db.shard(shard).words);
+        let lenient = self.lenient(&words, plan, asked);
         let seen = words.observe(&set);
         let watched = self.db.shard(shard).watches_words();
         if let (Level::Strict, Err(because)) = (asked.level, watched) {
@@ -158,11 +168,15 @@ impl Session {
             _ => None,
         };
         let epoch = self.view().topology.epoch;
-        let moment = Moment { words: &words, seen: &seen, shard, epoch };
+        let moment = Moment { words: &words, seen: &seen, shard, epoch, lenient: lenient.as_deref() };
         let mut flight = None;
         if let Some(found) = key.take() {
+            self.stats.wanted(&found);
             let Err(missed) = self.hit(&found, &moment, asked) else { return Ok(Some(Use::Hit)) };
-            if !self.is_not_worth_keeping(missed, &seen) {
+            if self.serve_overtaken((&found, &moment, &words), missed, question, asked)? {
+                return Ok(Some(Use::Hit));
+            }
+            if lenient.is_some() || !self.is_not_worth_keeping(missed, &seen) {
                 // Boxed: a hit must not carry the room for it.
                 match Box::pin(self.after_miss((&found, &moment), missed, asked)).await? {
                     AfterMiss::Answered => return Ok(Some(Use::Hit)),
@@ -170,9 +184,12 @@ impl Session {
                 }
             }
         }
+        unsound::linger(Place::Observed).await;
         // Boxed, as what follows: hits are many, and the room would be part of every session's task.
         match Box::pin(self.ask_replica(shard, question, &seen, (shape, asked))).await? {
             Elsewhere::Answered { frames, proven } => {
+                // While something is pending, a replica may lack what was acknowledged before it was asked.
+                let moment = Moment { lenient: moment.lenient.filter(|_| !seen.pending()), ..moment };
                 self.fill(key.as_ref().filter(|_| proven), &moment, &frames);
                 asked.put(&frames, &mut self.client.out);
                 if let Some(leader) = flight.filter(|_| proven) {
@@ -268,6 +285,8 @@ impl Session {
 
     /// Stores a complete, quiet result if its words have stood still since they were looked at.
     fn fill(&self, key: Option<&CacheKey>, moment: &Moment<'_>, frames: &Bytes) {
+        let late = unsound::is(Variant::StampAfter).then(|| moment.words.observe(moment.seen.words()));
+        let moment = &Moment { seen: late.as_ref().unwrap_or(moment.seen), ..*moment };
         if let (Some(cache), Some(key)) = (&self.db.cache, key)
             && self.db.shard(moment.shard).member.may_serve()
         {
@@ -330,7 +349,12 @@ impl Session {
         let mut flow = self.relay_on(index, &mut replies, &mut capture, &mut trail).await?;
         let Capture::Hold { reply, .. } = capture else { return Ok(()) };
         let frames = reply.freeze();
-        asked.put(&frames, &mut self.client.out);
+        unsound::linger(Place::Replied).await;
+        if trail.failed {
+            asked.put_failed(&frames, &trail, &mut self.client.out);
+        } else {
+            asked.put(&frames, &mut self.client.out);
+        }
         if flow == Flow::Overflow {
             self.stats.fill(Err(NoFillReason::TooLarge));
             // Before the rest of it, which the client may take its time for.

@@ -56,6 +56,8 @@ pub struct Trail {
     pub undone: SmallVec<[u32; 8]>,
     /// The server reported an error to the client.
     pub failed: bool,
+    /// It had bound a portal before.
+    pub bound: bool,
     /// So it did as its last words on this connection.
     pub fatal: bool,
     /// SQLSTATE of the first error.
@@ -232,6 +234,7 @@ fn digest(
             }
             Verdict::HiddenFailed => return Err(Broken::Hidden(error_text(body))),
             verdict @ (Verdict::Swallow | Verdict::Ready { .. }) => {
+                trail.bound |= kind == tag::BIND_COMPLETE;
                 forward(client, capture, &backend.inbuf[..judged]);
                 backend.inbuf.advance(judged + total);
                 judged = 0;

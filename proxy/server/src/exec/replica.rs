@@ -25,9 +25,11 @@ use super::read::Asked;
 use super::relay::{Broken, Capture, Flow, Trail, relay};
 use crate::back::pool::Lease;
 use crate::database::Shard;
+use crate::database::progress::Waited;
 use crate::front::cancel::cancelled;
 use crate::front::session::{End, Failure, Session, malformed};
 use crate::statements::Shape;
+use crate::unsound::{self, Place, Variant};
 
 /// A reply that must be held back until it is proven fresh goes to the primary if it is larger than this.
 const REPLICA_REPLY_BYTES_MAX: usize = 64 * 1024;
@@ -65,7 +67,7 @@ enum Told {
 }
 
 impl Session {
-    /// Asks a replica with its replay position in front.
+    /// Asks a replica with its replay position in front. If none is far enough, it may wait once until one is.
     pub async fn ask_replica(
         &mut self,
         shard: ShardId,
@@ -80,8 +82,36 @@ impl Session {
         if bound.must_be_unmoved() && shape.is_large() {
             return Ok(Elsewhere::Primary(PrimaryBecause::TooLarge));
         }
+        let first = self.ask_chosen(shard, question, (bound, seen), (shape, asked)).await?;
+        let Elsewhere::Primary(PrimaryBecause::ReplicasBehind | PrimaryBecause::ReplicaAnsweredBehind) = first else {
+            return Ok(first);
+        };
+        let Some(nearly) = self.db.nearly_fresh(shard, bound, seen) else { return Ok(first) };
+        let waiting = async { Ok(nearly.wait().await) };
+        let waited = self.cancel.slot.unless_cancelled(waiting).await?;
+        self.stats.waited(waited);
+        match waited {
+            // What a replica would answer now could not be released.
+            Waited::CaughtUp if bound.must_be_unmoved() && !self.db.shard(shard).words.unmoved(seen) => {
+                Ok(Elsewhere::Primary(PrimaryBecause::Moved))
+            }
+            Waited::CaughtUp => self.ask_chosen(shard, question, (bound, seen), (shape, asked)).await,
+            Waited::InVain => Ok(Elsewhere::Primary(PrimaryBecause::WaitedInVain)),
+            Waited::Full => Ok(first),
+        }
+    }
+
+    /// Asks the replica that may be far enough, as far as is known.
+    async fn ask_chosen(
+        &mut self,
+        shard: ShardId,
+        question: Question<'_>,
+        (bound, seen): (ReadBound, &Observation),
+        (shape, asked): (&Shape, &Asked),
+    ) -> Result<Elsewhere, Failure> {
         let (number, need) = match self.db.choose(shard, bound, seen) {
             Choice::Primary(because) => return Ok(Elsewhere::Primary(because)),
+            Choice::Replica(number, _) if unsound::is(Variant::ReplicaUnasked) => (number, Lsn(0)),
             Choice::Replica(number, need) => (number, need),
         };
         let failed = Ok(Elsewhere::Primary(PrimaryBecause::ReplicaFailed));
@@ -102,6 +132,7 @@ impl Session {
             }
             Told::Nothing(because) => return Ok(Elsewhere::Primary(because)),
         };
+        unsound::linger(Place::Replied).await;
         if let Err(because) = chosen.judge(replay, seen) {
             db.stats.replica_rejected.fetch_add(1, Relaxed);
             return Ok(Elsewhere::Primary(because));
@@ -132,7 +163,7 @@ impl Session {
         let reply = if let Capture::Hold { reply, .. } = capture { reply.freeze() } else { Bytes::new() };
         let told = split_position(&reply);
         if let Some((replay, _)) = &told {
-            replica.note_replay(*replay);
+            replica.progress.note(*replay);
         }
         if let (Ok(Flow::Overflow), Some((replay, frames))) = (&flow, &told)
             && !chosen.bound.must_be_unmoved()
@@ -207,7 +238,9 @@ impl Chosen<'_> {
             return Err(PrimaryBecause::ReplicaAnsweredBehind);
         }
         match self.bound.must_be_unmoved() {
-            true if !self.shard.words.unmoved(seen) => Err(PrimaryBecause::Moved),
+            true if !self.shard.words.unmoved(seen) && !unsound::is(Variant::NoSecondLook) => {
+                Err(PrimaryBecause::Moved)
+            }
             true => self.shard.watches_words(),
             false => Ok(()),
         }

@@ -17,7 +17,8 @@ use weir_wire::peer::{FRAME_BYTES_MAX, Message};
 
 use super::Fleet;
 use super::link::{Side, cut, greet};
-use super::member::Attach;
+use super::member::{Attach, Unheard};
+use crate::config::PeersMode;
 
 /// Connections at the same time; each peer needs one.
 const CONNECTIONS_MAX: usize = 1024;
@@ -80,15 +81,35 @@ impl Fleet {
             Message::Ask { to, token } => (to, token, self.shard_of(to).map(|shard| (shard, false))),
             Message::Announce { from, to, write } => {
                 let shard = self.shard_of(to);
-                let schema = shard.as_ref().and_then(|shard| shard.member.hear(from, &write, connection));
-                (to, write.token, shard.zip(schema))
+                let taken = shard.as_ref().map(|shard| shard.member.hear(from, &write, connection));
+                match taken {
+                    // Nobody waits for an answer; what is lost must be made good by attaching anew.
+                    Some(Err(Unheard::NoRoom)) if self.mode == PeersMode::Push => {
+                        return Err(io::ErrorKind::OutOfMemory.into());
+                    }
+                    Some(Ok(false)) if self.mode == PeersMode::Push => return Ok(None),
+                    _ => (to, write.token, shard.zip(taken.and_then(Result::ok))),
+                }
             }
-            Message::Attach { from, to, token, joined, serves, writes, orphans } => {
-                let attach = Attach { from, joined, serves, writes: &writes, orphans: &orphans };
+            Message::Attach { from, to, token, joined, serves, complete, writes, orphans } => {
+                let attach = Attach { from, joined, serves, complete, writes: &writes, orphans: &orphans };
                 let shard = self.shard_of(to);
-                let schema =
+                let taken =
                     shard.as_ref().and_then(|shard| shard.member.hear_attach(&attach, (connection, &shard.clock)));
-                (to, token, shard.zip(schema))
+                // What it wrote while this one was not told may have changed the schema.
+                (to, token, shard.zip(taken.map(|()| true)))
+            }
+            Message::Ping { from, to, at_us } => {
+                if let Some(shard) = self.shard_of(to) {
+                    shard.member.answer_ping(from, at_us);
+                }
+                return Ok(None);
+            }
+            Message::Pong { from, to, at_us } => {
+                if let Some(shard) = self.shard_of(to) {
+                    shard.member.hear_pong(from, at_us, connection);
+                }
+                return Ok(None);
             }
             Message::Over { from, to, token, ending } => {
                 if let Some(shard) = self.shard_of(to) {

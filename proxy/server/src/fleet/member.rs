@@ -5,6 +5,8 @@
 //! What is under way and who is told change under one lock: a member that attaches learns of each write either then or by its
 //! own announcement.
 
+mod push;
+mod shown;
 mod stamps;
 
 use std::collections::BTreeSet;
@@ -19,7 +21,6 @@ use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
-use weir_core::admin::PeerRow;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::{Dependencies, Dependency, Intent, UNPLACED, WordSet, Words, WordsFull};
 use weir_core::id::Lsn;
@@ -29,6 +30,7 @@ use super::Fleet;
 use super::link::{Answer, Deaf, Link};
 use crate::clock::Clock;
 use crate::roles::Generation;
+use crate::unsound::{self, Place, Variant};
 
 /// Longest wait for a peer to say that it has heard.
 const HEAR_MAX: Duration = Duration::from_millis(500);
@@ -88,6 +90,8 @@ pub struct Member {
     words: Arc<Words>,
     /// Microseconds on the clock that goes on while the machine sleeps.
     lease_until_us: AtomicU64,
+    /// As long as others are heard, where they push; else for ever.
+    hears_until_us: AtomicU64,
     /// Is `standing` that it serves? For reads, which must not lock anything.
     serves: AtomicBool,
     /// Moves too when `told` loses somebody, so that writes that wait look again.
@@ -112,6 +116,8 @@ pub struct Member {
 #[derive(Default)]
 struct Told {
     writes: HashMap<u64, (WordSet, i32)>,
+    /// Was there ever one?
+    begun: bool,
     peers: Vec<Peer>,
 }
 
@@ -131,6 +137,8 @@ struct Heard {
     attached: HashMap<u64, Attached>,
     /// By the member that makes them, and token.
     writes: HashMap<(u64, u64), Foreign>,
+    /// Who may have written what is still to be heard of, where others push.
+    counted: BTreeSet<u64>,
 }
 
 /// What somebody says who attaches.
@@ -139,6 +147,7 @@ pub(super) struct Attach<'a> {
     pub from: u64,
     pub joined: u64,
     pub serves: bool,
+    pub complete: bool,
     pub writes: &'a [Write],
     pub orphans: &'a [Write],
 }
@@ -152,6 +161,16 @@ struct Attached {
     joined: u64,
     /// It answered from its cache then.
     serves: bool,
+    /// All that it had announced by then is heard of, where it pushes.
+    until_us: u64,
+}
+
+/// Why an announcement is not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Unheard {
+    /// Who announces has not attached on that connection, or not last.
+    Unattached,
+    NoRoom,
 }
 
 /// A write of another proxy.
@@ -168,6 +187,7 @@ impl Member {
             fleet,
             words,
             lease_until_us: AtomicU64::new(0),
+            hears_until_us: AtomicU64::new(u64::MAX),
             serves: AtomicBool::new(false),
             standing: watch::Sender::new(Standing::Out),
             told: Mutex::default(),
@@ -190,25 +210,35 @@ impl Member {
 
     /// May reads be answered from the cache or by replicas? Ask after the words were looked at.
     pub fn may_serve(&self) -> bool {
-        self.fleet.is_none() || (self.serves.load(SeqCst) && self.has_lease())
+        let has_lease = || now_us() < self.served_until_us() || unsound::is(Variant::NoLease);
+        self.fleet.is_none() || (self.serves.load(SeqCst) && has_lease())
+    }
+
+    fn served_until_us(&self) -> u64 {
+        self.leased_until_us().min(self.hears_until_us.load(SeqCst))
+    }
+
+    /// A lease from a primary that was replaced is none.
+    fn leased_until_us(&self) -> u64 {
+        let is_replaced = self.joined_in.load(SeqCst) != self.generation.load(SeqCst);
+        if is_replaced { 0 } else { self.lease_until_us.load(SeqCst) }
     }
 
     fn may_write(&self) -> bool {
         *self.standing.borrow() >= Standing::Writes && self.has_lease()
     }
 
-    /// A lease from a primary that was replaced is none.
     fn has_lease(&self) -> bool {
-        self.joined_in.load(SeqCst) == self.generation.load(SeqCst) && now_us() < self.lease_until_us.load(SeqCst)
+        now_us() < self.leased_until_us()
     }
 
     pub fn standing(&self) -> Standing {
         *self.standing.borrow()
     }
 
-    /// What is left of the lease.
+    /// How long it may serve without another answer, of the primary or of those who push.
     pub fn lease_left(&self) -> Duration {
-        Duration::from_micros(self.lease_until_us.load(SeqCst).saturating_sub(now_us()))
+        Duration::from_micros(self.served_until_us().saturating_sub(now_us()))
     }
 
     /// Is another proxy writing what may change the schema?
@@ -216,61 +246,46 @@ impl Member {
         self.schema_doubts.load(SeqCst) > 0
     }
 
-    /// This proxy and the others it knows of here.
-    pub(super) fn rows(&self, database: &str, shard: &str) -> Vec<PeerRow> {
-        let Some(fleet) = &self.fleet else { return Vec::new() };
-        let row = |role, address: &str| {
-            let (database, shard, address) = (database.to_owned(), shard.to_owned(), address.to_owned());
-            PeerRow { database, shard, address, role, ..PeerRow::default() }
-        };
-        let own = PeerRow {
-            state: self.standing().as_str(),
-            lease_ms: Some(self.lease_left().as_millis() as u64),
-            writes: self.told.lock().writes.len() as u64,
-            ..row("self", &fleet.address)
-        };
-        let others = self.others.lock().clone();
-        let (told, heard) = (self.told.lock(), self.heard.lock());
-        let other = |(id, address, out): &(u64, String, bool)| PeerRow {
-            state: match told.peers.iter().find(|peer| peer.id == *id) {
-                _ if *out => "out",
-                Some(peer) if peer.heard && !peer.link.is_down() => "told",
-                _ => "unheard",
-            },
-            writes: heard.writes.keys().filter(|(from, _)| from == id).count() as u64,
-            ..row("peer", address)
-        };
-        std::iter::once(own).chain(others.iter().map(other)).collect()
-    }
-
     // ---- own writes ----
 
     /// Raises the words here; call it before anything is sent that may commit. Errors: 53300 for too many writes at once.
     pub fn announce(self: &Arc<Self>, words: &WordSet, pid: i32) -> Result<Announcing, UserError> {
-        let intent = self.words.begin_write(words).map_err(too_many)?;
+        let intent = unsound::begin_write(&self.words, words).map_err(too_many)?;
         let Some(fleet) = &self.fleet else { return Ok(Announcing::Done(Announcement::alone(intent))) };
         let token = fleet.token();
         let announcement = Announcement { intent: intent.named(self.id, token), token, foreign_schema: false };
-        let alone = {
+        let write = || Write { token, pid, words: words.indexes().to_vec() };
+        let waits = {
             let mut told = self.told.lock();
             told.writes.insert(token, (words.clone(), pid));
-            told.peers.is_empty()
+            told.begun = true;
+            if self.is_pushed(words) {
+                told.peers.iter().for_each(|peer| self.push(peer, write()));
+                false
+            } else {
+                !told.peers.is_empty()
+            }
         };
-        if alone && self.may_write() {
+        if !waits && self.may_write() {
             return Ok(Announcing::Done(announcement));
         }
-        let write = Write { token, pid, words: words.indexes().to_vec() };
+        let write = write();
         Ok(Announcing::Untold(Untold { member: Arc::clone(self), announcement: Some(announcement), write }))
     }
 
     /// Until everybody has heard and this proxy is still one that may write.
     async fn tell(&self, write: &Write) -> Result<(), UserError> {
+        unsound::linger(Place::Raised).await;
+        if unsound::is(Variant::NoPeers) {
+            return Ok(());
+        }
         let deadline = Instant::now() + TELL_MAX;
         let mut standing = self.standing.subscribe();
+        let pushed = self.is_pushed(&WordSet::from_indexes(write.words.iter().copied()));
         loop {
             if self.may_write() {
                 let peers = self.told.lock().peers.clone();
-                let deaf = self.tell_each(&peers, write).await;
+                let deaf = if pushed { Vec::new() } else { self.tell_each(&peers, write).await };
                 if deaf.is_empty() && self.may_write() {
                     return Ok(());
                 }
@@ -305,7 +320,8 @@ impl Member {
         };
         let mut told = None;
         for Announcement { intent, token, foreign_schema } in announcements {
-            self.words.end_write(intent, lsn);
+            unsound::end_write(&self.words, intent, lsn);
+            unsound::reach(Place::Lowered);
             if foreign_schema {
                 self.schema_moved.fetch_add(1, SeqCst);
                 self.poke();
@@ -324,13 +340,12 @@ impl Member {
 
     // ---- others' writes ----
 
-    /// Another proxy announces a write on `connection`. `None`: it is not heard there, or there is no room. True: it may change
-    /// the schema.
-    pub(super) fn hear(&self, from: u64, write: &Write, connection: u64) -> Option<bool> {
+    /// Another proxy announces a write on `connection`. True: it may change the schema.
+    pub(super) fn hear(&self, from: u64, write: &Write, connection: u64) -> Result<bool, Unheard> {
         let mut heard = self.heard.lock();
-        let Heard { attached, writes } = &mut *heard;
-        attached.get(&from).filter(|attached| attached.connection == connection)?;
-        self.begin_foreign(writes, from, write)
+        let Heard { attached, writes, .. } = &mut *heard;
+        attached.get(&from).filter(|attached| attached.connection == connection).ok_or(Unheard::Unattached)?;
+        self.begin_foreign(writes, from, write).ok_or(Unheard::NoRoom)
     }
 
     fn begin_foreign(&self, writes: &mut HashMap<(u64, u64), Foreign>, from: u64, write: &Write) -> Option<bool> {
@@ -349,7 +364,7 @@ impl Member {
 
     fn begin_for(&self, from: u64, write: &Write) -> Option<Announcement> {
         let set = WordSet::from_indexes(write.words.iter().copied());
-        let intent = self.words.begin_write(&set).ok()?.named(from, write.token);
+        let intent = unsound::begin_write(&self.words, &set).ok()?.named(from, write.token);
         let foreign_schema = set.contains_all(&anything());
         self.schema_doubts.fetch_add(usize::from(foreign_schema), SeqCst);
         Some(Announcement { intent, token: 0, foreign_schema })
@@ -374,9 +389,9 @@ impl Member {
     }
 
     /// Another proxy will announce all its writes from now on, on `connection`, and names those under way: its others have
-    /// ended. `None`: not all can be kept in mind. True: one of them may change the schema.
-    pub(super) fn hear_attach(&self, attach: &Attach<'_>, (connection, clock): (u64, &Clock)) -> Option<bool> {
-        let Attach { from, joined, serves, writes, orphans } = *attach;
+    /// ended. `None`: not all can be kept in mind.
+    pub(super) fn hear_attach(&self, attach: &Attach<'_>, (connection, clock): (u64, &Clock)) -> Option<()> {
+        let Attach { from, joined, serves, complete, writes, orphans } = *attach;
         let under_way: HashSet<u64> = writes.iter().map(|write| write.token).collect();
         let mut heard = self.heard.lock();
         heard.attached.remove(&from);
@@ -384,18 +399,19 @@ impl Member {
         heard.writes.extract_if(ended).for_each(|(_, write)| {
             clock.post(write.announcement);
         });
-        let mut schema = false;
         for write in writes {
-            schema |= self.begin_foreign(&mut heard.writes, from, write)?;
+            self.begin_foreign(&mut heard.writes, from, write)?;
         }
         for orphan in orphans {
-            let begun = self.begin_for(from, orphan)?;
-            schema |= begun.foreign_schema;
-            clock.unknown_outcome(begun, orphan.pid);
+            clock.unknown_outcome(self.begin_for(from, orphan)?, orphan.pid);
         }
-        heard.attached.insert(from, Attached { connection, joined, serves });
+        if self.pushes() && !complete {
+            // What was lost on its way here may have overwritten what was read before.
+            clock.begin_anew();
+        }
+        heard.attached.insert(from, Attached { connection, joined, serves, until_us: 0 });
         self.poke();
-        Some(schema)
+        Some(())
     }
 
     /// A member is gone: its writes end when their server processes are. Were there any?
@@ -447,8 +463,9 @@ impl Member {
             let writes = writes.map(|(token, words, pid)| Write { token, pid, words }).collect();
             told.peers.retain(|peer| peer.id != id);
             told.peers.push(Peer { id, link: Arc::clone(&link), joined, heard: false });
-            let serves = self.serves.load(SeqCst);
-            link.ask(Message::Attach { from: self.id, to: id, token, joined, serves, writes, orphans }, id, token)
+            let (serves, complete) = (self.serves.load(SeqCst), !told.begun);
+            let from = self.id;
+            link.ask(Message::Attach { from, to: id, token, joined, serves, complete, writes, orphans }, id, token)
         };
         let heard = is_heard(answer).await;
         let mut told = self.told.lock();

@@ -331,8 +331,11 @@ impl Session {
         self.db.stats.server_error(&trail);
         let Capture::Hold { reply, .. } = capture else { return Ok(false) };
         let mut rest = &reply[..];
+        let mut complete = None;
         while let Ok(Some(next)) = frame::peek(rest, usize::MAX >> 1) {
-            if next.tag != tag::COMMAND_COMPLETE {
+            if next.tag == tag::COMMAND_COMPLETE {
+                complete.get_or_insert(next.raw);
+            } else {
                 self.client.out.extend_from_slice(next.raw);
             }
             rest = &rest[next.raw.len()..];
@@ -340,7 +343,8 @@ impl Session {
         if trail.failed {
             return Err(Failure::Reported);
         }
-        self.put_tag("RESET");
+        // SET … TO DEFAULT has another tag than RESET.
+        self.client.out.extend_from_slice(complete.unwrap_or_default());
         Ok(true)
     }
 

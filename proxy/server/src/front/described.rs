@@ -76,7 +76,7 @@ impl Session {
         let Ok(known) = self.names.statement(name).cloned() else { return Ok(()) };
         let view = self.view();
         let old = &known.prepared;
-        let fresh = self.db.statements.prepare(&old.sql, &old.types, &view, &mut self.scratch);
+        let fresh = self.prepare((&old.sql, &old.types), &view);
         let description = self.describe_statement(&fresh, true).await?;
         self.release();
         if known.columns == Some(columns_in(&description)) {

@@ -126,7 +126,7 @@ impl Session {
         });
         let own = own.max().unwrap_or(0);
         let text = filling.apply(sql, &self.scratch.tokens, |number| format!("${}::bigint", own + 1 + number));
-        let filled = self.db.statements.prepare(&Bytes::from(text), &prepared.types, view, &mut self.scratch);
+        let filled = self.prepare((&Bytes::from(text), &prepared.types), view);
         Arc::clone(prepared.filled.get_or_init(|| filled))
     }
 

@@ -10,7 +10,9 @@ use smallvec::SmallVec;
 use weir_core::error::UserError;
 use weir_core::id::ShardId;
 use weir_core::plan::{Access, Values, Wrap};
+use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
+use weir_core::session::vars::Reading;
 use weir_core::sql::class::Class;
 use weir_wire::backend::{CLOSE_COMPLETE, PARSE_COMPLETE};
 use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_flush, put_sync};
@@ -22,7 +24,7 @@ use super::simple::Place;
 use crate::database::View;
 use crate::exec::relay::{Capture, Flow, Trail};
 use crate::hot::Given;
-use crate::statements::Prepared;
+use crate::statements::{Prepared, Said};
 
 /// One message with what it refers to.
 pub enum Step {
@@ -214,7 +216,7 @@ impl Session {
     fn resolve(&mut self, op: Op, view: &View, survey: &mut Survey) -> Result<Step, UserError> {
         Ok(match op {
             Op::Parse { name, sql, types } => {
-                let prepared = self.db.statements.prepare(&sql, &types, view, &mut self.scratch);
+                let prepared = self.prepare((&sql, &types), view);
                 // A key declared as a type that is laid out differently would be misread in binary form.
                 self.db.check_types(&prepared)?;
                 self.refuse_known_text(&prepared)?;
@@ -276,17 +278,36 @@ impl Session {
         })
     }
 
-    /// What a name stands for, learnt anew if the schema has changed since.
+    /// What is known of a statement's text and types, as this session means them now.
+    pub fn prepare(&mut self, (sql, types): (&Bytes, &Bytes), view: &View) -> Arc<Prepared> {
+        let reading = self.reading();
+        self.db.statements.prepare(Said { sql, types, reading }, view, &mut self.scratch)
+    }
+
+    /// How this session's texts are read. What has been set out of sight is known to nobody else.
+    fn reading(&self) -> Reading {
+        let followed = |pin: Pin| {
+            !matches!(pin, Pin::SetConfig | Pin::Function | Pin::Unparsed | Pin::SetInsideUncertainTransaction)
+        };
+        if self.held.iter().filter_map(|held| held.pinned).all(followed) {
+            self.vars.current().reading()
+        } else {
+            Reading::own(self.cancel.process as u32)
+        }
+    }
+
+    /// What a name stands for, learnt anew if the schema has changed since, or the settings that its text is read by.
     pub fn current(&mut self, name: &Bytes, view: &View) -> Result<Arc<Prepared>, UserError> {
         let known = self.names.statement(name)?;
-        if known.prepared.view_version == view.version || self.server_checks(known) {
+        let same = known.prepared.view_version == view.version;
+        if same && known.prepared.reading == self.reading() || self.server_checks(known) {
             return Ok(Arc::clone(&known.prepared));
         }
-        if known.changed_in == Some(view.version) {
+        if !same && known.changed_in == Some(view.version) {
             return Err(super::described::changed());
         }
         let prepared = Arc::clone(&known.prepared);
-        let fresh = self.db.statements.prepare(&prepared.sql, &prepared.types, view, &mut self.scratch);
+        let fresh = self.prepare((&prepared.sql, &prepared.types), view);
         self.names.refresh(name, Arc::clone(&fresh));
         Ok(fresh)
     }
@@ -317,7 +338,7 @@ impl Session {
         }
         let view = self.view();
         let sql = Bytes::from_static(b"FETCH FORWARD FROM a_cursor");
-        let prepared = self.db.statements.prepare(&sql, &Bytes::new(), &view, &mut self.scratch);
+        let prepared = self.prepare((&sql, &Bytes::new()), &view);
         let values = Values { params: &[], sql: "", literals: &[] };
         let plan = prepared.template.bind(&values, &view.topology).ok()?;
         Some(Portal { prepared, bind: Bytes::new(), plan: Arc::new(plan), bound_on: Some(view.topology.home) })

@@ -14,6 +14,7 @@ fn database(shards: Vec<ShardConfig>) -> DatabaseConfig {
         shards,
         tables: Vec::new(),
         home: ShardId(0),
+        replica_wait_max: None,
         overrides: crate::config::Overrides::default(),
     }
 }

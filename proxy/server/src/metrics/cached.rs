@@ -12,11 +12,14 @@ pub enum CacheResult {
     HitShared,
     /// Answered by an equal read that was under way.
     Coalesced,
+    /// Answered by what is overtaken, as its tables allow.
+    HitStale,
     Miss(MissReason),
 }
 
 /// Hits come before misses.
-const HITS: [CacheResult; 3] = [CacheResult::HitLocal, CacheResult::HitShared, CacheResult::Coalesced];
+const HITS: [CacheResult; 4] =
+    [CacheResult::HitLocal, CacheResult::HitShared, CacheResult::Coalesced, CacheResult::HitStale];
 
 impl CacheResult {
     pub const COUNT: usize = HITS.len() + MissReason::ALL.len();
@@ -34,6 +37,7 @@ impl CacheResult {
             CacheResult::HitLocal => 0,
             CacheResult::HitShared => 1,
             CacheResult::Coalesced => 2,
+            CacheResult::HitStale => 3,
             CacheResult::Miss(reason) => HITS.len() + reason as usize,
         }
     }
@@ -43,6 +47,7 @@ impl CacheResult {
             CacheResult::HitLocal => "hit_local".to_owned(),
             CacheResult::HitShared => "hit_shared".to_owned(),
             CacheResult::Coalesced => "hit_coalesced".to_owned(),
+            CacheResult::HitStale => "hit_stale".to_owned(),
             CacheResult::Miss(reason) => format!("miss_{}", reason.as_str()),
         }
     }

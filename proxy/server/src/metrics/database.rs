@@ -17,6 +17,7 @@ use super::cached::{CacheResult, FILLS, Fill, UNCACHEABLE, fill_index, fill_labe
 use super::stripe::{Stripe, Striped};
 use super::tally::Tally;
 use super::{Registry, Subject};
+use crate::database::progress::Waited;
 use crate::decode::Counters;
 
 /// Label `role` of a server connection.
@@ -161,6 +162,8 @@ pub struct DatabaseMetrics {
     uncacheable: [Published; UNCACHEABLE],
     /// Reads that the primary answered though there are replicas, by reason.
     primary_reads: [Published; PrimaryBecause::ALL.len()],
+    /// Reads that waited for a replica, by outcome.
+    replica_waits: [Published; Waited::ALL.len()],
     transactions: Published,
     received: Published,
     sent: Published,
@@ -194,6 +197,7 @@ impl DatabaseMetrics {
         let uncacheable = NoCacheReason::LABELS.map(|one| labelled("weir_cache_uncacheable_total", "reason", one));
         let primary_reads =
             PrimaryBecause::ALL.map(|because| labelled("weir_primary_reads_total", "reason", because.as_str()));
+        let replica_waits = Waited::ALL.map(|waited| labelled("weir_replica_waits_total", "result", waited.as_str()));
         Arc::new(DatabaseMetrics {
             name: name.to_owned(),
             clients_active: clients("active"),
@@ -207,6 +211,7 @@ impl DatabaseMetrics {
             fills,
             uncacheable,
             primary_reads,
+            replica_waits,
             transactions: counted("weir_transactions_total"),
             received: counted("weir_client_received_bytes_total"),
             sent: counted("weir_client_sent_bytes_total"),
@@ -298,11 +303,8 @@ impl DatabaseMetrics {
     }
 
     pub(super) fn publish(&self, registry: &Registry) {
-        let counted = self.cache.iter().chain(&self.fills).chain(&self.uncacheable).chain(&self.primary_reads).chain([
-            &self.transactions,
-            &self.received,
-            &self.sent,
-        ]);
+        let counted = self.cache.iter().chain(&self.fills).chain(&self.uncacheable).chain(&self.primary_reads);
+        let counted = counted.chain(&self.replica_waits).chain([&self.transactions, &self.received, &self.sent]);
         counted.for_each(Published::publish);
         for shard in &self.shards {
             shard.queries.iter().flatten().for_each(Published::publish);
@@ -470,6 +472,10 @@ impl SessionMetrics {
         if self.database.endpoint(shard, 1).is_some() {
             self.database.primary_reads[because as usize].count.add(self.stripe, 1);
         }
+    }
+
+    pub fn waited(&self, waited: Waited) {
+        self.database.replica_waits[waited as usize].count.add(self.stripe, 1);
     }
 
     pub fn cache(&self, result: CacheResult) {

@@ -73,7 +73,7 @@ pub(super) fn server_tls(
         .map_err(|problem| source.error(spanned.span(), format!("[server_tls]: {problem}")))
 }
 
-fn certificates(source: &Source, raw: &Spanned<String>) -> Checked<Vec<CertificateDer<'static>>> {
+pub(super) fn certificates(source: &Source, raw: &Spanned<String>) -> Checked<Vec<CertificateDer<'static>>> {
     let path = absolute(source, raw.get_ref());
     let certificates = CertificateDer::pem_reader_iter(open(source, raw, &path)?).collect::<Result<Vec<_>, _>>();
     match certificates {
@@ -82,7 +82,7 @@ fn certificates(source: &Source, raw: &Spanned<String>) -> Checked<Vec<Certifica
     }
 }
 
-fn private_key(source: &Source, raw: &Spanned<String>) -> Checked<PrivateKeyDer<'static>> {
+pub(super) fn private_key(source: &Source, raw: &Spanned<String>) -> Checked<PrivateKeyDer<'static>> {
     let path = absolute(source, raw.get_ref());
     at(source, raw, private_file(&path, WORLD))?;
     PrivateKeyDer::from_pem_reader(open(source, raw, &path)?)

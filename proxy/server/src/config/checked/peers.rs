@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::{Checked, HTTP_LISTEN, address, endpoint, secret_env, secret_file, time, variable};
-use crate::config::PeersConfig;
+use super::{Checked, HTTP_LISTEN, address, endpoint, secret_env, secret_file, time, unknown, variable};
 use crate::config::error::Source;
 use crate::config::raw;
+use crate::config::{PeersConfig, PeersMode};
 
 /// Who knows it can void every cache; it must not be guessed.
 const SECRET_BYTES_MIN: usize = 16;
@@ -48,5 +48,19 @@ pub(super) fn peers(source: &Source, peers: Option<&Spanned<raw::Peers>>) -> Che
         let place = peers.lease.as_ref().map_or(span, Spanned::span);
         return Err(source.error(place, format!("lease must be from {LEASE_MIN:?} to {LEASE_MAX:?}")));
     }
-    Ok(Some(PeersConfig { listen, advertise, secret, lease }))
+    Ok(Some(PeersConfig { listen, advertise, secret, mode: mode(source, peers)?, lease }))
+}
+
+fn mode(source: &Source, peers: &raw::Peers) -> Checked<PeersMode> {
+    match peers.mode.as_ref().map(|word| (word, word.get_ref().as_str())) {
+        None | Some((_, "leased")) => Ok(PeersMode::Leased),
+        Some((_, "push")) => Ok(PeersMode::Push),
+        Some((word, "checked")) => {
+            let message = "mode = \"checked\" is not supported: nothing yet proves at every read that Redis has not \
+                           gone back to an older state";
+            let hint = "leased promises as much where proxies reach each other; one proxy needs no [peers]";
+            Err(source.error(word.span(), message).hint(hint))
+        }
+        Some((word, _)) => Err(unknown(source, word, "mode of peers", ["leased", "push"].into_iter())),
+    }
 }

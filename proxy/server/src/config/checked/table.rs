@@ -1,12 +1,14 @@
 //! Declared tables: which keys each kind takes.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use toml::Spanned;
 use weir_core::topology::{KeyType, Placement};
 
 use super::super::error::Source;
-use super::super::{TableRuleConfig, raw};
+use super::super::value::Time;
+use super::super::{CachePolicy, TableRuleConfig, raw};
 use super::{Checked, choice, non_empty, unknown};
 
 #[derive(Clone, Copy)]
@@ -54,18 +56,27 @@ fn rule(source: &Source, raw: &raw::Table) -> Checked<TableRuleConfig> {
         Kind::Global => keyless(source, raw, Placement::Global)?,
     };
     let unique = unique(source, raw, &placement)?;
-    let cached = raw.cache.as_ref().map_or(Ok(true), |policy| cached(source, policy))?;
-    Ok(TableRuleConfig { schema, name, placement, unique, cached })
+    let cache = raw.cache.as_ref().map_or(Ok(CachePolicy::Auto), |policy| policy_of(source, policy))?;
+    Ok(TableRuleConfig { schema, name, placement, unique, cache })
 }
 
-/// May answers that read the table be cached?
-fn cached(source: &Source, policy: &Spanned<toml::Value>) -> Checked<bool> {
-    let refuse = |message: &str| Err(source.error(policy.span(), message).hint("known: \"auto\", \"never\""));
+/// Longest time for which an overtaken answer may be served.
+const STALE_MAX: Duration = Duration::from_secs(3600);
+
+fn policy_of(source: &Source, policy: &Spanned<toml::Value>) -> Checked<CachePolicy> {
+    const KEY: &str = "stale_while_revalidate";
+    const KNOWN: &str = "known: \"auto\", \"never\", { stale_while_revalidate = \"5s\" }";
+    let refuse = |message: &str| Err(source.error(policy.span(), message).hint(KNOWN));
     match policy.get_ref() {
-        toml::Value::String(word) if word == "auto" => Ok(true),
-        toml::Value::String(word) if word == "never" => Ok(false),
-        toml::Value::Table(table) if table.contains_key("stale_while_revalidate") => {
-            refuse("stale_while_revalidate is not yet available")
+        toml::Value::String(word) if word == "auto" => Ok(CachePolicy::Auto),
+        toml::Value::String(word) if word == "never" => Ok(CachePolicy::Never),
+        toml::Value::Table(table) if table.len() == 1 && table.contains_key(KEY) => {
+            match table[KEY].as_str().and_then(Time::parse) {
+                Some(Time(time)) if !time.is_zero() && time <= STALE_MAX => {
+                    Ok(CachePolicy::Stale(time.as_millis() as u32))
+                }
+                _ => refuse("stale_while_revalidate is a duration of more than 0 and at most 1h"),
+            }
         }
         _ => refuse("unknown cache policy"),
     }

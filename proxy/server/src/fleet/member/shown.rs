@@ -1,0 +1,36 @@
+//! One proxy at one shard, as operators see it.
+
+use weir_core::admin::PeerRow;
+
+use super::Member;
+use crate::config::PeersMode;
+
+impl Member {
+    /// This proxy and the others it knows of here.
+    pub(in crate::fleet) fn rows(&self, database: &str, shard: &str) -> Vec<PeerRow> {
+        let Some(fleet) = &self.fleet else { return Vec::new() };
+        let row = |role, address: &str| {
+            let (database, shard, address) = (database.to_owned(), shard.to_owned(), address.to_owned());
+            PeerRow { database, shard, address, role, mode: fleet.mode.as_str(), ..PeerRow::default() }
+        };
+        let own = PeerRow {
+            state: self.standing().as_str(),
+            lease_ms: Some(self.lease_left().as_millis() as u64),
+            writes: self.told.lock().writes.len() as u64,
+            ..row("self", &fleet.address)
+        };
+        let others = self.others.lock().clone();
+        let (told, heard) = (self.told.lock(), self.heard.lock());
+        let other = |(id, address, out): &(u64, String, bool)| PeerRow {
+            state: match told.peers.iter().find(|peer| peer.id == *id) {
+                _ if *out => "out",
+                _ if fleet.mode == PeersMode::Push && !heard.is_fresh(*id, fleet.lease) => "silent",
+                Some(peer) if peer.heard && !peer.link.is_down() => "told",
+                _ => "unheard",
+            },
+            writes: heard.writes.keys().filter(|(from, _)| from == id).count() as u64,
+            ..row("peer", address)
+        };
+        std::iter::once(own).chain(others.iter().map(other)).collect()
+    }
+}
