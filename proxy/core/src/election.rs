@@ -235,8 +235,8 @@ mod tests {
         seen
     }
 
-    fn force(server: usize, timeline: u32) -> Result<Force, NoPrimary> {
-        Ok(Force { server, system: OURS, timeline })
+    fn at(server: usize, timeline: u32) -> Force {
+        Force { server, system: OURS, timeline }
     }
 
     #[test]
@@ -246,7 +246,7 @@ mod tests {
         use Seen::{Down as Gone, Unknown};
         type Case<'a> = (&'a str, Vec<Seen>, Option<Force>, Result<Force, NoPrimary>, Vec<Role>);
         let cases: Vec<Case<'_>> = vec![
-            ("at the start", vec![writes(1, 1), stands_by(1)], None, force(0, 1), vec![Primary, Replica]),
+            ("at the start", vec![writes(1, 1), stands_by(1)], None, Ok(at(0, 1)), vec![Primary, Replica]),
             (
                 "at the start, one was not asked",
                 vec![writes(1, 1), Unknown],
@@ -258,7 +258,7 @@ mod tests {
                 "at the start, after a promotion",
                 vec![Gone, writes(2, 2), stands_by(2)],
                 None,
-                force(1, 2),
+                Ok(at(1, 2)),
                 vec![Away, Primary, Replica],
             ),
             (
@@ -279,7 +279,7 @@ mod tests {
                 "at the start, one under two addresses",
                 vec![writes(2, 5), writes(2, 5)],
                 None,
-                force(0, 2),
+                Ok(at(0, 2)),
                 vec![Primary, Superseded],
             ),
             ("at the start, all away", vec![Gone, Gone], None, Err(AllDown), vec![Away, Away]),
@@ -297,49 +297,55 @@ mod tests {
                 Err(AllInRecovery),
                 vec![OtherTimeline, Superseded],
             ),
-            ("nothing has changed", vec![writes(1, 1), stands_by(1)], Some(FIRST), force(0, 1), vec![Primary, Replica]),
-            ("it was restarted", vec![writes(1, 9), stands_by(1)], Some(FIRST), force(0, 1), vec![Primary, Replica]),
+            (
+                "nothing has changed",
+                vec![writes(1, 1), stands_by(1)],
+                Some(FIRST),
+                Ok(at(0, 1)),
+                vec![Primary, Replica],
+            ),
+            ("it was restarted", vec![writes(1, 9), stands_by(1)], Some(FIRST), Ok(at(0, 1)), vec![Primary, Replica]),
             ("the primary died", vec![Gone, stands_by(1)], Some(FIRST), Err(Down), vec![Away, Replica]),
             (
                 "another was promoted",
                 vec![Gone, writes(2, 2), stands_by(1)],
                 Some(FIRST),
-                force(1, 2),
+                Ok(at(1, 2)),
                 vec![Away, Primary, OtherTimeline],
             ),
             (
                 "the third one follows",
                 vec![Gone, writes(2, 2), stands_by(2)],
                 Some(FIRST),
-                force(1, 2),
+                Ok(at(1, 2)),
                 vec![Away, Primary, Replica],
             ),
             (
                 "the old one was not stopped",
                 vec![writes(1, 1), writes(2, 2)],
                 Some(FIRST),
-                force(1, 2),
+                Ok(at(1, 2)),
                 vec![Superseded, Primary],
             ),
             (
                 "the old one comes back alone",
                 vec![writes(1, 1), Gone],
-                Some(Force { server: 1, timeline: 2, ..FIRST }),
+                Some(at(1, 2)),
                 Err(Replaced { found: 1, newest: 2 }),
                 vec![Superseded, Away],
             ),
             (
                 "the old one comes back as a standby",
                 vec![stands_by(2), writes(2, 2)],
-                Some(Force { server: 1, timeline: 2, ..FIRST }),
-                force(1, 2),
+                Some(at(1, 2)),
+                Ok(at(1, 2)),
                 vec![Replica, Primary],
             ),
             (
                 "back to the first",
                 vec![writes(3, 1), stands_by(3)],
-                Some(Force { server: 1, timeline: 2, ..FIRST }),
-                force(0, 3),
+                Some(at(1, 2)),
+                Ok(at(0, 3)),
                 vec![Primary, Replica],
             ),
             (
@@ -360,14 +366,14 @@ mod tests {
                 "of two, the newer",
                 vec![Gone, writes(2, 2), writes(3, 3)],
                 Some(FIRST),
-                force(2, 3),
+                Ok(at(2, 3)),
                 vec![Away, Superseded, Primary],
             ),
             (
                 "another claims its timeline",
                 vec![writes(1, 1), writes(1, 2)],
                 Some(FIRST),
-                force(0, 1),
+                Ok(at(0, 1)),
                 vec![Primary, Superseded],
             ),
             (
@@ -381,7 +387,7 @@ mod tests {
                 "its address leads to the promoted one",
                 vec![writes(2, 5), writes(2, 5)],
                 Some(FIRST),
-                force(0, 2),
+                Ok(at(0, 2)),
                 vec![Primary, Superseded],
             ),
             (
@@ -431,7 +437,7 @@ mod tests {
     fn never_backwards() {
         let mut choices = vec![Seen::Unknown, Seen::Down, foreign(writes(9, 9))];
         choices.extend((1..=3).flat_map(|timeline| [writes(timeline, 1), writes(timeline, 2), stands_by(timeline)]));
-        let lasts = [None, Some(FIRST), Some(Force { server: 1, timeline: 2, ..FIRST })];
+        let lasts = [None, Some(FIRST), Some(at(1, 2))];
         let mut elected = 0;
         for last in lasts {
             for one in &choices {

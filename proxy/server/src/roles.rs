@@ -386,7 +386,7 @@ impl Tenure {
         let Some(standing) = &mut self.standing else { return std::future::pending().await };
         // An error would mean that the shard is gone, and nothing changes any more.
         if standing.wait_for(|now| now.generation != number).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -63,7 +63,8 @@ async fn in_recovery(backend: &mut Backend) -> Option<bool> {
     loop {
         match backend.receive().await.ok()? {
             (tag::DATA_ROW, body) => {
-                answer = row::values(&body).ok()?.first().copied().flatten().map(|text| text == b"t")
+                let said = row::values(&body).ok()?.first().copied().flatten();
+                answer = said.map(|said| said == b"t");
             }
             (tag::READY, _) => return answer,
             _ => {}
