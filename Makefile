@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test service bench fmt lint deps fuzz
+.PHONY: help demo test checker service bench fmt lint deps fuzz
 
 # Extra arguments for `weir dev`, for example: make demo DEMO_ARGS="--shards 4 --replicas 0 --keep"
 DEMO_ARGS ?=
@@ -27,6 +27,10 @@ test: ## Build everything and run every test against real servers, then print th
 	@scripts/deps.sh test
 	cargo build --locked --workspace
 	@scripts/test.sh
+
+checker: ## Break weir on purpose, a step at a time, and print what the freshness checker notices (a quarter of an hour)
+	@scripts/deps.sh test
+	@scripts/checker.sh
 
 service: ## Build target/service/weir, optimised for service (takes some minutes)
 	@scripts/deps.sh bench

@@ -45,7 +45,8 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("pool", &["error", "id"]),
     ("cache", &["error", "id", "topology", "sql", "fresh"]),
     ("hot", &["fresh"]),
-    ("admin", &["error", "id", "topology"]),
+    ("reshard", &["error", "id", "topology"]),
+    ("admin", &["error", "id", "topology", "reshard"]),
     ("snapshot", &[]),
 ];
 

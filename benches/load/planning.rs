@@ -14,9 +14,10 @@ use bytes::Bytes;
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 use weir::database::View;
-use weir::statements::{Scratch, Statements};
+use weir::statements::{Said, Scratch, Statements};
 use weir_core::id::{Epoch, ShardId, Slot};
 use weir_core::plan::Values;
+use weir_core::session::vars::Reading;
 use weir_core::sql::lex::{Token, lex};
 use weir_core::topology::catalog::{Catalog, Column, DefaultKind, Overload, Relation, RelationKind, Volatility};
 use weir_core::topology::{KeyType, Placement, SlotMap, TableRules, Topology};
@@ -100,10 +101,12 @@ impl Planner {
     /// `texts` differ in their literals only.
     fn seen_us(&mut self, texts: &[String], sight: Sight, each: Duration) -> f64 {
         let parse = Bytes::copy_from_slice(texts[0].as_bytes());
+        let types = Bytes::new();
         let mut turn = 0;
         mean_us(each, 1000, || match sight {
             Sight::SeenParse => {
-                black_box(self.statements.prepare(&parse, &Bytes::new(), &self.view, &mut self.scratch).id);
+                let said = Said { sql: &parse, types: &types, reading: Reading::default() };
+                black_box(self.statements.prepare(said, &self.view, &mut self.scratch).id);
             }
             _ => {
                 turn += usize::from(sight == Sight::SeenShape);

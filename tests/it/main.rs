@@ -41,6 +41,7 @@ mod push;
 mod raw;
 mod redis;
 mod replication;
+mod reshard;
 mod rows;
 mod same_wire;
 mod scale;

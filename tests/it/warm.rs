@@ -38,7 +38,7 @@ async fn a_new_weir_is_warmed_by_what_another_one_is_asked() -> Result<()> {
     })
     .await?;
     // Enough that each is among the one in sixteen that are counted.
-    for round in 0..400 {
+    for round in 0..400_i64 {
         client.query(&keyed, &[&(round % 2 + 1)]).await?;
         column(&client, PLAIN).await?;
         if round % 7 == 0 {

@@ -21,6 +21,7 @@ pub mod id;
 pub mod merge;
 pub mod plan;
 pub mod pool;
+pub mod reshard;
 pub mod session;
 pub mod snapshot;
 pub mod sql;

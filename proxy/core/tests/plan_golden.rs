@@ -155,6 +155,7 @@ fn dependency(dependency: &Dependency) -> String {
     };
     match dependency {
         Dependency::Anything => "G".to_owned(),
+        Dependency::AnyRows => "G, rows".to_owned(),
         Dependency::Table(hash) => format!("A({})", table(hash)),
         Dependency::Keyless(hash) => format!("B({})", table(hash)),
         Dependency::Flushed(hash) => format!("F({})", table(hash)),

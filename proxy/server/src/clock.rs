@@ -246,8 +246,13 @@ impl Clock {
     /// The writes whose outcome is not known, for other proxies to keep in mind too.
     pub fn lost(&self) -> Vec<Write> {
         let queue = self.shared.queue.lock();
-        let words = |lost: &Lost| lost.write.intent.words().indexes().to_vec();
-        queue.lost.iter().map(|lost| Write { token: 0, pid: lost.pid, words: words(lost) }).collect()
+        let write = |lost: &Lost| Write {
+            token: 0,
+            pid: lost.pid,
+            schema: lost.write.schema,
+            words: lost.write.intent.words().indexes().to_vec(),
+        };
+        queue.lost.iter().map(write).collect()
     }
 
     /// Whatever was read before is void, and no replica covers anything until the primary has been asked again.

@@ -98,9 +98,11 @@ impl Console<'_> {
             self.client.out.extend_from_slice(EMPTY_QUERY);
         } else {
             let answered = match self.carry_out(&text).await? {
-                Ok(()) => self.table(&text).and_then(|table| put_simple(&table, &mut self.client.out)),
+                Ok(Some(table)) => Ok(table),
+                Ok(None) => self.table(&text),
                 Err(error) => Err(error),
             };
+            let answered = answered.and_then(|table| put_simple(&table, &mut self.client.out));
             if let Err(error) = answered {
                 self.client.put_error(&error);
             }
@@ -109,29 +111,38 @@ impl Console<'_> {
         Ok(())
     }
 
-    /// Does what the command asks for, if it changes something. An error of IO: the client left meanwhile.
-    async fn carry_out(&mut self, text: &str) -> io::Result<Result<(), UserError>> {
-        let act = match admin::command::parse(text) {
-            Ok(Command::Act(act)) => act,
-            Ok(_) => return Ok(Ok(())),
+    /// Does what the command asks for, if it changes something or servers have to be asked; gives the answer if it has one of its
+    /// own. An error of IO: the client left meanwhile.
+    async fn carry_out(&mut self, text: &str) -> io::Result<Result<Option<Table>, UserError>> {
+        let command = match admin::command::parse(text) {
+            Ok(command @ (Command::Act(_) | Command::Plan(_))) => command,
+            Ok(_) => return Ok(Ok(None)),
             Err(error) => return Ok(Err(error)),
         };
-        if !self.may_change {
+        if !self.may_change && matches!(command, Command::Act(_)) {
             let message = "permission denied: only admin_users may change things";
             let error = UserError::new(weir_core::error::Blame::Client, "42501", message);
             return Ok(Err(error.hint("List the user in admin_users of the config file.")));
         }
         let app = Arc::clone(self.app);
-        let mut acting = std::pin::pin!(act::act(&app, &act));
+        let acting = async {
+            match &command {
+                Command::Act(act) => act::act(&app, act).await.map(|warning| (None, warning)),
+                Command::Plan(request) => crate::reshard::plan(&app, request).await.map(|table| (Some(table), None)),
+                _ => Ok((None, None)),
+            }
+        };
+        let mut acting = std::pin::pin!(acting);
         loop {
             // Both are cancel-safe: the command is polled again by reference, and what has been received is kept.
             tokio::select! {
                 biased;
                 done = &mut acting => {
-                    return Ok(done.map(|warning| {
+                    return Ok(done.map(|(answer, warning)| {
                         if let Some(warning) = warning {
                             warning.put(&mut self.client);
                         }
+                        answer
                     }));
                 }
                 received = self.client.receive(), if self.client.inbuf.len() < AHEAD_BYTES_MAX => {
@@ -152,11 +163,11 @@ impl Console<'_> {
             let done = match &op {
                 Op::Execute { portal, .. } => match self.portals.get(portal).map(|(text, _)| text.clone()) {
                     Some(text) => self.carry_out(&text).await?,
-                    None => Ok(()),
+                    None => Ok(None),
                 },
-                _ => Ok(()),
+                _ => Ok(None),
             };
-            if let Err(error) = done.and_then(|()| self.op(op)) {
+            if let Err(error) = done.and_then(|answer| self.op(op, answer)) {
                 self.client.put_error(&error);
                 break;
             }
@@ -167,7 +178,8 @@ impl Console<'_> {
         Ok(())
     }
 
-    fn op(&mut self, op: Op) -> Result<(), UserError> {
+    /// `answer`: of an Execute, if the command has one of its own.
+    fn op(&mut self, op: Op, answer: Option<Table>) -> Result<(), UserError> {
         match op {
             Op::Parse { name, sql, .. } => {
                 let text = String::from_utf8_lossy(&sql).into_owned();
@@ -196,6 +208,7 @@ impl Console<'_> {
             }
             Op::Execute { portal, .. } => {
                 let (table, formats) = self.bound(&portal)?;
+                let table = answer.unwrap_or(table);
                 put_rows(&table, Formats::new(&formats, table.columns.len())?, &mut self.client.out)?;
             }
             Op::Close { object, name } => {

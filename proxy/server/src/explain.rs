@@ -37,7 +37,7 @@ pub async fn run(arguments: ExplainArgs) -> Result<String> {
 }
 
 /// A refusal in the server's words, with what to do.
-fn told(error: tokio_postgres::Error) -> anyhow::Error {
+pub(crate) fn told(error: tokio_postgres::Error) -> anyhow::Error {
     let Some(refusal) = error.as_db_error() else { return error.into() };
     let mut text = refusal.message().to_owned();
     for (name, more) in [("DETAIL", refusal.detail()), ("HINT", refusal.hint())] {

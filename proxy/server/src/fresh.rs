@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 use weir_core::error::UserError;
-use weir_core::fresh::words::WordSet;
 use weir_core::fresh::{Dependencies, SessionMark};
 use weir_core::id::ShardId;
 
@@ -78,7 +77,7 @@ impl Announced {
 /// Raises the words of `writes` on one shard, here and at other proxies. `pid`: the server process on whose end they hear of the
 /// write's end, if this proxy dies. Whoever calls it sees to its end: [`Clock::post`], [`Clock::unknown_outcome`].
 pub async fn announce(shard: &Shard, writes: &Dependencies, pid: i32) -> Result<Announcement, UserError> {
-    let announcement = match shard.member.announce(&WordSet::of(writes), pid)? {
+    let announcement = match shard.member.announce(writes, pid)? {
         Announcing::Done(announcement) => announcement,
         // Boxed: every session would else carry room for it.
         Announcing::Untold(untold) => Box::pin(untold.tell()).await?,

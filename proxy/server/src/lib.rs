@@ -39,6 +39,7 @@ pub mod notifiers;
 pub mod probe;
 pub mod recover;
 pub mod reload;
+pub mod reshard;
 pub mod roles;
 pub mod seats;
 pub mod sequences;

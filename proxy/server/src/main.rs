@@ -38,6 +38,8 @@ enum Command {
     Explain(weir::explain::ExplainArgs),
     /// Propose which tables of a database to shard, and by which keys, from the statements it gets. Changes nothing.
     Advise(weir::advise::AdviseArgs),
+    /// Move slots between shards: what would move, and what stands in the way. Changes nothing.
+    Reshard(weir::reshard::cli::ReshardArgs),
     /// Fill a running weir's cache before its clients come.
     Cache(weir::warm::CacheArgs),
     /// Start a whole throw-away tier on this machine: shards, replicas, hub, Redis, weir, storefront.
@@ -71,18 +73,10 @@ fn main() -> ExitCode {
                 }
             }
         }
-        Command::Explain(arguments) => runtime(1).and_then(|runtime| {
-            print!("{}", runtime.block_on(weir::explain::run(arguments))?);
-            Ok(())
-        }),
-        Command::Advise(arguments) => runtime(1).and_then(|runtime| {
-            print!("{}", runtime.block_on(weir::advise::run(arguments))?);
-            Ok(())
-        }),
-        Command::Cache(arguments) => runtime(1).and_then(|runtime| {
-            print!("{}", runtime.block_on(weir::warm::run(arguments))?);
-            Ok(())
-        }),
+        Command::Explain(arguments) => say(weir::explain::run(arguments)),
+        Command::Advise(arguments) => say(weir::advise::run(arguments)),
+        Command::Reshard(arguments) => say(weir::reshard::cli::run(arguments)),
+        Command::Cache(arguments) => say(weir::warm::run(arguments)),
         Command::Dev(arguments) => runtime(DEV_WORKERS).and_then(|runtime| runtime.block_on(weir::dev::run(arguments))),
     };
     match result {
@@ -92,6 +86,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what a command has found out.
+fn say(answer: impl Future<Output = Result<String>>) -> Result<()> {
+    print!("{}", runtime(1)?.block_on(answer)?);
+    Ok(())
 }
 
 /// `weir check --connect`: prints where the shards differ.

@@ -24,6 +24,8 @@ pub struct Write {
     pub token: u64,
     /// The server process that has it.
     pub pid: i32,
+    /// It may change what tables there are and what statements mean.
+    pub schema: bool,
     /// Indexes of its dependency words, ascending.
     pub words: Vec<u16>,
 }
@@ -235,6 +237,7 @@ fn put_numbers(out: &mut BytesMut, numbers: &[u64]) {
 fn put_write(out: &mut BytesMut, write: &Write) {
     out.put_u64(write.token);
     out.put_i32(write.pid);
+    out.put_u8(u8::from(write.schema));
     out.put_u16(write.words.len() as u16);
     write.words.iter().for_each(|word| out.put_u16(*word));
 }
@@ -268,11 +271,12 @@ fn ending(reader: &mut Reader<'_>) -> Result<Ending, Malformed> {
 
 fn write(reader: &mut Reader<'_>) -> Result<Write, Malformed> {
     let token = number(reader)?;
-    let pid = i32::from_be_bytes(reader.array()?);
+    let pid = reader.i32()?;
+    let schema = flag(reader)?;
     let count = short(reader)?;
     let words = (0..count).map(|_| short(reader)).collect::<Result<Vec<u16>, Malformed>>()?;
     // Each once: a word that is raised once is lowered once.
-    if words.is_sorted_by(|one, next| one < next) { Ok(Write { token, pid, words }) } else { Err(Malformed) }
+    if words.is_sorted_by(|one, next| one < next) { Ok(Write { token, pid, schema, words }) } else { Err(Malformed) }
 }
 
 /// Grows with what is there, not with the count that is claimed.
@@ -294,9 +298,10 @@ mod tests {
 
     fn a_write() -> impl Strategy<Value = Write> {
         let words = proptest::collection::btree_set(any::<u16>(), 0..9);
-        (any::<u64>(), any::<i32>(), words).prop_map(|(token, pid, words)| Write {
+        (any::<(u64, i32, bool)>(), words).prop_map(|((token, pid, schema), words)| Write {
             token,
             pid,
+            schema,
             words: words.into_iter().collect(),
         })
     }
@@ -380,7 +385,7 @@ mod tests {
     fn words_that_are_out_of_order_or_twice_are_refused() {
         for words in [vec![2, 1], vec![1, 1]] {
             let mut out = BytesMut::new();
-            Message::Announce { from: 1, to: 2, write: Write { token: 1, pid: 1, words } }.put(&mut out);
+            Message::Announce { from: 1, to: 2, write: Write { token: 1, pid: 1, schema: false, words } }.put(&mut out);
             assert!(decode(&out).is_err());
         }
     }

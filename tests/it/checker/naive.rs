@@ -38,6 +38,9 @@ const VARIANTS: [(&str, &[Disturbance]); 13] = [
     ("no_floor", &[CommitsLost]),
 ];
 
+/// These are wrong with answers of primaries. A replica's are looked at twice, and may show what the primary does not show yet.
+const OF_PRIMARIES: [&str; 3] = ["stamp_after", "join_by_key", "ungated_decoding"];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn naive_variants_are_caught_and_are_not_in_the_weir_under_test() -> Result<()> {
     let Some(unsound) = std::env::var_os("WEIR_CHECKER_UNSOUND") else {
@@ -99,9 +102,9 @@ fn broken(unsound: &Path, name: &str, disturbances: &[Disturbance]) -> Result<Se
     settings.longest = Some(LONGEST);
     settings.disturbances = disturbances.to_vec();
     settings.rest_every = 1;
+    settings.calm = Duration::from_secs(3);
     settings.writes = Some(WRITES);
-    // A replica may show what its primary does not show yet, and so hides what is wrong with the primary's answers.
-    settings.replicas = u32::from(name != "ungated_decoding");
+    settings.replicas = u32::from(!OF_PRIMARIES.contains(&name));
     settings.registers = 40;
     settings.beside_max = Some(Duration::from_secs(10));
     settings.environment.push(("WEIR_UNSOUND".to_owned(), name.to_owned()));

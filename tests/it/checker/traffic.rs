@@ -133,8 +133,8 @@ async fn keep_writing(desk: Arc<Desk>, writer: usize, mut dice: Dice) -> Result<
                 break;
             }
             desk.acknowledged(register, value);
-            // At least a tenth of all reads.
-            let echoes = if percent <= 10 { 3 } else { 1 };
+            // At least a tenth of all reads, unless writes have to wait for long.
+            let echoes = if percent <= 10 { 4 } else { 2 };
             if !ask(&desk, (&other, &read), &vec![register; echoes], &how).await? {
                 break;
             }

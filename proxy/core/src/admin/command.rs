@@ -4,6 +4,7 @@
 //! else is an error that lists what there is.
 
 use super::flush::{Flush, flush};
+use super::reshard::{self, PlanRequest};
 use super::table::Cell;
 use crate::error::{Blame, UserError, sqlstate};
 
@@ -17,6 +18,8 @@ pub enum Command {
         sql: String,
     },
     Act(Act),
+    /// What resharding would move; changes nothing.
+    Plan(PlanRequest),
     /// One column, one row.
     Select(&'static str, Cell),
     /// Accepted without effect, answered with this tag alone; an empty tag stands for an empty query.
@@ -186,6 +189,7 @@ pub fn parse(text: &str) -> Result<Command, UserError> {
             .parse()
             .map(|id| Command::Act(Act::KillClient(id)))
             .map_err(|_| usage("KILL_CLIENT needs the number of a client", "SHOW CLIENTS has it in its column id.")),
+        "RESHARD" => Ok(Command::Plan(reshard::request(rest)?)),
         "FLUSH" => Ok(Command::Act(Act::Flush(flush(rest)?))),
         "SELECT" => select(rest),
         "SET" => Ok(Command::Chatter("SET")),
@@ -321,6 +325,6 @@ fn unknown(command: &str) -> UserError {
     let shown: String = command.chars().take(40).collect();
     let names: Vec<&str> = Show::ALL.iter().map(|show| show.name()).collect();
     UserError::new(Blame::Client, sqlstate::SYNTAX_ERROR, format!("the admin console does not know \"{shown}\""))
-        .detail(format!("It knows SHOW {}; ROUTE [database] '<sql>'; RELOAD; PAUSE, RESUME, RECONNECT [database]; KILL <database>; KILL_CLIENT <id>; FLUSH [database], FLUSH TABLE <table>, FLUSH KEY <table> <value>.", names.join("|")))
+        .detail(format!("It knows SHOW {}; ROUTE [database] '<sql>'; RELOAD; PAUSE, RESUME, RECONNECT [database]; KILL <database>; KILL_CLIENT <id>; FLUSH [database], FLUSH TABLE <table>, FLUSH KEY <table> <value>; RESHARD PLAN [database] <goal>.", names.join("|")))
         .hint("SHOW HELP explains them. To run SQL, connect to one of the databases that SHOW DATABASES lists.")
 }

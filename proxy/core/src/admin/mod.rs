@@ -7,11 +7,13 @@
 pub mod columns;
 pub mod command;
 pub mod flush;
+pub mod reshard;
 pub mod rows;
 pub mod table;
 
 pub use command::{Act, Command, Show};
 pub use flush::{Flush, Named};
+pub use reshard::{PlanLine, PlanRequest, plan_table};
 pub use rows::*;
 pub use table::{Cell, Column, Kind, Table};
 
@@ -36,6 +38,8 @@ pub fn answer(command: &Command, source: &dyn AdminSource) -> Result<Table, User
             Ok(columns::route(rows))
         }
         Command::Act(act) => Ok(Table::done(act.tag())),
+        // Its columns; the rows take a while, and are the caller's to get.
+        Command::Plan(_) => Ok(plan_table(&[], &[])),
         Command::Select(column, cell) => Ok(columns::select(column, cell.clone())),
         Command::Chatter(tag) => Ok(Table::done(tag)),
     }

@@ -26,6 +26,8 @@ pub use words::{Intent, Observation, UNPLACED, WORDS, WordSet, Words, WordsFull}
 pub enum Dependency {
     /// G: anything at all (DDL, grants, statements that cannot be classified).
     Anything,
+    /// G too: rows, nobody knows of which tables; but not what tables there are.
+    AnyRows,
     /// A(T): any write of table T.
     Table(TableHash),
     /// B(T): a write of table T whose keys are not known.

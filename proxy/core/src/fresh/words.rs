@@ -240,7 +240,7 @@ impl WordSet {
     /// are flushed.
     pub fn firm(dependencies: &Dependencies) -> WordSet {
         let flushed = dependencies.iter().filter_map(|dependency| match *dependency {
-            Dependency::Anything | Dependency::Flushed(_) => None,
+            Dependency::Anything | Dependency::AnyRows | Dependency::Flushed(_) => None,
             Dependency::Table(table) | Dependency::Keyless(table) | Dependency::Key(table, _) => {
                 Some(word_of(Dependency::Flushed(table)))
             }
@@ -278,7 +278,7 @@ impl WordSet {
 /// Fixed for all builds (splitmix64's finaliser), so that proxies can tell each other word indexes.
 fn word_of(dependency: Dependency) -> u16 {
     let (kind, table, key) = match dependency {
-        Dependency::Anything => (0, 0, 0),
+        Dependency::Anything | Dependency::AnyRows => (0, 0, 0),
         Dependency::Table(table) => (1, table.0, 0),
         Dependency::Keyless(table) => (2, table.0, 0),
         Dependency::Key(table, key) => (3, table.0, key.0),

@@ -256,8 +256,6 @@ fn bad_values_name_their_line() {
         ("# redis_ca = \"redis-ca.crt\"", "redis_ca = \"users.toml\"", "no PEM certificate"),
         ("# redis_key", "redis_key", "both redis_certificate and redis_key"),
         ("# redis_user = \"weir\" ", "redis_env = \"NOT_SET\" ", "takes one of redis,"),
-        ("# mode = \"leased\"", "mode = \"pushed\"", "unknown mode of peers"),
-        ("# mode = \"leased\"", "mode = \"checked\"", "is not supported"),
         ("password_file = \"admin.pw\"", "password_file = \"nowhere.pw\"", "nowhere.pw"),
         ("mode = \"allow\"", "mode = \"alow\"", "unknown TLS mode"),
         ("level = \"info\"", "level = \"loud\"", "unknown log level"),
@@ -373,6 +371,8 @@ fn peers_must_be_reachable_and_share_a_secret() {
         ("secret_file = \"peers.secret\"", "", "needs one of secret_file, secret_env"),
         ("secret_file = \"peers.secret\"", "secret_file = \"admin.pw\"", "less than 16 bytes"),
         ("lease = \"1s\"", "lease = \"10ms\"", "lease must be from"),
+        ("mode = \"leased\"", "mode = \"pushed\"", "unknown mode of peers"),
+        ("mode = \"leased\"", "mode = \"checked\"", "is not supported"),
     ] {
         let text = uncommented();
         assert!(text.contains(from), "{from}");

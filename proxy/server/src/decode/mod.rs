@@ -12,6 +12,7 @@
 mod publish;
 mod settle;
 mod stream;
+mod tick;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -283,6 +284,7 @@ impl Decoder {
             ended = stream.follow(this, primary.pid) => ended,
             ended = this.settling.run(this, &primary) => ended,
             ended = this.keep_published(&publisher, &primary) => ended,
+            ended = tick::run(&this.login) => ended,
         };
         Ok(ended?)
     }

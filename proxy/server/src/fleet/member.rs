@@ -72,14 +72,14 @@ pub struct Announcement {
     pub intent: Intent,
     /// 0: nobody else is told of it.
     token: u64,
-    /// Another proxy makes or made it, and it may change the schema.
-    foreign_schema: bool,
+    /// It may change the schema.
+    pub schema: bool,
 }
 
 impl Announcement {
     /// One that only this process knows of.
     pub fn alone(intent: Intent) -> Self {
-        Announcement { intent, token: 0, foreign_schema: false }
+        Announcement { intent, token: 0, schema: false }
     }
 }
 
@@ -115,7 +115,8 @@ pub struct Member {
 
 #[derive(Default)]
 struct Told {
-    writes: HashMap<u64, (WordSet, i32)>,
+    /// By token: words, server process, and whether it may change the schema.
+    writes: HashMap<u64, (WordSet, i32, bool)>,
     /// Was there ever one?
     begun: bool,
     peers: Vec<Peer>,
@@ -248,18 +249,20 @@ impl Member {
 
     // ---- own writes ----
 
-    /// Raises the words here; call it before anything is sent that may commit. Errors: 53300 for too many writes at once.
-    pub fn announce(self: &Arc<Self>, words: &WordSet, pid: i32) -> Result<Announcing, UserError> {
+    /// Raises the words of `writes` here; call it before anything is sent that may commit. Errors: 53300 for too many writes at once.
+    pub fn announce(self: &Arc<Self>, writes: &Dependencies, pid: i32) -> Result<Announcing, UserError> {
+        let words = &WordSet::of(writes);
         let intent = unsound::begin_write(&self.words, words).map_err(too_many)?;
         let Some(fleet) = &self.fleet else { return Ok(Announcing::Done(Announcement::alone(intent))) };
         let token = fleet.token();
-        let announcement = Announcement { intent: intent.named(self.id, token), token, foreign_schema: false };
-        let write = || Write { token, pid, words: words.indexes().to_vec() };
+        let schema = writes.contains(&Dependency::Anything);
+        let announcement = Announcement { intent: intent.named(self.id, token), token, schema };
+        let write = || Write { token, pid, schema, words: words.indexes().to_vec() };
         let waits = {
             let mut told = self.told.lock();
-            told.writes.insert(token, (words.clone(), pid));
+            told.writes.insert(token, (words.clone(), pid, schema));
             told.begun = true;
-            if self.is_pushed(words) {
+            if self.is_pushed(schema) {
                 told.peers.iter().for_each(|peer| self.push(peer, write()));
                 false
             } else {
@@ -281,7 +284,7 @@ impl Member {
         }
         let deadline = Instant::now() + TELL_MAX;
         let mut standing = self.standing.subscribe();
-        let pushed = self.is_pushed(&WordSet::from_indexes(write.words.iter().copied()));
+        let pushed = self.is_pushed(write.schema);
         loop {
             if self.may_write() {
                 let peers = self.told.lock().peers.clone();
@@ -319,10 +322,11 @@ impl Member {
             Some(lsn) => Ending::At { lsn: lsn.0, life: self.life.load(SeqCst) },
         };
         let mut told = None;
-        for Announcement { intent, token, foreign_schema } in announcements {
+        for Announcement { intent, token, schema } in announcements {
             unsound::end_write(&self.words, intent, lsn);
             unsound::reach(Place::Lowered);
-            if foreign_schema {
+            // Of its own this process looks at the schema itself.
+            if schema && token == 0 {
                 self.schema_moved.fetch_add(1, SeqCst);
                 self.poke();
             }
@@ -351,11 +355,11 @@ impl Member {
     fn begin_foreign(&self, writes: &mut HashMap<(u64, u64), Foreign>, from: u64, write: &Write) -> Option<bool> {
         let full = writes.len() >= FOREIGN_MAX;
         match writes.entry((from, write.token)) {
-            Entry::Occupied(known) => Some(known.get().announcement.foreign_schema),
+            Entry::Occupied(known) => Some(known.get().announcement.schema),
             Entry::Vacant(_) if full => None,
             Entry::Vacant(place) => {
                 let announcement = self.begin_for(from, write)?;
-                let schema = announcement.foreign_schema;
+                let schema = announcement.schema;
                 place.insert(Foreign { announcement, pid: write.pid });
                 Some(schema)
             }
@@ -365,9 +369,8 @@ impl Member {
     fn begin_for(&self, from: u64, write: &Write) -> Option<Announcement> {
         let set = WordSet::from_indexes(write.words.iter().copied());
         let intent = unsound::begin_write(&self.words, &set).ok()?.named(from, write.token);
-        let foreign_schema = set.contains_all(&anything());
-        self.schema_doubts.fetch_add(usize::from(foreign_schema), SeqCst);
-        Some(Announcement { intent, token: 0, foreign_schema })
+        self.schema_doubts.fetch_add(usize::from(write.schema), SeqCst);
+        Some(Announcement { intent, token: 0, schema: write.schema })
     }
 
     /// Another proxy's write is over.
@@ -458,9 +461,13 @@ impl Member {
         let (token, orphans) = (fleet.token(), clock.lost());
         let answer = {
             let mut told = self.told.lock();
-            let writes = told.writes.iter();
-            let writes = writes.map(|(token, (words, pid))| (*token, words.indexes().to_vec(), *pid));
-            let writes = writes.map(|(token, words, pid)| Write { token, pid, words }).collect();
+            let write = |(token, (words, pid, schema)): (&u64, &(WordSet, i32, bool))| Write {
+                token: *token,
+                pid: *pid,
+                schema: *schema,
+                words: words.indexes().to_vec(),
+            };
+            let writes = told.writes.iter().map(write).collect();
             told.peers.retain(|peer| peer.id != id);
             told.peers.push(Peer { id, link: Arc::clone(&link), joined, heard: false });
             let (serves, complete) = (self.serves.load(SeqCst), !told.begun);
@@ -571,11 +578,6 @@ async fn is_heard(answer: Result<oneshot::Receiver<Answer>, Deaf>) -> bool {
         Ok(answer) => matches!(timeout(HEAR_MAX, answer).await, Ok(Ok(Answer::Heard { known: true }))),
         Err(Deaf) => false,
     }
-}
-
-/// The words of a write of anything at all.
-fn anything() -> WordSet {
-    WordSet::of(&Dependencies::from_slice(&[Dependency::Anything]))
 }
 
 /// Microseconds on a clock that neither runs backwards nor stops while the machine sleeps.

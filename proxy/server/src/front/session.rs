@@ -493,13 +493,17 @@ impl Session {
         if !self.db.tracks_freshness() {
             return Ok(());
         }
-        let anything = Dependencies::from_slice(&[Dependency::Anything]);
-        let writes = if self.db.doubts_catalog() { &anything } else { writes };
+        // Told apart: who hears of a write that may change the schema doubts his own, and must not pass that on with every row
+        // that he writes meanwhile, or two of them would never stop.
+        let unclear = |schema| if schema { Dependency::Anything } else { Dependency::AnyRows };
+        let doubted = Dependencies::from_slice(&[unclear(writes.contains(&Dependency::Anything))]);
+        let writes = if self.db.doubts_catalog() { &doubted } else { writes };
         const DIRTY_MAX: usize = 64;
         // Also what is announced at once: the text may have begun a transaction, whose COMMIT makes it visible again.
         if held.dirty.len() + writes.len() > DIRTY_MAX {
+            let schema = held.dirty.iter().chain(writes).any(|write| *write == Dependency::Anything);
             held.dirty.clear();
-            held.dirty.push(Dependency::Anything);
+            held.dirty.push(unclear(schema));
         } else {
             for write in writes {
                 if !held.dirty.contains(write) {

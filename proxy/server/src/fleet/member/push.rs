@@ -15,10 +15,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use weir_core::fresh::WordSet;
 use weir_wire::peer::{Message, Write};
 
-use super::{Heard, Member, Peer, anything, now_us};
+use super::{Heard, Member, Peer, now_us};
 use crate::clock::Clock;
 use crate::config::PeersMode;
 
@@ -39,9 +38,9 @@ impl Member {
         self.fleet.as_ref().is_some_and(|fleet| fleet.mode == PeersMode::Push)
     }
 
-    /// Need nobody wait until others have heard of a write of these words?
-    pub(super) fn is_pushed(&self, words: &WordSet) -> bool {
-        self.pushes() && !words.contains_all(&anything())
+    /// Need nobody wait until others have heard of a write that may change the schema, or not?
+    pub(super) fn is_pushed(&self, schema: bool) -> bool {
+        self.pushes() && !schema
     }
 
     /// Call it under the lock of what is under way, so that answers to questions go behind it.

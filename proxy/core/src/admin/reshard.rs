@@ -1,0 +1,203 @@
+//! `RESHARD PLAN`: what would move, and what stands in the way.
+//!
+//! Names of shards and databases keep their case, as with the console's other commands. Non-goal: looking names up.
+
+use super::command::{quoted, usage};
+use super::table::{Cell, Column, Kind, Table};
+use crate::error::UserError;
+use crate::reshard::survey::{Finding, Gravity};
+use crate::reshard::{Goal, SlotSet};
+
+/// What is asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PlanRequest {
+    /// None: the only one there is.
+    pub database: Option<String>,
+    pub goal: Goal,
+}
+
+/// One line of a plan: what a step moves of one table, or all of it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PlanLine {
+    pub from: String,
+    pub to: String,
+    /// None: of all tables together.
+    pub table: Option<String>,
+    pub slots: usize,
+    pub rows: u64,
+    /// Without indexes.
+    pub bytes: u64,
+    /// At the rate that the source was read with.
+    pub seconds: Option<f64>,
+    /// Which slots, or that rows were estimated.
+    pub note: String,
+}
+
+const WORDS: [&str; 4] = ["ADD", "REMOVE", "WEIGHT", "MOVE"];
+const HINT: &str = "RESHARD PLAN [database] ADD SHARD shard2 'db3.example.com:5432' [WEIGHT 1]; REMOVE SHARD shard2; WEIGHT shard0 = 2, shard1 = 1; \
+                    MOVE SLOTS 0-99, 200 TO shard1.";
+
+/// What follows RESHARD.
+pub(super) fn request(rest: &str) -> Result<PlanRequest, UserError> {
+    let wrong = || usage("RESHARD PLAN needs a goal", HINT);
+    let words = words(rest).ok_or_else(wrong)?;
+    let mut words = words.iter().map(String::as_str).peekable();
+    let is = |word: Option<&str>, expected: &str| word.is_some_and(|word| word.eq_ignore_ascii_case(expected));
+    if !is(words.next(), "PLAN") {
+        return Err(wrong());
+    }
+    let names_goal = |word: &&str| WORDS.iter().any(|goal| word.eq_ignore_ascii_case(goal));
+    let database = words.next_if(|word| !names_goal(word)).map(str::to_owned);
+    let goal = words.next().ok_or_else(wrong)?.to_ascii_uppercase();
+    let words: Vec<&str> = words.collect();
+    let goal = match (goal.as_str(), words.as_slice()) {
+        ("ADD", [shard, name, address, weight @ ..]) if is(Some(shard), "SHARD") => {
+            let weight = match weight {
+                [] => Some(1),
+                [word, weight] if is(Some(word), "WEIGHT") => weight.parse().ok().filter(|weight| *weight > 0),
+                _ => None,
+            };
+            let weight = weight.ok_or_else(wrong)?;
+            Goal::Add { shard: (*name).to_owned(), address: (*address).to_owned(), weight }
+        }
+        ("REMOVE", [shard, name]) if is(Some(shard), "SHARD") => Goal::Remove { shard: (*name).to_owned() },
+        ("WEIGHT", pairs) if !pairs.is_empty() => Goal::Weigh(weights(pairs).ok_or_else(wrong)?),
+        ("MOVE", [slots, set @ .., to, name]) if is(Some(slots), "SLOTS") && is(Some(to), "TO") => {
+            let slots = SlotSet::parse(&set.concat()).ok_or_else(wrong)?;
+            Goal::Move { slots, to: (*name).to_owned() }
+        }
+        _ => return Err(wrong()),
+    };
+    Ok(PlanRequest { database, goal })
+}
+
+/// `shard0 = 2 , shard1 = 1`, cut into words.
+fn weights(words: &[&str]) -> Option<Vec<(String, u32)>> {
+    let pair = |pair: &[&str]| match pair {
+        [name, "=", weight] => Some(((*name).to_owned(), weight.parse().ok()?)),
+        _ => None,
+    };
+    words.split(|word| *word == ",").map(pair).collect()
+}
+
+/// Words, text in quotes without them, and `=` and `,` on their own.
+fn words(mut rest: &str) -> Option<Vec<String>> {
+    let mut found = Vec::new();
+    loop {
+        rest = rest.trim_start();
+        let Some(first) = rest.chars().next() else { return Some(found) };
+        let word = match first {
+            '\'' | '"' => {
+                let (text, after) = quoted(rest, first)?;
+                rest = after;
+                text
+            }
+            '=' | ',' => {
+                rest = &rest[1..];
+                first.to_string()
+            }
+            _ => {
+                let ends = |char: char| char.is_whitespace() || matches!(char, '=' | ',' | '\'' | '"');
+                let (word, after) = rest.split_at(rest.find(ends).unwrap_or(rest.len()));
+                rest = after;
+                word.to_owned()
+            }
+        };
+        found.push(word);
+    }
+}
+
+/// The plan as a table: steps first, then what stands in the way.
+pub fn plan_table(lines: &[PlanLine], findings: &[Finding]) -> Table {
+    let text = |name| Column { name, kind: Kind::Text };
+    let number = |name| Column { name, kind: Kind::Int8 };
+    let columns = vec![
+        text("what"),
+        text("from"),
+        text("to"),
+        text("table"),
+        number("slots"),
+        number("rows"),
+        number("bytes"),
+        number("seconds"),
+        text("note"),
+    ];
+    let line = |line: &PlanLine| {
+        let what = if line.table.is_some() { "table" } else { "move" };
+        vec![
+            what.into(),
+            (&line.from).into(),
+            (&line.to).into(),
+            line.table.as_ref().into(),
+            Cell::Int(line.slots as i64),
+            line.rows.into(),
+            line.bytes.into(),
+            line.seconds.map(|seconds| seconds.ceil() as i64).into(),
+            (&line.note).into(),
+        ]
+    };
+    let finding = |finding: &Finding| {
+        let what = if finding.gravity == Gravity::Blocker { "blocker" } else { "warning" };
+        let table = Some(&finding.table).filter(|table| !table.is_empty());
+        let note = format!("{}. {}", finding.what, finding.remedy);
+        let nothing = || Cell::Null;
+        vec![
+            what.into(),
+            (&finding.shard).into(),
+            nothing(),
+            table.into(),
+            nothing(),
+            nothing(),
+            nothing(),
+            nothing(),
+            note.into(),
+        ]
+    };
+    Table { columns, rows: lines.iter().map(line).chain(findings.iter().map(finding)).collect(), tag: "RESHARD PLAN" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goals_are_read() {
+        let slots = |text| SlotSet::parse(text).expect("slots");
+        for (text, database, goal) in [
+            (
+                "PLAN ADD SHARD shard2 'db3:5432'",
+                None,
+                Goal::Add { shard: "shard2".into(), address: "db3:5432".into(), weight: 1 },
+            ),
+            (
+                "plan \"my shop\" add shard Shard2 db3:5432 weight 3",
+                Some("my shop"),
+                Goal::Add { shard: "Shard2".into(), address: "db3:5432".into(), weight: 3 },
+            ),
+            ("PLAN shop REMOVE SHARD shard1", Some("shop"), Goal::Remove { shard: "shard1".into() }),
+            ("PLAN WEIGHT a=2,b = 0", None, Goal::Weigh(vec![("a".into(), 2), ("b".into(), 0)])),
+            ("PLAN MOVE SLOTS 0-9, 12 TO b", None, Goal::Move { slots: slots("0-9,12"), to: "b".into() }),
+        ] {
+            assert_eq!(request(text), Ok(PlanRequest { database: database.map(Into::into), goal }), "{text}");
+        }
+        for wrong in [
+            "",
+            "PLAN",
+            "START ADD SHARD a b:1",
+            "PLAN ADD SHARD a",
+            "PLAN ADD a b:1",
+            "PLAN ADD SHARD a b:1 WEIGHT",
+            "PLAN ADD SHARD a b:1 WEIGHT 0",
+            "PLAN ADD SHARD a 'b:1",
+            "PLAN WEIGHT",
+            "PLAN WEIGHT a 2",
+            "PLAN WEIGHT a = 2,",
+            "PLAN MOVE SLOTS TO b",
+            "PLAN MOVE SLOTS 5000 TO b",
+            "PLAN MOVE SLOTS 1 2 TO b c",
+            "PLAN shop shop REMOVE SHARD a",
+        ] {
+            assert!(request(wrong).expect_err(wrong).hint.is_some(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The questions that one server is asked before anything moves.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use futures_util::StreamExt as _;
+use tokio_postgres::Client;
+use weir_core::id::Slot;
+use weir_core::reshard::survey::{Rows, ServerSaid, TableSaid};
+use weir_core::sql::word::quote_name;
+use weir_core::topology::{KeyType, Placement, TableRules};
+
+use crate::back::connect::Login;
+use crate::catalog::drift;
+
+/// Tables with more rows than this are counted in a part of their pages.
+const COUNTED_MAX: f64 = 1_000_000.0;
+/// Rows that such a part should have.
+const SAMPLE_ROWS: f64 = 300_000.0;
+/// Bytes of the largest table that are read to learn how fast it can be.
+const TRIAL_BYTES: usize = 4 << 20;
+
+/// `own` is the role and everybody it is a member of: who may do with a table what its owner may.
+const SERVER: &str = "
+SELECT current_setting('server_version_num')::int4, current_setting('wal_level'),
+       current_setting('max_replication_slots')::int4 - (SELECT count(*) FROM pg_replication_slots)::int4,
+       current_setting('max_wal_senders')::int4 - (SELECT count(*) FROM pg_stat_get_wal_senders())::int4,
+       (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user),
+       has_database_privilege(current_database(), 'CREATE'),
+       (SELECT coalesce(array_agg(extname::text), '{}') FROM pg_extension),
+       (SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()),
+       (SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity
+        WHERE backend_type = 'client backend' AND datname = current_database()),
+       (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()),
+       pg_database_size(current_database())";
+
+const TABLES: &str = "
+SELECT n.nspname::text, c.relname::text, c.relpersistence = 'u', pg_has_role(current_user, c.relowner, 'USAGE'),
+       c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
+           AND (i.indisreplident OR c.relreplident = 'd' AND i.indisprimary)),
+       greatest(c.reltuples, 0)::float8, pg_table_size(c.oid)::float8,
+       array(SELECT x.relname::text FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+             WHERE i.indrelid = c.oid AND i.indisunique AND NOT EXISTS (
+                 SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = wanted.key AND a.attnum = ANY(i.indkey))
+             ORDER BY 1),
+       array(SELECT t.tgname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace w ON w.oid = p.pronamespace
+             WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'D') AND w.nspname <> 'weir' ORDER BY 1)
+FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted(schema, name, key)
+JOIN pg_namespace n ON n.nspname = wanted.schema
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')
+ORDER BY 1, 2";
+
+/// What one server said.
+pub struct Answers {
+    pub said: ServerSaid,
+    pub tables: Vec<TableSaid>,
+    pub rate: Option<f64>,
+}
+
+/// Asks one server; its rows only where they are a source's.
+pub async fn server(login: &Login, rules: &TableRules, is_source: bool) -> Result<Answers> {
+    let client = crate::control::connect(login).await?;
+    let row = client.query_one(SERVER, &[]).await.context("its settings")?;
+    let extensions: Vec<String> = row.try_get(6)?;
+    let said = ServerSaid {
+        version: row.try_get(0)?,
+        wal_level: row.try_get(1)?,
+        slots_free: row.try_get(2)?,
+        senders_free: row.try_get(3)?,
+        may_replicate: row.try_get(4)?,
+        may_create: row.try_get(5)?,
+        extensions: extensions.into_iter().collect(),
+        encoding: row.try_get(7)?,
+        oldest_transaction: row.try_get(8)?,
+        prepared: row.try_get(9)?,
+        database_bytes: row.try_get(10)?,
+        objects: drift::objects(&client, rules).await.context("its schema")?,
+    };
+    let (mut tables, mut rate) = (Vec::new(), None);
+    if is_source {
+        let mut largest = (0.0, String::new());
+        for sharded in sharded(&client, rules).await? {
+            let Sharded { mut said, key, key_type, rows, bytes, quoted } = sharded;
+            if bytes > largest.0 {
+                largest = (bytes, quoted.clone());
+            }
+            (said.rows, said.is_sampled) =
+                count(&client, (&quoted, &key, key_type), rows).await.with_context(|| said.name.clone())?;
+            tables.push(said);
+        }
+        rate = trial(&client, &largest.1).await?;
+    }
+    Ok(Answers { said, tables, rate })
+}
+
+struct Sharded {
+    said: TableSaid,
+    key: String,
+    key_type: KeyType,
+    /// As the planner knows it.
+    rows: f64,
+    bytes: f64,
+    quoted: String,
+}
+
+async fn sharded(client: &Client, rules: &TableRules) -> Result<Vec<Sharded>> {
+    let (mut schemas, mut names, mut keys, mut types) = (Vec::new(), Vec::new(), Vec::new(), BTreeMap::new());
+    for (schema, name, placement) in rules.iter() {
+        if let Placement::Sharded { key, key_type } = placement {
+            schemas.push(schema);
+            names.push(name);
+            keys.push(&**key);
+            types.insert((schema, name), (&**key, *key_type));
+        }
+    }
+    let rows = client.query(TABLES, &[&schemas, &names, &keys]).await.context("its tables")?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let (schema, name): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+        let Some(&(key, key_type)) = types.get(&(schema, name)) else { continue };
+        let said = TableSaid {
+            name: format!("{schema}.{name}"),
+            unlogged: row.try_get(2)?,
+            is_own: row.try_get(3)?,
+            has_identity: row.try_get(4)?,
+            unique_elsewhere: row.try_get(7)?,
+            triggers: row.try_get(8)?,
+            ..TableSaid::default()
+        };
+        let quoted = format!("{}.{}", quote_name(schema), quote_name(name));
+        let (rows, bytes) = (row.try_get(5)?, row.try_get(6)?);
+        found.push(Sharded { said, key: quote_name(key), key_type, rows, bytes, quoted });
+    }
+    Ok(found)
+}
+
+/// Rows and bytes by slot. True: they were estimated.
+async fn count(
+    client: &Client,
+    (table, key, key_type): (&str, &str, KeyType),
+    rows: f64,
+) -> Result<(BTreeMap<Slot, Rows>, bool)> {
+    let percent = (rows > COUNTED_MAX).then(|| (SAMPLE_ROWS / rows * 100.0).max(0.01));
+    let sample = percent.map_or_else(String::new, |percent| format!(" TABLESAMPLE SYSTEM ({percent:.4})"));
+    let sql = format!(
+        "SELECT (({} >> 52) & 4095)::int2, count(*)::float8, sum(pg_column_size(t.*))::float8 FROM {table} AS t{sample} \
+         WHERE t.{key} IS NOT NULL GROUP BY 1",
+        hash(key_type, &format!("t.{key}"))
+    );
+    let times = percent.map_or(1.0, |percent| 100.0 / percent);
+    let mut found = BTreeMap::new();
+    for row in client.query(&sql, &[]).await? {
+        let slot: i16 = row.try_get(0)?;
+        let counted = Rows { rows: row.try_get::<_, f64>(1)? * times, bytes: row.try_get::<_, f64>(2)? * times };
+        found.extend(Slot::new(slot.unsigned_abs()).map(|slot| (slot, counted)));
+    }
+    Ok((found, percent.is_some()))
+}
+
+/// Postgres's own hash of a key, as `topology::hash` computes it.
+fn hash(key_type: KeyType, key: &str) -> String {
+    match key_type {
+        KeyType::Int => format!("hashint8extended({key}, 0)"),
+        KeyType::Text => format!("hashtextextended({key}, 0)"),
+        KeyType::Uuid => format!("uuid_hash_extended({key}, 0)"),
+    }
+}
+
+/// Bytes per second, by reading the start of a table as a move would. `None`: there is nothing to read.
+async fn trial(client: &Client, table: &str) -> Result<Option<f64>> {
+    if table.is_empty() {
+        return Ok(None);
+    }
+    let began = Instant::now();
+    // Bounded by the server: a stream that is given up would have to be read to its end.
+    let rows = format!(
+        "COPY (SELECT * FROM {table} LIMIT greatest(1, (SELECT ({TRIAL_BYTES} / greatest(pg_table_size(c.oid) / \
+         greatest(c.reltuples, 1), 1))::int8 FROM pg_class c WHERE c.oid = '{}'::regclass))) TO STDOUT (FORMAT binary)",
+        table.replace('\'', "''")
+    );
+    let mut stream = std::pin::pin!(client.copy_out(&rows).await?);
+    let mut bytes = 0;
+    while let Some(piece) = stream.next().await {
+        bytes += piece?.len();
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    Ok((bytes > 0 && seconds > 0.0).then(|| bytes as f64 / seconds))
+}
