@@ -28,6 +28,7 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("error", &[]),
     // `id` documents itself by a link into topology, nothing more: links live in comments, which are not looked at.
     ("id", &[]),
+    ("election", &["id"]),
     ("hba", &["error"]),
     ("topology", &["error", "id"]),
     ("sql", &["error", "id", "topology"]),

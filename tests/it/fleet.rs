@@ -269,15 +269,15 @@ async fn proxies_use_what_others_have_stored_in_redis() -> Result<()> {
 }
 
 /// One register per key; `told` is the highest value that was acknowledged.
-struct Register {
-    user: i64,
-    told: AtomicI64,
+pub struct Register {
+    pub user: i64,
+    pub told: AtomicI64,
 }
 
 /// Never backwards, also when a server still works on what a dead proxy sent.
 const WRITE: &str = "UPDATE users SET name = $1 WHERE user_id = $2 AND name::int8 < $3";
 
-async fn keep_writing(proxies: &[&Proxy], register: &Register, stop: &AtomicBool) -> Result<()> {
+pub async fn keep_writing(proxies: &[&Proxy], register: &Register, stop: &AtomicBool) -> Result<()> {
     let mut turn = 0;
     let mut value = 0;
     while !stop.load(Ordering::SeqCst) {
@@ -297,7 +297,7 @@ async fn keep_writing(proxies: &[&Proxy], register: &Register, stop: &AtomicBool
 }
 
 /// Every read shows at least what was acknowledged, and what anybody had read, before it began.
-async fn keep_reading(proxy: &Proxy, register: &Register, stop: &AtomicBool) -> Result<u64> {
+pub async fn keep_reading(proxy: &Proxy, register: &Register, stop: &AtomicBool) -> Result<u64> {
     let mut reads = 0;
     while !stop.load(Ordering::SeqCst) {
         let Ok(client) = proxy.connect().await else { continue };

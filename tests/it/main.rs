@@ -36,6 +36,7 @@ mod nearly;
 mod outage;
 mod placement;
 mod pooling;
+mod promotion;
 mod protocol;
 mod push;
 mod raw;

@@ -11,6 +11,7 @@ pub mod admin;
 pub mod advise;
 pub mod cache;
 pub mod copy;
+pub mod election;
 pub mod engine;
 pub mod error;
 pub mod fresh;

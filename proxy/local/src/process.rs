@@ -143,6 +143,25 @@ impl Process {
         let _ = std::fs::remove_file(&self.record);
     }
 
+    /// Stops it and its descendants where they are.
+    pub fn freeze(&self) {
+        // Itself first, so that it starts no more children while we look for them.
+        self.signal_family(Signal::STOP);
+    }
+
+    /// Lets it and its descendants go on.
+    pub fn thaw(&self) {
+        self.signal_family(Signal::CONT);
+    }
+
+    fn signal_family(&self, signal: Signal) {
+        let root = self.child.id();
+        let _ = to_pid(root).map(|pid| kill_process(pid, signal));
+        for (pid, _) in descendants(root) {
+            let _ = to_pid(pid).map(|pid| kill_process(pid, signal));
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         if let Some(pid) = to_pid(self.child.id()) {
             let _ = kill_process_group(pid, signal);

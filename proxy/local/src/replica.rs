@@ -1,8 +1,10 @@
-//! A streaming standby of a cluster, whose replay can be paused: how tests make a replica provably stale.
+//! A streaming standby of a cluster, whose replay can be paused: how tests make a replica provably stale. And what makes one a
+//! primary, and a primary that was replaced a standby.
 //!
 //! Invariant: a [`Replica`] that was returned to a caller streams from its primary.
 
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -17,6 +19,9 @@ use crate::template;
 /// How long streaming, pausing and catching up may take.
 const SETTLE_WAIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(15);
+/// Asked of a primary, of a standby's name.
+const STREAMS: &str =
+    "SELECT count(*) > 0 FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming'";
 
 /// A running standby. Dropping it stops it; its files go with the run.
 #[derive(Debug)]
@@ -39,15 +44,8 @@ impl Replica {
         let mut server = Server::new(&primary.run, name, primary.roles.clone(), port);
         server.log_statements = primary.log_statements;
         server.settings.clone_from(&primary.settings);
-        let password =
-            primary.roles.iter().find(|role| role.name == SUPERUSER).context("a superuser")?.password.clone();
-        server.settings.push((
-            "primary_conninfo".to_owned(),
-            format!(
-                "host=127.0.0.1 port={} user={SUPERUSER} password={password} application_name={name}",
-                primary.port()
-            ),
-        ));
+        let password = primary.superuser_password()?.to_owned();
+        server.settings.push(("primary_conninfo".to_owned(), conninfo(primary, name)?));
         let mut replica = Self { server, primary_admin_dsn: primary.admin_dsn("postgres") };
         let kept = replica.dir().join("ready").exists();
         if kept && replica.launch(&password).await.is_ok() {
@@ -55,7 +53,7 @@ impl Replica {
         }
         // New, or its primary has gone on without it: copy the primary.
         replica.server.stop();
-        replica.copy_primary(primary, &password).await?;
+        copy(primary, &replica.server).await?;
         replica.launch(&password).await?;
         std::fs::write(replica.dir().join("ready"), "")?;
         Ok(replica)
@@ -66,31 +64,10 @@ impl Replica {
         self.wait_streaming().await
     }
 
-    async fn copy_primary(&self, primary: &Server, password: &str) -> Result<()> {
-        let (run, dir) = (self.run.clone(), self.dir());
-        let mut copy = template::command(run.account(), &run.binaries().postgres("pg_basebackup"));
-        copy.args(["--host=127.0.0.1", "--wal-method=stream", "--checkpoint=fast", "--no-sync", "--no-password"]);
-        copy.arg(format!("--port={}", primary.port())).arg(format!("--username={SUPERUSER}"));
-        copy.arg("--pgdata").arg(dir.join("data")).env("PGPASSWORD", password);
-        tokio::task::spawn_blocking(move || {
-            if dir.exists() {
-                std::fs::remove_dir_all(&dir)?;
-            }
-            run.account().create_dir(&dir)?;
-            template::output(copy)?;
-            let signal = dir.join("data/standby.signal");
-            std::fs::write(&signal, "")?;
-            run.account().own(&signal)
-        })
-        .await?
-        .with_context(|| format!("copying {} to {}", primary.name(), self.name()))
-    }
-
-    /// Waits until the primary says that it streams to this replica.
+    /// Waits until the primary that it was made from says that it streams to this replica.
     pub async fn wait_streaming(&self) -> Result<()> {
         let primary = connect(&self.primary_admin_dsn).await?;
-        let sql = "SELECT count(*) > 0 FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming'";
-        self.poll("stream", (&primary, sql), &[&self.name()]).await
+        self.server.poll("stream", (&primary, STREAMS), &[&self.name()]).await
     }
 
     /// Stops replay: WAL still arrives, but queries see nothing newer. Returns when replay stands still.
@@ -103,7 +80,7 @@ impl Replica {
         } else {
             "SELECT pg_is_wal_replay_paused()"
         };
-        self.poll("pause replay", (&admin, sql), &[]).await
+        self.server.poll("pause replay", (&admin, sql), &[]).await
     }
 
     /// Lets replay go on.
@@ -117,7 +94,7 @@ impl Replica {
         let lsn: String = primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?.get(0);
         let admin = self.admin("postgres").await?;
         let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
-        self.poll("catch up", (&admin, sql), &[&lsn]).await
+        self.server.poll("catch up", (&admin, sql), &[&lsn]).await
     }
 
     /// Makes it a primary of its own; returns when it accepts writes.
@@ -128,6 +105,37 @@ impl Replica {
             bail!("{} was not promoted within 30 s. Its log ends with:\n{}", self.name(), self.log_tail());
         }
         Ok(())
+    }
+}
+
+impl Server {
+    /// A standby receives from another primary from now on, also after a restart. Returns when it streams.
+    pub async fn follow(&self, primary: &Server) -> Result<()> {
+        let conninfo = conninfo(primary, self.name())?.replace('\'', "''");
+        let admin = self.admin("postgres").await?;
+        admin.batch_execute(&format!("ALTER SYSTEM SET primary_conninfo = '{conninfo}'")).await?;
+        admin.batch_execute("SELECT pg_reload_conf()").await?;
+        self.streams_from(primary).await
+    }
+
+    /// A primary that was replaced, running or not, becomes a standby of the new one: what it had is thrown away, and a copy
+    /// is made. Returns when it streams.
+    pub async fn rejoin(&self, primary: &Server) -> Result<()> {
+        self.stop();
+        copy(primary, self).await?;
+        let auto = self.dir().join("data/postgresql.auto.conf");
+        let mut text = std::fs::read_to_string(&auto)?;
+        let conninfo = conninfo(primary, self.name())?.replace('\'', "''");
+        text.extend(["primary_conninfo = '", &conninfo, "'\n"]);
+        std::fs::write(&auto, text)?;
+        std::fs::write(self.dir().join("ready"), "")?;
+        self.restart().await?;
+        self.streams_from(primary).await
+    }
+
+    async fn streams_from(&self, primary: &Server) -> Result<()> {
+        let asked = primary.admin("postgres").await?;
+        self.poll("stream", (&asked, STREAMS), &[&self.name()]).await
     }
 
     /// Asks `sql` on `client`, a question with one boolean answer, until that is yes.
@@ -146,4 +154,31 @@ impl Replica {
         }
         Ok(())
     }
+}
+
+/// How a standby called `name` connects to its primary.
+fn conninfo(primary: &Server, name: &str) -> Result<String> {
+    let (port, password) = (primary.port(), primary.superuser_password()?);
+    Ok(format!("host=127.0.0.1 port={port} user={SUPERUSER} password={password} application_name={name}"))
+}
+
+/// Puts a copy of the primary in place of all that a stopped server has, to be started as a standby.
+async fn copy(primary: &Server, server: &Server) -> Result<()> {
+    let (run, dir) = (Arc::clone(&server.run), server.dir());
+    let mut copy = template::command(run.account(), &run.binaries().postgres("pg_basebackup"));
+    copy.args(["--host=127.0.0.1", "--wal-method=stream", "--checkpoint=fast", "--no-sync", "--no-password"]);
+    copy.arg(format!("--port={}", primary.port())).arg(format!("--username={SUPERUSER}"));
+    copy.arg("--pgdata").arg(dir.join("data")).env("PGPASSWORD", primary.superuser_password()?);
+    tokio::task::spawn_blocking(move || {
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir)?;
+        }
+        run.account().create_dir(&dir)?;
+        template::output(copy)?;
+        let signal = dir.join("data/standby.signal");
+        std::fs::write(&signal, "")?;
+        run.account().own(&signal)
+    })
+    .await?
+    .with_context(|| format!("copying {} to {}", primary.name(), server.name()))
 }

@@ -128,9 +128,26 @@ impl Server {
     /// Stops the server if it runs, starts it on the same port and data, and waits until it answers.
     pub async fn restart(&self) -> Result<()> {
         self.stop();
-        let own_password = self.roles.iter().find(|role| role.name == SUPERUSER).map(|role| role.password.clone());
-        let own_password = own_password.context("a server has a superuser")?;
-        self.start_on(self.port, &own_password).await
+        self.start_on(self.port, self.superuser_password()?).await
+    }
+
+    pub(crate) fn superuser_password(&self) -> Result<&str> {
+        let superuser = self.roles.iter().find(|role| role.name == SUPERUSER);
+        Ok(&superuser.context("a server has a superuser")?.password)
+    }
+
+    /// Stops it and all its backends where they are, as a machine that hangs.
+    pub fn freeze(&self) {
+        if let Some(process) = &*self.process.lock() {
+            process.freeze();
+        }
+    }
+
+    /// Lets them go on, as if nothing had been.
+    pub fn thaw(&self) {
+        if let Some(process) = &*self.process.lock() {
+            process.thaw();
+        }
     }
 
     /// First start: picks a port (`self.port` if that is set and free) and waits until the superuser can log in.

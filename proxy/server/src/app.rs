@@ -21,7 +21,7 @@ use crate::catalog;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags, PeersMode};
 use crate::database::progress::{self, Progress};
-use crate::database::{Database, Parts, Replica, Shard};
+use crate::database::{Database, Parts, Server, Shard};
 use crate::databases::Databases;
 use crate::engine::Engine;
 use crate::fleet::Fleet;
@@ -31,6 +31,7 @@ use crate::front::tls::ClientTls;
 use crate::hub::{Hub, HubEvent, without_hub};
 use crate::metrics::{Metrics, Subject};
 use crate::probe::{self, EndpointView};
+use crate::roles::{Roles, Route};
 use crate::sequences::Sequences;
 use crate::snapshot::Snapshots;
 use crate::stats::{ClientCount, DatabaseStats};
@@ -150,7 +151,7 @@ impl App {
         let wildcard = self.databases.wildcard().map(|any| (any.config.name.as_str(), any.shards.as_slice()));
         let all = self.databases();
         for (name, shards) in all.iter().map(|db| (&*db.name, db.shards.as_slice())).chain(wildcard) {
-            for shard in shards.iter().filter(|shard| !shard.primary.has_been_up()) {
+            for shard in shards.iter().filter(|shard| !shard.roles.has_been_up()) {
                 reasons.push(format!("{name}/{}: the primary has not been reached yet", shard.name));
             }
         }
@@ -167,7 +168,7 @@ impl Running {
             .await
             .with_context(|| format!("cannot listen on {}", config.http_listen))?;
         if let Some(wildcard) = &config.wildcard {
-            meet(&config, wildcard).await?;
+            meet_any(&config, wildcard).await?;
         }
         let hub = match &config.hub {
             Some(hub) => Some(Hub::connect(hub).await.context("hub")?),
@@ -195,9 +196,14 @@ impl Running {
         };
         let mut named = Vec::new();
         for database in &config.databases {
-            named.push(start_database(&config, database, &basis(database)?).await?);
+            let basis = basis(database)?;
+            know_primaries(&basis).await;
+            named.push(start_database(&config, database, &basis).await?);
         }
         let wildcard = config.wildcard.as_ref().map(basis).transpose()?;
+        if let Some(wildcard) = &wildcard {
+            know_primaries(wildcard).await;
+        }
         let tls = ClientTls::of(&config).context("tls")?;
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
@@ -263,9 +269,29 @@ impl App {
     }
 }
 
-/// The first connection to the server of the wildcard: what is wrong with it is told at once, with what to do.
-async fn meet(config: &Config, wildcard: &DatabaseConfig) -> Result<()> {
-    let primary = &wildcard.shards[usize::from(wildcard.home.0)].primary;
+/// Waits for the servers' first words on who is the primary. What goes on without one says so itself.
+async fn know_primaries(basis: &Basis) {
+    for shard in basis.shards.iter().filter(|shard| shard.roles.may_change()) {
+        shard.roles.decided(probe::FIRST_WORD_MAX).await;
+    }
+}
+
+/// The first connections to the server of the wildcard, or to a replica that may have taken its place.
+async fn meet_any(config: &Config, wildcard: &DatabaseConfig) -> Result<()> {
+    let home = &wildcard.shards[usize::from(wildcard.home.0)];
+    let met = meet(config, wildcard, &home.primary).await;
+    if met.is_err() {
+        for replica in &home.replicas {
+            if meet(config, wildcard, replica).await.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+    met
+}
+
+/// What is wrong with a server is told at once, with what to do.
+async fn meet(config: &Config, wildcard: &DatabaseConfig, primary: &Endpoint) -> Result<()> {
     let login = control_login(config, wildcard, primary);
     let met = tokio::time::timeout(2 * config.limits.connect_time_max, crate::control::connect(&login)).await;
     let error = match met {
@@ -308,27 +334,27 @@ fn watch_servers(
     tasks: &mut JoinSet<()>,
 ) -> Vec<Arc<Shard>> {
     let shards = database.shards.iter().map(|shard| {
-        let mut watch = |endpoint: &Endpoint| {
-            let view = EndpointView::new(endpoint.clone());
-            tasks.spawn(probe::run(Arc::clone(&view), config.server_auth.clone(), database.server_database.clone()));
-            view
-        };
-        let primary = watch(&shard.primary);
-        let views: Vec<_> = shard.replicas.iter().map(watch).collect();
-        let replicas = views.into_iter().map(|view| {
+        let views = std::iter::once(&shard.primary).chain(&shard.replicas);
+        let views: Vec<_> = views.map(|endpoint| EndpointView::new(endpoint.clone())).collect();
+        let roles = Roles::new(&shard.name, views.clone());
+        for view in &views {
+            let (view, auth) = (Arc::clone(view), config.server_auth.clone());
+            tasks.spawn(probe::run(view, Arc::clone(&roles), auth, database.server_database.clone()));
+        }
+        let servers = views.into_iter().map(|view| {
             let progress = Progress::new();
             let server = crate::control::target(&control_login(config, database, &view.endpoint));
             tasks.spawn(progress::follow(Arc::clone(&progress), server));
-            Replica::new(view, progress)
+            Server::new(view, progress)
         });
-        let replicas = replicas.collect();
+        let servers = servers.collect();
         let words = Arc::new(Words::seeded(rand::random()));
-        let server = crate::control::target(&control_login(config, database, &shard.primary));
-        let member = Member::new(fleet.cloned(), Arc::clone(&words));
+        let server = crate::control::target(&primary_login(config, database, &roles));
+        let member = Member::new(fleet.cloned(), Arc::clone(&words), Arc::clone(roles.generation()));
         let made = Arc::new(Shard {
             name: shard.name.as_str().into(),
-            primary,
-            replicas,
+            roles,
+            servers,
             clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member)),
             words,
             member,
@@ -350,8 +376,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         _ => without_hub(database),
     };
     let epoch = topology.epoch;
-    let logins: Vec<Login> =
-        database.shards.iter().map(|shard| control_login(config, database, &shard.primary)).collect();
+    let logins: Vec<Login> = basis.shards.iter().map(|shard| primary_login(config, database, &shard.roles)).collect();
     let all_logins = logins.clone();
     if logins.len() > 1 {
         crate::recover::prepare(&logins).await.with_context(|| format!("database {}", database.name))?;
@@ -430,9 +455,17 @@ fn subject(database: &DatabaseConfig) -> Subject {
 
 /// How weir itself logs in to a server of a database.
 pub fn control_login(config: &Config, database: &DatabaseConfig, endpoint: &Endpoint) -> Login {
+    own_login(config, database, endpoint, Route::Server(Arc::new(endpoint.clone())))
+}
+
+/// The same to whoever is the primary of a shard. All of its servers have the same accounts.
+pub fn primary_login(config: &Config, database: &DatabaseConfig, roles: &Arc<Roles>) -> Login {
+    own_login(config, database, &roles.first(), Route::Primary(Arc::clone(roles)))
+}
+
+fn own_login(config: &Config, database: &DatabaseConfig, endpoint: &Endpoint, route: Route) -> Login {
     Login {
-        host: endpoint.host.as_str().into(),
-        port: endpoint.port,
+        route,
         user: config.server_auth.user.as_str().into(),
         database: database.server_database.as_str().into(),
         credential: config.server_auth.credential(&endpoint.host, endpoint.port, &database.server_database).into(),

@@ -9,14 +9,15 @@
 //! a time-out. What cannot be ended stays pending, which costs cache and replica use and never an old answer.
 //!
 //! Start and restart: until the primary has answered, and again when it turns out to be another server, another timeline
-//! or a restarted one, every word is without a position: no replica covers it, and what was read before is void.
+//! or a restarted one, every word is without a position: no replica covers it, and what was read before is void. From the moment when
+//! another server is the primary, what the last one says of positions counts for nothing ([`crate::roles`]).
 //!
 //! Bounds: the queue (beyond it a write ends without a position, so that the cache goes on and only replicas wait), lost
-//! backends, every query. Non-goals: probing replicas, finding a new primary (the caller's configuration names it).
+//! backends, every query. Non-goals: probing replicas, finding a new primary.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,8 +32,9 @@ use weir_core::fresh::{Past, Shown, UNPLACED, WORDS, WordSet, Words};
 use weir_core::id::Lsn;
 use weir_wire::peer::Write;
 
-use crate::control::Target;
+use crate::control::{OpenError, Target};
 use crate::fleet::member::{Announcement, Member};
+use crate::roles::{Generation, Tenure};
 use crate::unsound::{self, Place, Variant};
 
 /// Intents waiting for a position; more end without one.
@@ -87,7 +89,10 @@ struct Shared {
     member: Arc<Member>,
     queue: Mutex<Queue>,
     handed_over: Notify,
-    connected: AtomicBool,
+    primary: Target,
+    /// The generation of the primary that answers, plus one; 0: none does.
+    connected: AtomicU64,
+    generation: Generation,
     counters: ClockCounters,
     /// The last write that has a position, and one at or past it; the position is stored first.
     placed: AtomicU64,
@@ -152,7 +157,9 @@ impl Clock {
             member,
             queue: Mutex::new(Queue::default()),
             handed_over: Notify::new(),
-            connected: AtomicBool::new(false),
+            generation: primary.tenure().generation(),
+            primary,
+            connected: AtomicU64::new(0),
             counters: ClockCounters::default(),
             placed: AtomicU64::new(0),
             placed_at: AtomicU64::new(0),
@@ -161,7 +168,7 @@ impl Clock {
             watch: Mutex::default(),
             start: Instant::now(),
         });
-        let task = tokio::spawn(run(primary, Arc::clone(&shared)));
+        let task = tokio::spawn(run(Arc::clone(&shared)));
         Clock { shared, task }
     }
 
@@ -212,7 +219,8 @@ impl Clock {
 
     /// Is nothing that is valid now older than this transaction of the primary, which moved `words`? See [`Shown::covers`].
     pub fn has_shown(&self, xid: u32, words: &WordSet) -> bool {
-        self.shared.shown.lock().as_ref().is_some_and(|shown| shown.covers(xid, words))
+        // What the last primary's readings show says nothing of the transactions of this one.
+        self.connected() && self.shared.shown.lock().as_ref().is_some_and(|shown| shown.covers(xid, words))
     }
 
     /// How long ago the primary is known to have been at `position`; not at all, if that is not remembered.
@@ -258,7 +266,7 @@ impl Clock {
 
     /// Does the primary answer? While it does not, a promotion may go unnoticed.
     pub fn connected(&self) -> bool {
-        self.shared.connected.load(Ordering::Relaxed)
+        self.shared.connected.load(Ordering::SeqCst) == self.shared.generation.load(Ordering::SeqCst) + 1
     }
 
     /// Writes waiting for a position, and writes of unknown outcome.
@@ -309,12 +317,17 @@ struct Primary {
     backends: Statement,
     /// The allowance for page headers holds for standard pages only; otherwise no word is ever given a position.
     standard_pages: bool,
+    tenure: Tenure,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum ClockError {
     #[error(transparent)]
     Server(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Unreached(#[from] OpenError),
+    #[error("another server has become the primary")]
+    Replaced,
     #[error("the server's snapshot cannot be read: {0}")]
     Snapshot(String),
     #[error("no answer in time")]
@@ -322,18 +335,24 @@ enum ClockError {
 }
 
 /// Connects again and again; ends when the clock is dropped.
-async fn run(server: Target, shared: Arc<Shared>) {
+async fn run(shared: Arc<Shared>) {
     let mut known: Option<Identity> = None;
     let mut retry = RETRY_MIN;
     loop {
-        match Primary::connect(&server).await {
+        match Primary::connect(&shared.primary).await {
             Ok(primary) => {
-                let served = serve(&primary, &shared, &mut known).await;
-                if shared.connected.swap(false, Ordering::Relaxed) {
+                let mut tenure = primary.tenure.clone();
+                // Cancel-safe: what was taken from the queue goes back to it.
+                let served = tokio::select! {
+                    served = serve(&primary, &shared, &mut known) => served,
+                    () = tenure.over() => Err(ClockError::Replaced),
+                };
+                if shared.connected.swap(0, Ordering::SeqCst) != 0 {
                     retry = RETRY_MIN;
                 }
                 if let Err(error) = served {
                     shared.counters.errors.fetch_add(1, Ordering::Relaxed);
+                    shared.primary.doubt();
                     tracing::warn!(%error, "clock: lost the primary");
                 }
             }
@@ -342,7 +361,7 @@ async fn run(server: Target, shared: Arc<Shared>) {
                 tracing::debug!(%error, "clock: no connection to the primary");
             }
         }
-        sleep(retry.mul_f64(rand::random_range(0.5..1.0))).await;
+        shared.primary.pause(retry.mul_f64(rand::random_range(0.5..1.0))).await;
         retry = (retry * 2).min(RETRY_MAX);
     }
 }
@@ -356,6 +375,10 @@ impl Shared {
     async fn ask(&self, primary: &Primary) -> Result<(Lsn, Snapshot), ClockError> {
         let asked_ms = self.now_ms();
         let (position, snapshot) = primary.position().await?;
+        // A write on the next primary may be among those that this position is for.
+        if primary.tenure.is_over() {
+            return Err(ClockError::Replaced);
+        }
         if primary.standard_pages {
             self.past.lock().note(asked_ms, position);
         }
@@ -376,6 +399,9 @@ impl Shared {
 /// Until the connection fails.
 async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>) -> Result<(), ClockError> {
     let (first, _) = primary.position().await?;
+    if primary.tenure.is_over() {
+        return Err(ClockError::Replaced);
+    }
     if known.as_ref() != Some(&primary.identity) {
         tracing::info!(identity = ?primary.identity, position = %first, "clock: a new floor");
         shared.past.lock().clear();
@@ -388,10 +414,11 @@ async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>)
         shared.counters.floors.fetch_add(1, Ordering::Relaxed);
         // Words whose writes ended without a position get theirs with the next one asked for.
         shared.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
-        shared.handed_over.notify_one();
         *known = Some(primary.identity.clone());
     }
-    shared.connected.store(true, Ordering::Relaxed);
+    // What an earlier connection took and gave back waits.
+    shared.handed_over.notify_one();
+    shared.connected.store(primary.tenure.number() + 1, Ordering::SeqCst);
     let mut lost_poll = LOST_POLL_MIN;
     let mut looked_at = Instant::now();
     loop {
@@ -509,11 +536,12 @@ async fn look_for_lost(primary: &Primary, shared: &Shared) -> Result<bool, Clock
 
 impl Primary {
     async fn connect(server: &Target) -> Result<Primary, ClockError> {
+        let tenure = server.tenure();
         let client = timeout(CONNECT_TIMEOUT, server.open()).await??;
-        timeout(CONNECT_TIMEOUT, Self::prepare(client)).await?
+        timeout(CONNECT_TIMEOUT, Self::prepare(client, tenure)).await?
     }
 
-    async fn prepare(client: Client) -> Result<Primary, ClockError> {
+    async fn prepare(client: Client, tenure: Tenure) -> Result<Primary, ClockError> {
         let identity = Identity::of(&client).await?;
         let page_bytes: i64 =
             client.query_one("SELECT current_setting('wal_block_size')::int8", &[]).await?.try_get(0)?;
@@ -523,7 +551,7 @@ impl Primary {
         }
         let position = client.prepare(POSITION).await?;
         let backends = client.prepare(BACKENDS).await?;
-        Ok(Primary { client, identity, position, backends, standard_pages })
+        Ok(Primary { client, identity, position, backends, standard_pages, tenure })
     }
 
     async fn position(&self) -> Result<(Lsn, Snapshot), ClockError> {
@@ -560,7 +588,7 @@ mod tests {
         config.host("127.0.0.1").port(1).user("nobody");
         let words = Arc::new(Words::new());
         let config = Target::new(config, crate::back::tls::ServerTls::default());
-        let member = Member::new(None, Arc::clone(&words));
+        let member = Member::new(None, Arc::clone(&words), Generation::default());
         (Arc::new(Clock::start(config, Arc::clone(&words), member)), words)
     }
 

@@ -5,38 +5,37 @@
 
 mod engine;
 mod identity;
+mod pools;
 pub mod progress;
-mod replica;
+mod server;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use weir_core::error::UserError;
+use weir_core::fresh::PrimaryBecause;
 use weir_core::fresh::words::Words;
-use weir_core::fresh::{Level, PrimaryBecause};
 use weir_core::id::ShardId;
-use weir_core::pool::{Bounds, Mode};
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::{TableRules, Topology};
 
-use crate::auth::credential::{Credential, Keyring};
+use crate::app::primary_login;
 use crate::back::connect::Login;
-use crate::back::pool::{Pool, PoolLimits};
+use crate::back::pool::Pool;
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseConfig, Endpoint, PoolConfig};
+use crate::config::{Config, DatabaseConfig};
 use crate::engine::Engine;
 use crate::fleet::member::Member;
 use crate::flights::Airspace;
-use crate::probe::EndpointView;
 use crate::recover::Prepared;
+use crate::roles::Roles;
 use crate::seats::SeatCount;
 use crate::sequences::Sequences;
 use crate::snapshot::Snapshots;
@@ -45,7 +44,8 @@ use crate::stats::DatabaseStats;
 use crate::unique::Unique;
 
 pub use engine::EnginePools;
-pub use replica::{Nearly, Outstanding, Replica};
+pub use pools::UserPools;
+pub use server::{Nearly, Outstanding, Server};
 
 /// How long a connection to a database of the wildcard entry stays open unused. Postgres itself waits 5 s for others to leave
 /// before it refuses to drop a database.
@@ -72,8 +72,10 @@ pub struct View {
 /// The servers of one shard and what is known of them. Databases of the wildcard entry share theirs.
 pub struct Shard {
     pub name: Box<str>,
-    pub primary: Arc<EndpointView>,
-    pub replicas: Vec<Replica>,
+    /// Which of them is the primary.
+    pub roles: Arc<Roles>,
+    /// In the order of the configuration; the first is the one that it calls the primary.
+    pub servers: Vec<Server>,
     pub words: Arc<Words>,
     pub clock: Clock,
     /// This proxy among others.
@@ -123,88 +125,12 @@ pub struct Database {
     catalog_doubts: AtomicU64,
 }
 
-/// One user's pools.
-pub struct UserPools {
-    shards: Vec<ShardPools>,
-    pub engine: Option<EnginePools>,
-    /// Places for transactions of weir's own that write columns which are unique over all shards.
-    pub unique_turns: Arc<Semaphore>,
-    keyring: Keyring,
-    mode: AtomicU8,
-    /// [`Level::packed`], and above it whether the user's own section says so.
-    freshness: AtomicU64,
-}
-
-/// Bit of [`UserPools::freshness`].
-const BY_ROLE: u64 = 1 << 63;
-
-struct ShardPools {
-    primary: Arc<Pool>,
-    replicas: Vec<Arc<Pool>>,
-}
-
-impl UserPools {
-    /// How long sessions that begin now keep a Backend.
-    pub fn mode(&self) -> Mode {
-        match self.mode.load(Relaxed) {
-            mode if mode == Mode::Session as u8 => Mode::Session,
-            mode if mode == Mode::Statement as u8 => Mode::Statement,
-            _ => Mode::Transaction,
-        }
-    }
-
-    /// How fresh reads are where neither session nor statement says so; true: the user's own section does.
-    pub fn freshness(&self) -> (Level, bool) {
-        let packed = self.freshness.load(Relaxed);
-        (Level::unpacked(packed & !BY_ROLE), packed & BY_ROLE != 0)
-    }
-
-    /// Other limits from now on; sessions keep the mode they began with.
-    fn set(&self, pool: &PoolConfig, limits: PoolLimits, of_engine: Option<PoolLimits>) {
-        self.mode.store(pool.mode as u8, Relaxed);
-        if let (Some(pools), Some(limits)) = (&self.engine, of_engine) {
-            std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
-        }
-        for pools in &self.shards {
-            std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
-        }
-    }
-
-    fn connections(&self) -> usize {
-        self.iter().map(|(_, _, pool)| pool.counts()).map(|counts| counts.busy + counts.idle + counts.waiting).sum()
-    }
-
-    /// The number behind the last shard's is the engine's, if there is one.
-    pub fn primary(&self, shard: ShardId) -> &Arc<Pool> {
-        match (&self.engine, self.shards.get(usize::from(shard.0))) {
-            (Some(engine), None) => &engine.primary,
-            _ => &self.shards[usize::from(shard.0)].primary,
-        }
-    }
-
-    pub fn replica(&self, shard: ShardId, number: usize) -> Option<&Arc<Pool>> {
-        self.shards[usize::from(shard.0)].replicas.get(number)
-    }
-
-    /// All pools with their shard; `true`: of a primary. The engine's has the number behind the last shard's.
-    pub fn iter(&self) -> impl Iterator<Item = (ShardId, bool, &Arc<Pool>)> {
-        self.shards
-            .iter()
-            .enumerate()
-            .flat_map(|(shard, pools)| {
-                let shard = ShardId(shard as u16);
-                let replicas = pools.replicas.iter().map(move |pool| (shard, false, pool));
-                std::iter::once((shard, true, &pools.primary)).chain(replicas)
-            })
-            .chain(self.engine.iter().flat_map(|pools| {
-                let number = ShardId(self.shards.len() as u16);
-                let replicas = pools.replicas.iter().map(move |pool| (number, false, pool));
-                std::iter::once((number, true, &pools.primary)).chain(replicas)
-            }))
-    }
-}
-
 impl Shard {
+    /// May another server than the primary answer reads?
+    pub fn has_replicas(&self) -> bool {
+        self.servers.len() > 1
+    }
+
     /// Do the words tell of every write now? Ask after looking at them. Without the clock a restart or promotion of the primary
     /// would go unnoticed; without a lease, the writes of other proxies.
     pub fn watches_words(&self) -> Result<(), PrimaryBecause> {
@@ -246,16 +172,7 @@ pub struct Parts {
 impl Database {
     pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
         let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique, snapshots } = parts;
-        let home = &database.shards[usize::from(database.home.0)].primary;
-        let catalog_login = Login {
-            host: home.host.as_str().into(),
-            port: home.port,
-            user: config.server_auth.user.as_str().into(),
-            database: database.server_database.as_str().into(),
-            credential: config.server_auth.credential(&home.host, home.port, &database.server_database).into(),
-            tls: config.server_auth.tls.clone(),
-            deadline: config.limits.connect_time_max,
-        };
+        let catalog_login = primary_login(config, &database, &shards[usize::from(database.home.0)].roles);
         let view = View {
             version: 1,
             rules: Arc::clone(&topology.tables),
@@ -264,7 +181,7 @@ impl Database {
             shards: topology.shard_count(),
             topology,
         };
-        let alone = shards.len() == 1 && cache.is_none() && shards[0].replicas.is_empty();
+        let alone = shards.len() == 1 && cache.is_none() && !shards[0].has_replicas();
         let statements = Statements::new();
         let database_name = database.name.clone();
         Arc::new(Database {
@@ -313,7 +230,7 @@ impl Database {
 
     /// Must writes be announced? Only where somebody else than the primary may answer reads.
     pub fn tracks_freshness(&self) -> bool {
-        self.cache.is_some() || self.shards.iter().any(|shard| !shard.replicas.is_empty())
+        self.cache.is_some() || self.shards.iter().any(|shard| shard.has_replicas())
     }
 
     /// May a cache or a replica be asked? Not while it is uncertain what a statement reads.
@@ -324,83 +241,6 @@ impl Database {
     /// Has the schema changed since the catalogue was read? Then what a plan says of reads and writes may be wrong.
     pub fn doubts_catalog(&self) -> bool {
         self.catalog_doubts.load(Acquire) != 0
-    }
-
-    /// The pools of a user, made at the first login. Connections opened from now on log in with what this login has proved.
-    pub fn pools(&self, config: &Config, user: &str, credential: Credential) -> Arc<UserPools> {
-        let mut users = self.users.lock();
-        if let Some(pools) = users.get(user) {
-            pools.keyring.learn(credential);
-            return Arc::clone(pools);
-        }
-        let pools = Arc::new(self.make_pools(config, user, Keyring::new(credential)));
-        users.insert(user.into(), Arc::clone(&pools));
-        pools
-    }
-
-    fn make_pools(&self, config: &Config, user: &str, keyring: Keyring) -> UserPools {
-        let wanted = config.pool_of(&self.name, user);
-        let limits = self.pool_limits(config, &wanted);
-        let pool = |endpoint: &Endpoint, name: String| {
-            let login = Login {
-                host: endpoint.host.as_str().into(),
-                port: endpoint.port,
-                user: user.into(),
-                database: self.config.server_database.as_str().into(),
-                credential: keyring.clone(),
-                tls: config.server_auth.tls.clone(),
-                deadline: config.limits.connect_time_max,
-            };
-            let pool = Pool::new(name, login, limits);
-            if self.is_paused() {
-                pool.pause();
-            }
-            pool
-        };
-        let shards = self.config.shards.iter().map(|shard| {
-            let base = format!("{}/{}", self.name, shard.name);
-            let replicas = shard.replicas.iter().enumerate();
-            ShardPools {
-                primary: pool(&shard.primary, format!("{base}/primary")),
-                replicas: replicas
-                    .map(|(number, endpoint)| pool(endpoint, format!("{base}/replica{number}")))
-                    .collect(),
-            }
-        });
-        let shards = shards.collect();
-        let engine = self.engine.as_ref().map(|engine| self.engine_pools(engine, (config, user), &wanted, &keyring));
-        let unique_turns = Arc::new(Semaphore::new(wanted.size.max(1)));
-        let mode = AtomicU8::new(wanted.mode as u8);
-        let freshness = AtomicU64::new(self.packed_freshness(config, user));
-        UserPools { shards, engine, unique_turns, keyring, mode, freshness }
-    }
-
-    fn packed_freshness(&self, config: &Config, user: &str) -> u64 {
-        let (level, by_role) = config.freshness_of(&self.name, user);
-        level.packed() | if by_role { BY_ROLE } else { 0 }
-    }
-
-    fn pool_limits(&self, config: &Config, wanted: &PoolConfig) -> PoolLimits {
-        PoolLimits {
-            bounds: Bounds { size: wanted.size, reserve: wanted.reserve, waiting_max: wanted.wait_queue_max },
-            min: wanted.min,
-            reserve_after: wanted.reserve_after,
-            prepared_max: config.limits.prepared_per_server_max,
-            wait_max: wanted.wait_max,
-            // An idle connection would keep others from dropping the database.
-            idle_max: if self.on_demand { wanted.idle_max.min(SPARE_MAX) } else { wanted.idle_max },
-            lifetime: wanted.lifetime_max,
-        }
-    }
-
-    /// The limits of a new configuration, for pools that exist already.
-    pub fn reconfigure(&self, config: &Config) {
-        for (user, pools) in self.users.lock().iter() {
-            let wanted = config.pool_of(&self.name, user);
-            let of_engine = self.engine.as_ref().map(|engine| self.engine_limits(engine, config, &wanted));
-            pools.set(&wanted, self.pool_limits(config, &wanted), of_engine);
-            pools.freshness.store(self.packed_freshness(config, user), Relaxed);
-        }
     }
 
     /// Looks after idle connections, and forgets users who have neither sessions nor connections. Call every second.

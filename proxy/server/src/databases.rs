@@ -18,7 +18,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use weir_core::error::{Blame, UserError, sqlstate};
 
-use crate::app::{Basis, control_login, start_database};
+use crate::app::{Basis, primary_login, start_database};
 use crate::back::connect::Login;
 use crate::config::{Config, DatabaseConfig};
 use crate::database::Database;
@@ -120,8 +120,8 @@ impl Databases {
         let database =
             DatabaseConfig { name: name.to_owned(), server_database: name.to_owned(), ..wildcard.config.clone() };
         // On several shards it must be there on each.
-        for shard in &database.shards {
-            number_of(&control_login(config, &database, &shard.primary)).await?;
+        for shard in &wildcard.shards {
+            number_of(&primary_login(config, &database, &shard.roles)).await?;
         }
         let made = start_database(config, &database, wildcard).await.map_err(|error| {
             UserError::new(Blame::Proxy, sqlstate::CANNOT_CONNECT, format!("cannot set up database \"{name}\""))
@@ -225,7 +225,7 @@ fn cut(name: &str) -> &str {
 /// The OID of the database that a login leads to. Errors: the server's refusal in its own words, or 08001.
 pub async fn number_of(login: &Login) -> Result<u32, UserError> {
     let unreachable = |why: String| {
-        let server = format!("cannot connect to server {}:{}", login.host, login.port);
+        let server = format!("cannot connect to server {}", login.route.endpoint());
         UserError::new(Blame::Server, sqlstate::CANNOT_CONNECT, server)
             .detail(why)
             .hint("Check that this Postgres server is running and reachable from weir.")

@@ -21,7 +21,7 @@ use weir_core::topology::{Placement, SlotMap, TableRules, Topology};
 
 use crate::back::tls::ServerTls;
 use crate::config::{DatabaseConfig, HubConfig};
-use crate::control::Target;
+use crate::control::{OpenError, Target};
 
 /// Connections that one process keeps to the hub.
 const CONNECTIONS: u32 = 2;
@@ -50,6 +50,15 @@ pub enum HubError {
     MissingShards { database: String, shards: Vec<String> },
     #[error("database {database}: the slot map in the hub is not complete: {what}")]
     Damaged { database: String, what: String },
+}
+
+impl From<OpenError> for HubError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Driver(error) => HubError::Postgres(error),
+            other => HubError::Unreachable(other.to_string()),
+        }
+    }
 }
 
 /// Told by [`Hub::watch`].

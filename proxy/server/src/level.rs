@@ -215,7 +215,7 @@ impl Database {
             None => "the primaries: it reads several shards".to_owned(),
             Some(shard) => match self.would_answer(shard, plan, bound(shard)) {
                 Choice::Replica(number, _) => {
-                    format!("replica {}, if it proves fresh enough", self.shard(shard).replicas[number].view.endpoint)
+                    format!("replica {}, if it proves fresh enough", self.shard(shard).servers[number].view.endpoint)
                 }
                 Choice::Primary(because) => format!("the primary: {because}"),
             },
@@ -226,7 +226,7 @@ impl Database {
     /// Who would be asked for a read now.
     fn would_answer(&self, shard: ShardId, plan: &Plan, bound: ReadBound) -> Choice {
         let here = self.shard(shard);
-        if here.replicas.is_empty() {
+        if !here.has_replicas() {
             return Choice::Primary(PrimaryBecause::NoReplica);
         }
         match WordSet::for_read(&plan.reads) {

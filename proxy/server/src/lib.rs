@@ -2,7 +2,7 @@
 //!
 //! The path of a query, in files: `front` (listen → startup → session → simple/extended) → `statements` (what the text
 //! means) → weir-core `plan` → `exec` (cache or replica, relay, fan-out) → `back` (pool, connection). Beside it: `app`
-//! (wiring), `databases` and `database` (what is in force now), `seats` (who may connect), `sequences` (numbers for sharded tables), `fresh` and `clock` (writes announced and published),
+//! (wiring), `roles` (which server is a shard's primary), `databases` and `database` (what is in force now), `seats` (who may connect), `sequences` (numbers for sharded tables), `fresh` and `clock` (writes announced and published),
 //! `decode` (writes that go round weir), `recover`
 //! (distributed transactions), `unique` (columns unique over all shards), and the operators' side: `config`, `hub`, `catalog`, `probe`, `metrics`, `http`, `console`.
 
@@ -40,6 +40,7 @@ pub mod probe;
 pub mod recover;
 pub mod reload;
 pub mod reshard;
+pub mod roles;
 pub mod seats;
 pub mod sequences;
 pub mod snapshot;

@@ -53,6 +53,8 @@ const DESCRIBED: [(&str, Type, &str); 34] = [
     ("weir_reads_total", Type::Counter, "Reads by the server that answered them."),
     ("weir_replica_lag_seconds", Type::Gauge, "Replay lag of a replica at its last probe."),
     ("weir_server_up", Type::Gauge, "1 when the last probe of the server succeeded."),
+    ("weir_server_primary", Type::Gauge, "1 for the server that is its shard's primary."),
+    ("weir_promotions_total", Type::Counter, "Times when a shard's primary was replaced, or given up as one."),
     (
         "weir_primary_reads_total",
         Type::Counter,

@@ -10,28 +10,33 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio_postgres::Client;
+use weir_core::election::{Report, Role, Seen};
 use weir_core::id::Lsn;
 
 use crate::config::{Endpoint, ServerAuth};
-use crate::control::Target;
+use crate::control::{OpenError, Target};
+use crate::roles::{Roles, Route};
 
 /// Pause between probes of a server that answers.
 const EVERY: Duration = Duration::from_secs(1);
+/// The same while its shard has no primary, and the shortest pause of all.
+const EVERY_VACANT: Duration = Duration::from_millis(100);
 /// First and longest pause after failures; it doubles in between.
 const BACKOFF: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for a connection or an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// By then every server has answered, or failed to, for the first time.
+pub const FIRST_WORD_MAX: Duration = Duration::from_secs(5);
 /// Stands for "not known" in the atomic.
 const NO_LAG: u64 = u64::MAX;
 
 /// What one successful probe saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
-    pub in_recovery: bool,
-    /// Replay position of a standby, insert position of a primary.
-    pub lsn: Lsn,
+    pub report: Report,
     /// `None` on a primary, and on a standby that has replayed nothing yet.
     pub lag: Option<Duration>,
 }
@@ -95,7 +100,7 @@ impl Default for EndpointHealth {
 /// What the last probe found, readable from any thread at the cost of a load.
 #[derive(Debug)]
 pub struct EndpointView {
-    pub endpoint: Endpoint,
+    pub endpoint: Arc<Endpoint>,
     /// 0 unknown, 1 up, 2 down.
     state: AtomicU8,
     has_been_up: AtomicBool,
@@ -103,18 +108,25 @@ pub struct EndpointView {
     replay_lsn: AtomicU64,
     lag_ms: AtomicU64,
     last_error: Mutex<Option<String>>,
+    report: Mutex<Option<Report>>,
+    role: Mutex<Role>,
+    /// Is `role` that of a replica? For reads, which must not lock anything.
+    is_replica: AtomicBool,
 }
 
 impl EndpointView {
     pub fn new(endpoint: Endpoint) -> Arc<Self> {
         Arc::new(EndpointView {
-            endpoint,
+            endpoint: Arc::new(endpoint),
             state: AtomicU8::new(0),
             has_been_up: AtomicBool::new(false),
             in_recovery: AtomicBool::new(false),
             replay_lsn: AtomicU64::new(0),
             lag_ms: AtomicU64::new(NO_LAG),
             last_error: Mutex::new(None),
+            report: Mutex::new(None),
+            role: Mutex::new(Role::Away),
+            is_replica: AtomicBool::new(false),
         })
     }
 
@@ -146,6 +158,37 @@ impl EndpointView {
         Some(self.lag_ms.load(Ordering::Acquire)).filter(|lag| *lag != NO_LAG)
     }
 
+    /// What is known of it, for the choice of a primary.
+    pub fn seen(&self) -> Seen {
+        match (self.state.load(Ordering::Acquire), *self.report.lock()) {
+            (1, Some(report)) => Seen::Up(report),
+            (0, _) => Seen::Unknown,
+            _ => Seen::Down,
+        }
+    }
+
+    /// What the last probe that succeeded was told.
+    pub fn last_report(&self) -> Option<Report> {
+        *self.report.lock()
+    }
+
+    pub fn role(&self) -> Role {
+        *self.role.lock()
+    }
+
+    pub fn take_role(&self, role: Role) {
+        let before = std::mem::replace(&mut *self.role.lock(), role);
+        self.is_replica.store(role == Role::Replica, Ordering::SeqCst);
+        if role != before && matches!(role, Role::Superseded | Role::OtherTimeline | Role::Foreign) {
+            tracing::warn!(server = %self.endpoint, role = role.as_str(), "this server is not used");
+        }
+    }
+
+    /// Does it follow the primary in force?
+    pub fn is_replica(&self) -> bool {
+        self.is_replica.load(Ordering::SeqCst)
+    }
+
     /// Why the last failed probe failed; kept after recovery, for people.
     pub fn last_error(&self) -> Option<String> {
         self.last_error.lock().clone()
@@ -157,8 +200,9 @@ impl EndpointView {
             Health::Unknown => self.state.store(0, Ordering::Release),
             Health::Up(observation) => {
                 let lag = observation.lag.map_or(NO_LAG, |lag| lag.as_millis() as u64);
-                self.in_recovery.store(observation.in_recovery, Ordering::Release);
-                self.replay_lsn.store(observation.lsn.0, Ordering::Release);
+                *self.report.lock() = Some(observation.report);
+                self.in_recovery.store(observation.report.in_recovery, Ordering::Release);
+                self.replay_lsn.store(observation.report.position.0, Ordering::Release);
                 self.lag_ms.store(lag, Ordering::Release);
                 self.has_been_up.store(true, Ordering::Release);
                 self.state.store(1, Ordering::Release);
@@ -171,31 +215,31 @@ impl EndpointView {
     }
 }
 
-/// A standby that is connected and has replayed all it received has no lag, however old its last transaction is.
+/// A standby that is connected and has replayed all it received has no lag, however old its last transaction is. The timeline it
+/// receives is shown to `pg_read_all_stats` only; that of its last restart point is never ahead of it.
 const QUESTION: &str = "
 SELECT r, CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_insert_lsn() END::text,
        CASE WHEN NOT r THEN NULL
             WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
-            ELSE greatest(0, extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000)::bigint END
+            ELSE greatest(0, extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000)::bigint END,
+       (pg_control_system()).system_identifier,
+       CASE WHEN r THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (pg_control_checkpoint()).timeline_id)
+            ELSE ('x' || substring(pg_walfile_name(pg_current_wal_insert_lsn()) for 8))::bit(32)::int END,
+       (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
 FROM pg_is_in_recovery() AS r";
 
 /// Probes one server for ever; dropping the future ends it and its connection.
-pub async fn run(view: Arc<EndpointView>, auth: ServerAuth, database: String) {
+pub async fn run(view: Arc<EndpointView>, roles: Arc<Roles>, auth: ServerAuth, database: String) {
     let mut config = tokio_postgres::Config::new();
-    config
-        .host(&view.endpoint.host)
-        .port(view.endpoint.port)
-        .user(&auth.user)
-        .dbname(&database)
-        .application_name("weir probe")
-        .connect_timeout(PATIENCE);
+    config.user(&auth.user).dbname(&database).application_name("weir probe").connect_timeout(PATIENCE);
     if let Some(password) = auth.password(&view.endpoint.host, view.endpoint.port, &database) {
         config.password(password);
     }
-    let server = Target::new(config, auth.tls);
+    let server = Target::routed(config, Route::Server(Arc::clone(&view.endpoint)), auth.tls);
     let start = Instant::now();
     let mut health = EndpointHealth::new();
     let mut client = None;
+    let mut doubts = roles.doubts();
     loop {
         let was_up = matches!(health.health(), Health::Up(_));
         let answer = tokio::time::timeout(2 * PATIENCE, probe(&server, &mut client)).await;
@@ -207,30 +251,55 @@ pub async fn run(view: Arc<EndpointView>, auth: ServerAuth, database: String) {
             }
         }
         view.publish(health.health());
+        roles.look();
         match health.health() {
             Health::Up(seen) if !was_up => {
-                tracing::info!(server = %view.endpoint, in_recovery = seen.in_recovery, "server is up");
+                let in_recovery = seen.report.in_recovery;
+                tracing::info!(server = %view.endpoint, in_recovery, "server is up");
             }
             Health::Down { failures: 1, error } => tracing::warn!(server = %view.endpoint, %error, "server is down"),
             _ => {}
         }
-        tokio::time::sleep(health.next().saturating_sub(start.elapsed())).await;
+        wait(&roles, &health, start, &mut doubts).await;
     }
+}
+
+/// Until the server is to be asked again: soon, if its shard looks for a primary.
+async fn wait(roles: &Roles, health: &EndpointHealth, start: Instant, doubts: &mut watch::Receiver<()>) {
+    // Also after a doubt: many may doubt at once.
+    tokio::time::sleep(EVERY_VACANT).await;
+    if roles.is_vacant() && matches!(health.health(), Health::Up(_)) {
+        return;
+    }
+    let pause = health.next().saturating_sub(start.elapsed());
+    // The sender lives as long as the shard.
+    let _ = tokio::time::timeout(pause, doubts.changed()).await;
 }
 
 /// Asks on the open connection, or opens one first.
 async fn probe(server: &Target, client: &mut Option<Client>) -> Result<Observation, String> {
     let open = match client {
         Some(open) if !open.is_closed() => open,
-        _ => client.insert(server.open().await.map_err(|error| sentence(&error))?),
+        _ => client.insert(server.open().await.map_err(|error| match error {
+            OpenError::Driver(error) => sentence(&error),
+            other => other.to_string(),
+        })?),
     };
     let row = open.query_one(QUESTION, &[]).await.map_err(|error| sentence(&error))?;
+    let lsn: String = row.try_get(1).map_err(|error| sentence(&error))?;
+    let position = Lsn::parse(&lsn).ok_or_else(|| format!("{lsn} is not a WAL position"))?;
     let read = || -> Result<_, tokio_postgres::Error> {
-        Ok((row.try_get::<_, bool>(0)?, row.try_get::<_, String>(1)?, row.try_get::<_, Option<i64>>(2)?))
+        let report = Report {
+            in_recovery: row.try_get(0)?,
+            system: row.try_get::<_, i64>(3)? as u64,
+            timeline: row.try_get::<_, i32>(4)? as u32,
+            position,
+            started: row.try_get(5)?,
+        };
+        let lag = row.try_get::<_, Option<i64>>(2)?;
+        Ok(Observation { report, lag: lag.map(|lag_ms| Duration::from_millis(lag_ms.max(0) as u64)) })
     };
-    let (in_recovery, lsn, lag_ms) = read().map_err(|error| sentence(&error))?;
-    let lsn = Lsn::parse(&lsn).ok_or_else(|| format!("{lsn} is not a WAL position"))?;
-    Ok(Observation { in_recovery, lsn, lag: lag_ms.map(|lag| Duration::from_millis(lag.max(0) as u64)) })
+    read().map_err(|error| sentence(&error))
 }
 
 /// The error with its causes: tokio-postgres alone would say "db error".
@@ -248,7 +317,8 @@ fn sentence(error: &tokio_postgres::Error) -> String {
 mod tests {
     use super::*;
 
-    const SEEN: Observation = Observation { in_recovery: true, lsn: Lsn(77), lag: Some(Duration::from_millis(5)) };
+    const REPORT: Report = Report { in_recovery: true, system: 1, timeline: 1, position: Lsn(77), started: 1 };
+    const SEEN: Observation = Observation { report: REPORT, lag: Some(Duration::from_millis(5)) };
 
     #[test]
     fn failures_back_off_and_success_resets() {
@@ -280,14 +350,16 @@ mod tests {
     #[test]
     fn the_view_shows_the_last_state() {
         let view = EndpointView::new(Endpoint { host: "h".into(), port: 1 });
+        assert_eq!(view.seen(), Seen::Unknown);
         assert!(view.is_unknown() && !view.is_up() && !view.has_been_up());
         view.publish(&Health::Up(SEEN));
         assert!(view.is_up() && view.in_recovery() && view.has_been_up());
-        assert_eq!((view.replay_lsn(), view.lag_ms()), (Lsn(77), Some(5)));
+        assert_eq!((view.replay_lsn(), view.lag_ms(), view.seen()), (Lsn(77), Some(5), Seen::Up(REPORT)));
         view.publish(&Health::Down { failures: 1, error: "gone".into() });
         assert!(!view.is_up() && view.has_been_up());
-        assert_eq!(view.last_error().as_deref(), Some("gone"));
-        view.publish(&Health::Up(Observation { in_recovery: false, lag: None, ..SEEN }));
+        assert_eq!((view.last_error().as_deref(), view.seen()), (Some("gone"), Seen::Down));
+        assert_eq!(view.last_report(), Some(REPORT), "for people");
+        view.publish(&Health::Up(Observation { report: Report { in_recovery: false, ..REPORT }, lag: None }));
         assert_eq!((view.in_recovery(), view.lag_ms()), (false, None));
     }
 }

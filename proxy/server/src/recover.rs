@@ -66,7 +66,7 @@ pub async fn prepare(logins: &[Login]) -> Result<()> {
         let client = crate::control::connect(login).await?;
         let unique = format!("CREATE UNIQUE INDEX IF NOT EXISTS txlog_decision ON weir.txlog (gid) WHERE {COUNTS}");
         let script = format!("BEGIN; {MAKE_SCHEMA}; {SCHEMA}; {unique}; COMMIT");
-        client.batch_execute(&script).await.with_context(|| format!("weir.txlog on {}:{}", login.host, login.port))?;
+        client.batch_execute(&script).await.with_context(|| format!("weir.txlog on {}", login.route.endpoint()))?;
     }
     Ok(())
 }

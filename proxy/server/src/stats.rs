@@ -154,7 +154,7 @@ impl SessionStats {
             _ => RouteKind::Scatter,
         };
         self.metrics.sent_to(kind, shard, Role::Primary);
-        self.metrics.read_by(shard, 0);
+        self.metrics.read_by_primary(shard);
     }
 
     /// What a statement reads or writes was used once more.
@@ -180,9 +180,9 @@ impl SessionStats {
     }
 
     /// A read was answered by a replica that was proven fresh.
-    pub fn read_replica(&self, shard: ShardId, number: usize) {
+    pub fn read_replica(&self, shard: ShardId, server: usize) {
         self.metrics.sent_to(RouteKind::Single, shard, Role::Replica);
-        self.metrics.read_by(shard, number + 1);
+        self.metrics.read_by(shard, server);
     }
 
     /// The primary answers a read that a replica might have.

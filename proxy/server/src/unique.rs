@@ -71,7 +71,7 @@ impl Unique {
             }
             let script = format!("BEGIN; SELECT pg_advisory_xact_lock({MAKING}); {}; COMMIT", script::shared());
             let made = client.batch_execute(&script).await;
-            made.with_context(|| format!("objects for global_unique on {}:{}", login.host, login.port))?;
+            made.with_context(|| format!("objects for global_unique on {}", login.route.endpoint()))?;
             secrets.push(client.query_one("SELECT secret FROM weir.unique_secret", &[]).await?.try_get(0)?);
         }
         let home = usize::from(home.0);

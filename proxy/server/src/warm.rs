@@ -28,7 +28,9 @@ use crate::auth::credential::Credential;
 use crate::back::conn::Backend;
 use crate::back::connect::{Login, connect};
 use crate::back::tls::{Material, ServerTls, ServerTlsMode};
+use crate::config::Endpoint;
 use crate::control::Target;
+use crate::roles::Route;
 
 /// Longest wait for one answer, and for a login.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -205,11 +207,11 @@ fn login(target: &Target, user: &str) -> Result<Login> {
         #[cfg(unix)]
         Some(Host::Unix(_)) => bail!("--weir: name a host, not a directory of sockets"),
     };
+    let port = target.config.get_ports().first().copied().unwrap_or(6432);
     let password = target.config.get_password().map(|password| String::from_utf8_lossy(password).into_owned());
     let password = password.with_context(|| format!("the password is neither in --weir nor in {PASSWORD}"))?;
     Ok(Login {
-        host: host.into(),
-        port: target.config.get_ports().first().copied().unwrap_or(6432),
+        route: Route::Server(Arc::new(Endpoint { host, port })),
         user: user.into(),
         database: "".into(),
         credential: Credential::password(&password).into(),

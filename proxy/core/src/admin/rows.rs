@@ -210,12 +210,14 @@ pub struct SlotRange {
 pub struct EndpointRow {
     pub database: String,
     pub shard: ShardId,
-    /// primary or replica, as configured.
+    /// What it is now: primary, replica, or why it is neither.
     pub role: &'static str,
     /// host:port
     pub address: String,
     pub is_up: bool,
     pub in_recovery: bool,
+    /// As it was when it last answered.
+    pub timeline: Option<u32>,
     pub replay_lsn: Option<Lsn>,
     pub lag_ms: Option<u64>,
     pub reads: u64,

@@ -44,6 +44,7 @@ impl AdminSource for Fake {
                 address: "h:2".into(),
                 is_up: true,
                 in_recovery: true,
+                timeline: Some(1),
                 replay_lsn: Some(crate::id::Lsn(0x10)),
                 lag_ms: Some(3),
                 reads: 0,

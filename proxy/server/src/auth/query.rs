@@ -16,7 +16,7 @@ use tokio_postgres::{Client, Row, Statement};
 use weir_core::error::{Blame, UserError, sqlstate};
 
 use super::secret::Stored;
-use crate::control::Target;
+use crate::control::{OpenError, Target};
 
 /// Longest wait for a connection and an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -169,7 +169,8 @@ impl AuthQuery {
                     *open = Some(Arc::clone(&connection));
                     return Ok(connection);
                 }
-                Err(error) => last = Failure::Unreachable(sentence(&error)),
+                Err(OpenError::Driver(error)) => last = Failure::Unreachable(sentence(&error)),
+                Err(error) => last = Failure::Unreachable(error.to_string()),
             }
         }
         Err(last)

@@ -19,6 +19,7 @@ use weir_wire::frontend;
 
 use super::connect::CancelKey;
 use super::stream::Stream;
+use crate::roles::Cut;
 
 /// Largest message a server may send; Postgres's own limit (MaxAllocSize).
 pub const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff + 6;
@@ -52,6 +53,8 @@ pub struct Backend {
     doubt: Option<&'static str>,
     pub since: Instant,
     pub idle_since: Instant,
+    /// How it is ended when another server becomes the primary.
+    pub cut: Option<Arc<Cut>>,
 }
 
 impl Backend {
@@ -72,6 +75,7 @@ impl Backend {
             doubt: None,
             since: now,
             idle_since: now,
+            cut: None,
         }
     }
 
@@ -84,9 +88,15 @@ impl Backend {
         self.doubt.is_some()
     }
 
+    /// Was it ended, because another server has become the primary?
+    pub fn is_cut(&self) -> bool {
+        self.cut.as_ref().is_some_and(|cut| cut.is_done())
+    }
+
     /// May it be lent to somebody else?
     pub fn is_clean(&self) -> bool {
         self.doubt.is_none()
+            && !self.is_cut()
             && !self.busy
             && self.status == Status::Idle
             && self.inbuf.is_empty()

@@ -19,6 +19,8 @@ use super::conn::Backend;
 use super::tls::ServerTls;
 use crate::auth::credential::Keyring;
 use crate::auth::scram_client::ClientAuth;
+use crate::config::Endpoint;
+use crate::roles::Route;
 
 /// Body of a BackendKeyData: process number, and a secret of up to 256 bytes (protocol 3.2).
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 8..=4 + 256;
@@ -43,8 +45,7 @@ pub struct CancelTls {
 /// Where and as whom to log in.
 #[derive(Clone)]
 pub struct Login {
-    pub host: Arc<str>,
-    pub port: u16,
+    pub route: Route,
     pub user: Arc<str>,
     pub database: Arc<str>,
     pub credential: Keyring,
@@ -55,46 +56,74 @@ pub struct Login {
 /// What a server reports at login, in its order.
 pub type Parameters = Vec<(Bytes, Bytes)>;
 
-/// Logs in. Errors are ready for the client: 08001 with the server named, or the server's own refusal.
-pub async fn connect(login: &Login) -> Result<(Backend, Parameters), UserError> {
-    // Nothing else: whatever a client does not set itself must be what it would be on a connection of its own.
-    let parameters = [("user", &*login.user), ("database", &*login.database)];
-    connect_as(login, &parameters).await
+/// Why a login has failed, ready for the client.
+pub(super) enum Refused {
+    /// The server was not reached, or is not up: 08001 with the server named, or its own 57P03. Another moment may be a better one.
+    Away(UserError),
+    /// It does not want this login.
+    Said(UserError),
 }
 
-/// As [`connect`], with these startup parameters in place of weir's own.
+impl From<Refused> for UserError {
+    fn from(refused: Refused) -> Self {
+        let (Refused::Away(error) | Refused::Said(error)) = refused;
+        error
+    }
+}
+
+/// Logs in. Errors are ready for the client.
+pub async fn connect(login: &Login) -> Result<(Backend, Parameters), UserError> {
+    Ok(reach(login).await?)
+}
+
+/// As [`connect`], for whoever tries again.
+pub(super) async fn reach(login: &Login) -> Result<(Backend, Parameters), Refused> {
+    // Nothing else: whatever a client does not set itself must be what it would be on a connection of its own.
+    let parameters = [("user", &*login.user), ("database", &*login.database)];
+    attempt(login, &parameters).await
+}
+
+/// Logs in with these startup parameters in place of weir's own. Errors are ready for the client.
 pub async fn connect_as<T: AsRef<str>>(
     login: &Login,
     parameters: &[(T, T)],
 ) -> Result<(Backend, Parameters), UserError> {
+    Ok(attempt(login, parameters).await?)
+}
+
+async fn attempt<T: AsRef<str>>(login: &Login, parameters: &[(T, T)]) -> Result<(Backend, Parameters), Refused> {
     // Boxed: a login, with its TLS handshake, would else be part of every session's task for all its life.
     match tokio::time::timeout(login.deadline, Box::pin(open(login, parameters))).await {
         Ok(result) => result,
-        Err(_) => Err(unreachable(login, &format!("no answer within {:?}", login.deadline))),
+        Err(_) => Err(unreachable(login.route.endpoint(), &format!("no answer within {:?}", login.deadline))),
     }
 }
 
-async fn open<T: AsRef<str>>(login: &Login, parameters: &[(T, T)]) -> Result<(Backend, Parameters), UserError> {
-    let unreachable_io = |error: io::Error| unreachable(login, &error.to_string());
-    let stream = TcpStream::connect((&*login.host, login.port)).await.map_err(unreachable_io)?;
+async fn open<T: AsRef<str>>(login: &Login, parameters: &[(T, T)]) -> Result<(Backend, Parameters), Refused> {
+    let way = login.route.now().map_err(|vacant| Refused::Away(vacant.told()))?;
+    let server = way.endpoint;
+    let unreachable_io = |error: io::Error| unreachable(server, &error.to_string());
+    let stream = TcpStream::connect((server.host.as_str(), server.port)).await.map_err(unreachable_io)?;
     stream.set_nodelay(true).map_err(unreachable_io)?;
+    let cut = way.guard(&stream).map_err(unreachable_io)?;
     let address = stream.peer_addr().map_err(unreachable_io)?;
-    let mut stream = login.tls.encrypt(&login.host, stream).await.map_err(unreachable_io)?;
+    let mut stream = login.tls.encrypt(&server.host, stream).await.map_err(unreachable_io)?;
     let mut hello = BytesMut::new();
     startup::put_startup(&mut hello, parameters);
     stream.write_all(&hello).await.map_err(unreachable_io)?;
     stream.flush().await.map_err(unreachable_io)?;
 
-    let tls = stream.is_tls().then(|| CancelTls { tls: login.tls.clone(), host: Arc::clone(&login.host) });
+    let tls = stream.is_tls().then(|| CancelTls { tls: login.tls.clone(), host: server.host.as_str().into() });
     let key = CancelKey { address, process: 0, secret: Bytes::new(), tls: tls.clone() };
     let mut auth = ClientAuth::new(&login.user, login.credential.now(), stream.channel());
     let mut backend = Backend::new(stream, BytesMut::new(), Arc::new(key), Instant::now());
+    backend.cut = cut;
     let mut reported = Vec::new();
     loop {
         let (tag, body) = backend.receive().await.map_err(unreachable_io)?;
         match tag {
             tag::AUTHENTICATION => {
-                if let Some(answer) = auth.respond(&body)? {
+                if let Some(answer) = auth.respond(&body).map_err(Refused::Said)? {
                     backend.out.extend_from_slice(&answer);
                     backend.send().await.map_err(unreachable_io)?;
                 }
@@ -119,29 +148,32 @@ async fn open<T: AsRef<str>>(login: &Login, parameters: &[(T, T)]) -> Result<(Ba
                 backend.status = Status::Idle;
                 return Ok((backend, reported));
             }
-            tag::ERROR => return Err(refused(login, &body)),
-            _ => return Err(unreachable(login, "it does not speak the Postgres protocol")),
+            tag::ERROR => return Err(refused(server, &body)),
+            _ => return Err(unreachable(server, "it does not speak the Postgres protocol")),
         }
     }
 }
 
-fn unreachable(login: &Login, why: &str) -> UserError {
-    UserError::new(Blame::Server, sqlstate::CANNOT_CONNECT, format!("cannot connect to server {}:{}", login.host, login.port))
-        .detail(why.to_owned())
-        .hint("Check that this Postgres server is running and reachable from weir; SHOW SHARDS in the admin database lists them.")
+fn unreachable(server: &Endpoint, why: &str) -> Refused {
+    let error = UserError::new(Blame::Server, sqlstate::CANNOT_CONNECT, format!("cannot connect to server {server}"));
+    Refused::Away(error.detail(why.to_owned()).hint(
+        "Check that this Postgres server is running and reachable from weir; SHOW SHARDS in the admin database lists them.",
+    ))
 }
 
-fn refused(login: &Login, body: &[u8]) -> UserError {
+fn refused(server: &Endpoint, body: &[u8]) -> Refused {
     let field =
         |code| report_field(body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
-    if let Some(error) = crate::databases::passed_on(&field(b'C'), &field(b'M')) {
-        return error.detail(format!("server {}:{} says so", login.host, login.port));
-    }
-    UserError::new(
-        Blame::Server,
-        sqlstate::CANNOT_CONNECT,
-        format!("server {}:{} refused the login", login.host, login.port),
-    )
-    .detail(format!("{}: {}", field(b'C'), field(b'M')))
-    .hint("Check the user's password in users_file and pg_hba.conf of that server.")
+    let code = field(b'C');
+    let error = match crate::databases::passed_on(&code, &field(b'M')) {
+        Some(error) => error.detail(format!("server {server} says so")),
+        None => {
+            let message = format!("server {server} refused the login");
+            UserError::new(Blame::Server, sqlstate::CANNOT_CONNECT, message)
+                .detail(format!("{code}: {}", field(b'M')))
+                .hint("Check the user's password in users_file and pg_hba.conf of that server.")
+        }
+    };
+    // It starts, stops, or has just been stopped.
+    if code.starts_with("57P") { Refused::Away(error) } else { Refused::Said(error) }
 }

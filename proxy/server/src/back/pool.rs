@@ -20,7 +20,10 @@ use weir_wire::backend::{report_field, tag};
 use weir_wire::frame;
 
 use super::conn::Backend;
-use super::connect::{self, Login, Parameters};
+use super::connect::{Login, Parameters};
+use super::follow;
+use crate::config::Endpoint;
+use crate::roles::Route;
 
 /// Bounds of one pool.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +106,16 @@ impl Pool {
         })
     }
 
+    /// One that leads elsewhere and is otherwise as this one is now.
+    pub fn to_another(&self, name: String, route: Route) -> Arc<Self> {
+        let login = Login { route, ..self.login.clone() };
+        let pool = Pool::for_key(name, login, *self.limits.lock(), self.size_key);
+        if self.inner.lock().shelf.is_paused() {
+            pool.pause();
+        }
+        pool
+    }
+
     /// A Backend that can be had without waiting.
     pub fn lease_idle(self: &Arc<Self>) -> Option<Lease> {
         loop {
@@ -115,7 +128,7 @@ impl Pool {
 
     /// Lends what was idle, unless it was terminated on its shelf: that must not cost a client its statement.
     fn lend(self: &Arc<Self>, mut backend: Box<Backend>) -> Option<Lease> {
-        if backend.has_news() {
+        if backend.is_cut() || backend.has_news() {
             drop(backend);
             self.vacate();
             return None;
@@ -202,8 +215,9 @@ impl Pool {
         // Until the login is done this stands for the place that is taken, so a dropped task gives it back.
         let mut lease = Lease { backend: None, pool: Arc::clone(self) };
         // Boxed: every session's task would else carry room for it.
-        let (mut backend, parameters) = Box::pin(connect::connect(&self.login)).await?;
-        backend.prepared_max = self.limits.lock().prepared_max;
+        let PoolLimits { wait_max, prepared_max, .. } = *self.limits.lock();
+        let (mut backend, parameters) = Box::pin(follow::open(&self.login, wait_max)).await?;
+        backend.prepared_max = prepared_max;
         *self.parameters.lock() = Some(Arc::new(parameters));
         lease.backend = Some(Box::new(backend));
         Ok(lease)
@@ -244,12 +258,9 @@ impl Pool {
         &self.login
     }
 
-    pub fn host(&self) -> &str {
-        &self.login.host
-    }
-
-    pub fn port(&self) -> u16 {
-        self.login.port
+    /// Where it leads, or did last.
+    pub fn endpoint(&self) -> &Endpoint {
+        self.login.route.endpoint()
     }
 
     pub fn counts(&self) -> Counts {
@@ -271,7 +282,7 @@ impl Pool {
             let old = now.duration_since(backend.since) > limits.lifetime;
             let unused = spare > 0 && now.duration_since(backend.idle_since) > limits.idle_max;
             spare -= usize::from(unused && !old);
-            old || unused
+            old || unused || backend.is_cut()
         });
         let mut ahead = 0;
         while inner.shelf.open_ahead(limits.min) {

@@ -66,7 +66,7 @@ pub async fn read(logins: &[Login], rules: &TableRules) -> Result<Vec<weir_core:
     let mut shards = Vec::with_capacity(logins.len());
     for login in logins {
         let client = crate::control::connect(login).await?;
-        shards.push(objects(&client, rules).await.with_context(|| format!("{}:{}", login.host, login.port))?);
+        shards.push(objects(&client, rules).await.with_context(|| login.route.endpoint().to_string())?);
     }
     Ok(drift(&shards))
 }

@@ -7,6 +7,7 @@ use weir_core::admin::{
     AdminSource, ConfigRow, DatabaseRow, DecodingRow, DriftRow, EndpointRow, EngineRow, PinRow, PoolRow, PreparedRow,
     ShardRow, Show, Snapshot, SocketRow, StatRow, UniqueRow, UserRow, slot_ranges,
 };
+use weir_core::election::Role;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
 use weir_core::topology::catalog::UniqueState;
@@ -14,10 +15,10 @@ use weir_core::topology::drift::Drift;
 
 use super::figures::{cache, digests, hot_keys};
 use crate::app::App;
-use crate::database::{Database, Shard};
+use crate::database::{Database, Server, Shard};
 use crate::engine::{Standing, State};
 use crate::http::{Condition, Operator};
-use crate::metrics::Role;
+use crate::metrics::Role as PoolRole;
 use crate::probe::EndpointView;
 
 /// Borrows the process for one answer.
@@ -143,8 +144,8 @@ fn servers(db: &Database) -> Vec<SocketRow> {
                 user: user.to_string(),
                 database: pool.name.clone(),
                 state,
-                address: pool.host().to_owned(),
-                port: pool.port(),
+                address: pool.endpoint().host.clone(),
+                port: pool.endpoint().port,
                 id: number as u64,
                 ..SocketRow::default()
             };
@@ -166,10 +167,10 @@ fn databases(app: &App, db: &Database) -> Vec<DatabaseRow> {
     // Without a user's own say.
     let pool = config.pool_of(&db.name, "");
     let max = config.database_connections_max(&db.name).unwrap_or(config.limits.client_connections_max);
-    let rows = db.config.shards.iter().map(|shard| DatabaseRow {
+    let rows = db.shards.iter().map(|shard| &shard.roles.view().endpoint).map(|primary| DatabaseRow {
         name: db.name.to_string(),
-        host: shard.primary.host.clone(),
-        port: shard.primary.port,
+        host: primary.host.clone(),
+        port: primary.port,
         database: db.config.server_database.clone(),
         pool_size: pool.size as u64,
         min_pool_size: pool.min as u64,
@@ -215,44 +216,46 @@ fn shards(db: &Database) -> Vec<ShardRow> {
         database: db.name.to_string(),
         shard: ShardId(number as u16),
         name: config.name.clone(),
-        primary: config.primary.to_string(),
-        replicas: config.replicas.iter().map(ToString::to_string).collect(),
+        primary: shard.roles.view().endpoint.to_string(),
+        replicas: others(shard).map(|server| server.view.endpoint.to_string()).collect(),
         slots: slots[number] as u64,
         weight: config.weight,
         epoch: view.topology.epoch,
-        is_up: shard.primary.is_up(),
-        replicas_up: shard.replicas.iter().filter(|replica| replica.view.is_up()).count() as u64,
-        lag_ms: shard
-            .replicas
-            .iter()
-            .filter(|replica| replica.view.is_up())
-            .filter_map(|replica| replica.view.lag_ms())
-            .max(),
+        is_up: shard.roles.is_up(),
+        replicas_up: others(shard).filter(|server| server.stands_by()).count() as u64,
+        lag_ms: others(shard).filter(|server| server.stands_by()).filter_map(|server| server.view.lag_ms()).max(),
     });
     rows.collect()
+}
+
+/// All servers of a shard but its primary, or the last one.
+fn others(shard: &Shard) -> impl Iterator<Item = &Server> {
+    let primary = shard.roles.primary();
+    shard.servers.iter().enumerate().filter(move |(number, _)| *number != primary).map(|(_, server)| server)
 }
 
 fn endpoints(db: &Database) -> Vec<EndpointRow> {
     let mut rows = Vec::new();
     for (number, shard) in db.shards.iter().enumerate() {
         let id = ShardId(number as u16);
-        let views = std::iter::once((&shard.primary, "primary"))
-            .chain(shard.replicas.iter().map(|replica| (&replica.view, "replica")));
-        for (index, (view, role)) in views.enumerate() {
-            rows.push(endpoint(db, id, index, view, role));
+        for (index, server) in shard.servers.iter().enumerate() {
+            let last = if index == shard.roles.primary() { Role::Primary } else { Role::Replica };
+            rows.push(endpoint(db, (id, index), &server.view, last));
         }
     }
     rows
 }
 
-fn endpoint(db: &Database, shard: ShardId, index: usize, view: &EndpointView, role: &'static str) -> EndpointRow {
+/// `last`: what it is taken for while it is away.
+fn endpoint(db: &Database, (shard, index): (ShardId, usize), view: &EndpointView, last: Role) -> EndpointRow {
     EndpointRow {
         database: db.name.to_string(),
         shard,
-        role,
+        role: Some(view.role()).filter(|role| *role != Role::Away).unwrap_or(last).as_str(),
         address: view.endpoint.to_string(),
         is_up: view.is_up(),
         in_recovery: view.in_recovery(),
+        timeline: view.last_report().map(|report| report.timeline),
         replay_lsn: Some(view.replay_lsn()).filter(|lsn| lsn.0 != 0),
         lag_ms: view.lag_ms(),
         reads: db.stats.database.endpoint(shard, index).map_or(0, crate::metrics::EndpointMetrics::reads),
@@ -513,17 +516,17 @@ impl Operator for HttpSource {
 
 fn server_conditions(database: &str, shards: &[Arc<Shard>], conditions: &mut Vec<Condition>) {
     for shard in shards {
-        let reason = shard
-            .primary
-            .last_error()
-            .filter(|_| !shard.primary.is_up())
-            .unwrap_or_else(|| shard.primary.endpoint.to_string());
+        let primary = shard.roles.view();
+        let why = || shard.roles.standing().lost.map(|why| why.to_string());
+        let reason = primary.last_error().filter(|_| !primary.is_up()).or_else(why);
+        let reason = reason.unwrap_or_else(|| primary.endpoint.to_string());
         let name = format!("primary {database}/{}", shard.name);
-        conditions.push(condition(&name, shard.primary.has_been_up(), true, &reason));
-        for replica in &shard.replicas {
-            let name = format!("replica {database}/{} {}", shard.name, replica.view.endpoint);
-            let reason = replica.view.last_error().unwrap_or_default();
-            conditions.push(condition(&name, replica.view.is_up(), false, &reason));
+        conditions.push(condition(&name, shard.roles.has_been_up(), true, &reason));
+        for server in others(shard) {
+            let name = format!("replica {database}/{} {}", shard.name, server.view.endpoint);
+            let reason = server.view.last_error().filter(|_| !server.view.is_up());
+            let reason = reason.unwrap_or_else(|| server.view.role().as_str().to_owned());
+            conditions.push(condition(&name, server.stands_by(), false, &reason));
         }
     }
 }
@@ -543,7 +546,7 @@ fn publish_gauges(db: &Database) {
         for (shard, primary, pool) in pools.iter() {
             let counts = pool.counts();
             waiting += counts.waiting;
-            let role = if primary { Role::Primary } else { Role::Replica };
+            let role = if primary { PoolRole::Primary } else { PoolRole::Replica };
             // The engine is no shard.
             let Some(total) = totals.get_mut(usize::from(shard.0)) else { continue };
             let total = &mut total[role as usize];
@@ -557,7 +560,7 @@ fn publish_gauges(db: &Database) {
     metrics.clients_idle.set((live.len() - busy) as f64);
     metrics.clients_waiting.set(waiting as f64);
     for (number, roles) in totals.iter().enumerate() {
-        for role in Role::ALL {
+        for role in PoolRole::ALL {
             if let Some(pool) = metrics.pool(ShardId(number as u16), role) {
                 pool.active.set(roles[role as usize].0 as f64);
                 pool.idle.set(roles[role as usize].1 as f64);
@@ -565,10 +568,12 @@ fn publish_gauges(db: &Database) {
         }
     }
     for (number, shard) in db.shards.iter().enumerate() {
-        let views = std::iter::once(&shard.primary).chain(shard.replicas.iter().map(|replica| &replica.view));
-        for (index, view) in views.enumerate() {
+        let primary = shard.roles.primary();
+        metrics.primary(ShardId(number as u16), primary, shard.roles.standing().generation);
+        for (index, Server { view, .. }) in shard.servers.iter().enumerate() {
             if let Some(endpoint) = metrics.endpoint(ShardId(number as u16), index) {
-                endpoint.probed(view.is_up(), view.lag_ms().map(std::time::Duration::from_millis));
+                let is_primary = index == primary && shard.roles.is_up();
+                endpoint.probed(view.is_up(), is_primary, view.lag_ms().map(std::time::Duration::from_millis));
             }
         }
     }

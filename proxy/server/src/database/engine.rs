@@ -10,6 +10,7 @@ use crate::back::connect::Login;
 use crate::back::pool::{Pool, PoolLimits};
 use crate::config::{Config, PoolConfig};
 use crate::engine::{Engine, HubServer};
+use crate::roles::Route;
 
 /// One user's pools on the hub's servers.
 pub struct EnginePools {
@@ -61,8 +62,7 @@ impl Database {
             }
         };
         let login = Login {
-            host: endpoint.host.as_str().into(),
-            port: endpoint.port,
+            route: Route::Server(Arc::new(endpoint.clone())),
             user: user.into(),
             database: engine.database.as_str().into(),
             credential: keyring.clone(),

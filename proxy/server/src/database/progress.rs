@@ -18,7 +18,7 @@ use tokio_postgres::{Client, Statement};
 use weir_core::fresh::{Pace, replica_answer_ok};
 use weir_core::id::Lsn;
 
-use crate::control::Target;
+use crate::control::{OpenError, Target};
 
 /// Reads that may wait for one replica at the same time; more go to the primary.
 const WAITERS_MAX: usize = 1_024;
@@ -171,7 +171,7 @@ async fn ask_until_nobody_waits(
     progress: &Progress,
     replica: &Target,
     open: &mut Option<(Client, Statement)>,
-) -> Result<(), tokio_postgres::Error> {
+) -> Result<(), OpenError> {
     let (client, position) = match open {
         Some(open) => open,
         none => {

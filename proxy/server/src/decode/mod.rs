@@ -240,7 +240,7 @@ impl Decoder {
                 self.decoding().counters.reconnects.fetch_add(1, Relaxed);
                 self.bar_everywhere().await;
             }
-            sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            self.login.route.pause(pause.mul_f64(rand::random_range(0.5..1.0))).await;
             retry = if was_up && began.elapsed() > RETRY_MAX { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
         }
     }

@@ -14,7 +14,7 @@ use super::{Engine, Problem, Ready};
 use crate::auth::credential::Credential;
 use crate::back::connect::Login;
 use crate::back::tls::ServerTlsMode;
-use crate::control;
+use crate::control::{self, OpenError};
 use crate::database::View;
 
 /// Part of the digest, so that a newer weir makes anew what an older one has made.
@@ -62,6 +62,15 @@ impl From<Error> for Problem {
     }
 }
 
+impl From<OpenError> for Problem {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Driver(error) => error.into(),
+            other => Problem::Unreachable(other.to_string()),
+        }
+    }
+}
+
 impl From<ReadError> for Problem {
     fn from(error: ReadError) -> Self {
         match error {
@@ -71,15 +80,15 @@ impl From<ReadError> for Problem {
     }
 }
 
-/// Brings the engine into step with `view`; true: something had to be made.
-pub async fn build(engine: &Engine, view: &View) -> Result<(Ready, bool), Problem> {
+/// Brings the engine into step with `view`, and primaries of this age or later ones; true: something had to be made.
+pub async fn build(engine: &Engine, (view, age): (&View, u64)) -> Result<(Ready, bool), Problem> {
     let home_id = usize::from(view.topology.home.0);
     let home = open(&engine.shards[home_id]).await?;
     let kind = kind(&home, &engine.shards[home_id].database).await?.ok_or_else(gone)?;
     let others = engine.shards.iter().enumerate().filter(|(number, _)| *number != home_id);
     for (_, login) in others {
         let other = open(login).await?;
-        same_kind(&kind, &self::kind(&other, &login.database).await?.ok_or_else(gone)?, &login.host)?;
+        same_kind(&kind, &self::kind(&other, &login.database).await?.ok_or_else(gone)?, &login.route.endpoint().host)?;
     }
     let (hub, superuser) = hub(engine, &kind).await?;
     let declared = Declared { rules: &view.rules, catalog: &view.catalog };
@@ -110,6 +119,7 @@ pub async fn build(engine: &Engine, view: &View) -> Result<(Ready, bool), Proble
     let ready = Ready {
         version: view.version,
         epoch: view.topology.epoch,
+        age,
         token,
         skipped,
         types: same_types(&hub, &home).await?,
@@ -213,9 +223,10 @@ fn shard_server(login: &Login, authority: Option<&str>) -> Result<ShardServer, P
         Credential::Password(password) => Some(password.to_string()),
         _ => None,
     };
+    let endpoint = login.route.endpoint();
     Ok(ShardServer {
-        host: login.host.to_string(),
-        port: login.port,
+        host: endpoint.host.clone(),
+        port: endpoint.port,
         database: login.database.to_string(),
         user: login.user.to_string(),
         password,

@@ -30,6 +30,7 @@ use crate::back::tls::ServerTls;
 use crate::config::{Config, DatabaseConfig, Endpoint, EngineConfig, HubConfig};
 use crate::control::Target;
 use crate::database::Database;
+use crate::roles;
 use crate::statements::Prepared;
 
 pub use mended::Asker;
@@ -91,6 +92,8 @@ pub struct Ready {
     /// Version of the view it was made for; the catalogue was read later.
     pub version: u64,
     pub epoch: Epoch,
+    /// Of the shards' primaries, which it names ([`roles::age`]).
+    pub age: u64,
     /// What the database says as long as it is this one.
     pub token: String,
     pub skipped: Vec<Skipped>,
@@ -151,6 +154,11 @@ impl Engine {
         self.state.borrow().clone()
     }
 
+    /// Of the shards' primaries.
+    fn age(&self) -> u64 {
+        roles::age(self.shards.iter().map(|login| &login.route))
+    }
+
     /// Schema or map may have changed.
     pub fn note_change(&self) {
         self.changed.notify_one();
@@ -175,10 +183,14 @@ impl Engine {
         loop {
             let wanted = {
                 let view = db.view();
-                (view.version, view.topology.epoch)
+                (view.version, view.topology.epoch, self.age())
             };
             let problem = match watch.borrow_and_update().clone() {
-                State::Ready(ready) if ready.version >= wanted.0 && ready.epoch == wanted.1 => return Ok(ready),
+                State::Ready(ready)
+                    if ready.version >= wanted.0 && (ready.epoch, ready.age) == (wanted.1, wanted.2) =>
+                {
+                    return Ok(ready);
+                }
                 State::Failed { problem, at } if at.elapsed() < FAILURE_FRESH => return Err(problem),
                 State::Failed { problem, .. } => problem,
                 State::Ready(_) | State::Starting => Problem::Building,
@@ -265,8 +277,8 @@ async fn run(engine: Arc<Engine>, db: Arc<Database>) {
     let mut logged_in = None;
     loop {
         let start = Instant::now();
-        let view = db.view_arc();
-        let built = match tokio::time::timeout(BUILD_MAX, Box::pin(build::build(&engine, &view))).await {
+        let (view, age) = (db.view_arc(), engine.age());
+        let built = match tokio::time::timeout(BUILD_MAX, Box::pin(build::build(&engine, (&view, age)))).await {
             Ok(built) => built,
             Err(_) => Err(Problem::Unreachable(format!("it was not done within {BUILD_MAX:?}"))),
         };
@@ -289,7 +301,7 @@ async fn run(engine: Arc<Engine>, db: Arc<Database>) {
             }
         }
         let now = db.view_arc();
-        let in_step = now.version == view.version && now.topology.epoch == view.topology.epoch;
+        let in_step = now.version == view.version && now.topology.epoch == view.topology.epoch && age == engine.age();
         pause(&engine, failed, in_step, start.elapsed()).await;
     }
 }

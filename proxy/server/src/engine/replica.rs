@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 
 use super::{Engine, State};
 use crate::config::Endpoint;
-use crate::control::Target;
+use crate::control::{OpenError, Target};
 use crate::database::Database;
 
 /// Between two looks at a replica that is in step, and between attempts to reach one that is not there.
@@ -141,7 +141,8 @@ async fn follow(number: usize, engine: &Engine, db: &Database) -> String {
     let mut states = engine.state.subscribe();
     let client = match tokio::time::timeout(PATIENCE, replica.target.open()).await {
         Ok(Ok(client)) => client,
-        Ok(Err(error)) => return told(&error),
+        Ok(Err(OpenError::Driver(error))) => return told(&error),
+        Ok(Err(error)) => return error.to_string(),
         Err(_) => return format!("no connection within {PATIENCE:?}"),
     };
     loop {
@@ -227,11 +228,11 @@ impl Confirm {
         }
     }
 
-    async fn token(&self, client: &mut Option<Client>) -> Result<String, tokio_postgres::Error> {
+    async fn token(&self, client: &mut Option<Client>) -> Result<String, OpenError> {
         let open = match client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
             None => self.target.open().await?,
         };
-        client.insert(open).query_one(TOKEN, &[]).await?.try_get(0)
+        Ok(client.insert(open).query_one(TOKEN, &[]).await?.try_get(0)?)
     }
 }

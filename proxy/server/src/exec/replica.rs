@@ -33,7 +33,9 @@ use crate::unsound::{self, Place, Variant};
 
 /// A reply that must be held back until it is proven fresh goes to the primary if it is larger than this.
 const REPLICA_REPLY_BYTES_MAX: usize = 64 * 1024;
-const REPLAY_POSITION: &str = "SELECT pg_catalog.pg_last_wal_replay_lsn()";
+/// Null from a server that was promoted: it has stopped replaying, and what it shows is no primary's past any more.
+const REPLAY_POSITION: &str =
+    "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() END";
 
 /// What became of a read that a replica was to answer.
 pub enum Elsewhere {
@@ -73,7 +75,7 @@ impl Session {
         seen: &Observation,
         (shape, asked): (&Shape, &Asked),
     ) -> Result<Elsewhere, Failure> {
-        if self.db.shard(shard).replicas.is_empty() {
+        if !self.db.shard(shard).has_replicas() {
             return Ok(Elsewhere::Primary(PrimaryBecause::NoReplica));
         }
         let bound = self.bound(asked.level, shard);
@@ -147,7 +149,7 @@ impl Session {
         chosen: &Chosen<'_>,
         (shape, asked): (&Shape, &Asked),
     ) -> Result<Told, Failure> {
-        let replica = &chosen.shard.replicas[chosen.number];
+        let replica = &chosen.shard.servers[chosen.number];
         let _occupied = replica.occupy();
         let mut replies = Replies::default();
         self.prime_lease(&mut lease, &mut replies);

@@ -13,10 +13,10 @@ mod silence;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_postgres::{Client, GenericClient, Row, Statement};
 
 use self::silence::Silence;
@@ -24,7 +24,7 @@ use super::Fleet;
 use super::member::{Member, Standing, now_us};
 use crate::clock::Identity;
 use crate::config::PeersMode;
-use crate::control::{MAKE_SCHEMA, Target};
+use crate::control::{MAKE_SCHEMA, OpenError, Target};
 use crate::database::Shard;
 
 /// Longest wait for a connection or an answer. The lease runs out earlier.
@@ -90,6 +90,10 @@ const AT_WORK_STATES: [&str; 3] = ["active", "fastpath function call", "idle in 
 enum Lost {
     #[error(transparent)]
     Server(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Unreached(#[from] OpenError),
+    #[error("another server has become the primary")]
+    Replaced,
     #[error("no answer in time")]
     Slow(#[from] tokio::time::error::Elapsed),
     #[error(
@@ -110,7 +114,7 @@ pub async fn run(fleet: Arc<Fleet>, shard: Arc<Shard>, server: Target) {
             Ok(()) => break,
             Err(error) => tracing::warn!(shard = %shard.name, "not among the proxies here for now: {error}"),
         }
-        sleep(retry.mul_f64(rand::random_range(0.5..1.0))).await;
+        server.pause(retry.mul_f64(rand::random_range(0.5..1.0))).await;
         retry = (retry * 2).min(RETRY_MAX);
     }
     shard.member.stand(Standing::Left);
@@ -141,8 +145,10 @@ async fn agree(client: &impl GenericClient, mode: PeersMode) -> Result<(), Lost>
 
 /// From joining until something fails; `Ok`: it has left.
 async fn serve(fleet: &Arc<Fleet>, shard: &Arc<Shard>, server: &Target, retry: &mut Duration) -> Result<(), Lost> {
+    let mut tenure = server.tenure();
     let client = timeout(PATIENCE, server.open()).await??;
-    let mut keeper = timeout(PATIENCE, Keeper::join(fleet, shard, client)).await??;
+    let mut keeper = timeout(PATIENCE, Keeper::join(fleet, shard, (client, tenure.number()))).await??;
+    keeper.promoted = server.promoted();
     *retry = RETRY_MIN;
     let every = fleet.lease / 3;
     loop {
@@ -158,10 +164,14 @@ async fn serve(fleet: &Arc<Fleet>, shard: &Arc<Shard>, server: &Target, retry: &
         let _ = timeout(every, async {
             tokio::select! {
                 () = shard.member.poked() => {}
+                () = tenure.over() => {}
                 Some((id, attached)) = keeper.attempts.recv() => keeper.note_attempt(id, attached),
             }
         })
         .await;
+        if tenure.is_over() {
+            return Err(Lost::Replaced);
+        }
     }
 }
 
@@ -202,6 +212,8 @@ struct Keeper {
     at_work: BTreeMap<u64, BTreeSet<Process>>,
     /// Everybody has to hear of orphans before the row of their proxy goes.
     passing_on: bool,
+    /// When this primary replaced another.
+    promoted: Option<Instant>,
     /// Where others push: who does not answer, and whom nothing can be heard of any more.
     silence: Silence,
     over: BTreeSet<u64>,
@@ -211,13 +223,17 @@ struct Keeper {
 type Process = (i32, Option<String>, Option<String>);
 
 impl Keeper {
-    async fn join(fleet: &Arc<Fleet>, shard: &Arc<Shard>, mut client: Client) -> Result<Keeper, Lost> {
+    async fn join(
+        fleet: &Arc<Fleet>,
+        shard: &Arc<Shard>,
+        (mut client, generation): (Client, u64),
+    ) -> Result<Keeper, Lost> {
         client.batch_execute(SETTINGS).await?;
         if !client.query_one(FOUND, &[]).await?.try_get::<_, bool>(0)? {
             client.batch_execute(&format!("BEGIN; {MAKE_SCHEMA}; {TABLES} COMMIT")).await?;
         }
         let life = Identity::of(&client).await?;
-        shard.member.begin_life(foldhash::quality::FixedState::with_seed(11).hash_one(life));
+        shard.member.begin_life(foldhash::quality::FixedState::with_seed(11).hash_one(life), generation);
         let transaction = client.transaction().await?;
         let joined: i64 = transaction.query_one(STEP, &[]).await?.try_get(0)?;
         // Under the lock of that row, as everybody joins.
@@ -243,6 +259,7 @@ impl Keeper {
             attempted,
             at_work: BTreeMap::new(),
             passing_on: false,
+            promoted: None,
             silence: Silence::default(),
             over: BTreeSet::new(),
         })
@@ -460,6 +477,14 @@ impl Keeper {
         Ok(then.is_empty())
     }
 
+    /// A primary that was promoted may never have heard of a proxy that had joined at the last one, and may serve until its lease
+    /// is over: nobody writes here before.
+    fn outlived_others(&self) -> bool {
+        let Some(promoted) = self.promoted else { return true };
+        let lease = self.known.iter().map(|other| other.lease).fold(self.fleet.lease, Duration::max);
+        promoted.elapsed() > lease + lease / DRIFT + SLACK
+    }
+
     fn stand(&mut self) {
         let told = |other: &Other| {
             if other.out { self.is_fenced(other.id) } else { self.member().tells(other.id, other.joined) }
@@ -467,6 +492,9 @@ impl Keeper {
         let heard = |other: &Other| !other.out && self.member().attached(other.id, self.joined).is_some();
         let pushes = self.member().pushes();
         let standing = self.member().standing();
+        if !self.outlived_others() {
+            return;
+        }
         // Nobody waits for what is pushed, so it must be known from the first on who hears of it.
         let may_write = |other: &Other| told(other) && (!pushes || other.out || heard(other));
         if standing < Standing::Writes && self.known.iter().all(may_write) {

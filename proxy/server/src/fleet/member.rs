@@ -29,6 +29,7 @@ use weir_wire::peer::{Ending, Message, Write};
 use super::Fleet;
 use super::link::{Answer, Deaf, Link};
 use crate::clock::Clock;
+use crate::roles::Generation;
 use crate::unsound::{self, Place, Variant};
 
 /// Longest wait for a peer to say that it has heard.
@@ -107,6 +108,9 @@ pub struct Member {
     poked: Notify,
     /// Name of the primary's life that the lease is from.
     life: AtomicU64,
+    /// Of the shard's primary, and the one in which this proxy has joined.
+    generation: Generation,
+    joined_in: AtomicU64,
 }
 
 #[derive(Default)]
@@ -177,7 +181,7 @@ struct Foreign {
 }
 
 impl Member {
-    pub fn new(fleet: Option<Arc<Fleet>>, words: Arc<Words>) -> Arc<Member> {
+    pub fn new(fleet: Option<Arc<Fleet>>, words: Arc<Words>, generation: Generation) -> Arc<Member> {
         Arc::new(Member {
             // As Postgres's bigint, and never 0.
             id: rand::random::<u64>() >> 1 | 1,
@@ -195,6 +199,8 @@ impl Member {
             deaf: Mutex::default(),
             poked: Notify::new(),
             life: AtomicU64::new(0),
+            generation,
+            joined_in: AtomicU64::new(0),
         })
     }
 
@@ -210,7 +216,13 @@ impl Member {
     }
 
     fn served_until_us(&self) -> u64 {
-        self.lease_until_us.load(SeqCst).min(self.hears_until_us.load(SeqCst))
+        self.leased_until_us().min(self.hears_until_us.load(SeqCst))
+    }
+
+    /// A lease from a primary that was replaced is none.
+    fn leased_until_us(&self) -> u64 {
+        let is_replaced = self.joined_in.load(SeqCst) != self.generation.load(SeqCst);
+        if is_replaced { 0 } else { self.lease_until_us.load(SeqCst) }
     }
 
     fn may_write(&self) -> bool {
@@ -218,7 +230,7 @@ impl Member {
     }
 
     fn has_lease(&self) -> bool {
-        now_us() < self.lease_until_us.load(SeqCst)
+        now_us() < self.leased_until_us()
     }
 
     pub fn standing(&self) -> Standing {
@@ -518,8 +530,10 @@ impl Member {
         self.lease_until_us.store(asked_us + lease.as_micros() as u64, SeqCst);
     }
 
-    pub(super) fn begin_life(&self, life: u64) {
+    /// Before this proxy joins: on this life of the primary, in this generation.
+    pub(super) fn begin_life(&self, life: u64, generation: u64) {
         self.life.store(life, SeqCst);
+        self.joined_in.store(generation, SeqCst);
     }
 
     pub(super) fn stand(&self, standing: Standing) {

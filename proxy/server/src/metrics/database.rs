@@ -1,6 +1,7 @@
 //! Handles of one database: what its sessions, pools, probes and cache count.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -106,6 +107,7 @@ pub struct EndpointMetrics {
     pub name: String,
     reads: Published,
     up: Gauge,
+    primary: Gauge,
     lag: Gauge,
 }
 
@@ -114,6 +116,9 @@ struct ShardMetrics {
     /// By route and role.
     queries: [[Published; 2]; RouteKind::ALL.len()],
     endpoints: Vec<EndpointMetrics>,
+    /// Which of them is the primary, and how often another one became it.
+    primary: AtomicUsize,
+    promotions: Counter,
     slots: Gauge,
     decoding: DecodingMetrics,
 }
@@ -232,7 +237,15 @@ impl DatabaseMetrics {
         self.shards.get(usize::from(shard.0)).map(|shard| &shard.decoding)
     }
 
-    /// A server of a shard; the primary is the first.
+    /// Which server of a shard is the primary, and after how many others.
+    pub fn primary(&self, shard: ShardId, server: usize, generation: u64) {
+        if let Some(shard) = self.shards.get(usize::from(shard.0)) {
+            shard.primary.store(server, Relaxed);
+            shard.promotions.absolute(generation);
+        }
+    }
+
+    /// A server of a shard; the one that is configured as the primary is the first.
     pub fn endpoint(&self, shard: ShardId, index: usize) -> Option<&EndpointMetrics> {
         self.shards.get(usize::from(shard.0))?.endpoints.get(index)
     }
@@ -341,6 +354,7 @@ impl ShardMetrics {
                 name: name.clone(),
                 reads: Published::new(registry.counter("weir_reads_total", &labels)),
                 up: registry.gauge("weir_server_up", &labels),
+                primary: registry.gauge("weir_server_primary", &labels),
                 lag: registry.gauge("weir_replica_lag_seconds", &labels),
             }
         };
@@ -348,6 +362,8 @@ impl ShardMetrics {
             pools: Role::ALL.map(pool),
             queries: RouteKind::ALL.map(|route| Role::ALL.map(|role| queries(route, role))),
             endpoints: servers.iter().map(endpoint).collect(),
+            primary: AtomicUsize::new(0),
+            promotions: registry.counter("weir_promotions_total", &[("database", database), ("shard", shard)]),
             slots: registry.gauge("weir_slots", &[("database", database), ("shard", shard)]),
             decoding: DecodingMetrics::new(registry, &[("database", database), ("shard", shard)]),
         }
@@ -385,8 +401,9 @@ impl EndpointMetrics {
     }
 
     /// What a probe saw. A lag that is not known leaves the last one.
-    pub fn probed(&self, is_up: bool, lag: Option<Duration>) {
+    pub fn probed(&self, is_up: bool, is_primary: bool, lag: Option<Duration>) {
         self.up.set(f64::from(u8::from(is_up)));
+        self.primary.set(f64::from(u8::from(is_primary)));
         if let Some(lag) = lag {
             self.lag.set(lag.as_secs_f64());
         }
@@ -436,7 +453,14 @@ impl SessionMetrics {
         self.database.totals.wait_us.add(self.stripe, wait.as_micros() as u64);
     }
 
-    /// A read was answered by the server at `index` of the shard; the primary is 0.
+    /// A read was answered by the primary.
+    pub fn read_by_primary(&self, shard: ShardId) {
+        if let Some(known) = self.database.shards.get(usize::from(shard.0)) {
+            self.read_by(shard, known.primary.load(Relaxed));
+        }
+    }
+
+    /// A read was answered by the server at this place among the shard's.
     pub fn read_by(&self, shard: ShardId, index: usize) {
         if let Some(endpoint) = self.database.endpoint(shard, index) {
             endpoint.reads.count.add(self.stripe, 1);

@@ -1,4 +1,4 @@
-//! What is known of one replica before it is asked: whether it is there, how far it was, how busy it is with our statements.
+//! What is known of one server before it is asked for a read: whether it is there, how far it was, how busy it is with our statements.
 //!
 //! Non-goal: proving freshness; the replica's own word on the same connection does that.
 
@@ -18,8 +18,8 @@ use crate::probe::EndpointView;
 /// A replica that has just said it is behind is not asked again for so long.
 const BEHIND: Duration = Duration::from_millis(5);
 
-/// A replica of one shard.
-pub struct Replica {
+/// A server of one shard.
+pub struct Server {
     pub view: Arc<EndpointView>,
     pub progress: Arc<Progress>,
     /// Statements under way on it.
@@ -51,9 +51,14 @@ impl Drop for Outstanding<'_> {
     }
 }
 
-impl Replica {
+impl Server {
     pub fn new(view: Arc<EndpointView>, progress: Arc<Progress>) -> Self {
-        Replica { view, progress, outstanding: AtomicU32::new(0) }
+        Server { view, progress, outstanding: AtomicU32::new(0) }
+    }
+
+    /// Is it there, and a replica of the primary?
+    pub fn stands_by(&self) -> bool {
+        self.view.is_up() && self.view.is_replica()
     }
 
     /// Counts a statement on it until the guard is dropped.
@@ -62,11 +67,11 @@ impl Replica {
         Outstanding(&self.outstanding)
     }
 
-    /// What choosing looks at.
+    /// What choosing a replica looks at.
     pub fn seen(&self) -> ReplicaView {
         let (last_known_replay, age_us) = self.progress.last();
         ReplicaView {
-            connected: self.view.is_up(),
+            connected: self.stands_by(),
             outstanding: self.outstanding.load(Relaxed),
             last_known_replay,
             may_have_moved: age_us > BEHIND.as_micros() as u64,
@@ -77,7 +82,7 @@ impl Replica {
 impl Database {
     /// Who is to answer a read whose words look like `seen`.
     pub fn choose(&self, shard: ShardId, bound: ReadBound, seen: &Observation) -> Choice {
-        let replicas: SmallVec<[ReplicaView; 4]> = self.shard(shard).replicas.iter().map(Replica::seen).collect();
+        let replicas: SmallVec<[ReplicaView; 4]> = self.shard(shard).servers.iter().map(Server::seen).collect();
         choose(bound, seen, &replicas, self.turn.fetch_add(1, Relaxed))
     }
 
@@ -87,7 +92,8 @@ impl Database {
         let need = bound.need(seen).ok().filter(|need| *need != UNPLACED)?;
         let shard = self.shard(shard);
         let age = shard.clock.age_of(need);
-        let connected = shard.replicas.iter().filter(|replica| replica.view.is_up()).map(|replica| &replica.progress);
+        let replicas = shard.servers.iter().filter(|server| server.stands_by());
+        let connected = replicas.map(|server| &server.progress);
         let soonest = connected.min_by_key(|progress| progress.expected_us(age))?;
         let worth = soonest.is_worth_a_wait(age, wait_max);
         worth.then(|| Nearly { progress: Arc::clone(soonest), need, age, wait_max })
