@@ -39,7 +39,7 @@ const ENROLLED_MAX: usize = 200;
 const OTHERS: &str = "*";
 
 /// Name, type and help of every metric.
-const DESCRIBED: [(&str, Type, &str); 34] = [
+const DESCRIBED: [(&str, Type, &str); 36] = [
     ("weir_client_connections", Type::Gauge, "Client connections of a database by state (active, idle, waiting)."),
     ("weir_server_connections", Type::Gauge, "Server connections by shard, role and state (active, idle, login)."),
     ("weir_query_duration_seconds", Type::Histogram, "From the statement's arrival to the end of its reply."),
