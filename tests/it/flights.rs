@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
+use tokio_postgres::Client;
 use weir_harness::Tier;
 
 use crate::freshness::{cache_figure, until};
@@ -29,22 +30,31 @@ async fn tier() -> Result<Tier> {
 }
 
 /// How often the server was asked.
-fn asked(tier: &Tier, sql: &str) -> usize {
+pub fn asked(tier: &Tier, sql: &str) -> usize {
     tier.shards[0].primary.log().matches(sql).count()
 }
 
 /// `count` sessions ask at the same moment.
 async fn all_at_once(tier: &Tier, count: usize, sql: &'static str) -> Result<JoinSet<Result<Vec<String>>>> {
-    let start = Arc::new(Barrier::new(count));
-    let mut sessions = JoinSet::new();
+    let mut clients = Vec::new();
     for _ in 0..count {
-        let (client, start) = (tier.connect().await?, Arc::clone(&start));
+        clients.push(tier.connect().await?);
+    }
+    Ok(ask_at_once(clients, sql))
+}
+
+/// These ask at the same moment.
+pub fn ask_at_once(clients: Vec<Client>, sql: &'static str) -> JoinSet<Result<Vec<String>>> {
+    let start = Arc::new(Barrier::new(clients.len()));
+    let mut sessions = JoinSet::new();
+    for client in clients {
+        let start = Arc::clone(&start);
         sessions.spawn(async move {
             start.wait().await;
             column(&client, sql).await
         });
     }
-    Ok(sessions)
+    sessions
 }
 
 #[tokio::test(flavor = "multi_thread")]

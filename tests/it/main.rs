@@ -27,6 +27,7 @@ mod hostile;
 mod hot;
 mod hub_replica;
 mod journey;
+mod leases;
 mod ledger;
 mod levels;
 mod login;

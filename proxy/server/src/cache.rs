@@ -15,6 +15,7 @@
 //!
 //! Non-goals: deciding what may be cached (the planner's), and single-flight (`weir_core::cache::Flights`).
 
+mod lease;
 mod redis;
 pub mod stale;
 
@@ -30,6 +31,7 @@ use weir_core::cache::{
 use weir_core::fresh::{Observation, Words};
 use weir_core::id::{Epoch, ShardId};
 
+pub use self::lease::{FillLease, Filled};
 pub use self::redis::{BadRedis, RedisServers};
 use self::redis::{Redis, Stored, Waiting};
 use self::stale::{Grace, Lenient};
@@ -108,6 +110,10 @@ pub struct CacheCounters {
     pub stored: AtomicU64,
     /// Replies that were not stored, for any [`NoFillReason`].
     pub not_stored: AtomicU64,
+    /// See [`Cache::leases`].
+    pub leases: AtomicU64,
+    pub lease_waits: AtomicU64,
+    pub lease_timeouts: AtomicU64,
     pub redis_errors: AtomicU64,
     /// Entries not sent to Redis because too many were waiting.
     pub redis_dropped: AtomicU64,
@@ -251,6 +257,7 @@ impl Cache {
     pub async fn get_remote(&self, key: &CacheKey, moment: &Moment<'_>) -> Lookup {
         match self.ask_redis(key, moment).await {
             Ok(entry) => {
+                self.heat.answered(moment.seen.words());
                 self.counters.hits_l2.fetch_add(1, Ordering::Relaxed);
                 let reply = entry.reply.clone();
                 self.keep(key, Arc::new(entry), moment);
@@ -266,6 +273,11 @@ impl Cache {
     async fn ask_redis(&self, key: &CacheKey, moment: &Moment<'_>) -> Result<Entry, MissReason> {
         let redis = self.l2.as_ref().ok_or(MissReason::Absent)?;
         let found = redis.get(&self.redis_key(key)).await?.ok_or(MissReason::Absent)?;
+        self.accept(key, moment, found)
+    }
+
+    /// The entry that Redis has returned, if it is one and true.
+    fn accept(&self, key: &CacheKey, moment: &Moment<'_>, found: Bytes) -> Result<Entry, MissReason> {
         let entry = Entry::decode(found, self.encoded_bytes_max()).map_err(|_| MissReason::Garbled)?;
         // Another process may have stored it, whose versions are not ours.
         let stamps = moment.words.stamps(moment.seen).ok_or(MissReason::Moved)?;
@@ -340,6 +352,12 @@ impl Cache {
 
     pub fn counters(&self) -> &CacheCounters {
         &self.counters
+    }
+
+    /// Fills of which other proxies were told, waits for theirs, and those of them that were too long.
+    pub fn leases(&self) -> [u64; 3] {
+        let CacheCounters { leases, lease_waits, lease_timeouts, .. } = &*self.counters;
+        [leases, lease_waits, lease_timeouts].map(|count| count.load(Ordering::Relaxed))
     }
 
     /// Entries and bytes in memory.
@@ -533,9 +551,9 @@ mod tests {
         assert!(HOT * weight < lru.bytes_max, "what is hot has room: {weight} bytes each");
         let (mut turn, mut hits, mut lru_hits, mut asked) = (0_u64, 0_u64, 0_u64, 0_u64);
         for round in 0..40_u64 {
-            // Something is asked for in a hurry, some of it more often; then a report reads five times what there is room for.
-            for step in 0..4 * HOT {
-                let number = step * step * 7_919 % HOT;
+            // What is hot is asked for twice; then a report reads five times what there is room for.
+            for step in 0..2 * HOT {
+                let number = step % HOT;
                 turn += 1;
                 asked += 1;
                 hits += u64::from(ask(number));
@@ -550,7 +568,7 @@ mod tests {
         }
         let share = |hits: u64| hits as f64 / asked as f64;
         println!("hits of what is hot, between scans: {:.3}; with LRU {:.3}", share(hits), share(lru_hits));
-        assert!(share(hits) > 0.98 && share(hits) > share(lru_hits) + 0.05, "{} {}", share(hits), share(lru_hits));
+        assert!(share(hits) > 0.95 && share(hits) > share(lru_hits) + 0.3, "{} {}", share(hits), share(lru_hits));
         assert!(cache.local_size().1 <= settings().l1_bytes_max as u64);
     }
 

@@ -4,7 +4,10 @@
 //! a write that it must see. A leader that fails, is cancelled or dies wakes its followers, who then run for themselves; so does
 //! the end of a bounded wait. Replies that cannot be shared (too large) are remembered, so that nobody waits for them again.
 //!
-//! Only reads that have missed come here. Non-goals: flights across proxies, and reads that may not be cached.
+//! Keys that others waited for are remembered too: theirs are the reads that are worth agreeing on with other proxies
+//! (`crate::cache::FillLease`), which a leader may hold until it lands.
+//!
+//! Only reads that have missed come here. Non-goals: waiting for other proxies, and reads that may not be cached.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,13 +22,15 @@ use weir_core::fresh::{Observation, WordSet};
 
 use crate::unsound::{self, Variant};
 
+use crate::cache::FillLease;
+
 /// Flights at the same time, and followers of one; more run for themselves.
 const OPEN_MAX: usize = 4_096;
 const FOLLOWERS_MAX: usize = 65_536;
 /// Longest wait for a leader. As long as one may wait for a server connection: then it is better to queue for one.
 const WAIT_MAX: Duration = Duration::from_secs(5);
-/// Keys whose reply could not be shared that are remembered.
-const UNSHAREABLE: usize = 1_024;
+/// Keys of each kind that are remembered.
+const REMEMBERED: usize = 1_024;
 
 /// What a leader leaves to its followers. `None`: run for yourself.
 type Landed = Option<Bytes>;
@@ -33,9 +38,14 @@ type Landed = Option<Bytes>;
 /// The reads under way that others may wait for.
 pub struct Airspace {
     inner: Mutex<Inner>,
-    /// Hashes of keys, each in its place.
-    unshareable: Box<[AtomicU64]>,
+    /// Whose reply could not be shared.
+    unshareable: Hashes,
+    /// Whose last flight had followers.
+    crowded: Hashes,
 }
+
+/// Hashes of keys, each in its place. One that is forgotten or mistaken costs a wait, or spares one.
+struct Hashes(Box<[AtomicU64]>);
 
 struct Inner {
     flights: Flights,
@@ -56,6 +66,8 @@ pub struct Leader {
     id: FlightId,
     key_hash: u64,
     landing: watch::Sender<Landed>,
+    /// Other proxies wait as long as this is held.
+    lease: Option<FillLease>,
 }
 
 pub struct Follower {
@@ -67,10 +79,33 @@ pub struct Follower {
 impl Default for Airspace {
     fn default() -> Self {
         let inner = Inner { flights: Flights::new(OPEN_MAX, FOLLOWERS_MAX), landings: HashMap::new() };
-        Airspace {
-            inner: Mutex::new(inner),
-            unshareable: std::iter::repeat_with(AtomicU64::default).take(UNSHAREABLE).collect(),
+        Airspace { inner: Mutex::new(inner), unshareable: Hashes::default(), crowded: Hashes::default() }
+    }
+}
+
+impl Default for Hashes {
+    fn default() -> Self {
+        Hashes(std::iter::repeat_with(AtomicU64::default).take(REMEMBERED).collect())
+    }
+}
+
+impl Hashes {
+    fn has(&self, hash: u64) -> bool {
+        self.place_of(hash).load(Relaxed) == hash
+    }
+
+    fn note(&self, hash: u64) {
+        self.place_of(hash).store(hash, Relaxed);
+    }
+
+    fn forget(&self, hash: u64) {
+        if self.has(hash) {
+            self.place_of(hash).store(0, Relaxed);
         }
+    }
+
+    fn place_of(&self, hash: u64) -> &AtomicU64 {
+        &self.0[hash as usize % REMEMBERED]
     }
 }
 
@@ -78,7 +113,7 @@ impl Airspace {
     /// `seen`: the look at the words that the read started with.
     pub fn join(self: &Arc<Self>, key: &CacheKey, seen: &Observation) -> Part {
         let key_hash = key.hash128() as u64;
-        if seen.pending() || self.place_of(key_hash).load(Relaxed) == key_hash {
+        if seen.pending() || self.unshareable.has(key_hash) {
             return Part::Alone;
         }
         let by_key = unsound::is(Variant::JoinByKey);
@@ -89,7 +124,7 @@ impl Airspace {
             Join::Lead(id) => {
                 let (landing, followers) = watch::channel(None);
                 inner.landings.insert(id, followers);
-                Part::Lead(Leader { airspace: Arc::clone(self), id, key_hash, landing })
+                Part::Lead(Leader { airspace: Arc::clone(self), id, key_hash, landing, lease: None })
             }
             Join::Follow(id) => match inner.landings.get(&id) {
                 Some(landing) => Part::Follow(Follower { airspace: Arc::clone(self), id, landing: landing.clone() }),
@@ -98,14 +133,17 @@ impl Airspace {
         }
     }
 
-    fn place_of(&self, key_hash: u64) -> &AtomicU64 {
-        &self.unshareable[key_hash as usize % UNSHAREABLE]
-    }
-
-    fn close(&self, id: FlightId) {
-        let mut inner = self.inner.lock();
-        inner.flights.land(id);
-        inner.landings.remove(&id);
+    fn close(&self, id: FlightId, key_hash: u64) {
+        let followers = {
+            let mut inner = self.inner.lock();
+            // A flight lands once; later there is nothing to learn from it.
+            inner.landings.remove(&id).map(|_| inner.flights.land(id))
+        };
+        match followers {
+            Some(0) => self.crowded.forget(key_hash),
+            Some(_) => self.crowded.note(key_hash),
+            None => {}
+        }
     }
 
     #[cfg(test)]
@@ -119,20 +157,35 @@ impl Leader {
     /// Hands the followers a complete reply, which nothing that was written before they came can have changed.
     pub fn land(self, frames: &Bytes) {
         // Nobody joins any more from here on, and whoever has joined sees the reply.
-        self.airspace.close(self.id);
+        self.airspace.close(self.id, self.key_hash);
         self.landing.send_replace(Some(frames.clone()));
     }
 
     /// Its reply is of a kind that cannot be shared, and the next one will be.
     pub fn give_up(self) {
-        self.airspace.place_of(self.key_hash).store(self.key_hash, Relaxed);
+        self.airspace.unshareable.note(self.key_hash);
+    }
+
+    /// Does anybody wait for it?
+    pub fn has_followers(&self) -> bool {
+        self.airspace.inner.lock().flights.followers(self.id) > 0
+    }
+
+    /// Did anybody wait for the last read of its key?
+    pub fn is_crowded(&self) -> bool {
+        self.airspace.crowded.has(self.key_hash)
+    }
+
+    /// Until it lands or is dropped.
+    pub fn hold(&mut self, lease: FillLease) {
+        self.lease = Some(lease);
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
         // The end of the sender wakes whoever still waits.
-        self.airspace.close(self.id);
+        self.airspace.close(self.id, self.key_hash);
     }
 }
 
@@ -214,6 +267,20 @@ mod tests {
         let airspace = Arc::new(Airspace::default());
         let _leader = lead(&airspace);
         assert_eq!(follow(&airspace).reply_within(Duration::from_millis(1)).await, None);
+    }
+
+    #[test]
+    fn keys_that_were_waited_for_are_remembered_until_nobody_waits() {
+        let airspace = Arc::new(Airspace::default());
+        let leader = lead(&airspace);
+        assert!(!leader.is_crowded() && !leader.has_followers());
+        let follower = follow(&airspace);
+        assert!(leader.has_followers());
+        drop((leader, follower));
+        let leader = lead(&airspace);
+        assert!(leader.is_crowded() && !leader.has_followers());
+        leader.land(&Bytes::from_static(b"rows"));
+        assert!(!lead(&airspace).is_crowded());
     }
 
     #[test]

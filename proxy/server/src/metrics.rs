@@ -23,7 +23,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, R
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusRecorder};
 use parking_lot::Mutex;
 
-pub use cached::{CacheResult, Fill};
+pub use cached::{CacheResult, Fill, SharedMetrics};
 pub use database::{DatabaseMetrics, EndpointMetrics, PoolMetrics, Role, RouteKind, SessionMetrics};
 pub use stripe::{Stripe, Striped};
 pub use tally::Tally;
@@ -39,7 +39,7 @@ const ENROLLED_MAX: usize = 200;
 const OTHERS: &str = "*";
 
 /// Name, type and help of every metric.
-const DESCRIBED: [(&str, Type, &str); 34] = [
+const DESCRIBED: [(&str, Type, &str); 36] = [
     ("weir_client_connections", Type::Gauge, "Client connections of a database by state (active, idle, waiting)."),
     ("weir_server_connections", Type::Gauge, "Server connections by shard, role and state (active, idle, login)."),
     ("weir_query_duration_seconds", Type::Histogram, "From the statement's arrival to the end of its reply."),
@@ -69,6 +69,8 @@ const DESCRIBED: [(&str, Type, &str); 34] = [
     ("weir_cache_requests_total", Type::Counter, "Cacheable reads by what the cache said."),
     ("weir_cache_fills_total", Type::Counter, "Replies that were to be cached, by what became of them."),
     ("weir_cache_uncacheable_total", Type::Counter, "Reads of one shard that may not be cached, by reason."),
+    ("weir_cache_leases_total", Type::Counter, "Fills of which proxies agreed that one does them, by what came of it."),
+    ("weir_redis_servers", Type::Gauge, "Redis servers that hold cached replies, by state (up, down)."),
     ("weir_slots", Type::Gauge, "Slots owned by a shard."),
     ("weir_topology_epoch", Type::Gauge, "Epoch of the slot map in force."),
     ("weir_pins_total", Type::Counter, "Sessions that kept their server connection, by reason."),
@@ -106,6 +108,7 @@ pub struct Metrics {
     errors: Tally,
     hub_up: Gauge,
     reload_success: Gauge,
+    pub shared: SharedMetrics,
     sessions: AtomicUsize,
 }
 
@@ -130,6 +133,7 @@ impl Metrics {
         Ok(Metrics {
             hub_up: registry.gauge("weir_hub_up", &[]),
             reload_success,
+            shared: SharedMetrics::new(&registry),
             errors: Tally::default(),
             sessions: AtomicUsize::new(0),
             databases: Mutex::new(databases),

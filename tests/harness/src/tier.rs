@@ -42,6 +42,8 @@ pub struct Builder {
     weir: Option<PathBuf>,
     /// The secret that several weirs share; there is one otherwise.
     peers: Option<String>,
+    /// How long each may serve after a primary has answered it; as configured by default otherwise.
+    lease: Option<&'static str>,
     /// How they hear of each other's writes; weir's default if `None`.
     peers_mode: Option<String>,
     /// Of every weir, as (name, value).
@@ -141,6 +143,14 @@ impl Builder {
         self
     }
 
+    /// How long each weir may serve after a primary has answered it: longer than the default where the machine is busy with other
+    /// things than what is tested.
+    #[must_use]
+    pub fn lease(mut self, lease: &'static str) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
     /// The same, with a mode in which they hear of each other's writes.
     #[must_use]
     pub fn peers_mode(self, mode: &str) -> Self {
@@ -170,6 +180,9 @@ impl Builder {
                 let (told, listens) = behind.unwrap_or((own, own));
                 writeln!(extra, "[peers]\nlisten = \"127.0.0.1:{listens}\"\nadvertise = \"127.0.0.1:{told}\"")?;
                 writeln!(extra, "secret_env = \"{PEERS_SECRET}\"")?;
+                if let Some(lease) = self.lease {
+                    writeln!(extra, "lease = \"{lease}\"")?;
+                }
                 if let Some(mode) = &self.peers_mode {
                     writeln!(extra, "mode = \"{mode}\"")?;
                 }
@@ -195,6 +208,7 @@ impl Tier {
             config_extra: String::new(),
             weir: None,
             peers: None,
+            lease: None,
             peers_mode: None,
             environment: Vec::new(),
         }

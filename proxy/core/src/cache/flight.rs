@@ -102,6 +102,11 @@ impl Flights {
         }
     }
 
+    /// How many wait for it now.
+    pub fn followers(&self, id: FlightId) -> usize {
+        self.by_id.get(&id).map_or(0, |flight| flight.followers)
+    }
+
     /// The leader is done, well or badly: nobody can join any more. Returns how many followers are to be woken.
     pub fn land(&mut self, id: FlightId) -> usize {
         let Some(flight) = self.by_id.remove(&id) else { return 0 };
@@ -138,8 +143,9 @@ mod tests {
         assert_eq!(flights.join(&key("a"), &seen), Join::Follow(id));
         assert!(matches!(flights.join(&key("b"), &seen), Join::Lead(other) if other != id));
         flights.leave(id);
+        assert_eq!(flights.followers(id), 1);
         assert_eq!(flights.land(id), 1);
-        assert_eq!(flights.land(id), 0);
+        assert_eq!((flights.land(id), flights.followers(id)), (0, 0));
         assert!(
             matches!(flights.join(&key("a"), &seen), Join::Lead(other) if other != id),
             "a flight that landed is over"

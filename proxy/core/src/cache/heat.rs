@@ -1,14 +1,14 @@
 //! Words that are written more often than what depends on them is read: nothing is kept for them for a while.
 //!
 //! An entry that is void before it is asked for again costs the holding back and copying of a reply and gives nothing. So each
-//! word has a small score: up when an entry is found void because this word has moved, down when an entry that depends on it
-//! answers. Above a threshold nothing is filled, but for one reply in sixteen: if that one answers again and again, the
+//! word has a small score: up when an entry is found void because this word has moved, once for each version however many find
+//! one (a stampede after one write is no reason to keep nothing), down when an entry that depends on it answers. Above a threshold nothing is filled, but for one reply in sixteen: if that one answers again and again, the
 //! score falls, and all are filled as before. That is the decay; no clock takes part.
 //!
 //! Invariant: none that answers depend on; a lost update costs a fill or spares one. Non-goals: what is still pending (it cannot
 //! be filled anyway), and which keys are read most.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 
 use crate::fresh::{Observation, WORDS, WordSet};
 
@@ -19,15 +19,16 @@ const SCORE_MAX: u8 = 32;
 /// While a word is hot, one in so many fills is let through.
 const PROBE: u32 = 16;
 
-/// The scores of all words: 64 KiB. Shards share them; that can only spare a fill, or cost one.
+/// The scores of all words: 128 KiB. Shards share them; that can only spare a fill, or cost one.
 pub struct Heat {
-    scores: Box<[AtomicU8]>,
+    /// Low byte: the score. High byte: the end of the version that was counted last.
+    scores: Box<[AtomicU16]>,
     refused: AtomicU32,
 }
 
 impl Default for Heat {
     fn default() -> Self {
-        Heat { scores: (0..WORDS).map(|_| AtomicU8::new(0)).collect(), refused: AtomicU32::new(0) }
+        Heat { scores: (0..WORDS).map(|_| AtomicU16::new(0)).collect(), refused: AtomicU32::new(0) }
     }
 }
 
@@ -37,7 +38,7 @@ impl Heat {
         for &index in words.indexes() {
             let score = &self.scores[usize::from(index)];
             let now = score.load(Relaxed);
-            if now > 0 {
+            if score_of(now) > 0 {
                 score.store(now - 1, Relaxed);
             }
         }
@@ -52,16 +53,24 @@ impl Heat {
         for (&index, (before, after)) in then.words().indexes().iter().zip(versions) {
             if before != after {
                 let score = &self.scores[usize::from(index)];
-                score.store((score.load(Relaxed) + 1).min(SCORE_MAX), Relaxed);
+                let [counted, old] = score.load(Relaxed).to_be_bytes();
+                let version = *after as u8;
+                if counted != version {
+                    score.store(u16::from_be_bytes([version, (old + 1).min(SCORE_MAX)]), Relaxed);
+                }
             }
         }
     }
 
     /// Is a reply that depends on these words not worth keeping?
     pub fn is_hot(&self, words: &WordSet) -> bool {
-        let hot = words.indexes().iter().any(|&index| self.scores[usize::from(index)].load(Relaxed) >= HOT);
+        let hot = words.indexes().iter().any(|&index| score_of(self.scores[usize::from(index)].load(Relaxed)) >= HOT);
         hot && !self.refused.fetch_add(1, Relaxed).is_multiple_of(PROBE)
     }
+}
+
+fn score_of(score: u16) -> u8 {
+    score.to_be_bytes()[1]
 }
 
 #[cfg(test)]
@@ -99,6 +108,18 @@ mod tests {
             }
         }
         (filled, hits)
+    }
+
+    #[test]
+    fn many_that_find_one_write_are_one() {
+        let (heat, words, set) = (Heat::default(), Words::new(), WordSet::from_indexes([900]));
+        let then = words.observe(&set);
+        let intent = words.begin_write(&set).expect("room");
+        words.end_write(intent, None);
+        for _ in 0..1000 {
+            heat.void(&then, &words.observe(&set));
+            assert!(!heat.is_hot(&set));
+        }
     }
 
     #[test]

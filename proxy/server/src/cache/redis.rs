@@ -26,9 +26,13 @@ use super::CacheCounters;
 
 /// A look-up that takes longer is a miss.
 const GET_TIMEOUT: Duration = Duration::from_millis(20);
+/// The same where others wait for it too: they had rather wait on than ask the server all at once.
+const CLAIM_TIMEOUT: Duration = Duration::from_millis(200);
 const SET_TIMEOUT: Duration = Duration::from_millis(500);
 /// Look-ups under way at one server; one more is a miss.
 const GETS_MAX: usize = 512;
+/// Nobody fills what another proxy is filling, for as long as that says so again within this.
+pub(super) const LEASE_MS: u64 = 1_000;
 /// Bytes of entries waiting to be stored; one more is dropped.
 const SET_BYTES_MAX: usize = 16 << 20;
 
@@ -39,7 +43,7 @@ pub(super) struct Redis {
 }
 
 enum Servers {
-    One(Node),
+    One(Arc<Node>),
     Many(Cluster),
 }
 
@@ -82,7 +86,7 @@ impl Redis {
         let common = Arc::new(Common { waiting_bytes, counters, store, misplaced });
         let servers = match servers {
             RedisServers::Cluster(seeds) => Servers::Many(Cluster::start(seeds, Arc::clone(&common))),
-            one => Servers::One(Node::start(one, Arc::clone(&common))),
+            one => Servers::One(Arc::new(Node::start(one, Arc::clone(&common)))),
         };
         Redis { servers, common }
     }
@@ -97,29 +101,50 @@ impl Redis {
 
     /// Waits [`GET_TIMEOUT`] at most.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, MissReason> {
-        match &self.servers {
-            Servers::One(node) => node.get(key).await,
-            Servers::Many(cluster) => cluster.node_of(key).ok_or(MissReason::StoreDown)?.get(key).await,
-        }
+        self.node_of(key).ok_or(MissReason::StoreDown)?.get(key).await
+    }
+
+    /// Waits [`CLAIM_TIMEOUT`] at most. Takes the lease `name` beside `key` if nobody has it, and gets what is stored under `key` after that, in one round trip.
+    pub async fn claim(&self, key: &str, name: &str) -> Result<(Option<Claimed>, Option<Bytes>), MissReason> {
+        let node = self.node_of(key).ok_or(MissReason::StoreDown)?;
+        // In braces: a Cluster keeps it where the entry is.
+        let lease = format!("{{{key}}}:{name}");
+        let (taken, found) = node.claim(&lease, key).await?;
+        Ok((taken.then_some(Claimed { node, lease }), found))
     }
 
     /// Stores it soon, or drops it.
     pub fn put(&self, waiting: Waiting) {
-        match &self.servers {
-            Servers::One(node) => self.put_at(node, waiting),
-            Servers::Many(cluster) => {
-                if let Some(node) = cluster.node_of(&waiting.key) {
-                    self.put_at(&node, waiting);
-                }
-            }
-        }
-    }
-
-    fn put_at(&self, node: &Node, waiting: Waiting) {
-        if node.is_up() {
+        if let Some(node) = self.node_of(&waiting.key).filter(|node| node.is_up()) {
             let room = Room::take(&self.common, waiting.entry.weight());
             node.put(waiting, room);
         }
+    }
+
+    fn node_of(&self, key: &str) -> Option<Arc<Node>> {
+        match &self.servers {
+            Servers::One(node) => Some(Arc::clone(node)),
+            Servers::Many(cluster) => cluster.node_of(key),
+        }
+    }
+}
+
+/// A lease that is ours. Dropping it gives it back, after what has been stored before.
+pub(super) struct Claimed {
+    node: Arc<Node>,
+    lease: String,
+}
+
+impl Claimed {
+    /// Holds it longer.
+    pub async fn renew(&self) {
+        self.node.renew(&self.lease).await;
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.node.forget(std::mem::take(&mut self.lease));
     }
 }
 

@@ -16,6 +16,7 @@ pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
     let Some(cache) = &db.cache else { return vec![(name("enabled"), 0)] };
     let counters = cache.counters();
     let (entries, bytes) = cache.local_size();
+    let [leases, lease_waits, lease_timeouts] = cache.leases();
     let (redis_servers, redis_servers_up) = cache.redis_servers().unwrap_or_default();
     let sum = |counts: &[std::sync::atomic::AtomicU64]| counts.iter().map(|count| count.load(Relaxed)).sum::<u64>();
     [
@@ -28,6 +29,9 @@ pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
         ("misses_redis", sum(&counters.misses_l2)),
         ("stored", counters.stored.load(Relaxed)),
         ("not_stored", counters.not_stored.load(Relaxed)),
+        ("leases", leases),
+        ("lease_waits", lease_waits),
+        ("lease_timeouts", lease_timeouts),
         ("redis_errors", counters.redis_errors.load(Relaxed)),
         ("redis_dropped", counters.redis_dropped.load(Relaxed)),
         ("redis_compressed", counters.redis_compressed.load(Relaxed)),

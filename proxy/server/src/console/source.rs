@@ -479,6 +479,10 @@ impl Operator for HttpSource {
         for db in self.0.databases().iter().filter(|db| db.stats.database.name() == &*db.name) {
             publish_gauges(db);
         }
+        // All databases have the same.
+        if let Some(cache) = self.0.databases().iter().find_map(|db| db.cache.clone()) {
+            self.0.metrics.shared.set(cache.redis_servers().unwrap_or_default(), cache.leases());
+        }
         self.0.metrics.render()
     }
 

@@ -18,6 +18,7 @@ mod own_types;
 pub mod read;
 pub mod relay;
 pub mod replica;
+mod shared;
 pub mod snapshot;
 mod stale;
 mod ungrouped;

@@ -243,7 +243,7 @@ impl Session {
     ) -> Result<AfterMiss, Failure> {
         let db = Arc::clone(&self.db);
         let Some(cache) = &db.cache else { return Ok(AfterMiss::Run(None)) };
-        let leader = match db.airspace.join(key, moment.seen) {
+        let mut leader = match db.airspace.join(key, moment.seen) {
             Part::Lead(leader) => Some(leader),
             Part::Alone => None,
             Part::Follow(follower) => {
@@ -262,11 +262,10 @@ impl Session {
         let again = cache.peek(key, moment).filter(|_| leader.is_some());
         let found = match again {
             Some(reply) => Ok((reply, CacheResult::HitLocal)),
-            None if missed == MissReason::Absent && cache.has_shared() => match cache.get_remote(key, moment).await {
+            None => match self.look_shared(cache, (key, moment), missed, leader.as_mut()).await? {
                 Lookup::Hit(reply) => Ok((reply, CacheResult::HitShared)),
                 Lookup::Miss(reason) => Err(reason),
             },
-            None => Err(missed),
         };
         let (reply, result) = match found {
             Ok(found) => found,

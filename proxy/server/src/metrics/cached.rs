@@ -1,7 +1,10 @@
 //! What the cache says of a read, as labels: one series per reason, known in advance.
 
+use metrics::{Counter, Gauge};
 use weir_core::cache::{MissReason, NoFillReason};
 use weir_core::plan::NoCacheReason;
+
+use super::Registry;
 
 /// Label `result` of `weir_cache_requests_total`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +74,34 @@ pub fn fill_index(fill: Fill) -> usize {
 
 pub fn fill_label(fill: Fill) -> &'static str {
     fill.map_or_else(NoFillReason::as_str, |()| "filled")
+}
+
+/// What all databases of the process share: Redis, and what proxies agree on through it.
+pub struct SharedMetrics {
+    up: Gauge,
+    down: Gauge,
+    /// In the order of [`LEASES`].
+    leases: [Counter; LEASES.len()],
+}
+
+/// Label `result` of `weir_cache_leases_total`.
+const LEASES: [&str; 3] = ["taken", "waited", "timed_out"];
+
+impl SharedMetrics {
+    pub(super) fn new(registry: &Registry) -> Self {
+        let servers = |state| registry.gauge("weir_redis_servers", &[("state", state)]);
+        let lease = |result| registry.counter("weir_cache_leases_total", &[("result", result)]);
+        SharedMetrics { up: servers("up"), down: servers("down"), leases: LEASES.map(lease) }
+    }
+
+    /// Servers that are known of, and how many answer; leases since the start, in the order of the labels.
+    pub fn set(&self, (known, up): (usize, usize), leases: [u64; LEASES.len()]) {
+        self.up.set(up as f64);
+        self.down.set(known.saturating_sub(up) as f64);
+        for (counter, count) in self.leases.iter().zip(leases) {
+            counter.absolute(count);
+        }
+    }
 }
 
 /// Label `reason` of `weir_cache_uncacheable_total`; the reasons of a read on the primary share one.

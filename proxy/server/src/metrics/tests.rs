@@ -41,6 +41,7 @@ fn what_is_counted_is_rendered() {
     database.pool(ShardId(0), Role::Primary).expect("a pool").active.set(2.0);
     database.clients_waiting.set(7.0);
 
+    metrics.shared.set((3, 2), [5, 4, 1]);
     let text = metrics.render();
     for (name, labels, expected) in [
         ("weir_queries_total", &["shard=\"s1\"", "route=\"single\"", "role=\"primary\""][..], "2"),
@@ -65,6 +66,8 @@ fn what_is_counted_is_rendered() {
         ("weir_transaction_duration_seconds_count", &[], "1"),
         ("weir_pool_wait_duration_seconds_count", &[], "1"),
         ("weir_config_last_reload_success", &[], "1"),
+        ("weir_redis_servers", &["state=\"down\""], "1"),
+        ("weir_cache_leases_total", &["result=\"waited\""], "4"),
         ("weir_build_info", &["version="], "1"),
     ] {
         assert_eq!(value(&text, name, labels).as_deref(), Some(expected), "{name} {labels:?}\n{text}");

@@ -9,13 +9,13 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use weir_core::cache::{Encoded, MissReason};
 
-use super::{Common, GET_TIMEOUT, GETS_MAX, RedisServers, Room, SET_TIMEOUT, Stored, Waiting};
+use super::{CLAIM_TIMEOUT, Common, GET_TIMEOUT, GETS_MAX, LEASE_MS, RedisServers, Room, SET_TIMEOUT, Stored, Waiting};
 
 /// Failures in a row after which the connection is given up.
 const FAILURES_MAX: usize = 3;
@@ -44,10 +44,11 @@ struct Link {
     gave_up: Notify,
 }
 
-struct Queued {
-    waiting: Waiting,
-    /// Given back when it is stored or dropped.
-    _room: Room,
+enum Queued {
+    /// The room is given back when it is stored or dropped.
+    Store { waiting: Waiting, _room: Room },
+    /// A key that is not needed any more.
+    Forget(String),
 }
 
 impl Node {
@@ -73,17 +74,44 @@ impl Node {
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, MissReason> {
         let mut command = redis::cmd("GET");
         command.arg(key);
-        let found = self.ask(async |mut asked| command.query_async::<Option<Vec<u8>>>(&mut asked).await).await;
+        let found =
+            self.ask(GET_TIMEOUT, async |mut asked| command.query_async::<Option<Vec<u8>>>(&mut asked).await).await;
         found.map(|found| found.map(Bytes::from))
+    }
+
+    /// Takes the lease if nobody has it, and gets what is stored under `key` after that.
+    pub async fn claim(&self, lease: &str, key: &str) -> Result<(bool, Option<Bytes>), MissReason> {
+        let mut both = redis::pipe();
+        both.cmd("SET").arg(lease).arg(1).arg("NX").arg("PX").arg(LEASE_MS).cmd("GET").arg(key);
+        let answer = self
+            .ask(CLAIM_TIMEOUT, async |mut asked| both.query_async::<(Value, Option<Vec<u8>>)>(&mut asked).await)
+            .await;
+        answer.map(|(taken, found)| (taken == Value::Okay, found.map(Bytes::from)))
+    }
+
+    /// Holds a lease longer. That it is another's by now does no harm.
+    pub async fn renew(&self, lease: &str) {
+        let mut command = redis::cmd("SET");
+        command.arg(lease).arg(1).arg("XX").arg("PX").arg(LEASE_MS);
+        // Failures are counted, and then the lease ends by itself.
+        let _ = self.ask(CLAIM_TIMEOUT, async |mut asked| command.query_async::<Value>(&mut asked).await).await;
+    }
+
+    /// Removes a lease soon, or leaves it to its end.
+    pub fn forget(&self, lease: String) {
+        if self.is_up() {
+            let _ = self.queue.try_send(Queued::Forget(lease));
+        }
     }
 
     async fn ask<T>(
         &self,
+        wait_max: Duration,
         question: impl AsyncFnOnce(MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, MissReason> {
         let connection = self.link.connection.load_full().ok_or(MissReason::StoreDown)?;
         let _permit = self.gets.try_acquire().map_err(|_| MissReason::StoreDown)?;
-        let answer = timeout(GET_TIMEOUT, question(MultiplexedConnection::clone(&connection))).await;
+        let answer = timeout(wait_max, question(MultiplexedConnection::clone(&connection))).await;
         match answer {
             Ok(Ok(answer)) => {
                 self.link.failures.store(0, Ordering::Relaxed);
@@ -97,7 +125,7 @@ impl Node {
 
     /// Stores it soon, or drops it. `room`: for it; `None` if there was none.
     pub fn put(&self, waiting: Waiting, room: Option<Room>) {
-        let queued = room.is_some_and(|room| self.queue.try_send(Queued { waiting, _room: room }).is_ok());
+        let queued = room.is_some_and(|room| self.queue.try_send(Queued::Store { waiting, _room: room }).is_ok());
         if !queued {
             self.link.common.counters.redis_dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -207,7 +235,14 @@ async fn store(link: &Link, connection: &Arc<MultiplexedConnection>, batch: &mut
     let mut pipeline = redis::pipe();
     let Stored { age_max, compress_above } = link.common.store;
     let (age_ms_max, counters) = ((age_max.as_millis() as u64).max(1), &link.common.counters);
-    for Queued { waiting: Waiting { key, entry, stamps }, .. } in batch.drain(..) {
+    for queued in batch.drain(..) {
+        let Waiting { key, entry, stamps } = match queued {
+            Queued::Store { waiting, .. } => waiting,
+            Queued::Forget(lease) => {
+                pipeline.cmd("DEL").arg(lease).ignore();
+                continue;
+            }
+        };
         if let Some(Encoded { bytes, spared }) = entry.encode(&stamps, compress_above) {
             if let Some(spared) = spared {
                 counters.redis_compressed.fetch_add(1, Ordering::Relaxed);
