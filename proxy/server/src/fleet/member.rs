@@ -226,11 +226,7 @@ impl Member {
     }
 
     fn may_write(&self) -> bool {
-        *self.standing.borrow() >= Standing::Writes && self.has_lease()
-    }
-
-    fn has_lease(&self) -> bool {
-        now_us() < self.leased_until_us()
+        *self.standing.borrow() >= Standing::Writes && now_us() < self.leased_until_us()
     }
 
     pub fn standing(&self) -> Standing {
