@@ -303,7 +303,8 @@ impl Session {
         if same && known.prepared.reading == self.reading() || self.server_checks(known) {
             return Ok(Arc::clone(&known.prepared));
         }
-        if !same && known.changed_in == Some(view.version) {
+        // Also if the view is yet another one by now: what was found of the last one has not been looked at again.
+        if !same && known.changed_in.is_some() {
             return Err(super::described::changed());
         }
         let prepared = Arc::clone(&known.prepared);

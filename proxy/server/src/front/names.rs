@@ -127,6 +127,7 @@ impl Names {
     pub fn refresh(&mut self, name: &Bytes, prepared: Arc<Prepared>) {
         if let Some(known) = self.known_mut(name) {
             known.prepared = prepared;
+            known.changed_in = None;
         }
     }
 
