@@ -196,7 +196,9 @@ async fn explain_route_and_metrics_say_who_answers_and_why() -> Result<()> {
     })
     .await?;
     let (_, page) = tier.http_get("/metrics").await?;
-    let behind = page.lines().filter(|line| line.starts_with("weir_primary_reads_total{") && line.contains("behind\""));
+    // Known to be behind, or waited for in vain.
+    let tells = |line: &&str| line.contains("behind\"") || line.contains("\"waited_in_vain\"");
+    let behind = page.lines().filter(|line| line.starts_with("weir_primary_reads_total{")).filter(tells);
     let behind: u64 = behind.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum();
     assert!(behind > 0, "{page}");
     Ok(())
