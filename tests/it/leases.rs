@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use weir_harness::{Proxy, Tier};
 
 use crate::fleet::{name_of, warm};
-use crate::flights::{ask_at_once, asked};
+use crate::flights::{self, ask_at_once, asked};
 use crate::freshness::{cache_figure, until};
 use crate::placement::{column, create_schema};
 
@@ -86,6 +86,7 @@ async fn a_thousand_misses_over_three_proxies_are_few_statements() -> Result<()>
     let (tier, others) = tier_with(2).await?;
     let proxies = [tier.proxy(), &others[0], &others[1]];
     let writer = tier.connect().await?;
+    let mut later = 0;
     for version in 1..=3 {
         let name = format!("Ann {version}");
         writer.execute("UPDATE users SET name = $1", &[&name]).await?;
@@ -100,25 +101,39 @@ async fn a_thousand_misses_over_three_proxies_are_few_statements() -> Result<()>
             waits.push((cache_figure(proxy, "leases").await?, cache_figure(proxy, "lease_waits").await?));
         }
         eprintln!("version {version}: {statements} statements; leases and waits {waits:?}");
-        // One, where Redis answers in time and each proxy knows by now that several wait; never more than one for each proxy.
         assert!((1..=proxies.len()).contains(&statements), "version {version}: {statements}");
+        later += if version == 1 { 0 } else { statements };
     }
+    // Once each proxy knows that several wait, one asks for all; a proxy that Redis keeps waiting may still ask for itself.
+    assert!(later < 2 * proxies.len(), "{later} for two versions");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_dies_with_a_lease_holds_nobody_up_for_long() -> Result<()> {
     let (tier, others) = tier_with(1).await?;
-    let mut dying = ask_at_once(sessions(&[&others[0]], 5).await?, SLOW);
-    until(async || Ok(cache_figure(&others[0], "leases").await? > 0 && asked(&tier, SLOW) == 1)).await?;
+    // Both learn that several wait for it.
+    for proxy in [tier.proxy(), &others[0]] {
+        tier.connect().await?.execute("UPDATE users SET name = 'Ben'", &[]).await?;
+        let mut answers = ask_at_once(sessions(&[proxy], 5).await?, flights::SLOW);
+        while let Some(answer) = answers.join_next().await {
+            answer??;
+        }
+    }
+    tier.connect().await?.execute("UPDATE users SET name = 'Cid'", &[]).await?;
+    let (leases, before) = (cache_figure(&others[0], "leases").await?, asked(&tier, flights::SLOW));
+    let mut dying = ask_at_once(sessions(&[&others[0]], 5).await?, flights::SLOW);
+    until(async || Ok(cache_figure(&others[0], "leases").await? > leases && asked(&tier, flights::SLOW) == before + 1))
+        .await?;
+    let (begun, waits) = (Instant::now(), cache_figure(tier.proxy(), "lease_waits").await?);
+    let mut answers = ask_at_once(sessions(&[tier.proxy()], 5).await?, flights::SLOW);
+    until(async || Ok(cache_figure(tier.proxy(), "lease_waits").await? > waits)).await?;
     others[0].kill_weir();
     while dying.join_next().await.is_some() {}
-    let begun = Instant::now();
-    let mut answers = ask_at_once(sessions(&[tier.proxy()], 5).await?, SLOW);
     while let Some(answer) = answers.join_next().await {
-        assert_eq!(answer??, ["Ann"]);
+        assert_eq!(answer??, ["4000000"]);
     }
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    assert_eq!(asked(&tier, SLOW), 2, "one for each, and none for who waited");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(asked(&tier, flights::SLOW), before + 2, "one for each, and none for who waited");
     Ok(())
 }
