@@ -18,7 +18,7 @@ use weir_core::reshard::survey::{
 };
 use weir_core::reshard::{Goal, Step, Weighed, draft};
 
-use crate::app::{App, control_login};
+use crate::app::{App, control_login, primary_login};
 use crate::config::Endpoint;
 use crate::database::Database;
 
@@ -84,16 +84,15 @@ async fn ask_all(app: &App, db: &Database, request: &PlanRequest, steps: &[Step]
         if asked.iter().any(|known| known.name == *name) {
             continue;
         }
-        let endpoint = match (&request.goal, db.config.shards.iter().find(|shard| *shard.name == **name)) {
-            (_, Some(shard)) => shard.primary.clone(),
-            (Goal::Add { address, .. }, None) => endpoint(address)?,
+        let login = match (&request.goal, db.shards.iter().find(|shard| shard.name == *name)) {
+            (_, Some(shard)) => primary_login(&config, &db.config, &shard.roles),
+            (Goal::Add { address, .. }, None) => control_login(&config, &db.config, &endpoint(address)?),
             _ => continue,
         };
         let is_source = steps.iter().any(|step| step.from == *name);
-        let login = control_login(&config, &db.config, &endpoint);
         let answers = ask::server(&login, &rules, is_source).await.map_err(|error| {
             UserError::new(Blame::Proxy, sqlstate::CANNOT_CONNECT, format!("shard {name} cannot be asked"))
-                .detail(format!("{endpoint}: {error:#}"))
+                .detail(format!("{}: {error:#}", login.route.endpoint()))
                 .hint("weir logs in there as [server_auth] says, to the database of the same name.")
         })?;
         asked.push(Asked { name: name.clone(), said: answers.said, tables: answers.tables, rate: answers.rate });

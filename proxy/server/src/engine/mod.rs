@@ -282,6 +282,10 @@ async fn run(engine: Arc<Engine>, db: Arc<Database>) {
             Ok(built) => built,
             Err(_) => Err(Problem::Unreachable(format!("it was not done within {BUILD_MAX:?}"))),
         };
+        if built.is_err() && age != engine.age() {
+            // It was cut off from a primary that is none any more, which is no failure to tell of.
+            continue;
+        }
         let failed = built.is_err();
         match built {
             Ok((ready, made)) => {

@@ -226,11 +226,7 @@ impl Member {
     }
 
     fn may_write(&self) -> bool {
-        *self.standing.borrow() >= Standing::Writes && self.has_lease()
-    }
-
-    fn has_lease(&self) -> bool {
-        now_us() < self.leased_until_us()
+        *self.standing.borrow() >= Standing::Writes && now_us() < self.leased_until_us()
     }
 
     pub fn standing(&self) -> Standing {
@@ -461,13 +457,11 @@ impl Member {
         let (token, orphans) = (fleet.token(), clock.lost());
         let answer = {
             let mut told = self.told.lock();
-            let write = |(token, (words, pid, schema)): (&u64, &(WordSet, i32, bool))| Write {
-                token: *token,
-                pid: *pid,
-                schema: *schema,
-                words: words.indexes().to_vec(),
-            };
-            let writes = told.writes.iter().map(write).collect();
+            let writes = told.writes.iter().map(|(token, (words, pid, schema))| {
+                let words = words.indexes().to_vec();
+                Write { token: *token, pid: *pid, schema: *schema, words }
+            });
+            let writes = writes.collect();
             told.peers.retain(|peer| peer.id != id);
             told.peers.push(Peer { id, link: Arc::clone(&link), joined, heard: false });
             let (serves, complete) = (self.serves.load(SeqCst), !told.begun);
