@@ -14,9 +14,20 @@ use crate::placement::{column, create_schema};
 /// Takes a server long enough for others to come, far less than they wait, and may be cached.
 const SLOW: &str = "SELECT max(name) FROM users, generate_series(1, 100000)";
 
+const COUNT: &str = "SELECT count(*) FROM users";
+
+/// Reads until what was written is over and done for this proxy: it keeps what it reads.
+async fn settle(proxy: &Proxy, client: &Client) -> Result<()> {
+    until(async || {
+        let before = cache_figure(proxy, "hits_memory").await?;
+        column(client, COUNT).await?;
+        Ok(cache_figure(proxy, "hits_memory").await? > before)
+    })
+    .await
+}
+
 /// A tier with one user and this many proxies besides its own, all of which read from Redis what the first has stored.
 async fn tier_with(others: usize) -> Result<(Tier, Vec<Proxy>)> {
-    const COUNT: &str = "SELECT count(*) FROM users";
     let tier = Tier::builder().shards(1).redis(true).peers(true).lease("10s").log_statements(true).start().await?;
     let client = tier.connect().await?;
     create_schema(&client).await?;
@@ -29,12 +40,7 @@ async fn tier_with(others: usize) -> Result<(Tier, Vec<Proxy>)> {
         let shares = async {
             loop {
                 client.execute("UPDATE users SET name = 'Ann'", &[]).await?;
-                until(async || {
-                    let before = cache_figure(tier.proxy(), "hits_memory").await?;
-                    column(&client, COUNT).await?;
-                    Ok(cache_figure(tier.proxy(), "hits_memory").await? > before)
-                })
-                .await?;
+                settle(tier.proxy(), &client).await?;
                 let before = cache_figure(&other, "hits_redis").await?;
                 column(&there, COUNT).await?;
                 if cache_figure(&other, "hits_redis").await? > before {
@@ -90,6 +96,9 @@ async fn a_thousand_misses_over_three_proxies_are_few_statements() -> Result<()>
     for version in 1..=3 {
         let name = format!("Ann {version}");
         writer.execute("UPDATE users SET name = $1", &[&name]).await?;
+        for proxy in proxies {
+            settle(proxy, &proxy.connect().await?).await?;
+        }
         let before = asked(&tier, SLOW);
         let mut answers = ask_at_once(sessions(&proxies, 334).await?, SLOW);
         while let Some(answer) = answers.join_next().await {
@@ -112,15 +121,20 @@ async fn a_thousand_misses_over_three_proxies_are_few_statements() -> Result<()>
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_dies_with_a_lease_holds_nobody_up_for_long() -> Result<()> {
     let (tier, others) = tier_with(1).await?;
+    let writer = tier.connect().await?;
     // Both learn that several wait for it.
     for proxy in [tier.proxy(), &others[0]] {
-        tier.connect().await?.execute("UPDATE users SET name = 'Ben'", &[]).await?;
+        writer.execute("UPDATE users SET name = 'Ben'", &[]).await?;
+        settle(proxy, &proxy.connect().await?).await?;
         let mut answers = ask_at_once(sessions(&[proxy], 5).await?, flights::SLOW);
         while let Some(answer) = answers.join_next().await {
             answer??;
         }
     }
-    tier.connect().await?.execute("UPDATE users SET name = 'Cid'", &[]).await?;
+    writer.execute("UPDATE users SET name = 'Cid'", &[]).await?;
+    for proxy in [tier.proxy(), &others[0]] {
+        settle(proxy, &proxy.connect().await?).await?;
+    }
     let (leases, before) = (cache_figure(&others[0], "leases").await?, asked(&tier, flights::SLOW));
     let mut dying = ask_at_once(sessions(&[&others[0]], 5).await?, flights::SLOW);
     until(async || Ok(cache_figure(&others[0], "leases").await? > leases && asked(&tier, flights::SLOW) == before + 1))
