@@ -13,7 +13,7 @@ use crate::freshness::{cache_figure, until};
 use crate::placement::{column, create_schema};
 
 /// Takes a server about a second, and may be cached.
-const SLOW: &str = "SELECT count(*) FROM users, generate_series(1, 4000000)";
+pub const SLOW: &str = "SELECT count(*) FROM users, generate_series(1, 4000000)";
 
 async fn tier() -> Result<Tier> {
     let tier = Tier::builder().shards(1).log_statements(true).config_extra("[pool]\nsize = 100").start().await?;

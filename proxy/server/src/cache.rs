@@ -38,6 +38,8 @@ use self::stale::{Grace, Lenient};
 use crate::config::RedisConfig;
 use crate::unsound::{self, Variant};
 
+/// How far the clock of another proxy may be ahead. What it has stored just now is of use, and too old by as much later.
+const CLOCK_AHEAD_MS_MAX: u64 = 1_000;
 /// What an encoded entry may have besides its reply: key, words, frame.
 const ENTRY_OVERHEAD_MAX: usize = 1 << 20;
 
@@ -282,7 +284,11 @@ impl Cache {
         // Another process may have stored it, whose versions are not ours.
         let stamps = moment.words.stamps(moment.seen).ok_or(MissReason::Moved)?;
         let stamps = if unsound::is(Variant::RedisJudges) { entry.seen.versions().into() } else { stamps };
-        let entry = entry.adopt(moment.seen, &stamps).ok_or(MissReason::Moved)?;
+        let mut entry = entry.adopt(moment.seen, &stamps).ok_or(MissReason::Moved)?;
+        let now_ms = self.now_ms();
+        if (now_ms..=now_ms + CLOCK_AHEAD_MS_MAX).contains(&entry.stored_at_ms) {
+            entry.stored_at_ms = now_ms;
+        }
         judge(&entry, key, &self.now(moment)).map(|()| entry)
     }
 

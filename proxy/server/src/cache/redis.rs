@@ -110,7 +110,8 @@ impl Redis {
         // In braces: a Cluster keeps it where the entry is.
         let lease = format!("{{{key}}}:{name}");
         let (taken, found) = node.claim(&lease, key).await?;
-        Ok((taken.then_some(Claimed { node, lease }), found))
+        // Only if it is ours: dropping one gives the lease back.
+        Ok((taken.then(|| Claimed { node, lease }), found))
     }
 
     /// Stores it soon, or drops it.
