@@ -13,7 +13,7 @@ use weir_harness::{Proxy, Tier};
 
 use crate::fleet::{Passing, Relay, name_of, warm};
 use crate::freshness::{cache_figure, until};
-use crate::placement::{column, create_schema};
+use crate::placement::create_schema;
 
 /// As the proxies of these tests have it, which is the default.
 const LEASE: Duration = Duration::from_secs(1);
@@ -174,26 +174,7 @@ async fn proxies_that_die_or_stand_still_hold_nobody_up() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_schema_is_waited_for() -> Result<()> {
     let (tier, other) = tier_of_two().await?;
-    let (here, there) = (tier.connect().await?, other.connect().await?);
-    here.batch_execute("CREATE TABLE audit (user_id bigint)").await?;
-    let audited = "SELECT count(*)::text FROM audit";
-    until(async || {
-        let before = cache_figure(&other, "hits_memory").await?;
-        assert_eq!(column(&there, audited).await?, ["0"]);
-        Ok(cache_figure(&other, "hits_memory").await? > before)
-    })
-    .await?;
-    here.batch_execute(
-        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
-             $$ BEGIN INSERT INTO audit VALUES (NEW.user_id); RETURN NEW; END $$;
-         CREATE TRIGGER noted AFTER INSERT ON users FOR EACH ROW EXECUTE FUNCTION note()",
-    )
-    .await?;
-    for user in 1..=20_i64 {
-        there.execute("INSERT INTO users (user_id, name) VALUES ($1, 'Ann')", &[&user]).await?;
-        assert_eq!(column(&there, audited).await?, [user.to_string()], "what it writes by the new trigger, too");
-    }
-    Ok(())
+    crate::fleet::new_triggers_are_known(&tier, &other, false).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

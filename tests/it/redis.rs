@@ -155,7 +155,8 @@ impl Watched {
     }
 
     async fn replica_is_master(&self) -> Result<()> {
-        until(async || Ok(self.replica.command("ROLE").await?.contains("master"))).await?;
+        // Whom a Sentinel promotes closes his connections, also the one that asks.
+        until(async || Ok(self.replica.command("ROLE").await.is_ok_and(|role| role.contains("master")))).await?;
         until(async || {
             let named = self.sentinel.command("SENTINEL get-master-addr-by-name shop").await?;
             Ok(named.contains(&self.replica.port().to_string()))

@@ -120,6 +120,24 @@ impl App {
         self.databases.all()
     }
 
+    /// The database that a command of the console names, or the only one there is. `command`: its name, and how it is written with
+    /// one. Errors: 3D000.
+    pub fn database_meant(&self, name: Option<&str>, command: (&str, &str)) -> Result<Arc<Database>, UserError> {
+        let all = self.databases();
+        let found = match (name, all.as_slice()) {
+            (Some(name), _) => self.database(name),
+            (None, [only]) => Some(Arc::clone(only)),
+            (None, _) => None,
+        };
+        found.ok_or_else(|| {
+            let names: Vec<&str> = all.iter().map(|db| &*db.name).collect();
+            let (command, written) = command;
+            let message = format!("{command} does not know which database is meant");
+            UserError::new(Blame::Client, sqlstate::UNKNOWN_DATABASE, message)
+                .hint(format!("Write {written} with one of: {}.", names.join(", ")))
+        })
+    }
+
     pub fn is_admin_database(&self, name: &str) -> bool {
         matches!(name, "weir" | "pgbouncer")
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
 use tokio_postgres::SimpleQueryMessage;
+use weir_core::sql::word::quote_name;
 
 use crate::control::Target;
 
@@ -25,7 +26,7 @@ pub async fn run(arguments: ExplainArgs) -> Result<String> {
     let mut weir = Target::of_command(&arguments.weir).context("--weir")?;
     weir.config.dbname("weir").application_name("weir explain");
     let client = weir.open().await.context("cannot reach weir's admin database")?;
-    let database = arguments.database.map_or_else(String::new, |name| format!("\"{}\" ", name.replace('"', "\"\"")));
+    let database = arguments.database.map_or_else(String::new, |name| format!("{} ", quote_name(&name)));
     let route = format!("ROUTE {database}'{}'", arguments.sql.replace('\'', "''"));
     let mut text = String::new();
     for message in client.simple_query(&route).await.map_err(told)? {

@@ -38,7 +38,7 @@ struct Asked {
 /// The plan of one request. Errors: those of [`draft`]; 3D000 for a database that is not served; 0A000 for one without hub or
 /// sharded tables; 08001 for a server that does not answer.
 pub async fn plan(app: &App, request: &PlanRequest) -> Result<Table, UserError> {
-    let db = chosen(app, request.database.as_deref())?;
+    let db = app.database_meant(request.database.as_deref(), ("RESHARD PLAN", "RESHARD PLAN <database> …"))?;
     let view = db.view_arc();
     if !view.rules.any_sharded() || view.topology.is_single() && !matches!(request.goal, Goal::Add { .. }) {
         return Err(UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "there is nothing to reshard")
@@ -58,21 +58,6 @@ pub async fn plan(app: &App, request: &PlanRequest) -> Result<Table, UserError> 
             .detail(format!("Counting rows and asking for settings took more than {} s.", PATIENCE.as_secs()))
     })??;
     Ok(plan_table(&lines(&steps, &asked), &findings(request, &steps, &asked)))
-}
-
-fn chosen(app: &App, name: Option<&str>) -> Result<Arc<Database>, UserError> {
-    let all = app.databases();
-    let found = match (name, all.as_slice()) {
-        (Some(name), _) => all.iter().find(|db| *db.name == *name).cloned(),
-        (None, [only]) => Some(Arc::clone(only)),
-        (None, _) => None,
-    };
-    found.ok_or_else(|| {
-        let names: Vec<&str> = all.iter().map(|db| &*db.name).collect();
-        UserError::new(Blame::Client, sqlstate::UNKNOWN_DATABASE, "which database?")
-            .detail(format!("There are: {}.", names.join(", ")))
-            .hint("RESHARD PLAN <database> …")
-    })
 }
 
 /// Every server of a step, each once.
@@ -101,12 +86,7 @@ async fn ask_all(app: &App, db: &Database, request: &PlanRequest, steps: &[Step]
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, UserError> {
-    let parsed = address.rsplit_once(':').and_then(|(host, port)| {
-        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let port = port.parse().ok().filter(|port| *port != 0)?;
-        (!host.is_empty()).then(|| Endpoint { host: host.into(), port })
-    });
-    parsed.ok_or_else(|| {
+    Endpoint::parse(address).ok_or_else(|| {
         let message = format!("\"{address}\" is not host:port of a server");
         UserError::new(Blame::Client, sqlstate::INVALID_PARAMETER_VALUE, message)
             .hint("RESHARD PLAN ADD SHARD shard2 'db3.example.com:5432'")

@@ -36,7 +36,6 @@ pub struct ServerSaid {
     pub oldest_transaction: f64,
     /// Transactions that are prepared and not decided.
     pub prepared: i64,
-    pub database_bytes: i64,
     pub objects: Objects,
 }
 

@@ -370,15 +370,7 @@ fn address(
 }
 
 fn endpoint(source: &Source, raw: &Spanned<String>) -> Checked<Endpoint> {
-    let parsed = raw.get_ref().rsplit_once(':').and_then(|(host, port)| {
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let host = bare.unwrap_or(host);
-        let plain = bare.is_some() || !host.contains(':');
-        let port = port.parse().ok().filter(|port| *port != 0)?;
-        (plain && !host.is_empty() && !host.contains(['/', ' ', '@', '[']))
-            .then(|| Endpoint { host: host.into(), port })
-    });
-    parsed.ok_or_else(|| {
+    Endpoint::parse(raw.get_ref()).ok_or_else(|| {
         source
             .error(raw.span(), format!("`{}` is not host:port of a server", raw.get_ref()))
             .hint("write \"db1.example.com:5432\" or \"[::1]:5432\"")

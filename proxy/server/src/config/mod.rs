@@ -453,6 +453,19 @@ impl DatabaseConfig {
     }
 }
 
+impl Endpoint {
+    /// `host:port`, or `[address]:port`. `None`: it is not that.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = bare.unwrap_or(host);
+        let plain = bare.is_some() || !host.contains(':');
+        let port = port.parse().ok().filter(|port| *port != 0)?;
+        (plain && !host.is_empty() && !host.contains(['/', ' ', '@', '[']))
+            .then(|| Endpoint { host: host.into(), port })
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {

@@ -8,7 +8,7 @@ use weir_core::admin::{
     ShardRow, Show, Snapshot, SocketRow, StatRow, UniqueRow, UserRow, slot_ranges,
 };
 use weir_core::election::Role;
-use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::error::UserError;
 use weir_core::id::ShardId;
 use weir_core::topology::catalog::UniqueState;
 use weir_core::topology::drift::Drift;
@@ -74,17 +74,7 @@ impl AdminSource for Source<'_> {
     }
 
     fn route(&self, database: Option<&str>, sql: &str) -> Result<Vec<(String, String)>, UserError> {
-        let all = self.app.databases();
-        let found = match (database, all.as_slice()) {
-            (Some(name), _) => self.app.database(name),
-            (None, [only]) => Some(Arc::clone(only)),
-            (None, _) => None,
-        };
-        let db = found.ok_or_else(|| {
-            let names: Vec<&str> = all.iter().map(|db| &*db.name).collect();
-            UserError::new(Blame::Client, sqlstate::UNKNOWN_DATABASE, "ROUTE does not know which database is meant")
-                .hint(format!("Write ROUTE <database> '<sql>' with one of: {}.", names.join(", ")))
-        })?;
+        let db = self.app.database_meant(database, ("ROUTE", "ROUTE <database> '<sql>'"))?;
         db.route(sql)
     }
 }

@@ -496,8 +496,12 @@ impl Session {
         // Told apart: who hears of a write that may change the schema doubts his own, and must not pass that on with every row
         // that he writes meanwhile, or two of them would never stop.
         let unclear = |schema| if schema { Dependency::Anything } else { Dependency::AnyRows };
-        let doubted = Dependencies::from_slice(&[unclear(writes.contains(&Dependency::Anything))]);
-        let writes = if self.db.doubts_catalog() { &doubted } else { writes };
+        let doubted: Dependencies;
+        let mut writes = writes;
+        if self.db.doubts_catalog() {
+            doubted = Dependencies::from_slice(&[unclear(writes.contains(&Dependency::Anything))]);
+            writes = &doubted;
+        }
         const DIRTY_MAX: usize = 64;
         // Also what is announced at once: the text may have begun a transaction, whose COMMIT makes it visible again.
         if held.dirty.len() + writes.len() > DIRTY_MAX {

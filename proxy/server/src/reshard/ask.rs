@@ -32,8 +32,7 @@ SELECT current_setting('server_version_num')::int4, current_setting('wal_level')
        (SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()),
        (SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity
         WHERE backend_type = 'client backend' AND datname = current_database()),
-       (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()),
-       pg_database_size(current_database())";
+       (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())";
 
 const TABLES: &str = "
 SELECT n.nspname::text, c.relname::text, c.relpersistence = 'u', pg_has_role(current_user, c.relowner, 'USAGE'),
@@ -74,7 +73,6 @@ pub async fn server(login: &Login, rules: &TableRules, is_source: bool) -> Resul
         encoding: row.try_get(7)?,
         oldest_transaction: row.try_get(8)?,
         prepared: row.try_get(9)?,
-        database_bytes: row.try_get(10)?,
         objects: drift::objects(&client, rules).await.context("its schema")?,
     };
     let (mut tables, mut rate) = (Vec::new(), None);

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
+use weir_core::sql::word::quote_name;
 
 use crate::control::Target;
 use crate::explain::told;
@@ -66,7 +67,7 @@ pub async fn run(arguments: ReshardArgs) -> Result<String> {
     let Action::Plan { goal } = &arguments.action;
     let mut command = "RESHARD PLAN ".to_owned();
     if let Some(name) = &arguments.database {
-        let _ = write!(command, "{} ", name_of(name));
+        let _ = write!(command, "{} ", quote_name(name));
     }
     command.push_str(&in_words(goal));
     let messages = client.simple_query(&command).await.map_err(told)?;
@@ -77,18 +78,14 @@ pub async fn run(arguments: ReshardArgs) -> Result<String> {
     Ok(shown(&rows))
 }
 
-fn name_of(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 fn in_words(goal: &Wanted) -> String {
     match goal {
         Wanted::Add { name, address, weight } => {
-            format!("ADD SHARD {} {} WEIGHT {weight}", name_of(name), name_of(address))
+            format!("ADD SHARD {} {} WEIGHT {weight}", quote_name(name), quote_name(address))
         }
-        Wanted::Remove { name } => format!("REMOVE SHARD {}", name_of(name)),
+        Wanted::Remove { name } => format!("REMOVE SHARD {}", quote_name(name)),
         Wanted::Weight { shares } => format!("WEIGHT {}", shares.join(", ")),
-        Wanted::Move { slots, to } => format!("MOVE SLOTS {slots} TO {}", name_of(to)),
+        Wanted::Move { slots, to } => format!("MOVE SLOTS {slots} TO {}", quote_name(to)),
     }
 }
 
