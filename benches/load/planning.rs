@@ -293,6 +293,7 @@ fn view(shards: u16) -> View {
         slots: SlotMap::new(owners).unwrap_or_else(|| SlotMap::single(ShardId(0))),
         tables: Arc::clone(&rules),
         home: ShardId(0),
+        moves: weir_core::topology::moves::Moves::default(),
     };
     let (catalog, shards) = (Arc::new(catalog), usize::from(shards));
     View { version: 1, topology, rules, catalog, search_path: vec!["public".into()], shards }

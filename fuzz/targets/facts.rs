@@ -57,6 +57,7 @@ fn topology() -> Topology {
         slots: SlotMap::new(owners).expect("an owner per slot"),
         tables: Arc::new(rules()),
         home: ShardId(0),
+        moves: weir_core::topology::moves::Moves::default(),
     }
 }
 

@@ -293,6 +293,7 @@ impl<'a> Workload<'a> {
                 .unwrap_or_else(|| SlotMap::single(ShardId(0))),
             tables: std::sync::Arc::new(rules.clone()),
             home: ShardId(0),
+            moves: crate::topology::moves::Moves::default(),
         };
         let schema = self.schema(&rules);
         self.statements.iter().map(|statement| statement.outcome(&schema, &topology)).collect()

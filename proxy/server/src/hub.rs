@@ -16,6 +16,7 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, Client, Transaction};
 use weir_core::id::{Epoch, ShardId, Slot};
+use weir_core::topology::moves::Moves;
 use weir_core::topology::ring::{self, RingShard};
 use weir_core::topology::{Placement, SlotMap, TableRules, Topology};
 
@@ -86,7 +87,14 @@ pub fn without_hub(database: &DatabaseConfig) -> Topology {
 
 fn topology(database: &DatabaseConfig, epoch: Epoch, slots: SlotMap) -> Topology {
     let shards: Vec<Box<str>> = database.shards.iter().map(|shard| shard.name.as_str().into()).collect();
-    Topology { epoch, shards: shards.into(), slots, tables: Arc::new(database.rules()), home: database.home }
+    Topology {
+        epoch,
+        shards: shards.into(),
+        slots,
+        tables: Arc::new(database.rules()),
+        home: database.home,
+        moves: Moves::default(),
+    }
 }
 
 impl Hub {

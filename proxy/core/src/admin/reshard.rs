@@ -5,8 +5,9 @@
 use super::command::{quoted, usage};
 use super::table::{Cell, Column, Kind, Table};
 use crate::error::UserError;
+use crate::reshard::Goal;
 use crate::reshard::survey::{Finding, Gravity};
-use crate::reshard::{Goal, SlotSet};
+use crate::topology::SlotSet;
 
 /// What is asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]

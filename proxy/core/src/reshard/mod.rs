@@ -4,15 +4,13 @@
 //! in two steps. Names stand for shards, because a shard that is to be added has no number yet.
 //! Non-goals: rows, servers, and whether it can be done ([`survey`] judges what servers have said).
 
-pub mod slots;
 pub mod survey;
 
 use std::collections::BTreeMap;
 
 use crate::error::{Blame, UserError, sqlstate};
-use crate::topology::SlotMap;
 use crate::topology::ring::{Placed, RingShard, propose};
-pub use slots::SlotSet;
+use crate::topology::{SlotMap, SlotSet};
 
 /// What is wanted.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::SlotSet;
 use crate::id::Slot;
+use crate::topology::SlotSet;
 use crate::topology::drift::{Objects, drift};
 
 /// Slots and senders that one move takes on each of its two servers: one stream there, one back.

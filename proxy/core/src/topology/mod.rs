@@ -7,13 +7,16 @@ pub mod catalog;
 pub mod drift;
 pub mod hash;
 pub mod key;
+pub mod moves;
 pub mod ring;
+pub mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::id::{Epoch, ShardId, Slot};
 pub use key::{Key, KeyType};
+pub use slots::SlotSet;
 
 /// The whole map at one epoch.
 #[derive(Clone, Debug)]
@@ -25,6 +28,8 @@ pub struct Topology {
     pub tables: Arc<TableRules>,
     /// Where global tables, catalogue look-ups and statements without a table go.
     pub home: ShardId,
+    /// What is on its way between shards.
+    pub moves: moves::Moves,
 }
 
 impl Topology {

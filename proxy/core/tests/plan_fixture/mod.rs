@@ -190,6 +190,7 @@ impl Fixture {
             slots: SlotMap::new(owners).expect("every slot has an owner"),
             tables: Arc::new(rules),
             home: ShardId(0),
+            moves: weir_core::topology::moves::Moves::default(),
         };
         Fixture { topology, catalog: catalog(), search_path: vec!["public".into()] }
     }

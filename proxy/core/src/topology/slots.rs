@@ -41,6 +41,14 @@ impl SlotSet {
     }
 }
 
+impl SlotSet {
+    /// The slots of both.
+    #[must_use]
+    pub fn with(&self, others: &SlotSet) -> SlotSet {
+        self.iter().chain(others.iter()).collect()
+    }
+}
+
 impl FromIterator<Slot> for SlotSet {
     fn from_iter<I: IntoIterator<Item = Slot>>(slots: I) -> Self {
         let mut slots: Vec<Slot> = slots.into_iter().collect();

@@ -1,0 +1,99 @@
+//! Slots on their way from one shard to another, as far as those must know who read and write meanwhile.
+//!
+//! Invariant: while slots move, rows of them are on both shards, and one of the two owns them; what the other one holds are its
+//! *guests*, and no statement that could meet them may see them. Non-goal: how the rows get there (that is the mover's).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::SlotSet;
+use crate::id::{ShardId, Slot};
+
+/// How far a move has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// The source owns the slots, and the target has copies.
+    Copying,
+    /// As before, but statements that touch the slots wait: the owner is about to change.
+    Cutting,
+    /// The target owns the slots, and the source still has what it had.
+    Moved,
+}
+
+/// One move.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Move {
+    pub id: i64,
+    pub from: ShardId,
+    pub to: ShardId,
+    pub slots: SlotSet,
+    pub stage: Stage,
+}
+
+/// All moves of an epoch. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Moves {
+    all: Arc<[Move]>,
+    guests: Arc<BTreeMap<ShardId, SlotSet>>,
+    waiting: Arc<SlotSet>,
+}
+
+impl Moves {
+    pub fn new(all: Vec<Move>) -> Self {
+        let mut guests: BTreeMap<ShardId, SlotSet> = BTreeMap::new();
+        let mut waiting = SlotSet::default();
+        for one in &all {
+            let host = match one.stage {
+                Stage::Copying | Stage::Cutting => one.to,
+                Stage::Moved => one.from,
+            };
+            let set = guests.entry(host).or_default();
+            *set = set.with(&one.slots);
+            if one.stage == Stage::Cutting {
+                waiting = waiting.with(&one.slots);
+            }
+        }
+        Moves { all: all.into(), guests: guests.into(), waiting: waiting.into() }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Move> {
+        self.all.iter()
+    }
+
+    /// Is nothing on its way?
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Slots of which a shard may hold rows that it does not own. `None`: all it has is its own.
+    pub fn guests(&self, shard: ShardId) -> Option<&SlotSet> {
+        // Asked with every statement that several shards answer; moves are rare.
+        if self.guests.is_empty() { None } else { self.guests.get(&shard) }
+    }
+
+    /// Must statements that touch this slot wait?
+    pub fn holds(&self, slot: Slot) -> bool {
+        !self.waiting.is_empty() && self.waiting.contains(slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_own_has_guests() {
+        let slots = SlotSet::parse("1-3").expect("a set");
+        let more = SlotSet::parse("9").expect("a set");
+        let one = Move { id: 1, from: ShardId(0), to: ShardId(1), slots: slots.clone(), stage: Stage::Copying };
+        let two = Move { id: 2, from: ShardId(2), to: ShardId(1), slots: more.clone(), stage: Stage::Cutting };
+        let moves = Moves::new(vec![one.clone(), two.clone()]);
+        assert_eq!(moves.guests(ShardId(1)), Some(&slots.with(&more)));
+        assert_eq!((moves.guests(ShardId(0)), moves.guests(ShardId(2))), (None, None));
+        assert!(moves.holds(Slot::new(9).expect("a slot")) && !moves.holds(Slot::new(2).expect("a slot")));
+        let moves = Moves::new(vec![Move { stage: Stage::Moved, ..one }, two]);
+        assert_eq!(moves.guests(ShardId(0)), Some(&slots));
+        assert_eq!(moves.guests(ShardId(1)), Some(&more));
+        assert!(Moves::default().is_empty() && Moves::default().guests(ShardId(0)).is_none());
+    }
+}
