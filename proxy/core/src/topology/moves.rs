@@ -18,6 +18,8 @@ pub enum Stage {
     Cutting,
     /// The target owns the slots, and the source still has what it had.
     Moved,
+    /// As before, but statements that touch the slots wait: they go back to the source.
+    Returning,
 }
 
 /// One move.
@@ -45,11 +47,11 @@ impl Moves {
         for one in &all {
             let host = match one.stage {
                 Stage::Copying | Stage::Cutting => one.to,
-                Stage::Moved => one.from,
+                Stage::Moved | Stage::Returning => one.from,
             };
             let set = guests.entry(host).or_default();
             *set = set.with(&one.slots);
-            if one.stage == Stage::Cutting {
+            if matches!(one.stage, Stage::Cutting | Stage::Returning) {
                 waiting = waiting.with(&one.slots);
             }
         }
