@@ -32,6 +32,7 @@ mod ledger;
 mod levels;
 mod login;
 mod matrix;
+mod moving;
 mod nearly;
 mod outage;
 mod placement;

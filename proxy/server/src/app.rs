@@ -237,6 +237,11 @@ impl Running {
             config: ArcSwap::from_pointee(config),
             source,
         });
+        for db in app.databases() {
+            if let Some(hub) = db.hub.clone().filter(|_| db.shards.len() > 1) {
+                db.spawn(crate::mover::run(Arc::clone(&app), hub, Arc::clone(&db)));
+            }
+        }
         tasks.spawn(upkeep(Arc::clone(&app)));
         tasks.spawn(crate::front::time_out::run(Arc::clone(&app)));
         tasks.spawn(crate::reload::on_signal(Arc::clone(&app)));
@@ -421,6 +426,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         engine: if basis.is_wildcard() { None } else { Engine::new(config, database, logins.clone()) },
         unique: unique.clone(),
         snapshots: (logins.len() > 1).then(|| Snapshots::new(logins.clone())),
+        hub: basis.hub.clone(),
     };
     let engine = parts.engine.clone();
     let db = Database::new(config, database.clone(), parts);

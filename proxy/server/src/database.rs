@@ -36,6 +36,8 @@ use crate::config::{Config, DatabaseConfig};
 use crate::engine::Engine;
 use crate::fleet::member::Member;
 use crate::flights::Airspace;
+use crate::hub::Hub;
+use crate::hub::moves::MoveRow;
 use crate::map::Maps;
 use crate::recover::Prepared;
 use crate::roles::Roles;
@@ -129,6 +131,9 @@ pub struct Database {
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
     pub maps: Maps,
+    pub hub: Option<Hub>,
+    /// Slots on their way, as the hub was last asked.
+    pub moves: Mutex<Vec<MoveRow>>,
 }
 
 impl Shard {
@@ -173,11 +178,12 @@ pub struct Parts {
     pub engine: Option<Arc<Engine>>,
     pub unique: Option<Arc<Unique>>,
     pub snapshots: Option<Arc<Snapshots>>,
+    pub hub: Option<Hub>,
 }
 
 impl Database {
     pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique, snapshots } = parts;
+        let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique, snapshots, hub } = parts;
         let catalog_login = primary_login(config, &database, &shards[usize::from(database.home.0)].roles);
         let view = View {
             version: 1,
@@ -222,6 +228,8 @@ impl Database {
             snapshots,
             catalog_doubts: AtomicU64::new(0),
             maps,
+            hub,
+            moves: Mutex::default(),
         })
     }
 

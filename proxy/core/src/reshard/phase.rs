@@ -98,7 +98,13 @@ impl Phase {
     fn is_before_cutover(self) -> bool {
         matches!(
             self,
-            Phase::Queued | Phase::Prepare | Phase::Copy | Phase::Catchup | Phase::Verify | Phase::Ready | Phase::Cutover
+            Phase::Queued
+                | Phase::Prepare
+                | Phase::Copy
+                | Phase::Catchup
+                | Phase::Verify
+                | Phase::Ready
+                | Phase::Cutover
         )
     }
 

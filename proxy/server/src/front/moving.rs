@@ -131,8 +131,9 @@ impl Session {
                     Op::Parse { name, sql, types } => parsed.push((name.clone(), self.prepare((sql, types), &view))),
                     Op::Bind { statement, body, .. } => {
                         let own = parsed.iter().rev().find(|(name, _)| name == statement);
-                        let Some(prepared) =
-                            own.map(|(_, prepared)| Arc::clone(prepared)).or_else(|| self.current(statement, &view).ok())
+                        let Some(prepared) = own
+                            .map(|(_, prepared)| Arc::clone(prepared))
+                            .or_else(|| self.current(statement, &view).ok())
                         else {
                             continue;
                         };

@@ -109,7 +109,8 @@ pub(super) async fn read(
     let mut moves = Vec::new();
     for row in rows(client, database, "AND m.phase NOT IN ('queued', 'done', 'cancelled', 'rolled_back')").await? {
         let Some(stage) = row.phase.stage() else { continue };
-        let shard = |name: &str| ids.get(name).copied().ok_or_else(|| damaged(database, row.id, "its shard is not known"));
+        let shard =
+            |name: &str| ids.get(name).copied().ok_or_else(|| damaged(database, row.id, "its shard is not known"));
         moves.push(Move { id: row.id.into(), from: shard(&row.from)?, to: shard(&row.to)?, slots: row.slots, stage });
     }
     Ok(Moves::new(moves))
@@ -147,7 +148,8 @@ impl Hub {
                            SELECT $1, s.id, t.id, $4, 'queued', $5 FROM weir.shard s, weir.shard t \
                            WHERE (s.database, s.name, t.database, t.name) = ($1, $2, $1, $3) RETURNING id";
                 let slots = one.slots.to_string();
-                let made = transaction.query_one(sql, &[&database, &one.from, &one.to, &slots, &one.aim.as_str()]).await?;
+                let made =
+                    transaction.query_one(sql, &[&database, &one.from, &one.to, &slots, &one.aim.as_str()]).await?;
                 ids.push(made.try_get(0)?);
             }
             transaction.commit().await?;
@@ -157,7 +159,14 @@ impl Hub {
     }
 
     /// Sets what is wanted of a move, where its phase is still the one that was judged. False: it is another by now.
-    pub async fn order_move(&self, id: i32, judged: Phase, aim: Aim, paused: bool, phase: Phase) -> Result<bool, HubError> {
+    pub async fn order_move(
+        &self,
+        id: i32,
+        judged: Phase,
+        aim: Aim,
+        paused: bool,
+        phase: Phase,
+    ) -> Result<bool, HubError> {
         bounded(async {
             let sql = "UPDATE weir.move SET aim = $3, paused = $4, phase = $5, \
                        since = CASE WHEN phase = $5 THEN since ELSE clock_timestamp() END WHERE id = $1 AND phase = $2";
@@ -209,7 +218,7 @@ pub struct Driving {
 
 impl Driving {
     pub async fn moves(&self) -> Result<Vec<MoveRow>, HubError> {
-        bounded(rows(&self.client, &self.database, "AND m.phase NOT IN ('done', 'cancelled', 'rolled_back')")).await
+        bounded(rows(&self.client, &self.database, "")).await
     }
 
     pub async fn move_now(&self, id: i32) -> Result<MoveRow, HubError> {

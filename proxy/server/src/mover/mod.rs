@@ -69,10 +69,11 @@ struct Mover {
 pub async fn run(app: Arc<App>, hub: Hub, db: Arc<Database>) {
     loop {
         sleep(LOOK).await;
-        match hub.moves(&db.name, false).await {
-            Ok(moves) if moves.is_empty() => continue,
-            Ok(_) => {}
-            Err(_) => continue,
+        let Ok(moves) = hub.moves(&db.name, true).await else { continue };
+        let all_over = moves.iter().all(|one| one.phase.is_final());
+        *db.moves.lock() = moves;
+        if all_over {
+            continue;
         }
         match hub.drive(&db.name).await {
             Ok(Some(driving)) => {
@@ -92,7 +93,9 @@ async fn drive(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>) -> Res
     // Dropped with this future, and all of them with it.
     let mut tasks = JoinSet::new();
     loop {
-        let moves = driving.moves().await?;
+        let mut moves = driving.moves().await?;
+        db.moves.lock().clone_from(&moves);
+        moves.retain(|one| !one.phase.is_final());
         if moves.is_empty() {
             return Ok(());
         }
@@ -135,8 +138,7 @@ async fn attempt(app: &Arc<App>, db: &Arc<Database>, driving: &Arc<Driving>, id:
     let row = driving.move_now(id).await?;
     let pair = Pair::of(app, db, &row).await?;
     let progress = row.progress;
-    let mut mover =
-        Mover { driving: Arc::clone(driving), pair, progress, noted: Instant::now(), follower: None };
+    let mut mover = Mover { driving: Arc::clone(driving), pair, progress, noted: Instant::now(), follower: None };
     mover.go().await
 }
 
