@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
 use tokio_postgres::Client;
 use weir_harness::Tier;
 
 use super::{SLOTS, nothing_is_left, order, reaches, rows};
+use crate::differential::Dice;
 use crate::placement::column;
 
 const ACCOUNTS: i64 = 400;
@@ -30,12 +29,12 @@ struct Tally {
 
 /// Adds to accounts of its own, a statement each, and looks what they have; and moves money between accounts of all.
 async fn client(tier_dsn: String, number: u64, tally: Arc<Tally>) -> Result<i64> {
-    let mut random = StdRng::seed_from_u64(number);
+    let mut dice = Dice::new(number);
     let mut connection = weir_harness::connect(&tier_dsn).await?;
     let own: Vec<i64> = (1..=ACCOUNTS).filter(|id| id % CLIENTS as i64 == number as i64).collect();
     let mut added = vec![0_i64; own.len()];
     while !tally.stop.load(Relaxed) {
-        let which = random.random_range(0..own.len());
+        let which = dice.roll(own.len());
         let account = own[which];
         connection
             .execute("UPDATE ledger SET added = added + 1 WHERE user_id = $1", &[&account])
@@ -49,10 +48,10 @@ async fn client(tier_dsn: String, number: u64, tally: Arc<Tally>) -> Result<i64>
             .get(0);
         ensure!(seen == added[which], "account {account} has {seen} of {}", added[which]);
         tally.singles.fetch_add(2, Relaxed);
-        let (from, to) = (random.random_range(1..=ACCOUNTS), random.random_range(1..=ACCOUNTS));
+        let mut any = || dice.roll(ACCOUNTS as usize) as i64 + 1;
+        let (from, to) = (any(), any());
         if from != to {
-            let isolation =
-                ["READ COMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"][random.random_range(0..4)];
+            let isolation = dice.pick(&["READ COMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]);
             match transfer(&mut connection, (from, to), isolation).await {
                 Ok(()) => tally.transfers.fetch_add(1, Relaxed),
                 Err(error) => {
