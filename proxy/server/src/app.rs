@@ -28,7 +28,7 @@ use crate::fleet::Fleet;
 use crate::fleet::member::Member;
 use crate::front::cancel::CancelRegistry;
 use crate::front::tls::ClientTls;
-use crate::hub::{Hub, HubEvent, without_hub};
+use crate::hub::{Hub, without_hub};
 use crate::metrics::{Metrics, Subject};
 use crate::probe::{self, EndpointView};
 use crate::roles::{Roles, Route};
@@ -389,7 +389,12 @@ fn watch_servers(
 pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &Basis) -> Result<Arc<Database>> {
     let topology = match &basis.hub {
         Some(hub) if database.shards.len() > 1 || !basis.is_wildcard() => {
-            hub.load_or_propose(database).await.with_context(|| format!("hub, database {}", database.name))?
+            // Before the map is read: whoever changes it after that waits for this proxy.
+            let read = async {
+                hub.acknowledge(&database.name, crate::map::proxy_id(), weir_core::id::Epoch(0)).await?;
+                hub.load_or_propose(database).await
+            };
+            read.await.with_context(|| format!("hub, database {}", database.name))?
         }
         _ => without_hub(database),
     };
@@ -438,7 +443,7 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         crate::engine::start(&engine, &db);
     }
     if let Some(hub) = basis.hub.clone().filter(|_| database.shards.len() > 1 || !basis.is_wildcard()) {
-        db.spawn(watch_hub(hub, Arc::clone(&db), epoch));
+        db.spawn(crate::map::run(hub, Arc::clone(&db), epoch));
     }
     Ok(db)
 }
@@ -557,21 +562,6 @@ async fn reread_catalog(db: Arc<Database>) {
             db.refresh_catalog().await;
         }
     }
-}
-
-async fn watch_hub(hub: Hub, db: Arc<Database>, epoch: weir_core::id::Epoch) {
-    let config = db.config.clone();
-    hub.watch(config, epoch, |event| match event {
-        HubEvent::Changed(topology) => {
-            tracing::info!(database = %db.name, epoch = %topology.epoch, "new topology");
-            db.install_topology(topology);
-        }
-        HubEvent::Reachable => {}
-        HubEvent::Lost(error) => {
-            tracing::warn!(database = %db.name, "the hub is out of reach, the last map stays in force: {error}");
-        }
-    })
-    .await;
 }
 
 async fn upkeep(app: Arc<App>) {

@@ -9,6 +9,7 @@ mod pools;
 pub mod progress;
 mod server;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Weak};
@@ -23,6 +24,7 @@ use weir_core::fresh::PrimaryBecause;
 use weir_core::fresh::words::Words;
 use weir_core::id::ShardId;
 use weir_core::topology::catalog::Catalog;
+use weir_core::topology::moves::{Apart, Moves};
 use weir_core::topology::{TableRules, Topology};
 
 use crate::app::primary_login;
@@ -34,6 +36,7 @@ use crate::config::{Config, DatabaseConfig};
 use crate::engine::Engine;
 use crate::fleet::member::Member;
 use crate::flights::Airspace;
+use crate::map::Maps;
 use crate::recover::Prepared;
 use crate::roles::Roles;
 use crate::seats::SeatCount;
@@ -58,7 +61,7 @@ const CATALOG_PAUSE: Duration = Duration::from_millis(50);
 const CATALOG_SHARE: u32 = 4;
 
 /// Everything planning looks at.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct View {
     /// Changes whenever a template could.
     pub version: u64,
@@ -67,6 +70,8 @@ pub struct View {
     pub catalog: Arc<Catalog>,
     pub search_path: Vec<Box<str>>,
     pub shards: usize,
+    /// While slots move: who touches them?
+    pub apart: Option<Arc<Apart>>,
 }
 
 /// The servers of one shard and what is known of them. Databases of the wildcard entry share theirs.
@@ -123,6 +128,7 @@ pub struct Database {
     pub snapshots: Option<Arc<Snapshots>>,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
+    pub maps: Maps,
 }
 
 impl Shard {
@@ -179,8 +185,10 @@ impl Database {
             catalog: Arc::new(Catalog::default()),
             search_path: vec!["public".into()],
             shards: topology.shard_count(),
+            apart: Apart::of(&topology).map(Arc::new),
             topology,
         };
+        let maps = Maps::new(view.topology.epoch);
         let alone = shards.len() == 1 && cache.is_none() && !shards[0].has_replicas();
         let statements = Statements::new();
         let database_name = database.name.clone();
@@ -213,6 +221,7 @@ impl Database {
             unique,
             snapshots,
             catalog_doubts: AtomicU64::new(0),
+            maps,
         })
     }
 
@@ -317,13 +326,21 @@ impl Database {
 
     /// Puts a new topology into force.
     pub fn install_topology(&self, topology: Topology) {
+        let old = self.view_arc();
+        // What is known of the shards' words and replicas is of before: a replica that lags would show slots as they were.
+        let moves = [&old.topology.moves, &topology.moves];
+        let involved: BTreeSet<ShardId> = moves.into_iter().flat_map(Moves::shards).collect();
+        involved.into_iter().for_each(|shard| self.shard(shard).clock.begin_anew());
+        let apart = Apart::of(&topology).map(Arc::new);
         self.view.rcu(|view| View {
             version: if topology.tables == view.rules { view.version } else { view.version + 1 },
             rules: Arc::clone(&topology.tables),
             shards: topology.shard_count(),
+            apart: apart.clone(),
             topology: topology.clone(),
             ..View::clone(view)
         });
+        self.maps.note(&old.topology, &topology);
         self.note_change();
     }
 

@@ -4,6 +4,7 @@
 //! losing the hub changes nothing for running sessions: the last map stays in force, with a log line and a metric.
 //! Non-goals: changing a map that exists (adding or removing shards is resharding), and rows of applications.
 
+pub mod moves;
 mod schema;
 mod sequence;
 
@@ -82,19 +83,12 @@ pub struct Hub {
 
 /// The topology of a database that needs no hub: one shard that owns everything, at epoch 1.
 pub fn without_hub(database: &DatabaseConfig) -> Topology {
-    topology(database, Epoch(1), SlotMap::single(ShardId(0)))
+    topology(database, Epoch(1), SlotMap::single(ShardId(0)), Moves::default())
 }
 
-fn topology(database: &DatabaseConfig, epoch: Epoch, slots: SlotMap) -> Topology {
+fn topology(database: &DatabaseConfig, epoch: Epoch, slots: SlotMap, moves: Moves) -> Topology {
     let shards: Vec<Box<str>> = database.shards.iter().map(|shard| shard.name.as_str().into()).collect();
-    Topology {
-        epoch,
-        shards: shards.into(),
-        slots,
-        tables: Arc::new(database.rules()),
-        home: database.home,
-        moves: Moves::default(),
-    }
+    Topology { epoch, shards: shards.into(), slots, tables: Arc::new(database.rules()), home: database.home, moves }
 }
 
 impl Hub {
@@ -149,7 +143,7 @@ impl Hub {
                 schema::store_rules(&transaction, &database.name, &database.rules()).await?;
             }
             transaction.commit().await?;
-            read(&client, database).await
+            read(&mut client, database).await
         })
         .await
     }
@@ -157,8 +151,8 @@ impl Hub {
     /// Reads the map as it is now.
     pub async fn read(&self, database: &DatabaseConfig) -> Result<Topology, HubError> {
         bounded(async {
-            let client = self.client().await?;
-            read(&client, database).await
+            let mut client = self.client().await?;
+            read(&mut client, database).await
         })
         .await
     }
@@ -314,10 +308,18 @@ fn compare(database: &DatabaseConfig, known: &[KnownShard]) -> Result<(), HubErr
     Ok(())
 }
 
-/// One consistent read: a single statement sees one snapshot. Shards are matched by name, so that their order in the config
-/// does not matter.
-async fn read(client: &Client, database: &DatabaseConfig) -> Result<Topology, HubError> {
-    let rows = client
+/// One consistent read. Shards are matched by name, so that their order in the config does not matter.
+async fn read(client: &mut Client, database: &DatabaseConfig) -> Result<Topology, HubError> {
+    let ids: BTreeMap<&str, ShardId> =
+        database.shards.iter().enumerate().map(|(index, shard)| (shard.name.as_str(), ShardId(index as u16))).collect();
+    let snapshot = client
+        .build_transaction()
+        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await?;
+    let moves = moves::read(&snapshot, &database.name, &ids).await?;
+    let rows = snapshot
         .query(
             "SELECT t.epoch, l.slot, s.name FROM weir.topology t JOIN weir.slot l USING (database) \
              JOIN weir.shard s ON s.database = l.database AND s.id = l.shard WHERE t.database = $1 ORDER BY l.slot",
@@ -325,8 +327,6 @@ async fn read(client: &Client, database: &DatabaseConfig) -> Result<Topology, Hu
         )
         .await?;
     let damaged = |what: String| HubError::Damaged { database: database.name.clone(), what };
-    let ids: BTreeMap<&str, ShardId> =
-        database.shards.iter().enumerate().map(|(index, shard)| (shard.name.as_str(), ShardId(index as u16))).collect();
     let mut owners = Vec::with_capacity(Slot::COUNT);
     let mut epoch = Epoch(0);
     for row in &rows {
@@ -345,7 +345,7 @@ async fn read(client: &Client, database: &DatabaseConfig) -> Result<Topology, Hu
     let found = owners.len();
     let slots =
         SlotMap::new(owners).ok_or_else(|| damaged(format!("{found} of {} slots have an owner", Slot::COUNT)))?;
-    Ok(topology(database, epoch, slots))
+    Ok(topology(database, epoch, slots, moves))
 }
 
 /// Kind, key and key type of a rule as the hub stores them.

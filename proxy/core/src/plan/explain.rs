@@ -5,7 +5,7 @@ use crate::id::ShardId;
 use crate::merge::{FoldKind, MergeSpec};
 use crate::sql::lex::Token;
 use crate::sql::word;
-use crate::topology::Topology;
+use crate::topology::{SlotSet, Topology};
 
 impl ExplainFormat {
     /// The format that the tokens in front of the explained statement ask for; `None`: another one.
@@ -179,7 +179,8 @@ fn guests(plan: &Plan, topology: &Topology) -> Option<String> {
         _ => true,
     };
     let met = plan.guests.as_ref()?.iter().filter(|(shard, _)| asked(**shard));
-    let one = |(shard, slots)| format!("slots {slots} of {}", shards(&Target::One(*shard), topology));
+    let one =
+        |(shard, slots): (&ShardId, &SlotSet)| format!("slots {slots} of {}", shards(&Target::One(*shard), topology));
     let met: Vec<String> = met.map(one).collect();
     (!met.is_empty()).then(|| format!("left out: {}", met.join(", ")))
 }
