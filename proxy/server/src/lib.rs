@@ -36,6 +36,7 @@ pub mod level;
 pub mod log;
 pub mod map;
 pub mod metrics;
+pub mod mover;
 pub mod notifiers;
 pub mod probe;
 pub mod recover;

@@ -286,6 +286,16 @@ impl Driving {
         .await
     }
 
+    /// The epoch in force.
+    pub async fn epoch(&self) -> Result<Epoch, HubError> {
+        bounded(async {
+            let sql = "SELECT epoch FROM weir.topology WHERE database = $1";
+            let row = self.client.query_one(sql, &[&self.database]).await?;
+            Ok(Epoch(row.try_get::<_, i64>(0)? as u64))
+        })
+        .await
+    }
+
     pub async fn note_error(&self, id: i32, error: &str) -> Result<(), HubError> {
         bounded(async {
             self.client.execute("UPDATE weir.move SET error = $2 WHERE id = $1", &[&id, &error]).await?;
