@@ -99,11 +99,13 @@ impl Follower {
         let applied: i64 = into.query_one(&pair.script.ask_applied(), &[]).await?.try_get(0)?;
         // The row of before counts the other way.
         let name = pair.script.name();
-        let start = format!(
-            "START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names '\"{name}\"')"
-        );
+        let start =
+            format!("START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names '\"{name}\"')");
         server.start(&start).await?;
-        let tables = pair.tables.iter().map(|table| (table.schema.clone(), table.name.clone(), table.key.clone(), table.key_type));
+        let tables = pair
+            .tables
+            .iter()
+            .map(|table| (table.schema.clone(), table.name.clone(), table.key.clone(), table.key_type));
         let mut slots = vec![false; Slot::COUNT];
         pair.slots.iter().for_each(|slot| slots[slot.index()] = true);
         Ok(Follower {
@@ -261,7 +263,8 @@ impl Follower {
             return Ok(Known::Other);
         };
         let names: Vec<String> = relation.columns.iter().map(|column| text(column.name)).collect::<Result<_>>()?;
-        let key = names.iter().position(|name| name == key).with_context(|| format!("{schema}.{name} has lost its key"))?;
+        let key =
+            names.iter().position(|name| name == key).with_context(|| format!("{schema}.{name} has lost its key"))?;
         let columns = names.iter().zip(&relation.columns);
         let columns = columns.map(|(name, column)| Column { quoted: quote_name(name), identifies: column.identifies });
         Ok(Known::Moved(Shape {
@@ -366,14 +369,17 @@ impl Follower {
 
 fn slot_of(shape: &Shape, row: &Tuple<'_>) -> Result<Slot> {
     let Some(Value::Text(text)) = row.get(shape.key) else { bail!("a row of {} without its key", shape.quoted) };
-    let key = Key::parse(text.into(), shape.key_type).with_context(|| format!("a key of {} that cannot be read", shape.quoted))?;
+    let key = Key::parse(text.into(), shape.key_type)
+        .with_context(|| format!("a key of {} that cannot be read", shape.quoted))?;
     Ok(key.slot())
 }
 
 fn put_value(sql: &mut String, value: Value<'_>) -> Result<()> {
     match value {
         Value::Null => sql.push_str("NULL"),
-        Value::Text(text) => sql.push_str(&quote_literal(std::str::from_utf8(text).context("a value that is not UTF-8")?)),
+        Value::Text(text) => {
+            sql.push_str(&quote_literal(std::str::from_utf8(text).context("a value that is not UTF-8")?))
+        }
         Value::Unchanged => bail!("a row comes to the slots with a value that is not in the WAL"),
         Value::Binary(_) => bail!("a value in binary form"),
     }

@@ -26,7 +26,8 @@ impl Mover {
         target.batch_execute(&self.pair.script.end_apply(0)).await?;
         let mut server = Walsender::connect(&self.pair.source, "weir mover", &sql::WALSENDER_SETTINGS).await?;
         let make = format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput EXPORT_SNAPSHOT");
-        let made = timeout(SLOT_WAIT, server.command(&make)).await.context("transactions on the source do not end")??;
+        let made =
+            timeout(SLOT_WAIT, server.command(&make)).await.context("transactions on the source do not end")??;
         let snapshot = made.get(2).cloned().flatten().context("the server exported no snapshot")?;
         let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{snapshot}'");
         source.batch_execute(&begin).await.context("the snapshot")?;
@@ -61,7 +62,8 @@ impl Mover {
             timeout(PIECE_WAIT, sink.feed(piece)).await.context("the target does not go on")?.context("writing")?;
             self.note().await?;
         }
-        let copied = timeout(PIECE_WAIT, sink.finish()).await.context("the target does not go on")?.context("writing")?;
+        let copied =
+            timeout(PIECE_WAIT, sink.finish()).await.context("the target does not go on")?.context("writing")?;
         self.progress.rows_done += copied as i64;
         Ok(())
     }

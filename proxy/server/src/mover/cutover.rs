@@ -79,7 +79,9 @@ impl Mover {
         // From here on nobody writes them: not who comes late, nor who goes past weir.
         set_fence(&gives, &script.set_fence(false)).await?;
         let mark: i64 = gives.query_one(&script.mark(), &[]).await?.try_get(0)?;
-        timeout(DRAIN_MAX, follower.follow_to_mark(mark)).await.map_err(|_| anyhow!("the rest is not applied in time"))??;
+        timeout(DRAIN_MAX, follower.follow_to_mark(mark))
+            .await
+            .map_err(|_| anyhow!("the rest is not applied in time"))??;
         set_fence(&takes, &script.set_fence(true)).await?;
         let owner = if giver == Side::Source { &row.to } else { &row.from };
         self.driving.step(row, after, Some(owner)).await?;
@@ -88,7 +90,11 @@ impl Mover {
         self.driving.note(self.pair.id, &self.progress).await?;
         // The next one reads the other server.
         self.follower = None;
-        tracing::info!(move_id = self.pair.id, pause_us = self.progress.paused_us, "the slots of a move have another owner");
+        tracing::info!(
+            move_id = self.pair.id,
+            pause_us = self.progress.paused_us,
+            "the slots of a move have another owner"
+        );
         // The lock ends with its connection.
         Ok(())
     }

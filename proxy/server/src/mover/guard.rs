@@ -23,7 +23,9 @@ pub(super) async fn prepare(pair: &Pair) -> Result<()> {
         client.batch_execute(&script).await.with_context(|| format!("fence and guards of the {}", side.name()))?;
         for number in 0..pair.tables.len() {
             let set = pair.script.set_guard(&pair.tables, number);
-            sql::patiently(&client, &set, ATTEMPTS).await.with_context(|| format!("the guard of {}", pair.tables[number].quoted()))?;
+            sql::patiently(&client, &set, ATTEMPTS)
+                .await
+                .with_context(|| format!("the guard of {}", pair.tables[number].quoted()))?;
         }
         let publish = format!("BEGIN; {}; COMMIT", pair.script.publish(&pair.tables));
         sql::patiently(&client, &publish, ATTEMPTS).await.context("the publication")?;

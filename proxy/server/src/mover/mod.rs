@@ -135,8 +135,7 @@ async fn attempt(app: &Arc<App>, db: &Arc<Database>, driving: &Arc<Driving>, id:
     let row = driving.move_now(id).await?;
     let pair = Pair::of(app, db, &row).await?;
     let progress = row.progress;
-    let mut mover =
-        Mover { driving: Arc::clone(driving), pair, progress, noted: Instant::now(), follower: None };
+    let mut mover = Mover { driving: Arc::clone(driving), pair, progress, noted: Instant::now(), follower: None };
     mover.go().await
 }
 

@@ -22,8 +22,12 @@ impl Mover {
             self.follower = Some(Follower::open(&self.pair, Side::Source).await?);
         }
         let mut server = Walsender::connect(&self.pair.source, "weir mover", &sql::WALSENDER_SETTINGS).await?;
-        let make = format!("CREATE_REPLICATION_SLOT {}_verify TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT", self.pair.script.name());
-        let made = timeout(SLOT_WAIT, server.command(&make)).await.context("transactions on the source do not end")??;
+        let make = format!(
+            "CREATE_REPLICATION_SLOT {}_verify TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT",
+            self.pair.script.name()
+        );
+        let made =
+            timeout(SLOT_WAIT, server.command(&make)).await.context("transactions on the source do not end")??;
         let (position, snapshot) = match made.as_slice() {
             [_, Some(position), Some(snapshot), ..] => (position.clone(), snapshot.clone()),
             _ => bail!("the server exported no snapshot"),
@@ -49,7 +53,10 @@ impl Mover {
         if !differences.is_empty() {
             let count = differences.len();
             differences.truncate(NAMED_MAX);
-            bail!("source and target differ in {count} slots: {}; RESHARD CANCEL gives the move up", differences.join(", "));
+            bail!(
+                "source and target differ in {count} slots: {}; RESHARD CANCEL gives the move up",
+                differences.join(", ")
+            );
         }
         Ok(())
     }
