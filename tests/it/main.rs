@@ -22,6 +22,7 @@ mod explain;
 mod fleet;
 mod flights;
 mod freshness;
+mod guests;
 mod habits;
 mod hostile;
 mod hot;

@@ -32,17 +32,20 @@ pub struct Move {
     pub stage: Stage,
 }
 
+/// For each shard that may hold rows it does not own, the slots of those rows.
+pub type Guests = BTreeMap<ShardId, SlotSet>;
+
 /// All moves of an epoch. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Moves {
     all: Arc<[Move]>,
-    guests: Arc<BTreeMap<ShardId, SlotSet>>,
+    guests: Arc<Guests>,
     waiting: Arc<SlotSet>,
 }
 
 impl Moves {
     pub fn new(all: Vec<Move>) -> Self {
-        let mut guests: BTreeMap<ShardId, SlotSet> = BTreeMap::new();
+        let mut guests = Guests::new();
         let mut waiting = SlotSet::default();
         for one in &all {
             let host = match one.stage {
@@ -71,6 +74,11 @@ impl Moves {
     pub fn guests(&self, shard: ShardId) -> Option<&SlotSet> {
         // Asked with every statement that several shards answer; moves are rare.
         if self.guests.is_empty() { None } else { self.guests.get(&shard) }
+    }
+
+    /// The same for all shards. `None`: no shard has any.
+    pub fn all_guests(&self) -> Option<&Arc<Guests>> {
+        Some(&self.guests).filter(|guests| !guests.is_empty())
     }
 
     /// Slots whose owner is about to change.
