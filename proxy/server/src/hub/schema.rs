@@ -3,11 +3,12 @@
 use tokio_postgres::{Client, Transaction};
 use weir_core::topology::{SlotMap, TableRules};
 
+use super::shards::addresses;
 use super::{HubError, RuleArrays};
 use crate::config::DatabaseConfig;
 
 /// Version of the statements below.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// Key of the advisory lock: "weirhub1" as bytes.
 const LOCK: i64 = i64::from_be_bytes(*b"weirhub1");
@@ -49,6 +50,16 @@ CREATE TABLE IF NOT EXISTS weir.table_rule (
 INSERT INTO weir.schema_version SELECT 1 WHERE NOT EXISTS (SELECT FROM weir.schema_version);
 ";
 
+/// Steps from one version to the next.
+const UPGRADES: [&str; VERSION as usize - 1] = [SHARDS_COME_AND_GO];
+
+/// Where a shard's servers are (first the primary, as host:port), and whether it takes part.
+const SHARDS_COME_AND_GO: &str = "
+ALTER TABLE weir.shard
+    ADD COLUMN servers text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN state text NOT NULL DEFAULT 'active' CHECK (state IN ('joining', 'active', 'retired'));
+";
+
 pub(super) async fn ensure(client: &mut Client) -> Result<(), HubError> {
     let transaction = client.transaction().await?;
     lock(&transaction).await?;
@@ -60,6 +71,12 @@ pub(super) async fn ensure(client: &mut Client) -> Result<(), HubError> {
     let found: i32 = transaction.query_one("SELECT max(version) FROM weir.schema_version", &[]).await?.try_get(0)?;
     if found > VERSION {
         return Err(HubError::TooNew { found, known: VERSION });
+    }
+    for upgrade in UPGRADES.iter().skip(usize::try_from(found - 1).unwrap_or(0)) {
+        transaction.batch_execute(upgrade).await?;
+    }
+    if found < VERSION {
+        transaction.execute("UPDATE weir.schema_version SET version = $1", &[&VERSION]).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -82,10 +99,10 @@ pub(super) async fn store(
         .execute("INSERT INTO weir.topology (database, epoch) VALUES ($1, 1) ON CONFLICT DO NOTHING", &[name])
         .await?;
     for (index, shard) in database.shards.iter().enumerate() {
-        let row: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-            [name, &(index as i16), &shard.name, &(shard.weight as i32)];
+        let row: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+            [name, &(index as i16), &shard.name, &(shard.weight as i32), &addresses(shard)];
         transaction
-            .execute("INSERT INTO weir.shard (database, id, name, weight) VALUES ($1, $2, $3, $4)", &row)
+            .execute("INSERT INTO weir.shard (database, id, name, weight, servers) VALUES ($1, $2, $3, $4, $5)", &row)
             .await?;
     }
     let owners: Vec<i16> = slots.owners().iter().map(|owner| owner.0 as i16).collect();
