@@ -28,7 +28,7 @@ use crate::hub::{Hub, HubMap};
 use crate::metrics::{Metrics, Subject};
 use crate::roles::{Roles, Route};
 use crate::sequences::Sequences;
-use crate::servers::{agree_with_peers, chart, follow, know_primaries, watch_all};
+use crate::servers::{agree_with_peers, chart, know_primaries, watch_all};
 use crate::snapshot::Snapshots;
 use crate::stats::{ClientCount, DatabaseStats};
 use crate::unique::Unique;
@@ -385,7 +385,7 @@ pub async fn start_database(config: &Config, basis: &Basis, map: HubMap) -> Resu
         crate::engine::start(&engine, &db);
     }
     if let Some(hub) = basis.hub.clone().filter(|_| several || !basis.on_demand) {
-        db.spawn(follow(hub, Arc::clone(&db), Arc::new(config.clone()), basis.clone()));
+        db.spawn(crate::map::run(hub, Arc::clone(&db), Arc::new(config.clone()), basis.clone()));
     }
     Ok(db)
 }

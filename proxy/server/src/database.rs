@@ -10,6 +10,7 @@ mod primaries;
 pub mod progress;
 mod server;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Weak};
@@ -24,6 +25,7 @@ use weir_core::fresh::PrimaryBecause;
 use weir_core::fresh::words::Words;
 use weir_core::id::ShardId;
 use weir_core::topology::catalog::Catalog;
+use weir_core::topology::moves::{Apart, Moves};
 use weir_core::topology::{ShardState, TableRules, Topology};
 
 use crate::back::connect::Login;
@@ -35,6 +37,7 @@ use crate::engine::Engine;
 use crate::fleet::member::Member;
 use crate::flights::Airspace;
 use crate::growing::Growing;
+use crate::map::Maps;
 use crate::recover::Prepared;
 use crate::roles::Roles;
 use crate::seats::SeatCount;
@@ -60,7 +63,7 @@ const CATALOG_PAUSE: Duration = Duration::from_millis(50);
 const CATALOG_SHARE: u32 = 4;
 
 /// Everything planning looks at.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct View {
     /// Changes whenever a template could.
     pub version: u64,
@@ -70,6 +73,8 @@ pub struct View {
     pub search_path: Vec<Box<str>>,
     /// One, or more than one ([`Topology::width`]).
     pub shards: usize,
+    /// While slots move: who touches them?
+    pub apart: Option<Arc<Apart>>,
 }
 
 /// The servers of one shard and what is known of them. Databases of the wildcard entry share theirs.
@@ -131,6 +136,7 @@ pub struct Database {
     pub snapshots: Option<Arc<Snapshots>>,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
+    pub maps: Maps,
 }
 
 impl Shard {
@@ -189,8 +195,10 @@ impl Database {
             catalog: Arc::new(Catalog::default()),
             search_path: vec!["public".into()],
             shards: topology.width(),
+            apart: Apart::of(&topology).map(Arc::new),
             topology,
         };
+        let maps = Maps::new(view.topology.epoch);
         let alone = shards.len() == 1 && cache.is_none() && !shards[0].has_replicas();
         let statements = Statements::new();
         let database_name = database.name.clone();
@@ -224,6 +232,7 @@ impl Database {
             unique,
             snapshots,
             catalog_doubts: AtomicU64::new(0),
+            maps,
         })
     }
 
@@ -349,14 +358,26 @@ impl Database {
 
     /// Puts a new topology into force, of shards that are all in the list.
     pub fn install_topology(&self, topology: Topology) {
+        let old = self.view_arc();
+        // What is known of the shards' words and replicas is of before: a replica that lags would show slots as they were.
+        let moves = [&old.topology.moves, &topology.moves];
+        let involved: BTreeSet<ShardId> = moves.into_iter().flat_map(Moves::shards).collect();
+        involved.into_iter().for_each(|shard| self.shard(shard).clock.begin_anew());
+        let apart = Apart::of(&topology).map(Arc::new);
         self.primaries.install(&topology.roster, Instant::now());
         self.view.rcu(|view| View {
             version: if topology.tables == view.rules { view.version } else { view.version + 1 },
             rules: Arc::clone(&topology.tables),
             shards: topology.width(),
+            apart: apart.clone(),
             topology: topology.clone(),
             ..View::clone(view)
         });
+        self.maps.note(&old.topology, &topology);
+        for shard in old.topology.active().iter().filter(|shard| !topology.roster.is_active(**shard)) {
+            self.decoding[*shard].stop();
+            tracing::info!(database = %self.name, shard = %self.shard(*shard).name, "takes part no more: its idle connections are closed");
+        }
         self.note_change();
     }
 

@@ -4,6 +4,7 @@
 //! losing the hub changes nothing for running sessions: the last map stays in force, with a log line and a metric.
 //! Non-goals: moving slots (that is resharding), and rows of applications.
 
+pub mod moves;
 mod schema;
 mod sequence;
 mod shards;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use bb8_postgres::PostgresConnectionManager;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio_postgres::AsyncMessage;
+use tokio_postgres::{AsyncMessage, Client};
 use weir_core::id::{Epoch, ShardId};
 use weir_core::topology::moves::Moves;
 use weir_core::topology::ring::{self, RingShard};
@@ -154,7 +155,7 @@ impl Hub {
                 schema::store_rules(&transaction, &database.name, &database.rules()).await?;
             }
             transaction.commit().await?;
-            read(&client, database).await
+            read(&mut client, database).await
         })
         .await
     }
@@ -162,8 +163,8 @@ impl Hub {
     /// Reads the map as it is now.
     pub async fn read(&self, database: &DatabaseConfig) -> Result<HubMap, HubError> {
         bounded(async {
-            let client = self.client().await?;
-            read(&client, database).await
+            let mut client = self.client().await?;
+            read(&mut client, database).await
         })
         .await
     }
@@ -278,9 +279,18 @@ fn propose(database: &DatabaseConfig) -> Result<SlotMap, HubError> {
     })
 }
 
-async fn read(client: &tokio_postgres::Client, database: &DatabaseConfig) -> Result<HubMap, HubError> {
-    let (epoch, known) = shards::known(client, &database.name).await?;
-    shards::map(database, epoch, known)
+/// One consistent read: a single transaction sees one snapshot.
+async fn read(client: &mut Client, database: &DatabaseConfig) -> Result<HubMap, HubError> {
+    let snapshot = client
+        .build_transaction()
+        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await?;
+    let (epoch, known) = shards::known(&snapshot, &database.name).await?;
+    let ids = known.iter().enumerate().map(|(number, shard)| (shard.name.as_str(), ShardId(number as u16))).collect();
+    let moves = moves::read(&snapshot, &database.name, &ids).await?;
+    shards::map(database, epoch, known, moves)
 }
 
 /// Kind, key and key type of a rule as the hub stores them.

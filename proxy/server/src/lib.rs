@@ -35,6 +35,7 @@ pub mod http;
 pub mod hub;
 pub mod level;
 pub mod log;
+pub mod map;
 pub mod metrics;
 pub mod notifiers;
 pub mod probe;

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, anyhow};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use weir_core::fresh::words::Words;
-use weir_core::id::ShardId;
-use weir_core::topology::ShardState;
+use weir_core::id::{Epoch, ShardId};
+use weir_core::topology::{Roster, ShardState, Topology};
 
 use crate::app::{Basis, control_login, primary_login, shard_subject};
 use crate::clock::Clock;
@@ -22,7 +22,7 @@ use crate::database::{Database, Server, Shard};
 use crate::decode;
 use crate::fleet::Fleet;
 use crate::fleet::member::Member;
-use crate::hub::{Hub, HubEvent, HubMap, without_hub};
+use crate::hub::{Hub, HubMap, without_hub};
 use crate::probe::{self, EndpointView};
 use crate::roles::Roles;
 
@@ -35,7 +35,14 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 /// The map of a database, and the database with the shards of that map, in its order.
 pub async fn chart(hub: Option<&Hub>, database: &DatabaseConfig) -> Result<(HubMap, DatabaseConfig)> {
     let map = match hub {
-        Some(hub) => hub.load_or_propose(database).await.with_context(|| format!("hub, database {}", database.name))?,
+        Some(hub) => {
+            // Before the map is read: whoever changes it after that waits for this proxy.
+            let read = async {
+                hub.acknowledge(&database.name, crate::map::proxy_id(), Epoch(0)).await?;
+                hub.load_or_propose(database).await
+            };
+            read.await.with_context(|| format!("hub, database {}", database.name))?
+        }
         None => without_hub(database),
     };
     let known = DatabaseConfig { shards: map.shards.clone(), home: map.topology.home, ..database.clone() };
@@ -126,90 +133,66 @@ pub async fn know_primaries(shards: &[Arc<Shard>], map: Option<&HubMap>) {
     }
 }
 
-/// Takes over what the hub says, for ever; dropping the future ends it.
-pub async fn follow(hub: Hub, db: Arc<Database>, config: Arc<Config>, basis: Basis) {
-    let known = db.config.clone();
-    let epoch = db.view().topology.epoch;
-    // Only the newest map counts.
-    let (newest, mut maps) = watch::channel(None::<HubMap>);
-    let listening = hub.watch(known, epoch, |event| match event {
-        HubEvent::Changed(map) => {
-            newest.send_replace(Some(map));
-        }
-        HubEvent::Reachable => {}
-        HubEvent::Lost(error) => {
-            tracing::warn!(database = %db.name, "the hub is out of reach, the last map stays in force: {error}");
-        }
-    });
-    let mut join = Joining { db: &db, config: &config, basis: &basis, ready: watch::Sender::new(Vec::new()) };
-    join.ready.send_replace(db.view().topology.active().to_vec());
-    join.prepare_others();
-    let taking_over = async {
-        // The sender lives as long as this does.
-        while maps.changed().await.is_ok() {
-            let map = maps.borrow_and_update().clone();
-            if let Some(map) = map {
-                join.take_over(map).await;
-            }
-        }
-    };
-    tokio::join!(listening, taking_over);
-}
-
-/// What a database's shards are brought up with while it is served.
-struct Joining<'a> {
-    db: &'a Arc<Database>,
-    config: &'a Config,
-    basis: &'a Basis,
+/// Brings up the shards of a database that come while it is served.
+pub struct Joining {
+    db: Arc<Database>,
+    config: Arc<Config>,
+    basis: Basis,
     /// Shards that have the objects they need to take part.
     ready: watch::Sender<Vec<ShardId>>,
 }
 
-impl Joining<'_> {
-    async fn take_over(&mut self, map: HubMap) {
-        let db = self.db;
-        let last = db.view_arc();
-        let topology = map.topology;
+impl Joining {
+    /// Begins with those that were joining before.
+    pub fn new(db: &Arc<Database>, config: Arc<Config>, basis: Basis) -> Self {
+        let topology = &db.view_arc().topology;
+        let ready = watch::Sender::new(topology.active().to_vec());
+        let this = Joining { db: Arc::clone(db), config, basis, ready };
+        for (shard, _) in db.shards.by_shard() {
+            if topology.roster.state(shard) == Some(ShardState::Joining) {
+                this.prepare(shard);
+            }
+        }
+        this
+    }
+
+    /// Makes everything ready for a map; then it can be put into force. `None`: this process cannot work by it.
+    pub async fn admit(&self, map: HubMap) -> Option<Topology> {
+        let db = &self.db;
+        let (last, topology) = (db.view_arc(), map.topology);
         if last.topology.is_single() && !topology.is_single() {
             tracing::warn!(
                 database = %db.name,
-                "a second shard is known to the hub, and this weir has begun with one, which needs no routes: restart it, or shards cannot join"
+                "the hub knows a second shard; this weir began with one and has no routes: restart it, or no slots can move"
             );
-            return;
+            return None;
         }
         if self.basis.on_demand && map.shards.len() > db.shards.len() {
-            tracing::warn!(database = %db.name, "its shards are those of the wildcard entry at the start; restart this weir with the new one in the file");
-            return;
+            tracing::warn!(database = %db.name, "the hub knows a new shard; add it to the wildcard entry and restart this weir");
+            return None;
         }
         for shard in map.shards.iter().skip(db.shards.len()) {
             if let Err(error) = self.append(shard, &topology.roster) {
-                tracing::error!(database = %db.name, shard = shard.name, "a shard cannot join here, so the last map stays in force: {error:#}");
-                return;
+                tracing::error!(database = %db.name, shard = shard.name, "cannot join here, so the last map stays in force: {error:#}");
+                return None;
             }
         }
-        let begin: Vec<ShardId> =
-            topology.active().iter().copied().filter(|shard| !last.topology.roster.is_active(*shard)).collect();
+        let begins = |shard: &ShardId| !last.topology.roster.is_active(*shard);
+        let begin: Vec<ShardId> = topology.active().iter().copied().filter(begins).collect();
         self.wait_for(&begin).await;
-        for shard in &begin {
-            decode::start(self.config, db, *shard);
+        for shard in begin {
+            decode::start(&self.config, db, shard);
         }
-        let ended: Vec<ShardId> =
-            last.topology.active().iter().copied().filter(|shard| !topology.roster.is_active(*shard)).collect();
-        tracing::info!(database = %db.name, epoch = %topology.epoch, "new topology");
-        db.install_topology(topology);
-        for shard in ended {
-            db.decoding[shard].stop();
-            tracing::info!(database = %db.name, shard = %db.shard(shard).name, "takes part no more; its idle connections are closed");
-        }
+        Some(topology)
     }
 
     /// One more shard, in every list.
-    fn append(&self, shard: &ShardConfig, roster: &weir_core::topology::Roster) -> Result<()> {
-        let db = self.db;
+    fn append(&self, shard: &ShardConfig, roster: &Roster) -> Result<()> {
+        let db = &self.db;
         let mut tasks = JoinSet::new();
         let fleet = self.basis.fleet.as_ref();
-        let made = watch_one(self.config, (&db.config, shard), fleet, &mut tasks);
-        let login = primary_login(self.config, &db.config, &made.roles);
+        let made = watch_one(&self.config, (&db.config, shard), fleet, &mut tasks);
+        let login = primary_login(&self.config, &db.config, &made.roles);
         self.basis.metrics.add_shard(&db.stats.database, &shard_subject(shard));
         let id = db.append(made, login).ok_or_else(|| anyhow!("this process has room for no more"))?;
         let state = roster.state(id).unwrap_or(ShardState::Joining);
@@ -221,19 +204,9 @@ impl Joining<'_> {
         Ok(())
     }
 
-    /// Shards that were joining when this process began.
-    fn prepare_others(&self) {
-        let roster = &self.db.view_arc().topology.roster;
-        for (shard, _) in self.db.shards.by_shard() {
-            if roster.state(shard) == Some(ShardState::Joining) {
-                self.prepare(shard);
-            }
-        }
-    }
-
     /// Makes the objects a shard needs to take part, however often it takes.
     fn prepare(&self, shard: ShardId) {
-        let (db, ready) = (Arc::clone(self.db), self.ready.clone());
+        let (db, ready) = (Arc::clone(&self.db), self.ready.clone());
         self.db.spawn(async move {
             loop {
                 let made = tokio::time::timeout(ATTEMPT_MAX, make_objects(&db, shard));

@@ -158,6 +158,17 @@ impl Plan {
             && matches!(self.wrap, Wrap::None | Wrap::CopyIn(_) | Wrap::Carry(_))
     }
 
+    /// Does a plan made on [`crate::topology::moves::Apart`] touch a slot of `nobody`?
+    pub fn touches(&self, nobody: ShardId) -> bool {
+        match &self.target {
+            Target::One(shard) => *shard == nobody,
+            Target::Many(shards) => shards.contains(&nobody),
+            Target::All => self.merge.is_some() || self.wrap != Wrap::None || self.combine() == Combine::Sum,
+            Target::Engine => true,
+            Target::Home | Target::Any => false,
+        }
+    }
+
     pub fn combine(&self) -> Combine {
         match self.reason {
             RouteReason::Scatter | RouteReason::KeysApart { .. } | RouteReason::RowsApart => Combine::Sum,

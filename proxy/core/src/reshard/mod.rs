@@ -4,6 +4,7 @@
 //! in two steps. Names stand for shards, because a shard that is to be added has no number yet.
 //! Non-goals: rows, servers, and whether it can be done ([`survey`] judges what servers have said).
 
+pub mod phase;
 pub mod survey;
 
 use std::collections::BTreeMap;

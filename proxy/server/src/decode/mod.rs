@@ -164,7 +164,8 @@ impl Default for Decoding {
     }
 }
 
-/// Starts the decoder of a shard that takes part, by weir's own login to its primary. Does nothing where only primaries answer reads.
+/// Starts the decoder of a shard that takes part, by weir's own login to its primary, unless it runs. Does nothing where only primaries
+/// answer reads.
 pub fn start(config: &Config, db: &Arc<Database>, shard: ShardId) {
     let mode = config.cache.decoding;
     let off = match mode {
@@ -176,6 +177,9 @@ pub fn start(config: &Config, db: &Arc<Database>, shard: ShardId) {
         Mode::Auto | Mode::Require => None,
     };
     let decoding = &db.decoding[shard];
+    if decoding.task.lock().is_some() {
+        return;
+    }
     match off {
         Some(why) => decoding.set(State::Off(why.to_owned())),
         None => {

@@ -68,7 +68,9 @@ impl Session {
         }
         let wanted = txn.wanted();
         if let (Snapshot::AllShards, Some(snapshots)) = (wanted, self.db.snapshots.clone()) {
+            let view = self.view();
             Box::pin(self.take_snapshots(&snapshots)).await?;
+            self.keep_map(&view);
         }
         if let Some(txn) = &mut self.txn {
             txn.snapshot = wanted;

@@ -273,7 +273,8 @@ impl Session {
         };
         if let Some(place) = &place {
             // Again after the survey of the batch: the BEGIN of this snapshot may have been in it.
-            self.keep_snapshot(&portal.plan, place)?;
+            let view = self.view();
+            self.keep_snapshot(&portal.plan, place, &view)?;
         }
         // As a statement for several shards: its plan is told, or what it notes of globally unique columns is settled.
         let as_several = matches!(portal.plan.wrap, Wrap::Explain(_)) || portal.plan.settles();

@@ -13,7 +13,6 @@ const VERSION: i32 = 2;
 /// Key of the advisory lock: "weirhub1" as bytes.
 const LOCK: i64 = i64::from_be_bytes(*b"weirhub1");
 
-/// Key overrides, moves and leases get tables of their own in later versions.
 const TABLES: &str = "
 CREATE SCHEMA IF NOT EXISTS weir;
 CREATE TABLE IF NOT EXISTS weir.schema_version (version integer NOT NULL);
@@ -50,14 +49,41 @@ CREATE TABLE IF NOT EXISTS weir.table_rule (
 INSERT INTO weir.schema_version SELECT 1 WHERE NOT EXISTS (SELECT FROM weir.schema_version);
 ";
 
-/// Steps from one version to the next.
-const UPGRADES: [&str; VERSION as usize - 1] = [SHARDS_COME_AND_GO];
-
-/// Where a shard's servers are (first the primary, as host:port), and whether it takes part.
-const SHARDS_COME_AND_GO: &str = "
+/// What version 2 has beyond version 1: where a shard's servers are (first the primary, as host:port), and whether it takes part; slots
+/// on their way, and which proxy works by which epoch.
+const MOVES: &str = "
 ALTER TABLE weir.shard
-    ADD COLUMN servers text[] NOT NULL DEFAULT '{}',
-    ADD COLUMN state text NOT NULL DEFAULT 'active' CHECK (state IN ('joining', 'active', 'retired'));
+    ADD COLUMN IF NOT EXISTS servers text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN IF NOT EXISTS state text NOT NULL DEFAULT 'active' CHECK (state IN ('joining', 'active', 'retired'));
+CREATE TABLE IF NOT EXISTS weir.move (
+    id          integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    database    text NOT NULL,
+    source      smallint NOT NULL,
+    target      smallint NOT NULL CHECK (source <> target),
+    slots       text NOT NULL,
+    phase       text NOT NULL,
+    aim         text NOT NULL,
+    paused      boolean NOT NULL DEFAULT false,
+    made_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    since       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    rows_total  bigint NOT NULL DEFAULT 0,
+    rows_done   bigint NOT NULL DEFAULT 0,
+    bytes_done  bigint NOT NULL DEFAULT 0,
+    changes     bigint NOT NULL DEFAULT 0,
+    lag_bytes   bigint NOT NULL DEFAULT 0,
+    paused_us   bigint,
+    error       text,
+    FOREIGN KEY (database, source) REFERENCES weir.shard (database, id),
+    FOREIGN KEY (database, target) REFERENCES weir.shard (database, id)
+);
+CREATE TABLE IF NOT EXISTS weir.proxy (
+    database text NOT NULL,
+    id       text NOT NULL,
+    epoch    bigint NOT NULL,
+    seen     timestamptz NOT NULL,
+    PRIMARY KEY (database, id)
+);
+UPDATE weir.schema_version SET version = 2 WHERE version < 2;
 ";
 
 pub(super) async fn ensure(client: &mut Client) -> Result<(), HubError> {
@@ -72,11 +98,8 @@ pub(super) async fn ensure(client: &mut Client) -> Result<(), HubError> {
     if found > VERSION {
         return Err(HubError::TooNew { found, known: VERSION });
     }
-    for upgrade in UPGRADES.iter().skip(usize::try_from(found - 1).unwrap_or(0)) {
-        transaction.batch_execute(upgrade).await?;
-    }
     if found < VERSION {
-        transaction.execute("UPDATE weir.schema_version SET version = $1", &[&VERSION]).await?;
+        transaction.batch_execute(MOVES).await?;
     }
     transaction.commit().await?;
     Ok(())

@@ -160,7 +160,12 @@ pub(super) fn addresses(shard: &ShardConfig) -> Vec<String> {
 
 /// The map as statements need it. Errors: a slot without an owner, or one that does not take part; a shard that nobody has said
 /// where to find; a home shard that does not take part.
-pub(super) fn map(database: &DatabaseConfig, epoch: Epoch, known: Vec<KnownShard>) -> Result<HubMap, HubError> {
+pub(super) fn map(
+    database: &DatabaseConfig,
+    epoch: Epoch,
+    known: Vec<KnownShard>,
+    moves: Moves,
+) -> Result<HubMap, HubError> {
     let damaged = |what: String| HubError::Damaged { database: database.name.clone(), what };
     let mut owners = vec![None; Slot::COUNT];
     for (number, shard) in known.iter().enumerate() {
@@ -188,7 +193,7 @@ pub(super) fn map(database: &DatabaseConfig, epoch: Epoch, known: Vec<KnownShard
         slots,
         tables: rules,
         home: ShardId(home as u16),
-        moves: Moves::default(),
+        moves,
     };
     Ok(HubMap { topology, shards })
 }

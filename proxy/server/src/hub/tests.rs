@@ -66,7 +66,7 @@ fn the_hub_says_which_shards_there_are_and_in_which_order() {
     file.home = ShardId(1);
     file.shards[1].primary.port = 6000;
     assert!(matches!(&changes(&file, &known).expect("fits")[..], [Change::Address(ShardId(1), _)]));
-    let HubMap { topology, shards } = map(&file, Epoch(7), known.clone()).expect("complete");
+    let HubMap { topology, shards } = map(&file, Epoch(7), known.clone(), Moves::default()).expect("complete");
     let names: Vec<&str> = shards.iter().map(|shard| shard.name.as_str()).collect();
     assert_eq!(names, ["gone", "b", "added", "a"]);
     assert_eq!((shards[1].primary.port, shards[2].primary.to_string()), (6000, "added:5432".to_owned()));
@@ -75,9 +75,14 @@ fn the_hub_says_which_shards_there_are_and_in_which_order() {
     // A shard that joins or has left owns nothing, and home takes part.
     let mut wrong = known.clone();
     wrong[2].state = Joining;
-    assert!(map(&file, Epoch(7), wrong).expect_err("owns slots").to_string().contains("added is joining and owns"));
+    assert!(
+        map(&file, Epoch(7), wrong, Moves::default())
+            .expect_err("owns slots")
+            .to_string()
+            .contains("added is joining and owns")
+    );
     file.home = ShardId(0);
-    assert!(map(&file, Epoch(7), known).expect_err("joining").to_string().contains("home shard a"));
+    assert!(map(&file, Epoch(7), known, Moves::default()).expect_err("joining").to_string().contains("home shard a"));
 }
 
 #[test]
@@ -92,7 +97,7 @@ fn a_shard_that_only_the_configuration_knows_joins() {
     let found = vec![known("a", ShardState::Active, (0, 4095)), nowhere((4095, 4096))];
     let mut one = database(vec![shard("a", 1)]);
     one.home = ShardId(0);
-    assert!(map(&one, Epoch(1), found).expect_err("where?").to_string().contains("where shard c is"));
+    assert!(map(&one, Epoch(1), found, Moves::default()).expect_err("where?").to_string().contains("where shard c is"));
     let many: Vec<KnownShard> =
         (0..SHARDS_MAX).map(|number| known(&number.to_string(), ShardState::Retired, (0, 0))).collect();
     assert!(shards::changes(&two, &many).is_err());
