@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use weir_core::admin::{MovesRow, PlanLine, PlanRequest, Reshard, Table, Which, moves_table, plan_table};
 use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::id::ShardId;
 use weir_core::reshard::phase::{self, Aim, Made, Order, Phase};
 use weir_core::reshard::survey::{
     Finding, Gravity, Rows, ServerSaid, TableSaid, judge_pair, judge_server, judge_table, judge_unique,
@@ -21,7 +22,7 @@ use weir_core::reshard::{Goal, Step, Weighed, draft};
 
 use crate::app::{App, control_login, primary_login};
 use crate::config::Endpoint;
-use crate::database::Database;
+use crate::database::{Database, Shard};
 use crate::hub::moves::{MoveRow, NewMove};
 use crate::hub::{Hub, HubError};
 
@@ -67,12 +68,12 @@ async fn drafted(app: &App, request: &PlanRequest) -> Result<Drafted, UserError>
             .detail(format!("Database {} has one shard, or no sharded tables.", db.name))
             .hint("Declare sharded tables in the config file (weir advise proposes some), with [hub] and shards."));
     }
-    let shards: Vec<Weighed> = db
-        .config
-        .shards
-        .iter()
-        .map(|shard| Weighed { name: shard.name.as_str().into(), weight: shard.weight })
-        .collect();
+    // What does not take part has no share, until it does.
+    let share = |(id, shard): (ShardId, &Arc<Shard>)| {
+        let weight = if view.topology.roster.is_active(id) { shard.weight } else { 0 };
+        Weighed { name: shard.name.clone(), weight }
+    };
+    let shards: Vec<Weighed> = db.shards.by_shard().map(share).collect();
     let steps = draft(&request.goal, &shards, &view.topology.slots)?;
     let asked = timeout(PATIENCE, ask_all(app, &db, request, &steps)).await;
     let asked = asked.map_err(|_| {
@@ -203,7 +204,7 @@ async fn ask_all(app: &App, db: &Database, request: &PlanRequest, steps: &[Step]
         if asked.iter().any(|known| known.name == *name) {
             continue;
         }
-        let login = match (&request.goal, db.shards.iter().find(|shard| shard.name == *name)) {
+        let login = match (&request.goal, db.shards.iter().find(|shard| *shard.name == **name)) {
             (_, Some(shard)) => primary_login(&config, &db.config, &shard.roles),
             (Goal::Add { address, .. }, None) => control_login(&config, &db.config, &endpoint(address)?),
             _ => continue,

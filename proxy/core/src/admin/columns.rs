@@ -238,11 +238,12 @@ fn config(rows: &[ConfigRow]) -> Table {
 fn shards(rows: &[ShardRow]) -> Table {
     let names = [
         "'database", "shard", "'name", "'primary", "'replicas", "slots", "weight", "'up", "replicas_up", "lag_ms", "epoch",
+        "'state",
     ];
     table(&names, rows.iter().map(|row| vec![
         Cell::from(&row.database), row.shard.0.into(), (&row.name).into(), (&row.primary).into(),
         row.replicas.join(",").into(), row.slots.into(), row.weight.into(), row.is_up.into(), row.replicas_up.into(),
-        row.lag_ms.into(), row.epoch.0.into(),
+        row.lag_ms.into(), row.epoch.0.into(), row.state.into(),
     ]).collect())
 }
 

@@ -182,6 +182,8 @@ pub struct ShardRow {
     pub database: String,
     pub shard: ShardId,
     pub name: String,
+    /// joining, active or retired
+    pub state: &'static str,
     /// host:port
     pub primary: String,
     pub replicas: Vec<String>,

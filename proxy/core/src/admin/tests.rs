@@ -27,6 +27,7 @@ impl AdminSource for Fake {
                 database: "shop".into(),
                 shard: ShardId(1),
                 name: "b".into(),
+                state: "active",
                 primary: "h:1".into(),
                 replicas: vec!["h:2".into(), "h:3".into()],
                 slots: 11,
