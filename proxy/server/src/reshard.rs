@@ -6,6 +6,8 @@
 
 mod ask;
 pub mod cli;
+mod roles;
+pub mod schema;
 
 use std::sync::Arc;
 use std::time::Duration;
