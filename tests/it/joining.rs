@@ -98,7 +98,9 @@ async fn a_shard_joins_takes_part_and_leaves_while_clients_go_on() -> Result<()>
     let added = new_server(&tier, "added").await?;
     // What the mover will copy: the schema, and reference tables.
     let direct = added.admin("shop").await?;
-    direct.batch_execute(&format!("SET ROLE shop; {SCHEMA}; RESET ROLE; INSERT INTO products VALUES (1, 'tea', 500)")).await?;
+    direct
+        .batch_execute(&format!("SET ROLE shop; {SCHEMA}; RESET ROLE; INSERT INTO products VALUES (1, 'tea', 500)"))
+        .await?;
     // A transaction and a session of before go on through all of it.
     two.batch_execute("BEGIN; UPDATE users SET name = 'open' WHERE user_id = 7").await?;
 

@@ -247,6 +247,11 @@ impl Running {
             config: ArcSwap::from_pointee(config),
             source,
         });
+        for db in app.databases() {
+            if let Some(hub) = db.hub.clone().filter(|_| db.shards.len() > 1) {
+                db.spawn(crate::mover::run(Arc::clone(&app), hub, Arc::clone(&db)));
+            }
+        }
         tasks.spawn(upkeep(Arc::clone(&app)));
         tasks.spawn(crate::front::time_out::run(Arc::clone(&app)));
         tasks.spawn(crate::reload::on_signal(Arc::clone(&app)));
@@ -359,6 +364,7 @@ pub async fn start_database(config: &Config, basis: &Basis, map: HubMap) -> Resu
         engine: served(several && !basis.on_demand).and_then(|shards| Engine::new(config, database, shards)),
         unique: unique.clone(),
         snapshots: served(several).map(Snapshots::new),
+        hub: basis.hub.clone(),
         primaries,
         topology,
     };

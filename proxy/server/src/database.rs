@@ -37,6 +37,8 @@ use crate::engine::Engine;
 use crate::fleet::member::Member;
 use crate::flights::Airspace;
 use crate::growing::Growing;
+use crate::hub::Hub;
+use crate::hub::moves::MoveRow;
 use crate::map::Maps;
 use crate::recover::Prepared;
 use crate::roles::Roles;
@@ -137,6 +139,9 @@ pub struct Database {
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
     pub maps: Maps,
+    pub hub: Option<Hub>,
+    /// Slots on their way, as the hub was last asked.
+    pub moves: Mutex<Vec<MoveRow>>,
 }
 
 impl Shard {
@@ -182,11 +187,12 @@ pub struct Parts {
     pub engine: Option<Arc<Engine>>,
     pub unique: Option<Arc<Unique>>,
     pub snapshots: Option<Arc<Snapshots>>,
+    pub hub: Option<Hub>,
 }
 
 impl Database {
     pub fn new(database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, primaries, cache, stats, on_demand, sequences, engine, unique, snapshots } =
+        let Parts { topology, shards, primaries, cache, stats, on_demand, sequences, engine, unique, snapshots, hub } =
             parts;
         let catalog_login = primaries.of(topology.home).clone();
         let view = View {
@@ -233,6 +239,8 @@ impl Database {
             snapshots,
             catalog_doubts: AtomicU64::new(0),
             maps,
+            hub,
+            moves: Mutex::default(),
         })
     }
 

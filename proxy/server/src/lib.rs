@@ -37,6 +37,7 @@ pub mod level;
 pub mod log;
 pub mod map;
 pub mod metrics;
+pub mod mover;
 pub mod notifiers;
 pub mod probe;
 pub mod recover;

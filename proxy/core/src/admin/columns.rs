@@ -1,6 +1,7 @@
 //! Names and order of every table's columns, next to the cells that fill them.
 
 use super::command::Show;
+use super::reshard::moves_table;
 use super::rows::*;
 use super::table::{Cell, Column, Kind, Table};
 
@@ -40,6 +41,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Help => help(),
         Show::HotKeys => hot_keys(&snapshot.hot),
         Show::Lists => pairs(["'list", "items"], &snapshot.lists),
+        Show::Moves => moves_table(&snapshot.moves, "SHOW"),
         Show::Peers => peers(&snapshot.peers),
         Show::Pins => pins(&snapshot.pins),
         Show::Engine => engine(&snapshot.engine),

@@ -15,6 +15,7 @@ pub struct Snapshot {
     pub slots: Vec<SlotRange>,
     pub endpoints: Vec<EndpointRow>,
     pub pins: Vec<PinRow>,
+    pub moves: Vec<super::MovesRow>,
     pub peers: Vec<PeerRow>,
     pub prepared: Vec<PreparedRow>,
     pub engine: Vec<EngineRow>,

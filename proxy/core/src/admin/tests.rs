@@ -52,6 +52,7 @@ impl AdminSource for Fake {
                 last_error: None,
             }],
             pins: vec![PinRow { database: "shop".into(), reason: "temp_table", current: 1, total: 2 }],
+            moves: vec![MovesRow { database: "shop".into(), phase: "copy", ..MovesRow::default() }],
             peers: vec![PeerRow { database: "shop".into(), role: "self", lease_ms: Some(700), ..PeerRow::default() }],
             engine: vec![EngineRow { database: "shop".into(), state: "ready".into(), ..EngineRow::default() }],
             prepared: vec![PreparedRow { database: "shop".into(), shard: "s0".into(), ..PreparedRow::default() }],

@@ -5,7 +5,7 @@ use crate::id::ShardId;
 use crate::merge::{FoldKind, MergeSpec};
 use crate::sql::lex::Token;
 use crate::sql::word;
-use crate::topology::Topology;
+use crate::topology::{SlotSet, Topology};
 
 impl ExplainFormat {
     /// The format that the tokens in front of the explained statement ask for; `None`: another one.
@@ -114,6 +114,9 @@ pub fn explain(plan: &Plan, topology: &Topology) -> Vec<(String, String)> {
     if let Some(slots) = slots(plan) {
         row("slots", slots);
     }
+    if let Some(guests) = guests(plan, topology) {
+        row("guests", guests);
+    }
     row(
         "access",
         match plan.access {
@@ -167,6 +170,19 @@ fn slots(plan: &Plan) -> Option<String> {
         super::RouteReason::Key { slot, .. } => Some(slot.index().to_string()),
         _ => None,
     }
+}
+
+/// Which rows of the shards it is sent to are left out.
+fn guests(plan: &Plan, topology: &Topology) -> Option<String> {
+    let asked = |shard: ShardId| match &plan.target {
+        Target::Many(shards) => shards.contains(&shard),
+        _ => true,
+    };
+    let met = plan.guests.as_ref()?.iter().filter(|(shard, _)| asked(**shard));
+    let one =
+        |(shard, slots): (&ShardId, &SlotSet)| format!("slots {slots} of {}", shards(&Target::One(*shard), topology));
+    let met: Vec<String> = met.map(one).collect();
+    (!met.is_empty()).then(|| format!("left out: {}", met.join(", ")))
 }
 
 /// The merge in one line.

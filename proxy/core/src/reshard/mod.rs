@@ -5,6 +5,7 @@
 //! Non-goals: rows, servers, and whether it can be done ([`survey`] judges what servers have said).
 
 pub mod phase;
+pub mod script;
 pub mod survey;
 
 use std::collections::BTreeMap;

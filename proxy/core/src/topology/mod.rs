@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod drift;
 pub mod hash;
+pub mod in_sql;
 pub mod key;
 pub mod moves;
 pub mod ring;

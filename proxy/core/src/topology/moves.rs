@@ -32,17 +32,20 @@ pub struct Move {
     pub stage: Stage,
 }
 
+/// For each shard that may hold rows it does not own, the slots of those rows.
+pub type Guests = BTreeMap<ShardId, SlotSet>;
+
 /// All moves of an epoch. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Moves {
     all: Arc<[Move]>,
-    guests: Arc<BTreeMap<ShardId, SlotSet>>,
+    guests: Arc<Guests>,
     waiting: Arc<SlotSet>,
 }
 
 impl Moves {
     pub fn new(all: Vec<Move>) -> Self {
-        let mut guests: BTreeMap<ShardId, SlotSet> = BTreeMap::new();
+        let mut guests = Guests::new();
         let mut waiting = SlotSet::default();
         for one in &all {
             let host = match one.stage {
@@ -73,6 +76,11 @@ impl Moves {
         if self.guests.is_empty() { None } else { self.guests.get(&shard) }
     }
 
+    /// The same for all shards. `None`: no shard has any.
+    pub fn all_guests(&self) -> Option<&Arc<Guests>> {
+        Some(&self.guests).filter(|guests| !guests.is_empty())
+    }
+
     /// Slots whose owner is about to change.
     pub fn waiting(&self) -> &SlotSet {
         &self.waiting
@@ -90,6 +98,14 @@ impl Moves {
     /// Every shard that gives or takes.
     pub fn shards(&self) -> impl Iterator<Item = ShardId> {
         self.all.iter().flat_map(|one| [one.from, one.to])
+    }
+
+    /// The guests of these shards (ascending) alone, which are numbered as they stand here.
+    #[must_use]
+    pub fn among(&self, shards: &[ShardId]) -> Moves {
+        let place = |shard| shards.binary_search(shard).ok().map(|at| ShardId(at as u16));
+        let guests: Guests = self.guests.iter().filter_map(|(shard, of)| Some((place(shard)?, of.clone()))).collect();
+        Moves { guests: guests.into(), ..Moves::default() }
     }
 
     fn moving(&self) -> SlotSet {
@@ -146,6 +162,9 @@ mod tests {
         assert_eq!(moves.guests(ShardId(1)), Some(&slots.with(&more)));
         assert_eq!((moves.guests(ShardId(0)), moves.guests(ShardId(2))), (None, None));
         assert_eq!((moves.waiting(), moves.givers().collect::<Vec<_>>()), (&more, vec![ShardId(2)]));
+        let others = moves.among(&[ShardId(1), ShardId(7)]);
+        assert_eq!((others.guests(ShardId(0)), others.guests(ShardId(1))), (Some(&slots.with(&more)), None));
+        assert!(moves.among(&[ShardId(0)]).all_guests().is_none());
         let moves = Moves::new(vec![Move { stage: Stage::Moved, ..one }, two]);
         assert_eq!(moves.guests(ShardId(0)), Some(&slots));
         assert_eq!(moves.guests(ShardId(1)), Some(&more));

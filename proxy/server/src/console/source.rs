@@ -53,6 +53,9 @@ impl AdminSource for Source<'_> {
                 Show::Unique => snapshot.unique.extend(unique(db)),
                 Show::Decoding => snapshot.decoding.extend(decoding(db)),
                 Show::Drift => snapshot.drift.extend(drift(db)),
+                Show::Moves => {
+                    snapshot.moves.extend(db.moves.lock().iter().map(|one| crate::reshard::moves_row(db, one)));
+                }
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),
                 Show::Cache => snapshot.cache.extend(cache(db)),

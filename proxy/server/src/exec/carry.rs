@@ -202,7 +202,10 @@ impl Session {
                 self.kept_by(*shard, shape);
                 done
             }
-            Place::Several(shards) => Box::pin(self.spread(shards, question, shape, plan, reply)).await,
+            Place::Several(shards) => {
+                let asked = (question, plain.sql(), template);
+                Box::pin(self.spread_guarded(shards, asked, shape, plan, reply)).await
+            }
             Place::Engine => Box::pin(self.engine_rows(plain, plan)).await,
         };
         let mut kept = self.client.take_kept();

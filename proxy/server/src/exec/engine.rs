@@ -299,6 +299,8 @@ impl Session {
             let index = self.hold(ENGINE).await?;
             let begun = self.begin_on_engine(index, (engine, way.scans), &ready).await;
             match begun {
+                // It may have waited for the connection, and leaves out the guests of its own epoch.
+                Ok(Ok(())) if ready.epoch != self.db.view().topology.epoch => self.close_engine(false).await,
                 Ok(Ok(())) => return Ok(Open { index, ready, server: HubServer::Primary }),
                 Ok(Err(refusal)) => {
                     tracing::debug!("the fallback engine is not in step: {}", String::from_utf8_lossy(&refusal));
@@ -344,7 +346,7 @@ impl Session {
         let in_force = engine.confirm.is_in_force(&ready.token);
         let (begun, in_force) = tokio::join!(self.begin_on_engine(index, (engine, scans), ready), in_force);
         let why = match begun {
-            Ok(Ok(())) if in_force => {
+            Ok(Ok(())) if in_force && ready.epoch == self.db.view().topology.epoch => {
                 replica.asked.fetch_add(1, Relaxed);
                 return Ok(Some(Open { index, ready: Arc::clone(ready), server }));
             }

@@ -358,7 +358,8 @@ impl Session {
         let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
         let form = Form { description: false, columns: prepared.template.merged_columns() };
         let reply = self.client.out.len();
-        let done = self.spread(shards, question, &prepared.shape, &portal.plan, form).await;
+        let asked = (question, question.sql(), &*prepared.template);
+        let done = self.spread_guarded(shards, asked, &prepared.shape, &portal.plan, form).await;
         if let Some(plan) = self.second_try(done, reply, &prepared.template)? {
             return self.engine_portal((name, rows_max), portal, &plan).await;
         }

@@ -218,7 +218,7 @@ pub struct Driving {
 
 impl Driving {
     pub async fn moves(&self) -> Result<Vec<MoveRow>, HubError> {
-        bounded(rows(&self.client, &self.database, "AND m.phase NOT IN ('done', 'cancelled', 'rolled_back')")).await
+        bounded(rows(&self.client, &self.database, "")).await
     }
 
     pub async fn move_now(&self, id: i32) -> Result<MoveRow, HubError> {
@@ -286,6 +286,16 @@ impl Driving {
         .await
     }
 
+    /// The epoch in force.
+    pub async fn epoch(&self) -> Result<Epoch, HubError> {
+        bounded(async {
+            let sql = "SELECT epoch FROM weir.topology WHERE database = $1";
+            let row = self.client.query_one(sql, &[&self.database]).await?;
+            Ok(Epoch(row.try_get::<_, i64>(0)? as u64))
+        })
+        .await
+    }
+
     pub async fn note_error(&self, id: i32, error: &str) -> Result<(), HubError> {
         bounded(async {
             self.client.execute("UPDATE weir.move SET error = $2 WHERE id = $1", &[&id, &error]).await?;
@@ -294,11 +304,18 @@ impl Driving {
         .await
     }
 
+    /// Forgets proxies that have been gone for long.
+    pub async fn forget_proxies(&self) -> Result<(), HubError> {
+        bounded(async {
+            let gone = format!("DELETE FROM weir.proxy WHERE seen < clock_timestamp() - interval '{FORGOTTEN_AFTER}'");
+            Ok(self.client.batch_execute(&gone).await?)
+        })
+        .await
+    }
+
     /// All proxies that have said that they are there.
     pub async fn proxies(&self) -> Result<Vec<ProxyRow>, HubError> {
         bounded(async {
-            let gone = format!("DELETE FROM weir.proxy WHERE seen < clock_timestamp() - interval '{FORGOTTEN_AFTER}'");
-            self.client.batch_execute(&gone).await?;
             let sql = "SELECT id, epoch, greatest(0, extract(epoch FROM clock_timestamp() - seen))::float8 FROM weir.proxy \
                        WHERE database = $1";
             let rows = self.client.query(sql, &[&self.database]).await?;
