@@ -78,7 +78,7 @@ async fn count(server: &Cluster, sql: &str) -> Result<i64> {
 /// A key whose slot is in the range.
 async fn key_in(server: &Client, slots: &str) -> Result<i64> {
     let sql = format!(
-        "SELECT k FROM generate_series(100000, 200000) k WHERE (hashint8extended(k, 0) >> 52) & 4095 BETWEEN {slots} LIMIT 1"
+        "SELECT k FROM generate_series(100000::int8, 200000) k WHERE (hashint8extended(k, 0) >> 52) & 4095 BETWEEN {slots} LIMIT 1"
     );
     Ok(server.query_one(&sql, &[]).await?.try_get(0)?)
 }
