@@ -364,9 +364,9 @@ pub async fn start_database(config: &Config, basis: &Basis, map: HubMap) -> Resu
         engine: served(several && !basis.on_demand).and_then(|shards| Engine::new(config, database, shards)),
         unique: unique.clone(),
         snapshots: served(several).map(Snapshots::new),
+        hub: basis.hub.clone(),
         primaries,
         topology,
-        hub: basis.hub.clone(),
     };
     let engine = parts.engine.clone();
     let db = Database::new(database.clone(), parts);

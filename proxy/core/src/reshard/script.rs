@@ -38,6 +38,19 @@ impl MovedTable {
         format!("{}.{}", quote_name(&self.schema), quote_name(&self.name))
     }
 
+    /// All its rows.
+    pub fn copy_all(&self) -> String {
+        format!("COPY (SELECT {} FROM {}) TO STDOUT (FORMAT {})", self.column_list(), self.quoted(), self.format())
+    }
+
+    pub fn copy_in(&self) -> String {
+        format!("COPY {} ({}) FROM STDIN (FORMAT {})", self.quoted(), self.column_list(), self.format())
+    }
+
+    fn format(&self) -> &'static str {
+        if self.binary { "binary" } else { "text" }
+    }
+
     fn column_list(&self) -> String {
         self.columns.iter().map(|column| quote_name(column)).collect::<Vec<_>>().join(", ")
     }
@@ -226,14 +239,9 @@ impl Script {
     }
 
     pub fn copy_out(&self, table: &MovedTable) -> String {
-        let format = if table.binary { "binary" } else { "text" };
-        let (columns, name, moves) = (table.column_list(), table.quoted(), self.moves(table, ""));
+        let (columns, name, moves, format) =
+            (table.column_list(), table.quoted(), self.moves(table, ""), table.format());
         format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {moves}) TO STDOUT (FORMAT {format})")
-    }
-
-    pub fn copy_in(&self, table: &MovedTable) -> String {
-        let format = if table.binary { "binary" } else { "text" };
-        format!("COPY {} ({}) FROM STDIN (FORMAT {format})", table.quoted(), table.column_list())
     }
 
     /// Rows that are to move, as the planner does not know.
@@ -292,7 +300,7 @@ mod tests {
         let tables = [users()];
         assert!(script.set_guard(&tables, 0).contains("ON \"public\".\"Users\" FOR EACH ROW"));
         assert!(script.publish(&tables).contains("weir_move_7 FOR TABLE \"public\".\"Users\", weir.move_applied"));
-        assert!(script.copy_in(&tables[0]).starts_with("COPY \"public\".\"Users\" (\"user_id\", \"name\") FROM"));
+        assert!(tables[0].copy_in().starts_with("COPY \"public\".\"Users\" (\"user_id\", \"name\") FROM"));
         assert_eq!(script.end_apply(0x1_0000_00AB), "UPDATE weir.move_applied SET lsn = '1/AB' WHERE move = 7");
         assert!(script.prepare(&tables, true).contains("TABLE = 'Users'"));
     }
