@@ -13,7 +13,7 @@ const VERSION: i32 = 2;
 /// Key of the advisory lock: "weirhub1" as bytes.
 const LOCK: i64 = i64::from_be_bytes(*b"weirhub1");
 
-const TABLES: &str = "
+pub(super) const TABLES: &str = "
 CREATE SCHEMA IF NOT EXISTS weir;
 CREATE TABLE IF NOT EXISTS weir.schema_version (version integer NOT NULL);
 CREATE TABLE IF NOT EXISTS weir.topology (

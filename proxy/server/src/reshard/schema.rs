@@ -125,7 +125,7 @@ WITH own AS (
     SELECT oid FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'weir')),
 extension AS (SELECT classid, objid FROM pg_depend WHERE deptype = 'e'),
 relation AS (
-    SELECT c.oid, c.relkind, c.relname, c.relnamespace, c.relnamespace::regnamespace || '.' || quote_ident(c.relname) AS name
+    SELECT c.oid, c.relkind, c.relname, c.relnamespace, c.relnamespace::regnamespace::text || '.' || quote_ident(c.relname) AS name
     FROM pg_class c WHERE c.relnamespace IN (SELECT oid FROM own)
       AND NOT EXISTS (SELECT FROM extension e WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid))
 SELECT false, 'schema ' || nspname, '' FROM pg_namespace n JOIN own USING (oid)
@@ -135,10 +135,10 @@ UNION ALL SELECT false, 'function ' || p.oid::regprocedure, md5(CASE WHEN p.prok
 FROM pg_proc p WHERE p.pronamespace IN (SELECT oid FROM own)
   AND NOT EXISTS (SELECT FROM extension e WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid)
 UNION ALL SELECT false, 'type ' || format_type(t.oid, NULL),
-    t.typtype || array(SELECT enumlabel FROM pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder)::text
+    t.typtype::text || array(SELECT enumlabel FROM pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder)::text
 FROM pg_type t WHERE t.typnamespace IN (SELECT oid FROM own) AND t.typtype IN ('e', 'd', 'r')
   AND NOT EXISTS (SELECT FROM extension e WHERE e.classid = 'pg_type'::regclass AND e.objid = t.oid)
-UNION ALL SELECT false, 'relation ' || r.name, r.relkind || (
+UNION ALL SELECT false, 'relation ' || r.name, r.relkind::text || (
     SELECT coalesce(string_agg(concat_ws(' ', a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity::text,
         a.attgenerated::text, pg_get_expr(f.adbin, f.adrelid)), ', ' ORDER BY a.attname), '')
     FROM pg_attribute a LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
@@ -345,40 +345,4 @@ async fn run(program: &'static str, mut command: Command) -> Result<String, Sche
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_weir_makes_itself_is_left_out() {
-        for (line, weirs) in [
-            ("3401; 2620 16438 TRIGGER public users weir_unique_0011_note shop", true),
-            ("3401; 2620 16438 TRIGGER public users audit shop", false),
-            ("3402; 6104 16500 PUBLICATION - weir_rows_10 postgres", true),
-            ("3403; 6106 16501 PUBLICATION TABLE public weir_rows_10 users postgres", true),
-            ("3402; 6104 16500 PUBLICATION - feed postgres", false),
-            ("3404; 3466 16502 EVENT TRIGGER - weir_ddl postgres", true),
-            ("215; 1259 16390 TABLE public weir_unique_customers shop", false),
-            (";", false),
-            ("; Archive created at 2026-11-22 09:00:00 UTC", false),
-        ] {
-            assert_eq!(is_weirs(line), weirs, "{line}");
-        }
-    }
-
-    #[test]
-    fn what_is_there_is_nothing_a_section_all_or_strange() {
-        let set =
-            |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), String::new())).collect::<BTreeSet<_>>();
-        let wanted = [set(&["table a", "table b"]), set(&["index a"])];
-        let none = || set(&[]);
-        assert_eq!(compare(&wanted, &[none(), none()]), Had::Nothing);
-        assert_eq!(compare(&wanted, &[wanted[0].clone(), none()]), Had::PreData);
-        assert_eq!(compare(&wanted, &wanted), Had::All);
-        assert_eq!(
-            compare(&wanted, &[set(&["table a"]), none()]),
-            Had::Strange(vec!["index a".into(), "table b".into()])
-        );
-        assert!(matches!(compare(&wanted, &[wanted[0].clone(), set(&["index x"])]), Had::Strange(_)));
-        assert_eq!(compare(&[none(), none()], &[none(), none()]), Had::All);
-    }
-}
+mod tests;
