@@ -33,6 +33,7 @@ mod ledger;
 mod levels;
 mod login;
 mod matrix;
+mod moving;
 mod nearly;
 mod outage;
 mod placement;

@@ -172,6 +172,11 @@ impl Clock {
         Clock { shared, task }
     }
 
+    /// Asks no more: for a shard that is gone.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+
     /// Takes over a write that the server has acknowledged.
     pub fn post(&self, write: Announcement) -> Ticket {
         let mut queue = self.shared.queue.lock();

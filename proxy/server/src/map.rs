@@ -14,8 +14,11 @@ use tokio::time::{sleep, timeout};
 use weir_core::id::Epoch;
 use weir_core::topology::Topology;
 
+use crate::app::Basis;
+use crate::config::Config;
 use crate::database::Database;
-use crate::hub::{Hub, HubEvent};
+use crate::hub::{Hub, HubEvent, HubMap};
+use crate::servers::Joining;
 
 /// How often the hub hears that this proxy is there.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -74,18 +77,34 @@ pub fn proxy_id() -> &'static str {
 }
 
 /// Follows the hub, for ever.
-pub async fn run(hub: Hub, db: Arc<Database>, epoch: Epoch) {
-    let (news, heard) = watch::channel(None);
-    let told = hub.watch(db.config.clone(), epoch, |event| match event {
-        HubEvent::Changed(topology) => {
-            news.send_replace(Some(topology));
+pub async fn run(hub: Hub, db: Arc<Database>, config: Arc<Config>, basis: Basis) {
+    // Of several maps only the newest counts.
+    let (newest, maps) = watch::channel(None);
+    let told = hub.watch(db.config.clone(), db.view().topology.epoch, |event| match event {
+        HubEvent::Changed(map) => {
+            newest.send_replace(Some(map));
         }
         HubEvent::Reachable => {}
         HubEvent::Lost(error) => {
             tracing::warn!(database = %db.name, "the hub is out of reach, the last map stays in force: {error}");
         }
     });
-    tokio::join!(told, keep(&hub, &db, heard));
+    let (news, heard) = watch::channel(None);
+    let joining = Joining::new(&db, config, basis);
+    tokio::join!(told, admit(&joining, maps, news), keep(&hub, &db, heard));
+}
+
+/// Brings up the shards of each map, then passes it on.
+async fn admit(joining: &Joining, mut maps: watch::Receiver<Option<HubMap>>, news: watch::Sender<Option<Topology>>) {
+    // The sender lives as long as this does.
+    while maps.changed().await.is_ok() {
+        let map = maps.borrow_and_update().clone();
+        if let Some(map) = map
+            && let Some(topology) = joining.admit(map).await
+        {
+            news.send_replace(Some(topology));
+        }
+    }
 }
 
 async fn keep(hub: &Hub, db: &Arc<Database>, mut heard: watch::Receiver<Option<Topology>>) {

@@ -353,7 +353,7 @@ impl Shape {
             shards.sort_unstable();
             shards.dedup();
             if shards.len() <= 1 {
-                let shard = shards.first().copied().unwrap_or(ShardId(0));
+                let shard = shards.first().copied().unwrap_or(topology.home);
                 return self.one(keyed, bound, shard, topology);
             }
             if keyed.insert && self.scatter.is_ok() {
@@ -379,7 +379,7 @@ impl Shape {
         let Some(core) = keyed.core else { return Ok((Target::All, RouteReason::Scatter)) };
         let shards = &bound[core].shards;
         if shards.len() <= 1 {
-            return self.one(keyed, bound, shards.first().copied().unwrap_or(ShardId(0)), topology);
+            return self.one(keyed, bound, shards.first().copied().unwrap_or(topology.home), topology);
         }
         let name = Arc::clone(&self.demands[core].name);
         let reason = RouteReason::KeysApart { name, keys: bound[core].hashes.len(), shards: shards.len() };

@@ -155,13 +155,13 @@ fn target_name(target: &Target) -> &'static str {
 }
 
 fn shards(target: &Target, topology: &Topology) -> String {
-    let name = |index: usize| topology.shards.get(index).map_or_else(|| index.to_string(), ToString::to_string);
+    let names = |shards: &[ShardId]| shards.iter().map(|shard| topology.name_of(*shard)).collect::<Vec<_>>().join(", ");
     match target {
-        Target::Home => name(usize::from(topology.home.0)),
-        Target::One(shard) => name(usize::from(shard.0)),
-        Target::Many(shards) => shards.iter().map(|shard| name(usize::from(shard.0))).collect::<Vec<_>>().join(", "),
-        Target::Any => format!("any of {}", topology.shards.join(", ")),
-        Target::All | Target::Engine => topology.shards.join(", "),
+        Target::Home => topology.name_of(topology.home),
+        Target::One(shard) => topology.name_of(*shard),
+        Target::Many(shards) => names(shards),
+        Target::Any => format!("any of {}", names(topology.active())),
+        Target::All | Target::Engine => names(topology.active()),
     }
 }
 

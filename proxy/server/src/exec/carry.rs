@@ -298,7 +298,7 @@ impl Session {
             Target::Many(shards) => self.write_apart(&shards, carried, &writing, &load).await,
             Target::All => {
                 let text = writing.text(&load, |_| true, "")?;
-                let shards: Vec<ShardId> = (0..self.view().topology.shard_count() as u16).map(ShardId).collect();
+                let shards = self.view().topology.active().to_vec();
                 self.write_alike(&shards, carried, &writing.plan, &text).await
             }
             target => {

@@ -208,13 +208,13 @@ impl Session {
             Target::Home => Place::One(topology.home),
             Target::Any => Place::One(match self.snapshot_on().or(self.held.first().map(|held| held.shard)) {
                 Some(shard) => shard,
-                None => ShardId((spread() % topology.shard_count() as u64) as u16),
+                None => topology.roster.any(spread()).unwrap_or(topology.home),
             }),
             Target::Many(shards) if shards.len() == 1 => Place::One(shards[0]),
             Target::Many(shards) => Place::Several(shards.to_vec()),
             Target::Engine => Place::Engine,
-            Target::All if topology.is_single() => Place::One(ShardId(0)),
-            Target::All => Place::Several((0..topology.shard_count() as u16).map(ShardId).collect()),
+            Target::All if topology.is_single() => Place::One(topology.home),
+            Target::All => Place::Several(topology.active().to_vec()),
         }
     }
 
@@ -374,7 +374,7 @@ impl Session {
         }
         let home = Some(Place::One(view.topology.home));
         let together = if view.topology.is_single() {
-            Some(ShardId(0))
+            Some(view.topology.home)
         } else {
             common_shard(&shards, &understood).filter(|_| !settles)
         };

@@ -218,7 +218,7 @@ pub struct Driving {
 
 impl Driving {
     pub async fn moves(&self) -> Result<Vec<MoveRow>, HubError> {
-        bounded(rows(&self.client, &self.database, "AND m.phase NOT IN ('done', 'cancelled', 'rolled_back')")).await
+        bounded(rows(&self.client, &self.database, "")).await
     }
 
     pub async fn move_now(&self, id: i32) -> Result<MoveRow, HubError> {
@@ -304,11 +304,18 @@ impl Driving {
         .await
     }
 
+    /// Forgets proxies that have been gone for long.
+    pub async fn forget_proxies(&self) -> Result<(), HubError> {
+        bounded(async {
+            let gone = format!("DELETE FROM weir.proxy WHERE seen < clock_timestamp() - interval '{FORGOTTEN_AFTER}'");
+            Ok(self.client.batch_execute(&gone).await?)
+        })
+        .await
+    }
+
     /// All proxies that have said that they are there.
     pub async fn proxies(&self) -> Result<Vec<ProxyRow>, HubError> {
         bounded(async {
-            let gone = format!("DELETE FROM weir.proxy WHERE seen < clock_timestamp() - interval '{FORGOTTEN_AFTER}'");
-            self.client.batch_execute(&gone).await?;
             let sql = "SELECT id, epoch, greatest(0, extract(epoch FROM clock_timestamp() - seen))::float8 FROM weir.proxy \
                        WHERE database = $1";
             let rows = self.client.query(sql, &[&self.database]).await?;

@@ -3,6 +3,7 @@
 use tokio_postgres::{Client, Transaction};
 use weir_core::topology::{SlotMap, TableRules};
 
+use super::shards::addresses;
 use super::{HubError, RuleArrays};
 use crate::config::DatabaseConfig;
 
@@ -48,8 +49,12 @@ CREATE TABLE IF NOT EXISTS weir.table_rule (
 INSERT INTO weir.schema_version SELECT 1 WHERE NOT EXISTS (SELECT FROM weir.schema_version);
 ";
 
-/// What version 2 has beyond version 1: slots on their way, and which proxy works by which epoch.
+/// What version 2 has beyond version 1: where a shard's servers are (first the primary, as host:port), and whether it takes part; slots
+/// on their way, and which proxy works by which epoch.
 const MOVES: &str = "
+ALTER TABLE weir.shard
+    ADD COLUMN IF NOT EXISTS servers text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN IF NOT EXISTS state text NOT NULL DEFAULT 'active' CHECK (state IN ('joining', 'active', 'retired'));
 CREATE TABLE IF NOT EXISTS weir.move (
     id          integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     database    text NOT NULL,
@@ -117,10 +122,10 @@ pub(super) async fn store(
         .execute("INSERT INTO weir.topology (database, epoch) VALUES ($1, 1) ON CONFLICT DO NOTHING", &[name])
         .await?;
     for (index, shard) in database.shards.iter().enumerate() {
-        let row: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-            [name, &(index as i16), &shard.name, &(shard.weight as i32)];
+        let row: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+            [name, &(index as i16), &shard.name, &(shard.weight as i32), &addresses(shard)];
         transaction
-            .execute("INSERT INTO weir.shard (database, id, name, weight) VALUES ($1, $2, $3, $4)", &row)
+            .execute("INSERT INTO weir.shard (database, id, name, weight, servers) VALUES ($1, $2, $3, $4, $5)", &row)
             .await?;
     }
     let owners: Vec<i16> = slots.owners().iter().map(|owner| owner.0 as i16).collect();

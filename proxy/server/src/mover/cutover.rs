@@ -6,100 +6,148 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use tokio::time::timeout;
 use tokio_postgres::Client;
+use weir_core::id::Epoch;
 use weir_core::reshard::phase::{Aim, Phase};
 
 use super::apply::Follower;
 use super::{Mover, Side, sql};
 use crate::hub::moves::MoveRow;
 
-/// Longest wait for every proxy to hold its statements.
-const HELD_MAX: Duration = Duration::from_millis(200);
+/// Longest wait for every proxy to hold its statements, at first and at most.
+const HELD_MAX: Duration = Duration::from_millis(150);
+const HELD_MOST: Duration = Duration::from_secs(2);
 /// Longest wait for transactions that have written the slots.
 const LOCK_WAIT_MS: u32 = 150;
 /// Longest wait for the rest to be applied.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
-/// It is tried only while so little of the WAL is left.
-const LAG_MAX: i64 = 1 << 20;
-/// Pause between attempts; it doubles up to the longest.
-const PAUSE: Duration = Duration::from_millis(500);
+/// It begins only when so little of the WAL is left.
+const LAG_MAX: i64 = 64 * 1024;
+/// Longest wait for that.
+const IN_STEP_MAX: Duration = Duration::from_secs(60);
+/// Time for what was held back, before it is tried again; it doubles up to the longest.
+const PAUSE: Duration = Duration::from_millis(300);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// From whom to whom, and what is before, meanwhile and after.
+pub(super) struct Handover {
+    giver: Side,
+    meanwhile: Phase,
+    after: Phase,
+    before: Phase,
+}
+
+pub(super) const THERE: Handover =
+    Handover { giver: Side::Source, meanwhile: Phase::Cutover, after: Phase::Reverse, before: Phase::Ready };
+pub(super) const BACK: Handover =
+    Handover { giver: Side::Target, meanwhile: Phase::Cutback, after: Phase::ClearTarget, before: Phase::Reverse };
+
+/// Connections that are open before anybody waits.
+struct Hands {
+    gives: Client,
+    takes: Client,
+}
 
 impl Mover {
-    pub(super) async fn cut_over(&mut self, row: &MoveRow) -> Result<()> {
-        self.hand_over(row, Side::Source, Phase::Reverse, Phase::Catchup).await
-    }
-
-    pub(super) async fn cut_back(&mut self, row: &MoveRow) -> Result<()> {
-        self.hand_over(row, Side::Target, Phase::ClearTarget, Phase::Reverse).await
-    }
-
-    /// `after`: the phase that follows; `before`: the one it falls back to.
-    async fn hand_over(&mut self, row: &MoveRow, giver: Side, after: Phase, before: Phase) -> Result<()> {
-        // Whatever an earlier attempt has closed is opened first, by who holds the lock alone.
-        let outcome = self.try_hand_over(row, giver, after).await;
-        let Err(error) = outcome else { return Ok(()) };
+    /// Changes the owner, or leaves everything as it was and says why.
+    pub(super) async fn hand_over(&mut self, row: &MoveRow, way: &Handover) -> Result<()> {
+        let hands = Hands {
+            gives: sql::plain(self.pair.login(way.giver)).await?,
+            takes: sql::plain(self.pair.login(way.giver.other())).await?,
+        };
+        self.get_in_step(way.giver).await?;
+        let begun = Instant::now();
+        let epoch = self.driving.step(row, way.meanwhile, None).await?;
+        let waiting = MoveRow { phase: way.meanwhile, ..row.clone() };
+        let Err(error) = self.try_hand_over(&waiting, way, (&hands, epoch, begun)).await else {
+            self.vain = 0;
+            return Ok(());
+        };
+        // The lock goes with its connection.
+        drop(hands);
         // Was it the hub's answer alone that was lost?
-        if self.driving.move_now(self.pair.id).await?.phase == after {
+        let now = self.driving.move_now(self.pair.id).await?;
+        if now.phase == way.after {
             return Ok(());
         }
-        self.reopen(giver).await.context("the fences")?;
-        let back = if giver == Side::Source && row.aim == Aim::Cancelled { Phase::ClearTarget } else { before };
-        self.driving.step(row, back, None).await?;
-        self.driving.note_error(self.pair.id, &format!("the cut-over is tried again: {error:#}")).await?;
-        self.follow_meanwhile(giver).await
-    }
-
-    /// Some time for what was held back, while changes go on being applied.
-    async fn follow_meanwhile(&mut self, owner: Side) -> Result<()> {
-        let begun = Instant::now();
-        while begun.elapsed() < PAUSE {
-            self.follow(owner).await?;
+        self.fall_back(&now, way).await?;
+        self.vain += 1;
+        let note = format!("the change of owner was tried {} times, and is tried again: {error:#}", self.vain);
+        tracing::info!(move_id = self.pair.id, "{note}");
+        self.driving.note_error(self.pair.id, &note).await?;
+        let (begun, pause) = (Instant::now(), (PAUSE * (1 << self.vain.min(6))).min(PAUSE_MAX));
+        while begun.elapsed() < pause {
+            self.follow(way.giver).await?;
         }
         Ok(())
     }
 
-    async fn try_hand_over(&mut self, row: &MoveRow, giver: Side, after: Phase) -> Result<()> {
+    /// Everything as it was before: the giver's fence is opened, and statements go on.
+    pub(super) async fn fall_back(&mut self, row: &MoveRow, way: &Handover) -> Result<()> {
+        self.reopen(way.giver).await.context("the fences")?;
+        let gives_up = way.giver == Side::Source && row.aim == Aim::Cancelled;
+        self.driving.step(row, if gives_up { Phase::ClearTarget } else { way.before }, None).await?;
+        Ok(())
+    }
+
+    async fn get_in_step(&mut self, owner: Side) -> Result<()> {
         let begun = Instant::now();
-        let script = self.pair.script.clone();
-        let gives = sql::plain(self.pair.login(giver)).await?;
-        let takes = sql::plain(self.pair.login(giver.other())).await?;
-        if self.follower.is_none() {
-            self.follower = Some(Follower::open(&self.pair, giver).await?);
+        loop {
+            self.follow(owner).await?;
+            let follower = self.follower.as_mut().context("nothing is followed")?;
+            let lag = follower.lag_bytes().await?;
+            if lag <= LAG_MAX {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < IN_STEP_MAX, "{lag} bytes of WAL are still to be applied");
         }
-        let epoch = self.driving.epoch().await?;
-        let behind = self.settled(epoch, HELD_MAX).await?;
-        anyhow::ensure!(behind.is_empty(), "proxies do not answer in time: {}", behind.join(", "));
-        let follower = self.follower.as_mut().context("nothing is followed")?;
-        let lag = follower.lag_bytes().await?;
-        anyhow::ensure!(lag <= LAG_MAX, "{lag} bytes of WAL are still to be applied");
+    }
+
+    async fn try_hand_over(
+        &mut self,
+        row: &MoveRow,
+        way: &Handover,
+        (hands, epoch, begun): (&Hands, Epoch, Instant),
+    ) -> Result<()> {
+        let script = self.pair.script.clone();
+        let held_max = (HELD_MAX * (1 << self.vain.min(6))).min(HELD_MOST);
+        let behind = self.settled(epoch, held_max).await?;
+        ensure!(behind.is_empty(), "proxies do not hold their statements in time: {}", behind.join(", "));
+        let held = begun.elapsed();
+        let follower: &mut Follower = self.follower.as_mut().context("nothing is followed")?;
         let lock = format!("SET lock_timeout = {LOCK_WAIT_MS}; {}; SET lock_timeout = 0", script.lock());
-        gives.batch_execute(&lock).await.context("a transaction that has written the slots is still open")?;
+        hands.gives.batch_execute(&lock).await.context("a transaction that has written the slots is still open")?;
+        let locked = begun.elapsed();
         // From here on nobody writes them: not who comes late, nor who goes past weir.
-        set_fence(&gives, &script.set_fence(false)).await?;
-        let mark: i64 = gives.query_one(&script.mark(), &[]).await?.try_get(0)?;
+        set_fence(&hands.gives, &script.set_fence(false)).await?;
+        let mark: i64 = hands.gives.query_one(&script.mark(), &[]).await?.try_get(0)?;
         timeout(DRAIN_MAX, follower.follow_to_mark(mark))
             .await
             .map_err(|_| anyhow!("the rest is not applied in time"))??;
-        set_fence(&takes, &script.set_fence(true)).await?;
-        let owner = if giver == Side::Source { &row.to } else { &row.from };
-        self.driving.step(row, after, Some(owner)).await?;
-        self.progress.paused_us = Some(begun.elapsed().as_micros() as i64);
+        let drained = begun.elapsed();
+        set_fence(&hands.takes, &script.set_fence(true)).await?;
+        let owner = if way.giver == Side::Source { &row.to } else { &row.from };
+        self.driving.step(row, way.after, Some(owner)).await?;
+        let done = begun.elapsed();
+        self.progress.paused_us = Some(done.as_micros() as i64);
         self.progress.changes += follower.take_changes();
-        self.driving.note(self.pair.id, &self.progress).await?;
         // The next one reads the other server.
         self.follower = None;
         tracing::info!(
             move_id = self.pair.id,
-            pause_us = self.progress.paused_us,
+            ?held,
+            ?locked,
+            ?drained,
+            ?done,
             "the slots of a move have another owner"
         );
-        // The lock ends with its connection.
+        self.driving.note(self.pair.id, &self.progress).await?;
         Ok(())
     }
 
-    /// The giver owns the slots still: its fence is opened and the other one closed, once nobody else is at it.
+    /// The giver owns the slots still: the other fence is closed and its own opened, once nobody else is at it.
     async fn reopen(&self, giver: Side) -> Result<()> {
         let script = &self.pair.script;
         let takes = sql::plain(self.pair.login(giver.other())).await?;

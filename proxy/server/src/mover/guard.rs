@@ -45,6 +45,14 @@ pub(super) async fn way_back(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
+/// Lets go of the WAL from before now: the target has written nothing of its own in these slots yet.
+pub(super) async fn advance_way_back(pair: &Pair) -> Result<()> {
+    let client = sql::plain(&pair.target).await?;
+    let advance = "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())";
+    client.query(advance, &[&pair.script.name()]).await.context("the slot of the way back")?;
+    Ok(())
+}
+
 impl Side {
     pub(super) fn name(self) -> &'static str {
         match self {

@@ -27,6 +27,7 @@ use weir_core::reshard::script::{MovedTable, Script};
 use weir_core::topology::SlotSet;
 
 use self::apply::Follower;
+use self::cutover::{BACK, THERE};
 use crate::app::App;
 use crate::back::connect::Login;
 use crate::database::Database;
@@ -40,6 +41,8 @@ const ORDERS: Duration = Duration::from_millis(200);
 /// Pause after a failure; it doubles up to the longest.
 const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(10);
+/// While nobody writes what it would read, the slot of the way back must not keep WAL.
+const ADVANCE_EVERY: Duration = Duration::from_secs(20);
 /// A proxy that has been silent for so long is not waited for.
 const SILENT_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked who works by which epoch.
@@ -63,16 +66,21 @@ struct Mover {
     noted: Instant,
     /// What is applied now, from whichever side owns the slots.
     follower: Option<Follower>,
+    /// When the slot of the way back was last moved on.
+    advanced: Instant,
+    /// Changes of owner that were tried in vain, one after the other.
+    vain: u32,
 }
 
 /// Drives the moves of a database whenever nobody else does, for ever.
 pub async fn run(app: Arc<App>, hub: Hub, db: Arc<Database>) {
     loop {
         sleep(LOOK).await;
-        match hub.moves(&db.name, false).await {
-            Ok(moves) if moves.is_empty() => continue,
-            Ok(_) => {}
-            Err(_) => continue,
+        let Ok(moves) = hub.moves(&db.name, true).await else { continue };
+        let all_over = moves.iter().all(|one| one.phase.is_final());
+        *db.moves.lock() = moves;
+        if all_over {
+            continue;
         }
         match hub.drive(&db.name).await {
             Ok(Some(driving)) => {
@@ -92,7 +100,9 @@ async fn drive(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>) -> Res
     // Dropped with this future, and all of them with it.
     let mut tasks = JoinSet::new();
     loop {
-        let moves = driving.moves().await?;
+        let mut moves = driving.moves().await?;
+        db.moves.lock().clone_from(&moves);
+        moves.retain(|one| !one.phase.is_final());
         if moves.is_empty() {
             return Ok(());
         }
@@ -135,7 +145,15 @@ async fn attempt(app: &Arc<App>, db: &Arc<Database>, driving: &Arc<Driving>, id:
     let row = driving.move_now(id).await?;
     let pair = Pair::of(app, db, &row).await?;
     let progress = row.progress;
-    let mut mover = Mover { driving: Arc::clone(driving), pair, progress, noted: Instant::now(), follower: None };
+    let mut mover = Mover {
+        driving: Arc::clone(driving),
+        pair,
+        progress,
+        noted: Instant::now(),
+        follower: None,
+        advanced: Instant::now(),
+        vain: 0,
+    };
     mover.go().await
 }
 
@@ -179,8 +197,11 @@ impl Mover {
 
     /// An order leads to another phase.
     async fn turn(&mut self, row: &MoveRow, next: Phase) -> Result<()> {
-        if matches!(next, Phase::ClearTarget | Phase::ClearSource) {
-            self.follower = None;
+        match next {
+            Phase::Cutover => return self.hand_over(row, &THERE).await,
+            Phase::Cutback => return self.hand_over(row, &BACK).await,
+            Phase::ClearTarget | Phase::ClearSource => self.follower = None,
+            _ => {}
         }
         self.driving.step(row, next, None).await?;
         Ok(())
@@ -209,12 +230,17 @@ impl Mover {
             }
             Phase::Ready => {
                 self.follow(Side::Source).await?;
+                if self.advanced.elapsed() >= ADVANCE_EVERY {
+                    guard::advance_way_back(&self.pair).await?;
+                    self.advanced = Instant::now();
+                }
             }
-            Phase::Cutover => self.cut_over(row).await?,
+            // Begun by somebody who is gone.
+            Phase::Cutover => self.fall_back(row, &THERE).await?,
             Phase::Reverse => {
                 self.follow(Side::Target).await?;
             }
-            Phase::Cutback => self.cut_back(row).await?,
+            Phase::Cutback => self.fall_back(row, &BACK).await?,
             Phase::ClearTarget => self.clear(row, Side::Target).await?,
             Phase::ClearSource => self.clear(row, Side::Source).await?,
             Phase::Done | Phase::Cancelled | Phase::RolledBack => {}
@@ -223,6 +249,7 @@ impl Mover {
     }
 
     async fn prepare(&mut self, row: &MoveRow) -> Result<()> {
+        self.driving.forget_proxies().await?;
         let epoch = self.driving.epoch().await?;
         let behind = self.settled(epoch, SILENT_MAX * 2).await?;
         if !behind.is_empty() {
@@ -236,6 +263,10 @@ impl Mover {
     /// Applies what comes from the side that owns the slots, until it is time to look for orders. True: it is in step.
     async fn follow(&mut self, owner: Side) -> Result<bool> {
         if self.follower.is_none() {
+            // What the other one would be read from is not needed any more: it would keep WAL.
+            if owner == Side::Target {
+                sql::drop_slot(&sql::plain(&self.pair.source).await?, &self.pair.script.name()).await?;
+            }
             self.follower = Some(Follower::open(&self.pair, owner).await?);
         }
         let Some(follower) = &mut self.follower else { return Ok(false) };
