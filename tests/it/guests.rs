@@ -95,6 +95,11 @@ async fn writes_over_shards_leave_them_alone() -> Result<()> {
         "INSERT INTO users (user_id, name) SELECT user_id + 1000, 'moved' FROM orders WHERE order_no BETWEEN 30 AND 50 ON CONFLICT DO NOTHING",
         "UPDATE users SET user_id = user_id + 5000 WHERE cents < 3",
         "UPDATE products SET name = name || '!'",
+        "MERGE INTO archive a USING orders o ON a.user_id = o.user_id AND a.order_no = o.order_no WHEN MATCHED AND o.order_no > 60 THEN DELETE \
+         WHEN MATCHED THEN UPDATE SET why = 'again' WHEN NOT MATCHED THEN INSERT (user_id, order_no) VALUES (o.user_id, o.order_no)",
+        "MERGE INTO users u USING (SELECT user_id, max(order_no) AS n FROM orders GROUP BY user_id) s ON s.user_id = u.user_id \
+         WHEN MATCHED THEN UPDATE SET cents = s.n",
+        "MERGE INTO users u USING products p ON p.product_id = u.cents % 3 WHEN MATCHED THEN UPDATE SET name = p.name",
         "BEGIN",
         "UPDATE users SET cents = 0",
         "DELETE FROM archive WHERE order_no % 2 = 0",
