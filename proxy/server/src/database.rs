@@ -5,6 +5,7 @@
 
 mod engine;
 mod identity;
+pub mod lease;
 mod pools;
 mod primaries;
 pub mod progress;
@@ -49,6 +50,8 @@ use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 use crate::unique::Unique;
 
+use self::lease::MapLease;
+
 pub use engine::EnginePools;
 pub use pools::UserPools;
 pub use primaries::Primaries;
@@ -92,6 +95,8 @@ pub struct Shard {
     pub clock: Clock,
     /// This proxy among others.
     pub member: Arc<Member>,
+    /// The right to work by the map in force.
+    pub map: Arc<MapLease>,
 }
 
 pub struct Database {
@@ -156,7 +161,7 @@ impl Shard {
         if !self.clock.connected() {
             return Err(PrimaryBecause::ClockDown);
         }
-        if self.member.may_serve() { Ok(()) } else { Err(PrimaryBecause::NoLease) }
+        if self.member.may_serve() && self.map.covers() { Ok(()) } else { Err(PrimaryBecause::NoLease) }
     }
 }
 
@@ -205,6 +210,7 @@ impl Database {
             topology,
         };
         let maps = Maps::new(view.topology.epoch);
+        shards.iter().for_each(|shard| shard.map.install(view.topology.epoch));
         let alone = shards.len() == 1 && cache.is_none() && !shards[0].has_replicas();
         let statements = Statements::new();
         let database_name = database.name.clone();
@@ -382,6 +388,7 @@ impl Database {
             ..View::clone(view)
         });
         self.maps.note(&old.topology, &topology);
+        self.shards.iter().for_each(|shard| shard.map.install(topology.epoch));
         for shard in old.topology.active().iter().filter(|shard| !topology.roster.is_active(**shard)) {
             self.decoding[*shard].stop();
             tracing::info!(database = %self.name, shard = %self.shard(*shard).name, "takes part no more: its idle connections are closed");

@@ -27,6 +27,8 @@ use crate::control::{OpenError, Target};
 
 pub use shards::{HubMap, SHARDS_MAX};
 
+/// How they are named in the hub; the proxy's own name follows.
+pub const NAME: &str = "weir hub ";
 /// Connections that one process keeps to the hub.
 const CONNECTIONS: u32 = 2;
 /// Longest wait for a connection or an answer.
@@ -106,7 +108,7 @@ impl Hub {
     /// Connects and makes sure that the schema is there; any number of proxies may do so at once.
     pub async fn connect(hub: &HubConfig) -> Result<Hub, HubError> {
         let mut config: tokio_postgres::Config = hub.dsn.expose().parse().map_err(|_| HubError::Dsn)?;
-        config.connect_timeout(PATIENCE).application_name("weir hub");
+        config.connect_timeout(PATIENCE).application_name(format!("{NAME}{}", crate::map::proxy_id()));
         if let Some(password) = &hub.password {
             config.password(password.expose());
         }

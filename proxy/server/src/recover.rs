@@ -55,6 +55,8 @@ DO $$ BEGIN
             ALTER COLUMN at SET DEFAULT clock_timestamp();
     END IF;
 END $$;
+CREATE TABLE IF NOT EXISTS weir.map (epoch bigint NOT NULL);
+INSERT INTO weir.map SELECT 0 WHERE NOT EXISTS (SELECT FROM weir.map);
 GRANT USAGE ON SCHEMA weir TO PUBLIC;
 GRANT INSERT (gid, secret, parts) ON weir.txlog TO PUBLIC";
 

@@ -17,6 +17,7 @@ use weir_core::topology::{Roster, ShardState, Topology};
 use crate::app::{Basis, control_login, primary_login, shard_subject};
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, PeersMode, ShardConfig};
+use crate::database::lease::MapLease;
 use crate::database::progress::{self, Progress};
 use crate::database::{Database, Server, Shard};
 use crate::decode;
@@ -109,6 +110,10 @@ fn watch_one(
     let words = Arc::new(Words::seeded(rand::random()));
     let server = crate::control::target(&primary_login(config, database, &roles));
     let member = Member::new(fleet.cloned(), Arc::clone(&words), Arc::clone(roles.generation()));
+    let map = MapLease::new(config.hub.is_some() && !database.is_wildcard());
+    if !map.covers() {
+        tasks.spawn(Arc::clone(&map).follow(server.clone()));
+    }
     let made = Arc::new(Shard {
         name: shard.name.as_str().into(),
         weight: shard.weight,
@@ -117,6 +122,7 @@ fn watch_one(
         clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member)),
         words,
         member,
+        map,
     });
     if let Some(fleet) = fleet {
         fleet.take_part(&made, server, tasks);

@@ -103,49 +103,42 @@ async fn sums(tier: &Tier) -> Result<(i64, i64, i64)> {
     Ok(all)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn money_is_conserved_while_slots_move_there_and_back() -> Result<()> {
-    let table = "[[database.shop.table]]\nname = \"ledger\"\nkind = \"sharded\"\nkey = \"user_id\"\ntype = \"bigint\"";
-    let tier = Tier::builder().shards(2).peers(true).config_extra(table).start().await?;
-    let other = tier.another().await?;
-    ledger(&tier).await?;
-    let tally = Arc::new(Tally::default());
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|number| {
-            let dsn = if number % 2 == 0 { tier.dsn("shop") } else { other.dsn("shop") };
+const TABLE: &str =
+    "[[database.shop.table]]\nname = \"ledger\"\nkind = \"sharded\"\nkey = \"user_id\"\ntype = \"bigint\"";
+
+/// Clients of these proxies, which work until they are told to stop.
+struct Market {
+    tally: Arc<Tally>,
+    clients: Vec<tokio::task::JoinHandle<Result<i64>>>,
+}
+
+impl Market {
+    fn open(dsns: &[String]) -> Market {
+        let tally = Arc::new(Tally::default());
+        let client = |number: u64| {
+            let dsn = dsns[number as usize % dsns.len()].clone();
             tokio::spawn(client(dsn, number, Arc::clone(&tally)))
-        })
-        .collect();
-    let console = weir_harness::connect(&tier.admin_dsn()).await?;
-    let moving = async {
-        rows(&console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
-        order(&console, "RESHARD CUTOVER").await?;
-        let row = reaches(&console, "reverse").await?;
-        println!("there: {:?} us", row.get("pause_us"));
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        order(&console, "RESHARD ROLLBACK").await?;
-        let row = reaches(&console, "rolled_back").await?;
-        println!("back: {:?} us", row.get("pause_us"));
-        rows(&console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
-        order(&console, "RESHARD CUTOVER").await?;
-        reaches(&console, "reverse").await?;
-        order(&console, "RESHARD COMPLETE").await?;
-        reaches(&console, "done").await?;
-        anyhow::Ok(())
-    };
-    let moved = moving.await;
-    tally.stop.store(true, Relaxed);
-    let mut added = 0;
-    for client in clients {
-        added += client.await??;
+        };
+        let clients = (0..CLIENTS).map(client).collect();
+        Market { clients, tally }
     }
-    moved?;
-    println!(
-        "{} single statements, {} transfers, {} begun again",
-        tally.singles.load(Relaxed),
-        tally.transfers.load(Relaxed),
-        tally.again.load(Relaxed)
-    );
+
+    /// What they have added.
+    async fn close(self) -> Result<i64> {
+        self.tally.stop.store(true, Relaxed);
+        let mut added = 0;
+        for client in self.clients {
+            added += client.await??;
+        }
+        let [singles, transfers, again] =
+            [&self.tally.singles, &self.tally.transfers, &self.tally.again].map(|count| count.load(Relaxed));
+        println!("{singles} single statements, {transfers} transfers, {again} begun again");
+        Ok(added)
+    }
+}
+
+/// Every account is on one shard, and all there is adds up.
+async fn balances(tier: &Tier, added: i64) -> Result<()> {
     // Two-phase commits end a moment after they are told.
     crate::freshness::until(async || {
         let mut prepared = Vec::new();
@@ -155,6 +148,71 @@ async fn money_is_conserved_while_slots_move_there_and_back() -> Result<()> {
         Ok(prepared.is_empty())
     })
     .await?;
-    assert_eq!(sums(&tier).await?, (ACCOUNTS, ACCOUNTS * BALANCE, added));
-    nothing_is_left(&tier).await
+    assert_eq!(sums(tier).await?, (ACCOUNTS, ACCOUNTS * BALANCE, added));
+    nothing_is_left(tier).await
+}
+
+/// There and back; then there for good.
+async fn there_and_back(console: &Client) -> Result<()> {
+    rows(console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
+    order(console, "RESHARD CUTOVER").await?;
+    let row = reaches(console, "reverse").await?;
+    println!("there: {:?} us", row.get("pause_us"));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    order(console, "RESHARD ROLLBACK").await?;
+    let row = reaches(console, "rolled_back").await?;
+    println!("back: {:?} us", row.get("pause_us"));
+    rows(console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
+    order(console, "RESHARD CUTOVER").await?;
+    reaches(console, "reverse").await?;
+    order(console, "RESHARD COMPLETE").await?;
+    reaches(console, "done").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn money_is_conserved_while_slots_move_there_and_back() -> Result<()> {
+    let tier = Tier::builder().shards(2).peers(true).config_extra(TABLE).start().await?;
+    let other = tier.another().await?;
+    ledger(&tier).await?;
+    let market = Market::open(&[tier.dsn("shop"), other.dsn("shop")]);
+    let console = weir_harness::connect(&tier.admin_dsn()).await?;
+    let moved = there_and_back(&console).await;
+    let added = market.close().await;
+    moved?;
+    balances(&tier, added?).await
+}
+
+/// The proxies that may drive the move are killed one after the other; clients and orders come through one that lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn money_is_conserved_while_movers_are_killed() -> Result<()> {
+    let seed = std::env::var("WEIR_MOVING_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let tier = Tier::builder().shards(2).peers(true).config_extra(TABLE).start().await?;
+    let (lives, dies) = (tier.another().await?, tier.another().await?);
+    ledger(&tier).await?;
+    let market = Market::open(&[lives.dsn("shop")]);
+    let console = weir_harness::connect(&lives.admin_dsn()).await?;
+    let over = AtomicBool::new(false);
+    let killing = async {
+        let (mut dice, mut kills) = (Dice::new(seed), 0);
+        while !over.load(Relaxed) {
+            let victim = if kills % 2 == 0 { tier.proxy() } else { &dies };
+            tokio::time::sleep(Duration::from_millis(dice.roll(2500) as u64)).await;
+            victim.kill_weir();
+            tokio::time::sleep(Duration::from_millis(dice.roll(500) as u64)).await;
+            victim.restart_weir().await?;
+            kills += 1;
+        }
+        anyhow::Ok(kills)
+    };
+    let moving = async {
+        let moved = there_and_back(&console).await;
+        over.store(true, Relaxed);
+        moved
+    };
+    let (kills, moved) = tokio::join!(killing, moving);
+    println!("{} kills", kills?);
+    let added = market.close().await;
+    moved.with_context(|| format!("seed {seed}; the log of who lives:\n{}", lives.weir_log()))?;
+    balances(&tier, added.with_context(|| format!("seed {seed}"))?).await
 }

@@ -21,6 +21,8 @@ use super::session::Session;
 use crate::database::View;
 use crate::statements::{Prepared, Understood};
 
+/// Longest wait for a shard to confirm the map.
+const MAP_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for the new owner.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -178,6 +180,13 @@ impl Session {
         }
     }
 
+    /// Waits for the shard to confirm the map in force.
+    pub async fn await_map(&self, shard: ShardId) -> Result<(), UserError> {
+        let shard = self.db.shard(shard);
+        let wait = async { Ok(shard.map.covered(MAP_MAX).await) };
+        if self.cancel.slot.unless_cancelled(wait).await? { Ok(()) } else { Err(map_not_confirmed(&shard.name)) }
+    }
+
     /// From here on the transaction is planned by the map that its snapshot was taken by.
     pub fn keep_map(&mut self, view: &View) {
         if let Some(txn) = self.txn.as_mut().filter(|txn| txn.map.is_none()) {
@@ -195,4 +204,13 @@ fn still_handed_over() -> UserError {
     UserError::new(Blame::Proxy, "55P03", "rows of this statement are being handed over to another shard")
         .detail(format!("The statement has waited for {} s.", WAIT_MAX.as_secs()))
         .hint("Run it again. SHOW MOVES tells how far the move is, and what it waits for.")
+}
+
+fn map_not_confirmed(shard: &str) -> UserError {
+    UserError::new(Blame::Proxy, "08006", format!("shard {shard} has not confirmed which slots it owns"))
+        .detail(format!(
+            "This weir has not heard from its primary for {} s, or knows an older map than the shard and cannot reach the hub.",
+            crate::database::lease::LEASE.as_secs()
+        ))
+        .hint("Run it again. SHOW REPLICAS tells how the servers are; the log tells whether the hub is out of reach.")
 }

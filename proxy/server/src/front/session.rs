@@ -293,11 +293,18 @@ impl Session {
 
     /// The Backend for `shard`, leased now if this session does not hold it yet.
     pub async fn hold(&mut self, shard: ShardId) -> Result<usize, UserError> {
-        if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
-            return Ok(index);
+        let index = match self.held.iter().position(|held| held.shard == shard) {
+            Some(index) => index,
+            None => {
+                let lease = self.lease_from(self.pools.primary(shard)).await?;
+                self.hold_lease(shard, lease)
+            }
+        };
+        if self.db.shards.get(usize::from(shard.0)).is_some_and(|shard| !shard.map.covers()) {
+            // Boxed: rare.
+            Box::pin(self.await_map(shard)).await?;
         }
-        let lease = self.lease_from(self.pools.primary(shard)).await?;
-        Ok(self.hold_lease(shard, lease))
+        Ok(index)
     }
 
     /// A Backend of this pool, for as long as the client does not cancel.

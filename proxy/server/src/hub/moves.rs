@@ -4,7 +4,6 @@
 //! lock: who has lost the lock changes nothing. Non-goal: deciding what the next step is (`weir_core::reshard::phase`).
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tokio_postgres::{Client, GenericClient, Row};
 use weir_core::id::{Epoch, ShardId};
@@ -49,15 +48,6 @@ pub struct MoveProgress {
     pub lag_bytes: i64,
     /// How long the last change of owner made statements wait, by the mover's clock.
     pub paused_us: Option<i64>,
-}
-
-/// A proxy and the epoch below which it does nothing any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProxyRow {
-    pub id: String,
-    pub epoch: Epoch,
-    /// How long ago it said so, by the hub's clock.
-    pub silent: Duration,
 }
 
 const COLUMNS: &str = "m.id, s.name, t.name, m.slots, m.phase, m.aim, m.paused, m.rows_total, m.rows_done, m.bytes_done, m.changes, \
@@ -313,21 +303,21 @@ impl Driving {
         .await
     }
 
-    /// All proxies that have said that they are there.
-    pub async fn proxies(&self) -> Result<Vec<ProxyRow>, HubError> {
+    /// All proxies that have said that they are there, and the epoch below which each does nothing any more.
+    pub async fn proxies(&self) -> Result<Vec<(String, Epoch)>, HubError> {
         bounded(async {
-            let sql = "SELECT id, epoch, greatest(0, extract(epoch FROM clock_timestamp() - seen))::float8 FROM weir.proxy \
-                       WHERE database = $1";
+            let sql = "SELECT id, epoch FROM weir.proxy WHERE database = $1";
             let rows = self.client.query(sql, &[&self.database]).await?;
-            let read = |row: &Row| {
-                let silent: f64 = row.try_get(2)?;
-                Ok(ProxyRow {
-                    id: row.try_get(0)?,
-                    epoch: Epoch(row.try_get::<_, i64>(1)? as u64),
-                    silent: Duration::from_secs_f64(silent),
-                })
-            };
-            rows.iter().map(read).collect()
+            rows.iter().map(|row| Ok((row.try_get(0)?, Epoch(row.try_get::<_, i64>(1)? as u64)))).collect()
+        })
+        .await
+    }
+
+    /// Those that have a connection to the hub. `sessions`: the names that begin with $1, without that.
+    pub async fn connected(&self, sessions: &str) -> Result<Vec<String>, HubError> {
+        bounded(async {
+            let rows = self.client.query(sessions, &[&super::NAME]).await?;
+            rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
         })
         .await
     }

@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result};
 use tokio_postgres::Client;
 use weir_core::reshard::phase::{Aim, Phase};
 
-use super::{Mover, Pair, SILENT_MAX, Side, sql};
+use super::census::SETTLED_MAX;
+use super::{Mover, Pair, Side, sql};
 use crate::hub::moves::MoveRow;
 
 /// Rows that one statement deletes.
@@ -18,7 +19,7 @@ impl Mover {
     pub(super) async fn clear(&mut self, row: &MoveRow, loser: Side) -> Result<()> {
         let epoch = self.driving.epoch().await?;
         // Who works by an older map may still read them there.
-        let behind = self.settled(epoch, SILENT_MAX * 2).await?;
+        let behind = self.settled(epoch, SETTLED_MAX).await?;
         anyhow::ensure!(behind.is_empty(), "waits for proxies that still work by an older map: {}", behind.join(", "));
         let name = self.pair.script.name();
         for side in [Side::Source, Side::Target] {

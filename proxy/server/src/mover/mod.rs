@@ -7,6 +7,7 @@
 //! Non-goals: what statements do meanwhile ([`crate::front`]), and which slots ought to move (`weir_core::reshard`).
 
 mod apply;
+mod census;
 mod clear;
 mod copy;
 mod cutover;
@@ -27,6 +28,7 @@ use weir_core::reshard::script::{MovedTable, Script};
 use weir_core::topology::SlotSet;
 
 use self::apply::Follower;
+use self::census::{Census, SETTLED_MAX};
 use self::cutover::{BACK, THERE};
 use crate::app::App;
 use crate::back::connect::Login;
@@ -43,10 +45,6 @@ const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(10);
 /// While nobody writes what it would read, the slot of the way back must not keep WAL.
 const ADVANCE_EVERY: Duration = Duration::from_secs(20);
-/// A proxy that has been silent for so long is not waited for.
-const SILENT_MAX: Duration = Duration::from_secs(10);
-/// How often it is looked who works by which epoch.
-const SETTLE_LOOK: Duration = Duration::from_millis(2);
 
 /// A move, its two servers and its tables.
 struct Pair {
@@ -68,6 +66,7 @@ struct Mover {
     follower: Option<Follower>,
     /// When the slot of the way back was last moved on.
     advanced: Instant,
+    census: Census,
     /// Changes of owner that were tried in vain, one after the other.
     vain: u32,
 }
@@ -152,6 +151,7 @@ async fn attempt(app: &Arc<App>, db: &Arc<Database>, driving: &Arc<Driving>, id:
         noted: Instant::now(),
         follower: None,
         advanced: Instant::now(),
+        census: Census::default(),
         vain: 0,
     };
     mover.go().await
@@ -251,7 +251,7 @@ impl Mover {
     async fn prepare(&mut self, row: &MoveRow) -> Result<()> {
         self.driving.forget_proxies().await?;
         let epoch = self.driving.epoch().await?;
-        let behind = self.settled(epoch, SILENT_MAX * 2).await?;
+        let behind = self.settled(epoch, SETTLED_MAX).await?;
         if !behind.is_empty() {
             return Err(anyhow!("waits for proxies that still work by an older map: {}", behind.join(", ")));
         }
@@ -287,17 +287,8 @@ impl Mover {
     }
 
     /// Waits until no proxy works by an older epoch. Those that still do after `longest`.
-    async fn settled(&self, epoch: Epoch, longest: Duration) -> Result<Vec<String>> {
-        let begun = Instant::now();
-        loop {
-            let proxies = self.driving.proxies().await?;
-            let behind = proxies.iter().filter(|proxy| proxy.epoch < epoch && proxy.silent < SILENT_MAX);
-            let behind: Vec<String> = behind.map(|proxy| proxy.id.clone()).collect();
-            if behind.is_empty() || begun.elapsed() >= longest {
-                return Ok(behind);
-            }
-            sleep(SETTLE_LOOK).await;
-        }
+    async fn settled(&mut self, epoch: Epoch, longest: Duration) -> Result<Vec<String>> {
+        self.census.settled((&self.driving, &self.pair), epoch, longest).await
     }
 }
 
