@@ -9,7 +9,7 @@
 use std::fmt::Write as _;
 
 use crate::sql::word::{quote_literal, quote_name};
-use crate::topology::{KeyType, SlotSet};
+use crate::topology::{KeyType, SlotSet, in_sql};
 
 /// First half of the advisory lock of a move: "wmve" as bytes.
 pub const LOCK: i32 = i32::from_be_bytes(*b"wmve");
@@ -57,13 +57,7 @@ impl MovedTable {
 
     /// The slot of a row, where `row` stands before the key: empty, or a name and a dot.
     fn slot(&self, row: &str) -> String {
-        let key = format!("{row}{}", quote_name(&self.key));
-        let hash = match self.key_type {
-            KeyType::Int => format!("pg_catalog.hashint8extended({key}, 0)"),
-            KeyType::Text => format!("pg_catalog.hashtextextended({key}, 0)"),
-            KeyType::Uuid => format!("pg_catalog.uuid_hash_extended({key}, 0)"),
-        };
-        format!("(({hash} >> 52) & 4095)::int")
+        in_sql::slot(&format!("{row}{}", quote_name(&self.key)), self.key_type)
     }
 }
 
@@ -76,19 +70,7 @@ pub struct Script {
 
 impl Script {
     pub fn new(id: i32, slots: &SlotSet) -> Script {
-        let mut bits = [0_u8; 512];
-        for slot in slots.iter() {
-            // As get_bit(bytea, n) counts.
-            bits[slot.index() / 8] |= 1 << (slot.index() % 8);
-        }
-        // Not as '\\x…': guards run under settings of clients, and one of those gives backslashes another meaning.
-        let mut bitmap = String::with_capacity(1024 + 40);
-        bitmap.push_str("pg_catalog.decode('");
-        for byte in bits {
-            let _ = write!(bitmap, "{byte:02x}");
-        }
-        bitmap.push_str("', 'hex')");
-        Script { id, bitmap }
+        Script { id, bitmap: in_sql::bitmap(slots) }
     }
 
     /// Of the publication and of the replication slot.
