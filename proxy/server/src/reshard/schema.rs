@@ -277,14 +277,18 @@ impl Programs {
 
 /// Is this line of a list an object that weir makes itself, outside its schema?
 fn is_weirs(line: &str) -> bool {
-    // `number; oid oid KIND schema name owner`, with more of a name for what belongs to a table.
+    // `number; oid oid KIND schema name owner`; a table's trigger is named behind the table.
     let Some((_, entry)) = line.split_once("; ") else { return false };
     let words: Vec<&str> = entry.split(' ').skip(2).collect();
-    let weirs = |start: &str| words.iter().any(|word| word.starts_with(start));
     match words.as_slice() {
-        ["EVENT", "TRIGGER", ..] | ["PUBLICATION", ..] => weirs("weir_"),
-        ["TRIGGER", ..] => weirs("weir_unique_"),
-        ["COMMENT", ..] => (words.contains(&"PUBLICATION") || words.contains(&"TRIGGER")) && weirs("weir_"),
+        ["TRIGGER", _, _, name @ ..] => name.iter().any(|word| word.starts_with("weir_unique_")),
+        ["EVENT", "TRIGGER", _, name, ..]
+        | ["PUBLICATION", "TABLE", _, name, ..]
+        | ["PUBLICATION", "TABLES", "IN", "SCHEMA", _, name, ..]
+        | ["PUBLICATION", _, name, ..]
+        | ["COMMENT", _, "PUBLICATION", name, ..]
+        | ["COMMENT", _, "EVENT", "TRIGGER", name, ..] => name.starts_with("weir_"),
+        ["COMMENT", _, "TRIGGER", name, ..] => name.starts_with("weir_unique_"),
         _ => false,
     }
 }
