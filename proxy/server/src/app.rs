@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::fresh::sign::Sign;
 use weir_core::fresh::words::Words;
 use weir_core::topology::TableRules;
 
@@ -34,6 +36,7 @@ use crate::probe::{self, EndpointView};
 use crate::roles::{Roles, Route};
 use crate::sequences::Sequences;
 use crate::snapshot::Snapshots;
+use crate::sole::Sole;
 use crate::stats::{ClientCount, DatabaseStats};
 use crate::unique::Unique;
 
@@ -202,9 +205,11 @@ impl Running {
             None => None,
         };
         let metrics = Arc::new(Metrics::new(&config.databases.iter().map(subject).collect::<Vec<_>>())?);
+        let process = rand::random();
         let mut basis = |database: &DatabaseConfig| -> Result<Basis> {
+            let sign = crate::names::sign(&config, database, process);
             Ok(Basis {
-                shards: watch_servers(&config, database, fleet.as_ref(), &mut tasks),
+                shards: watch_servers(&config, database, (fleet.as_ref(), sign), &mut tasks),
                 fleet: fleet.clone(),
                 config: database.clone(),
                 cache: start_cache(&config)?,
@@ -222,6 +227,7 @@ impl Running {
         if let Some(wildcard) = &wildcard {
             know_primaries(wildcard).await;
         }
+        let auth_query = auth_query(&config, &named, wildcard.as_ref());
         let tls = ClientTls::of(&config).context("tls")?;
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
@@ -230,7 +236,7 @@ impl Running {
             tls: ArcSwapOption::new(tls),
             metrics,
             fleet,
-            directory: Directory::new(&config.users, auth_query(&config)),
+            directory: Directory::new(&config.users, auth_query),
             started: Instant::now(),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -287,11 +293,13 @@ impl App {
     }
 }
 
-/// Waits for the servers' first words on who is the primary. What goes on without one says so itself.
+/// Waits for the servers' first words on who is the primary, and until other weirs must know that this one is there. What goes on
+/// without says so itself.
 async fn know_primaries(basis: &Basis) {
     for shard in basis.shards.iter().filter(|shard| shard.roles.may_change()) {
         shard.roles.decided(probe::FIRST_WORD_MAX).await;
     }
+    join_all(basis.shards.iter().map(|shard| shard.clock.sole().settled())).await;
 }
 
 /// The first connections to the server of the wildcard, or to a replica that may have taken its place.
@@ -348,7 +356,7 @@ async fn agree_with_peers(config: &Config, mode: PeersMode) -> Result<()> {
 fn watch_servers(
     config: &Config,
     database: &DatabaseConfig,
-    fleet: Option<&Arc<Fleet>>,
+    (fleet, sign): (Option<&Arc<Fleet>>, Sign),
     tasks: &mut JoinSet<()>,
 ) -> Vec<Arc<Shard>> {
     let shards = database.shards.iter().map(|shard| {
@@ -369,11 +377,12 @@ fn watch_servers(
         let words = Arc::new(Words::seeded(rand::random()));
         let server = crate::control::target(&primary_login(config, database, &roles));
         let member = Member::new(fleet.cloned(), Arc::clone(&words), Arc::clone(roles.generation()));
+        let sole = Sole::new(sign, config.cache.other_weirs);
         let made = Arc::new(Shard {
             name: shard.name.as_str().into(),
             roles,
             servers,
-            clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member)),
+            clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member), sole),
             words,
             member,
         });
@@ -449,17 +458,19 @@ impl Basis {
     }
 }
 
-/// Users are looked up on the home shard of one database: its primary, or a replica while that is away.
-fn auth_query(config: &Config) -> Option<AuthQuery> {
+/// Users are looked up on the home shard of one database: on whoever is its primary, or a replica while there is none.
+fn auth_query(config: &Config, named: &[Arc<Database>], wildcard: Option<&Basis>) -> Option<AuthQuery> {
     let query = config.auth_query.as_ref()?;
-    let database = match &query.database {
-        Some(name) => config.database(name)?,
-        None => config.wildcard.as_ref().or(config.databases.first())?,
+    let of_named = |db: &Arc<Database>| (db.config.clone(), db.shards.clone());
+    let (database, shards) = match &query.database {
+        Some(name) => of_named(named.iter().find(|db| *db.name == **name)?),
+        None => wildcard.map(|any| (any.config.clone(), any.shards.clone())).or(named.first().map(of_named))?,
     };
-    let home = &database.shards[usize::from(database.home.0)];
-    let servers = std::iter::once(&home.primary).chain(&home.replicas);
-    let servers = servers.map(|endpoint| crate::control::target(&control_login(config, database, endpoint)));
-    Some(AuthQuery::new(&query.sql, servers.collect(), query.max_age))
+    let home = &shards[usize::from(database.home.0)];
+    let primary = crate::control::target(&primary_login(config, &database, &home.roles));
+    let servers = home.servers.iter().map(|server| &*server.view.endpoint);
+    let servers = servers.map(|endpoint| crate::control::target(&control_login(config, &database, endpoint)));
+    Some(AuthQuery::new(&query.sql, primary, servers.collect(), Arc::clone(&home.roles), query.max_age))
 }
 
 /// What is counted of a database.
@@ -502,30 +513,20 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
         compress_above: config.cache.compress_above,
         age_max: config.cache.max_age,
         redis: config.cache.redis.clone(),
-        namespace: namespace(config),
+        namespace: crate::names::namespace(config),
     };
     Ok(Some(Arc::new(Cache::new(settings)?)))
-}
-
-/// Of the keys in Redis. Proxies that hear of each other's writes before they are visible share what they store; others find nothing
-/// but what they have stored themselves.
-fn namespace(config: &Config) -> String {
-    let name = match &config.peers {
-        Some(peers) if peers.mode == PeersMode::Leased => {
-            let tier = crate::auth::scram::hmac(peers.secret.expose().as_bytes(), &[b"weir redis"]);
-            tier.iter().take(8).fold(0, |name, byte| name << 8 | u64::from(*byte))
-        }
-        _ => rand::random::<u64>(),
-    };
-    format!("weir:{name:016x}")
 }
 
 /// Where the schemas of each database's shards differ, in lines to be read.
 pub async fn differences(config: &Config) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for database in config.databases.iter().filter(|database| database.shards.len() > 1) {
-        let logins: Vec<Login> =
-            database.shards.iter().map(|shard| control_login(config, database, &shard.primary)).collect();
+        let mut logins: Vec<Login> = Vec::new();
+        for shard in &database.shards {
+            let roles = probe::once(shard, &config.server_auth, &database.server_database).await;
+            logins.push(primary_login(config, database, &roles));
+        }
         let mut rules = TableRules::default();
         for table in &database.tables {
             rules.insert(&table.schema, &table.name, table.placement.clone());

@@ -35,6 +35,7 @@ use weir_wire::peer::Write;
 use crate::control::{OpenError, Target};
 use crate::fleet::member::{Announcement, Member};
 use crate::roles::{Generation, Tenure};
+use crate::sole::{Before, Look, Sole};
 use crate::unsound::{self, Place, Variant};
 
 /// Intents waiting for a position; more end without one.
@@ -87,6 +88,8 @@ struct Shared {
     words: Arc<Words>,
     /// Who else is told that writes are over.
     member: Arc<Member>,
+    /// Who else may write unheard: looked for on the clock's connection.
+    sole: Arc<Sole>,
     queue: Mutex<Queue>,
     handed_over: Notify,
     primary: Target,
@@ -150,11 +153,12 @@ enum Seen {
 
 impl Clock {
     /// Must run inside a tokio runtime. Returns at once; until the primary has answered, no replica covers any word.
-    pub fn start(primary: Target, words: Arc<Words>, member: Arc<Member>) -> Clock {
+    pub fn start(primary: Target, words: Arc<Words>, member: Arc<Member>, sole: Arc<Sole>) -> Clock {
         words.raise_floor(UNPLACED);
         let shared = Arc::new(Shared {
             words,
             member,
+            sole,
             queue: Mutex::new(Queue::default()),
             handed_over: Notify::new(),
             generation: primary.tenure().generation(),
@@ -257,11 +261,11 @@ impl Clock {
 
     /// Whatever was read before is void, and no replica covers anything until the primary has been asked again.
     pub fn begin_anew(&self) {
-        if !unsound::is(Variant::NoFloor) {
-            self.shared.words.raise_floor(UNPLACED);
-        }
-        self.shared.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
-        self.shared.handed_over.notify_one();
+        self.shared.begin_anew();
+    }
+
+    pub fn sole(&self) -> &Sole {
+        &self.shared.sole
     }
 
     /// Does the primary answer? While it does not, a promotion may go unnoticed.
@@ -315,6 +319,7 @@ struct Primary {
     identity: Identity,
     position: Statement,
     backends: Statement,
+    look: Look,
     /// The allowance for page headers holds for standard pages only; otherwise no word is ever given a position.
     standard_pages: bool,
     tenure: Tenure,
@@ -339,17 +344,19 @@ async fn run(shared: Arc<Shared>) {
     let mut known: Option<Identity> = None;
     let mut retry = RETRY_MIN;
     loop {
-        match Primary::connect(&shared.primary).await {
+        match Primary::connect(&shared.primary, &shared.sole).await {
             Ok(primary) => {
                 let mut tenure = primary.tenure.clone();
                 // Cancel-safe: what was taken from the queue goes back to it.
                 let served = tokio::select! {
                     served = serve(&primary, &shared, &mut known) => served,
+                    lost = look_around(&primary, &shared) => Err(lost),
                     () = tenure.over() => Err(ClockError::Replaced),
                 };
                 if shared.connected.swap(0, Ordering::SeqCst) != 0 {
                     retry = RETRY_MIN;
                 }
+                shared.sole.lost();
                 if let Err(error) = served {
                     shared.counters.errors.fetch_add(1, Ordering::Relaxed);
                     shared.primary.doubt();
@@ -358,6 +365,10 @@ async fn run(shared: Arc<Shared>) {
             }
             Err(error) => {
                 shared.counters.errors.fetch_add(1, Ordering::Relaxed);
+                // Who starts waits for the first word on who is the primary, and then for this.
+                if !matches!(&error, ClockError::Unreached(OpenError::Vacant(vacant)) if vacant.is_unasked()) {
+                    shared.sole.lost();
+                }
                 tracing::debug!(%error, "clock: no connection to the primary");
             }
         }
@@ -369,6 +380,14 @@ async fn run(shared: Arc<Shared>) {
 impl Shared {
     fn now_ms(&self) -> u64 {
         self.start.elapsed().as_millis() as u64
+    }
+
+    fn begin_anew(&self) {
+        if !unsound::is(Variant::NoFloor) {
+            self.words.raise_floor(UNPLACED);
+        }
+        self.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
+        self.handed_over.notify_one();
     }
 
     /// Asks for a position, and keeps it with the time.
@@ -440,6 +459,19 @@ async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>)
         } else {
             shared.ask(primary).await?;
         }
+    }
+}
+
+/// Looks for those who write unheard, until the connection fails.
+async fn look_around(primary: &Primary, shared: &Shared) -> ClockError {
+    loop {
+        match timeout(QUERY_TIMEOUT, shared.sole.look(&primary.look, &primary.client)).await {
+            Err(slow) => return slow.into(),
+            Ok(Err(error)) => return error.into(),
+            Ok(Ok(Before::IsVoid)) => shared.begin_anew(),
+            Ok(Ok(Before::Counts)) => {}
+        }
+        sleep(shared.sole.extend()).await;
     }
 }
 
@@ -535,13 +567,13 @@ async fn look_for_lost(primary: &Primary, shared: &Shared) -> Result<bool, Clock
 }
 
 impl Primary {
-    async fn connect(server: &Target) -> Result<Primary, ClockError> {
+    async fn connect(server: &Target, sole: &Sole) -> Result<Primary, ClockError> {
         let tenure = server.tenure();
         let client = timeout(CONNECT_TIMEOUT, server.open()).await??;
-        timeout(CONNECT_TIMEOUT, Self::prepare(client, tenure)).await?
+        timeout(CONNECT_TIMEOUT, Self::prepare(client, tenure, sole)).await?
     }
 
-    async fn prepare(client: Client, tenure: Tenure) -> Result<Primary, ClockError> {
+    async fn prepare(client: Client, tenure: Tenure, sole: &Sole) -> Result<Primary, ClockError> {
         let identity = Identity::of(&client).await?;
         let page_bytes: i64 =
             client.query_one("SELECT current_setting('wal_block_size')::int8", &[]).await?.try_get(0)?;
@@ -551,7 +583,8 @@ impl Primary {
         }
         let position = client.prepare(POSITION).await?;
         let backends = client.prepare(BACKENDS).await?;
-        Ok(Primary { client, identity, position, backends, standard_pages, tenure })
+        let look = sole.raise(&client).await?;
+        Ok(Primary { client, identity, position, backends, look, standard_pages, tenure })
     }
 
     async fn position(&self) -> Result<(Lsn, Snapshot), ClockError> {
@@ -571,8 +604,10 @@ impl Primary {
 #[cfg(test)]
 mod tests {
     use weir_core::fresh::WordSet;
+    use weir_core::fresh::sign::{Scope, Sign};
 
     use super::*;
+    use crate::config::OtherWeirs;
 
     fn set(index: u16) -> WordSet {
         WordSet::from_indexes([index])
@@ -589,7 +624,9 @@ mod tests {
         let words = Arc::new(Words::new());
         let config = Target::new(config, crate::back::tls::ServerTls::default());
         let member = Member::new(None, Arc::clone(&words), Generation::default());
-        (Arc::new(Clock::start(config, Arc::clone(&words), member)), words)
+        let sign = Sign { scope: Scope::Database, fleet: None, process: 1 };
+        let sole = Sole::new(sign, OtherWeirs::Check);
+        (Arc::new(Clock::start(config, Arc::clone(&words), member, sole)), words)
     }
 
     #[tokio::test]

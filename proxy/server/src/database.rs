@@ -132,10 +132,13 @@ impl Shard {
     }
 
     /// Do the words tell of every write now? Ask after looking at them. Without the clock a restart or promotion of the primary
-    /// would go unnoticed; without a lease, the writes of other proxies.
+    /// would go unnoticed; without a lease, the writes of other proxies; and those of a weir that is no peer in any case.
     pub fn watches_words(&self) -> Result<(), PrimaryBecause> {
         if !self.clock.connected() {
             return Err(PrimaryBecause::ClockDown);
+        }
+        if !self.clock.sole().may_serve() {
+            return Err(PrimaryBecause::AnotherWeir);
         }
         if self.member.may_serve() { Ok(()) } else { Err(PrimaryBecause::NoLease) }
     }

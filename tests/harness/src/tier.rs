@@ -231,6 +231,12 @@ impl Tier {
         self.builder.clone().peers_mode(mode).start_proxy(&self.servers, &file, None).await
     }
 
+    /// One more weir that knows nothing of others, as somebody might start by mistake.
+    pub async fn another_without_peers(&self) -> Result<Proxy> {
+        let file = format!("weir-{}.toml", free_port()?);
+        self.builder.clone().peers(false).start_proxy(&self.servers, &file, None).await
+    }
+
     /// The weir that the tier was started with.
     pub fn proxy(&self) -> &Proxy {
         &self.proxy

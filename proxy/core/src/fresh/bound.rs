@@ -151,6 +151,8 @@ pub enum PrimaryBecause {
     NoReplica,
     /// Whether the primary is still the same is not known, so neither is what its positions mean.
     ClockDown,
+    /// Somebody else writes in the same database, and is not heard of ([`super::sign`]).
+    AnotherWeir,
     /// Other proxies may not be able to tell this one of their writes.
     NoLease,
     /// It reads something that ordinary writes do not announce.
@@ -173,9 +175,10 @@ pub enum PrimaryBecause {
 
 impl PrimaryBecause {
     /// In order of declaration.
-    pub const ALL: [PrimaryBecause; 13] = [
+    pub const ALL: [PrimaryBecause; 14] = [
         PrimaryBecause::NoReplica,
         PrimaryBecause::ClockDown,
+        PrimaryBecause::AnotherWeir,
         PrimaryBecause::NoLease,
         PrimaryBecause::Unwatched,
         PrimaryBecause::WritePending,
@@ -194,6 +197,7 @@ impl PrimaryBecause {
         match self {
             PrimaryBecause::NoReplica => "no_replica",
             PrimaryBecause::ClockDown => "clock_down",
+            PrimaryBecause::AnotherWeir => "another_weir",
             PrimaryBecause::NoLease => "no_lease",
             PrimaryBecause::Unwatched => "unwatched",
             PrimaryBecause::WritePending => "write_pending",
@@ -214,6 +218,7 @@ impl std::fmt::Display for PrimaryBecause {
         f.write_str(match self {
             PrimaryBecause::NoReplica => "no replica is connected",
             PrimaryBecause::ClockDown => "the primary does not tell its WAL position",
+            PrimaryBecause::AnotherWeir => "another weir without common [peers] may be writing in the same database",
             PrimaryBecause::NoLease => "other proxies may be unable to tell this one of their writes",
             PrimaryBecause::Unwatched => "it reads something that writes do not announce",
             PrimaryBecause::WritePending => "a write of what it reads is under way",

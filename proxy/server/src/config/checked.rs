@@ -22,6 +22,7 @@ use super::{
 use super::{limits, raw};
 
 mod access;
+mod alone;
 mod peers;
 mod redis;
 mod table;
@@ -48,6 +49,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
     let file: raw::File = source.parse()?;
     let (users_file, users) = users(&source, file.users_file.as_ref())?;
     let (databases, wildcard, upstream) = databases(&source, &file, flags)?;
+    alone::check(&source, &file, &databases, wildcard.as_ref())?;
     let auth_query = access::auth_query(&source, file.auth_query.as_ref(), &databases, upstream.is_some())?;
     if users.is_empty() && auth_query.is_none() {
         return Err(source.whole("nobody could log in").hint(WHO));
@@ -292,6 +294,7 @@ fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<C
                 return Err(unknown(source, word, "mode of decoding", ["auto", "off", "require"].into_iter()));
             }
         },
+        other_weirs: alone::other_weirs(source, raw)?,
     })
 }
 

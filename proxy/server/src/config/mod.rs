@@ -245,6 +245,24 @@ impl PeersMode {
     }
 }
 
+/// What is done about weirs in front of the same database that are none of the peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OtherWeirs {
+    /// They are looked for, and while one is there neither cache nor replicas answer.
+    Check,
+    /// They are not looked for.
+    Ignore,
+}
+
+impl OtherWeirs {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OtherWeirs::Check => "check",
+            OtherWeirs::Ignore => "ignore",
+        }
+    }
+}
+
 /// The read-through cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
@@ -260,6 +278,7 @@ pub struct CacheConfig {
     /// An entry older than this is not served, whatever the protocol says.
     pub max_age: Duration,
     pub decoding: Decoding,
+    pub other_weirs: OtherWeirs,
 }
 
 /// How Redis is reached. What this says makes a [`crate::cache::RedisServers`].

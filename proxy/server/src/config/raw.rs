@@ -184,6 +184,7 @@ pub(super) struct Cache {
     pub compress_above: Option<Spanned<Size>>,
     pub max_age: Option<Spanned<Time>>,
     pub decoding: Option<Spanned<String>>,
+    pub other_weirs: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -427,6 +427,7 @@ fn config(app: &App) -> Vec<ConfigRow> {
         fixed("engine.time_max", format!("{:?}", config.engine.time_max)),
         fixed("cache.enabled", config.cache.enabled.to_string()),
         fixed("cache.decoding", config.cache.decoding.as_str().to_owned()),
+        fixed("cache.other_weirs", config.cache.other_weirs.as_str().to_owned()),
         fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
         fixed("cache.compress_above", config.cache.compress_above.to_string()),
         fixed("cache.max_age", format!("{:?}", config.cache.max_age)),
