@@ -371,7 +371,7 @@ fn watch_servers(
             let progress = Progress::new();
             let server = crate::control::target(&control_login(config, database, &view.endpoint));
             tasks.spawn(progress::follow(Arc::clone(&progress), server));
-            Server::new(view, progress)
+            Server::new(view, progress, &config.zones)
         });
         let servers = servers.collect();
         let words = Arc::new(Words::seeded(rand::random()));

@@ -15,6 +15,8 @@
 //! Bounds: the queue (beyond it a write ends without a position, so that the cache goes on and only replicas wait), lost
 //! backends, every query. Non-goals: probing replicas, finding a new primary.
 
+mod identity;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,8 +37,11 @@ use weir_wire::peer::Write;
 use crate::control::{OpenError, Target};
 use crate::fleet::member::{Announcement, Member};
 use crate::roles::{Generation, Tenure};
+use crate::settings::ServerSettings;
 use crate::sole::{Before, Look, Sole};
 use crate::unsound::{self, Place, Variant};
+
+pub use identity::Identity;
 
 /// Intents waiting for a position; more end without one.
 const QUEUE_MAX: usize = 16_384;
@@ -90,6 +95,7 @@ struct Shared {
     member: Arc<Member>,
     /// Who else may write unheard: looked for on the clock's connection.
     sole: Arc<Sole>,
+    settings: ServerSettings,
     queue: Mutex<Queue>,
     handed_over: Notify,
     primary: Target,
@@ -158,6 +164,7 @@ impl Clock {
         let shared = Arc::new(Shared {
             words,
             member,
+            settings: ServerSettings::new(sole.scope()),
             sole,
             queue: Mutex::new(Queue::default()),
             handed_over: Notify::new(),
@@ -268,6 +275,11 @@ impl Clock {
         &self.shared.sole
     }
 
+    /// What new connections begin with, as far as it is set on the primary.
+    pub fn settings(&self) -> &ServerSettings {
+        &self.shared.settings
+    }
+
     /// Does the primary answer? While it does not, a promotion may go unnoticed.
     pub fn connected(&self) -> bool {
         self.shared.connected.load(Ordering::SeqCst) == self.shared.generation.load(Ordering::SeqCst) + 1
@@ -287,25 +299,6 @@ impl Clock {
 impl Drop for Clock {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// What makes positions comparable: they are, on the same run of the same timeline of the same system.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Identity {
-    system: String,
-    timeline: String,
-    started: String,
-}
-
-impl Identity {
-    /// Fails on a server in recovery, which is none whose positions are wanted. The timeline comes from the name of the
-    /// current WAL file, because the control file learns of a promotion only at the next checkpoint.
-    pub async fn of(client: &Client) -> Result<Identity, tokio_postgres::Error> {
-        const ASK: &str = "SELECT (pg_control_system()).system_identifier::text, \
-            substring(pg_walfile_name(pg_current_wal_insert_lsn()) for 8), pg_postmaster_start_time()::text";
-        let row = client.query_one(ASK, &[]).await?;
-        Ok(Identity { system: row.try_get(0)?, timeline: row.try_get(1)?, started: row.try_get(2)? })
     }
 }
 
@@ -462,7 +455,7 @@ async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>)
     }
 }
 
-/// Looks for those who write unheard, until the connection fails.
+/// Looks for those who write unheard, and for what is set anew, until the connection fails.
 async fn look_around(primary: &Primary, shared: &Shared) -> ClockError {
     loop {
         match timeout(QUERY_TIMEOUT, shared.sole.look(&primary.look, &primary.client)).await {
@@ -470,6 +463,11 @@ async fn look_around(primary: &Primary, shared: &Shared) -> ClockError {
             Ok(Err(error)) => return error.into(),
             Ok(Ok(Before::IsVoid)) => shared.begin_anew(),
             Ok(Ok(Before::Counts)) => {}
+        }
+        match timeout(QUERY_TIMEOUT, shared.settings.look(&primary.client)).await {
+            Err(slow) => return slow.into(),
+            Ok(Err(error)) => return error.into(),
+            Ok(Ok(())) => {}
         }
         sleep(shared.sole.extend()).await;
     }

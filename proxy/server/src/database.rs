@@ -38,6 +38,7 @@ use crate::recover::Prepared;
 use crate::roles::Roles;
 use crate::seats::SeatCount;
 use crate::sequences::Sequences;
+use crate::settings::Followed;
 use crate::snapshot::Snapshots;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
@@ -111,6 +112,7 @@ pub struct Database {
     /// Where the shards' schemas differ, as they were last compared.
     pub drift: Mutex<Vec<weir_core::topology::drift::Drift>>,
     turn: AtomicUsize,
+    settings: Mutex<Followed>,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
     /// Somebody has asked for currval() or lastval(): from then on what draws from a sequence keeps its connection.
@@ -207,6 +209,7 @@ impl Database {
             users: Mutex::default(),
             notifiers: Arc::default(),
             turn: AtomicUsize::new(0),
+            settings: Mutex::default(),
             catalog_login,
             prepared: Mutex::default(),
             drift: Mutex::default(),
@@ -248,6 +251,13 @@ impl Database {
 
     /// Looks after idle connections, and forgets users who have neither sessions nor connections. Call every second.
     pub fn upkeep(&self, now: Instant) {
+        let changes = self.shards.iter().map(|shard| shard.clock.settings().changes()).sum();
+        if self.settings.lock().follow(changes, now) {
+            tracing::info!(database = %self.name, "settings of roles or databases have changed: server connections are replaced");
+            self.reconnect();
+            // What was read under the old ones may look otherwise now.
+            self.shards.iter().for_each(|shard| shard.clock.begin_anew());
+        }
         for (_, pools) in self.all_pools() {
             for (_, _, pool) in pools.iter() {
                 pool.upkeep(now);

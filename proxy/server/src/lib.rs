@@ -44,6 +44,7 @@ pub mod reshard;
 pub mod roles;
 pub mod seats;
 pub mod sequences;
+pub mod settings;
 pub mod snapshot;
 pub mod sole;
 pub mod statements;

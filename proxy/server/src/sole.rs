@@ -16,7 +16,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_postgres::{Client, Row, Statement};
-use weir_core::fresh::sign::{Company, Raised, Sign, company};
+use weir_core::fresh::sign::{Company, Raised, Scope, Sign, company};
 
 use crate::config::OtherWeirs;
 use crate::fleet::member::now_us;
@@ -93,6 +93,11 @@ impl Sole {
             seen: Mutex::default(),
             settled: watch::Sender::new(Settled::NotYet),
         })
+    }
+
+    /// What this process writes in there.
+    pub fn scope(&self) -> Scope {
+        self.sign.scope
     }
 
     /// Is nobody there, as far as is known? Ask after the words were looked at.

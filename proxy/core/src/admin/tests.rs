@@ -49,6 +49,7 @@ impl AdminSource for Fake {
                 lag_ms: Some(3),
                 reads: 0,
                 last_error: None,
+                zone: None,
             }],
             pins: vec![PinRow { database: "shop".into(), reason: "temp_table", current: 1, total: 2 }],
             peers: vec![PeerRow { database: "shop".into(), role: "self", lease_ms: Some(700), ..PeerRow::default() }],

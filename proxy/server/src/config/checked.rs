@@ -26,6 +26,7 @@ mod alone;
 mod peers;
 mod redis;
 mod table;
+mod zones;
 
 /// Permission bits that a secret file must not have: anything for group and others.
 pub(super) const OTHERS: u32 = 0o077;
@@ -104,6 +105,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         pool: limits::pool(&source, &file.pool)?,
         limits: limits::limits(&source, &file.limits)?,
         cache: cache(&source, &file.cache, flags.redis.as_ref())?,
+        zones: zones::zones(&source, &file.zone, &file.zone_env, &file.server_zones)?,
         peers: peers::peers(&source, file.peers.as_ref())?,
         hba: access::hba(&source, file.hba_file.as_ref(), tls.as_ref())?,
         auth_query,
