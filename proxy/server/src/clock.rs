@@ -15,6 +15,7 @@
 //! Bounds: the queue (beyond it a write ends without a position, so that the cache goes on and only replicas wait), lost
 //! backends, every query. Non-goals: probing replicas, finding a new primary.
 
+mod counters;
 mod identity;
 
 use std::collections::BTreeSet;
@@ -41,6 +42,7 @@ use crate::settings::ServerSettings;
 use crate::sole::{Before, Look, Sole};
 use crate::unsound::{self, Place, Variant};
 
+pub use counters::ClockCounters;
 pub use identity::Identity;
 
 /// Intents waiting for a position; more end without one.
@@ -64,24 +66,6 @@ const LAG_WATCH: Duration = Duration::from_secs(10);
 /// Pause between them: a quarter of the lag, within these bounds.
 const LAG_GAP_MIN: Duration = Duration::from_millis(2);
 const LAG_GAP_MAX: Duration = Duration::from_millis(250);
-
-/// Counts since the start.
-#[derive(Debug, Default)]
-pub struct ClockCounters {
-    /// Writes ended with a position.
-    pub ended: AtomicU64,
-    /// Positions asked for; `ended / positions` is how many writes share one.
-    pub positions: AtomicU64,
-    /// Writes ended without a position because the queue was full.
-    pub unplaced: AtomicU64,
-    /// Writes whose backend was lost with the outcome unknown.
-    pub lost: AtomicU64,
-    /// Of those, the ones that could not even be remembered.
-    pub stuck: AtomicU64,
-    /// Starts, restarts and promotions of the primary.
-    pub floors: AtomicU64,
-    pub errors: AtomicU64,
-}
 
 /// The clock. Dropping it ends its task and its connection.
 pub struct Clock {
@@ -181,6 +165,11 @@ impl Clock {
         });
         let task = tokio::spawn(run(Arc::clone(&shared)));
         Clock { shared, task }
+    }
+
+    /// Asks no more: for a shard that is gone.
+    pub fn stop(&self) {
+        self.task.abort();
     }
 
     /// Takes over a write that the server has acknowledged.

@@ -160,6 +160,11 @@ impl Metrics {
         Arc::clone(database)
     }
 
+    /// Handles of a shard that joins a database.
+    pub fn add_shard(&self, database: &DatabaseMetrics, shard: &(String, Vec<String>)) {
+        database.add_shard(&self.registry, shard);
+    }
+
     /// Handles of a database; looked up once per session.
     pub fn database(&self, name: &str) -> Option<Arc<DatabaseMetrics>> {
         self.databases.lock().get(name).cloned()

@@ -2,6 +2,8 @@
 //!
 //! Invariant: names of a tier come from the secret that its members share, one for each purpose, and do not give it away.
 
+use std::hash::BuildHasher as _;
+
 use weir_core::fresh::sign::{FleetName, Scope, Sign};
 
 use crate::config::{Config, DatabaseConfig, PeersConfig, PeersMode};
@@ -16,8 +18,9 @@ pub fn namespace(config: &Config) -> String {
     format!("weir:{name:016x}")
 }
 
-/// What the process with that number says of itself to others in front of the servers of a database.
-pub fn sign(config: &Config, database: &DatabaseConfig, process: u32) -> Sign {
+/// What this process says of itself to others in front of the servers of a database.
+pub fn sign(config: &Config, database: &DatabaseConfig) -> Sign {
+    let process = foldhash::quality::FixedState::with_seed(13).hash_one(crate::map::proxy_id()) as u32;
     let fleet = config.peers.as_ref().map(|peers| FleetName::of(of_tier(peers, b"weir sign")));
     Sign { scope: if database.is_wildcard() { Scope::Server } else { Scope::Database }, fleet, process }
 }
