@@ -53,6 +53,7 @@ mod sequences;
 mod session;
 mod shop;
 mod snapshot;
+mod sole;
 mod stale;
 mod start;
 mod store;

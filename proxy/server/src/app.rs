@@ -17,7 +17,7 @@ use crate::auth::query::AuthQuery;
 use crate::back::connect::Login;
 use crate::cache::{Cache, CacheSettings};
 use crate::catalog;
-use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags, PeersMode, ShardConfig};
+use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags, ShardConfig};
 use crate::database::{Database, Parts, Primaries, Shard};
 use crate::databases::Databases;
 use crate::engine::Engine;
@@ -224,6 +224,7 @@ impl Running {
         if let Some(wildcard) = &wildcard {
             know_primaries(&wildcard.shards, None).await;
         }
+        let auth_query = auth_query(&config, &named, wildcard.as_ref());
         let tls = ClientTls::of(&config).context("tls")?;
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
@@ -232,7 +233,7 @@ impl Running {
             tls: ArcSwapOption::new(tls),
             metrics,
             fleet,
-            directory: Directory::new(&config.users, auth_query(&config)),
+            directory: Directory::new(&config.users, auth_query),
             started: Instant::now(),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -403,17 +404,20 @@ impl Basis {
     }
 }
 
-/// Users are looked up on the home shard of one database: its primary, or a replica while that is away.
-fn auth_query(config: &Config) -> Option<AuthQuery> {
+/// Users are looked up on the home shard of one database: on whoever is its primary, or a replica while there is none.
+fn auth_query(config: &Config, named: &[Arc<Database>], wildcard: Option<&Basis>) -> Option<AuthQuery> {
     let query = config.auth_query.as_ref()?;
-    let database = match &query.database {
-        Some(name) => config.database(name)?,
-        None => config.wildcard.as_ref().or(config.databases.first())?,
+    let of_named =
+        |db: &Arc<Database>| Some((db.config.clone(), db.shards.get(usize::from(db.config.home.0))?.clone()));
+    let of_any = |any: &Basis| Some((any.config.clone(), any.shards.get(usize::from(any.config.home.0))?.clone()));
+    let (database, home) = match &query.database {
+        Some(name) => of_named(named.iter().find(|db| *db.name == **name)?)?,
+        None => wildcard.and_then(of_any).or(named.first().and_then(of_named))?,
     };
-    let home = &database.shards[usize::from(database.home.0)];
-    let servers = std::iter::once(&home.primary).chain(&home.replicas);
-    let servers = servers.map(|endpoint| crate::control::target(&control_login(config, database, endpoint)));
-    Some(AuthQuery::new(&query.sql, servers.collect(), query.max_age))
+    let primary = crate::control::target(&primary_login(config, &database, &home.roles));
+    let servers = home.servers.iter().map(|server| &*server.view.endpoint);
+    let servers = servers.map(|endpoint| crate::control::target(&control_login(config, &database, endpoint)));
+    Some(AuthQuery::new(&query.sql, primary, servers.collect(), Arc::clone(&home.roles), query.max_age))
 }
 
 /// What is counted of a database.
@@ -457,30 +461,20 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
         compress_above: config.cache.compress_above,
         age_max: config.cache.max_age,
         redis: config.cache.redis.clone(),
-        namespace: namespace(config),
+        namespace: crate::names::namespace(config),
     };
     Ok(Some(Arc::new(Cache::new(settings)?)))
-}
-
-/// Of the keys in Redis. Proxies that hear of each other's writes before they are visible share what they store; others find nothing
-/// but what they have stored themselves.
-fn namespace(config: &Config) -> String {
-    let name = match &config.peers {
-        Some(peers) if peers.mode == PeersMode::Leased => {
-            let tier = crate::auth::scram::hmac(peers.secret.expose().as_bytes(), &[b"weir redis"]);
-            tier.iter().take(8).fold(0, |name, byte| name << 8 | u64::from(*byte))
-        }
-        _ => rand::random::<u64>(),
-    };
-    format!("weir:{name:016x}")
 }
 
 /// Where the schemas of each database's shards differ, in lines to be read.
 pub async fn differences(config: &Config) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for database in config.databases.iter().filter(|database| database.shards.len() > 1) {
-        let logins: Vec<Login> =
-            database.shards.iter().map(|shard| control_login(config, database, &shard.primary)).collect();
+        let mut logins: Vec<Login> = Vec::new();
+        for shard in &database.shards {
+            let roles = crate::probe::once(shard, &config.server_auth, &database.server_database).await;
+            logins.push(primary_login(config, database, &roles));
+        }
         let mut rules = TableRules::default();
         for table in &database.tables {
             rules.insert(&table.schema, &table.name, table.placement.clone());

@@ -45,6 +45,7 @@ use crate::recover::Prepared;
 use crate::roles::Roles;
 use crate::seats::SeatCount;
 use crate::sequences::Sequences;
+use crate::settings::Followed;
 use crate::snapshot::Snapshots;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
@@ -131,6 +132,7 @@ pub struct Database {
     /// Where the shards' schemas differ, as they were last compared.
     pub drift: Mutex<crate::catalog::drift::Compared>,
     turn: AtomicUsize,
+    settings: Mutex<Followed>,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
     /// Somebody has asked for currval() or lastval(): from then on what draws from a sequence keeps its connection.
@@ -156,10 +158,13 @@ impl Shard {
     }
 
     /// Do the words tell of every write now? Ask after looking at them. Without the clock a restart or promotion of the primary
-    /// would go unnoticed; without a lease, the writes of other proxies.
+    /// would go unnoticed; without a lease, the writes of other proxies; and those of a weir that is no peer in any case.
     pub fn watches_words(&self) -> Result<(), PrimaryBecause> {
         if !self.clock.connected() {
             return Err(PrimaryBecause::ClockDown);
+        }
+        if !self.clock.sole().may_serve() {
+            return Err(PrimaryBecause::AnotherWeir);
         }
         if self.member.may_serve() && self.map.covers() { Ok(()) } else { Err(PrimaryBecause::NoLease) }
     }
@@ -235,6 +240,7 @@ impl Database {
             users: Mutex::default(),
             notifiers: Arc::default(),
             turn: AtomicUsize::new(0),
+            settings: Mutex::default(),
             catalog_login,
             prepared: Mutex::default(),
             drift: Mutex::default(),
@@ -279,6 +285,13 @@ impl Database {
 
     /// Looks after idle connections, and forgets users who have neither sessions nor connections. Call every second.
     pub fn upkeep(&self, now: Instant) {
+        let changes = self.shards.iter().map(|shard| shard.clock.settings().changes()).sum();
+        if self.settings.lock().follow(changes, now) {
+            tracing::info!(database = %self.name, "settings of roles or databases have changed: server connections are replaced");
+            self.reconnect();
+            // What was read under the old ones may look otherwise now.
+            self.shards.iter().for_each(|shard| shard.clock.begin_anew());
+        }
         let view = self.view_arc();
         for (_, pools) in self.all_pools() {
             for (shard, _, pool) in pools.iter() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use weir_core::fresh::words::Words;
@@ -26,6 +27,7 @@ use crate::fleet::member::Member;
 use crate::hub::{Hub, HubMap, without_hub};
 use crate::probe::{self, EndpointView};
 use crate::roles::Roles;
+use crate::sole::Sole;
 
 /// How long a map waits for the objects of a shard that begins to take part.
 const READY_MAX: Duration = Duration::from_secs(5);
@@ -118,7 +120,7 @@ fn watch_one(
         let progress = Progress::new();
         let server = crate::control::target(&control_login(config, database, &view.endpoint));
         tasks.spawn(progress::follow(Arc::clone(&progress), server));
-        Server::new(view, progress)
+        Server::new(view, progress, &config.zones)
     });
     let servers = servers.collect();
     let words = Arc::new(Words::seeded(rand::random()));
@@ -128,12 +130,13 @@ fn watch_one(
     if !map.covers() {
         tasks.spawn(Arc::clone(&map).follow(server.clone()));
     }
+    let sole = Sole::new(crate::names::sign(config, database), config.cache.other_weirs);
     let made = Arc::new(Shard {
         name: shard.name.as_str().into(),
         weight: shard.weight,
         roles,
         servers,
-        clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member)),
+        clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member), sole),
         words,
         member,
         map,
@@ -144,13 +147,15 @@ fn watch_one(
     made
 }
 
-/// Waits for the servers' first words on who is the primary. What goes on without one says so itself.
+/// Waits for the servers' first words on who is the primary, and until other weirs must know that this one is there. What goes on
+/// without says so itself.
 pub async fn know_primaries(shards: &[Arc<Shard>], map: Option<&HubMap>) {
-    for (number, shard) in shards.iter().enumerate().filter(|(_, shard)| shard.roles.may_change()) {
-        if map.is_none_or(|map| map.topology.roster.is_active(ShardId(number as u16))) {
-            shard.roles.decided(probe::FIRST_WORD_MAX).await;
-        }
+    let is_active = |number: usize| map.is_none_or(|map| map.topology.roster.is_active(ShardId(number as u16)));
+    let active = || shards.iter().enumerate().filter(|(number, _)| is_active(*number)).map(|(_, shard)| shard);
+    for shard in active().filter(|shard| shard.roles.may_change()) {
+        shard.roles.decided(probe::FIRST_WORD_MAX).await;
     }
+    join_all(active().map(|shard| shard.clock.sole().settled())).await;
 }
 
 /// Brings up the shards of a database that come while it is served.

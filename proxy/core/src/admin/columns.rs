@@ -270,12 +270,12 @@ fn slots(rows: &[SlotRange]) -> Table {
 fn replicas(rows: &[EndpointRow]) -> Table {
     let names = [
         "'database", "shard", "'role", "'address", "'up", "'in_recovery", "'replay_lsn", "lag_ms", "reads", "'last_error",
-        "timeline",
+        "timeline", "'zone",
     ];
     table(&names, rows.iter().map(|row| vec![
         Cell::from(&row.database), row.shard.0.into(), row.role.into(), (&row.address).into(), row.is_up.into(),
         row.in_recovery.into(), row.replay_lsn.map(|lsn| lsn.to_string()).into(), row.lag_ms.into(), row.reads.into(),
-        row.last_error.as_deref().into(), row.timeline.into(),
+        row.last_error.as_deref().into(), row.timeline.into(), row.zone.as_deref().into(),
     ]).collect())
 }
 

@@ -225,6 +225,8 @@ pub struct EndpointRow {
     pub lag_ms: Option<u64>,
     pub reads: u64,
     pub last_error: Option<String>,
+    /// Where it is, if the configuration says so.
+    pub zone: Option<String>,
 }
 
 /// Sessions that kept their server connection, by reason.

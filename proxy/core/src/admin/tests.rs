@@ -50,6 +50,7 @@ impl AdminSource for Fake {
                 lag_ms: Some(3),
                 reads: 0,
                 last_error: None,
+                zone: None,
             }],
             pins: vec![PinRow { database: "shop".into(), reason: "temp_table", current: 1, total: 2 }],
             moves: vec![MovesRow { database: "shop".into(), phase: "copy", ..MovesRow::default() }],

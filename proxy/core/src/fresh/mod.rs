@@ -8,6 +8,7 @@ mod model;
 pub mod pace;
 pub mod past;
 pub mod shown;
+pub mod sign;
 pub mod words;
 
 use smallvec::SmallVec;

@@ -20,7 +20,6 @@ use crate::database::{Database, Server, Shard};
 use crate::engine::{Standing, State};
 use crate::http::{Condition, Operator};
 use crate::metrics::Role as PoolRole;
-use crate::probe::EndpointView;
 
 /// Borrows the process for one answer.
 pub struct Source<'a> {
@@ -235,14 +234,15 @@ fn endpoints(db: &Database) -> Vec<EndpointRow> {
     for (id, shard) in db.shards.by_shard() {
         for (index, server) in shard.servers.iter().enumerate() {
             let last = if index == shard.roles.primary() { Role::Primary } else { Role::Replica };
-            rows.push(endpoint(db, (id, index), &server.view, last));
+            rows.push(endpoint(db, (id, index), server, last));
         }
     }
     rows
 }
 
 /// `last`: what it is taken for while it is away.
-fn endpoint(db: &Database, (shard, index): (ShardId, usize), view: &EndpointView, last: Role) -> EndpointRow {
+fn endpoint(db: &Database, (shard, index): (ShardId, usize), server: &Server, last: Role) -> EndpointRow {
+    let view = &server.view;
     EndpointRow {
         database: db.name.to_string(),
         shard,
@@ -255,6 +255,7 @@ fn endpoint(db: &Database, (shard, index): (ShardId, usize), view: &EndpointView
         lag_ms: view.lag_ms(),
         reads: db.stats.database.endpoint(shard, index).map_or(0, crate::metrics::EndpointMetrics::reads),
         last_error: if view.is_up() { None } else { view.last_error() },
+        zone: server.zone.as_deref().map(str::to_owned),
     }
 }
 
@@ -432,6 +433,7 @@ fn config(app: &App) -> Vec<ConfigRow> {
         fixed("engine.time_max", format!("{:?}", config.engine.time_max)),
         fixed("cache.enabled", config.cache.enabled.to_string()),
         fixed("cache.decoding", config.cache.decoding.as_str().to_owned()),
+        fixed("cache.other_weirs", config.cache.other_weirs.as_str().to_owned()),
         fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
         fixed("cache.compress_above", config.cache.compress_above.to_string()),
         fixed("cache.max_age", format!("{:?}", config.cache.max_age)),
@@ -567,10 +569,15 @@ fn publish_gauges(db: &Database) {
     for (id, shard) in db.shards.by_shard() {
         let primary = shard.roles.primary();
         metrics.primary(id, primary, shard.roles.standing().generation);
-        for (index, Server { view, .. }) in shard.servers.iter().enumerate() {
+        for (index, Server { view, is_near, .. }) in shard.servers.iter().enumerate() {
             if let Some(endpoint) = metrics.endpoint(id, index) {
                 let is_primary = index == primary && shard.roles.is_up();
-                endpoint.probed(view.is_up(), is_primary, view.lag_ms().map(std::time::Duration::from_millis));
+                endpoint.probed(
+                    view.is_up(),
+                    is_primary,
+                    *is_near,
+                    view.lag_ms().map(std::time::Duration::from_millis),
+                );
             }
         }
     }

@@ -109,6 +109,7 @@ pub struct EndpointMetrics {
     reads: Published,
     up: Gauge,
     primary: Gauge,
+    near: Gauge,
     lag: Gauge,
 }
 
@@ -361,6 +362,7 @@ impl ShardMetrics {
                 reads: Published::new(registry.counter("weir_reads_total", &labels)),
                 up: registry.gauge("weir_server_up", &labels),
                 primary: registry.gauge("weir_server_primary", &labels),
+                near: registry.gauge("weir_server_near", &labels),
                 lag: registry.gauge("weir_replica_lag_seconds", &labels),
             }
         };
@@ -407,7 +409,8 @@ impl EndpointMetrics {
     }
 
     /// What a probe saw. A lag that is not known leaves the last one.
-    pub fn probed(&self, is_up: bool, is_primary: bool, lag: Option<Duration>) {
+    pub fn probed(&self, is_up: bool, is_primary: bool, is_near: bool, lag: Option<Duration>) {
+        self.near.set(f64::from(u8::from(is_near)));
         self.up.set(f64::from(u8::from(is_up)));
         self.primary.set(f64::from(u8::from(is_primary)));
         if let Some(lag) = lag {
