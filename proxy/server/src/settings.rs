@@ -26,7 +26,7 @@ const OF_DATABASE: &str = " WHERE setdatabase IN
 pub struct ServerSettings {
     scope: Scope,
     /// Digest of what was seen last.
-    seen: Mutex<Option<Option<String>>>,
+    seen: Mutex<Option<String>>,
     /// How often that has changed.
     changes: AtomicU64,
 }
@@ -50,7 +50,7 @@ impl ServerSettings {
         let of = if self.scope == Scope::Database { OF_DATABASE } else { "" };
         let answer = client.simple_query(&format!("{ALL}{of}")).await?;
         let found = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
+            SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
             _ => None,
         });
         let last = std::mem::replace(&mut *self.seen.lock(), found.clone());

@@ -124,8 +124,17 @@ impl Session {
         (view, apart)
     }
 
-    /// The same for a batch of the extended protocol.
-    pub async fn view_to_survey(&mut self, batch: &Batch) -> Result<Arc<View>, UserError> {
+    /// The view a batch of the extended protocol is to be planned by.
+    pub async fn view_of_batch(&mut self, batch: &Batch) -> Result<Arc<View>, UserError> {
+        let view = self.view();
+        match view.apart {
+            None => Ok(view),
+            // Boxed: rare.
+            Some(_) => Box::pin(self.view_to_survey(batch)).await,
+        }
+    }
+
+    async fn view_to_survey(&mut self, batch: &Batch) -> Result<Arc<View>, UserError> {
         loop {
             let (view, Some(apart)) = self.view_anew() else { return Ok(self.view()) };
             let mut parsed: SmallVec<[(bytes::Bytes, Arc<Prepared>); 2]> = SmallVec::new();
