@@ -3,11 +3,13 @@
 
 pub mod bound;
 pub mod decoded;
+pub mod fleet;
 #[cfg(test)]
 mod model;
 pub mod pace;
 pub mod past;
 pub mod shown;
+mod sync;
 pub mod words;
 
 use smallvec::SmallVec;
