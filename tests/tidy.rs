@@ -45,7 +45,7 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("pool", &["error", "id"]),
     ("cache", &["error", "id", "topology", "sql", "fresh"]),
     ("hot", &["fresh"]),
-    ("reshard", &["error", "id", "topology"]),
+    ("reshard", &["error", "id", "topology", "sql"]),
     ("admin", &["error", "id", "topology", "reshard"]),
     ("snapshot", &[]),
 ];

@@ -289,6 +289,7 @@ fn view(shards: u16) -> View {
     let rules = Arc::new(rules);
     let topology = Topology {
         epoch: Epoch(1),
+        roster: weir_core::topology::Roster::fixed(usize::from(shards)),
         shards: (0..shards).map(|shard| format!("shard{shard}").into()).collect(),
         slots: SlotMap::new(owners).unwrap_or_else(|| SlotMap::single(ShardId(0))),
         tables: Arc::clone(&rules),

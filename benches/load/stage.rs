@@ -156,7 +156,7 @@ impl Stage {
         let files =
             Files { run: &run, password: &password, binary: &binary, clusters: [&cluster, &second], size: SMALL };
         let (weir, weir_port, _) = start_weir(&files, "plain", NO_CACHE).await?;
-        let cache = format!("[cache]\nenabled = true\nredis = \"{}\"\n", redis.url());
+        let cache = format!("[cache]\nenabled = true\nother_weirs = \"ignore\"\nredis = \"{}\"\n", redis.url());
         let (cached, cached_port, cached_http_port) = start_weir(&files, "cached", &cache).await?;
         Ok(Stage {
             weir,

@@ -8,7 +8,7 @@ use tokio_postgres::types::ToSql;
 use crate::placement::column;
 use crate::rows::{Pair, same_prepared, text};
 
-const TABLES: &[&str] = &[
+pub const TABLES: &[&str] = &[
     "users(user_id bigint)",
     "cart_items(user_id bigint)",
     "user_emails(email text)",
@@ -19,7 +19,7 @@ const TABLES: &[&str] = &[
     "products",
 ];
 
-const SCHEMA: &str = "
+pub const SCHEMA: &str = "
 CREATE TABLE users (user_id bigint PRIMARY KEY, email text, name text NOT NULL DEFAULT 'nobody', born date);
 CREATE TABLE products (product_id bigint PRIMARY KEY, name text, price numeric(8,2));
 CREATE TABLE cart_items (user_id int, product_id bigint REFERENCES products, qty int NOT NULL DEFAULT 1 CHECK (qty > 0),
@@ -37,7 +37,7 @@ INSERT INTO users SELECT n, 'u' || n || '@x', 'name ' || n, date '2000-01-01' + 
 INSERT INTO cart_items (user_id, product_id, qty) SELECT n, 1 + n % 3, n FROM generate_series(1, 20) n";
 
 /// Each sharded table and how Postgres hashes its key.
-const KEYS: &[(&str, &str)] = &[
+pub const KEYS: &[(&str, &str)] = &[
     ("users", "hashint8extended(user_id, 0)"),
     ("cart_items", "hashint8extended(user_id, 0)"),
     ("archive", "hashint8extended(user_id, 0)"),
@@ -47,7 +47,7 @@ const KEYS: &[(&str, &str)] = &[
     ("moods", "hashint8extended(mood_id, 0)"),
 ];
 
-async fn same_rows(pair: &Pair) -> Result<()> {
+pub async fn same_rows(pair: &Pair) -> Result<()> {
     pair.same_rows_of(KEYS).await?;
     let sql = "SELECT products::text FROM products ORDER BY product_id";
     let expected = column(&pair.single, sql).await?;
@@ -71,7 +71,7 @@ async fn rows_of_queries_go_to_the_shards_of_their_keys() -> Result<()> {
 }
 
 /// The rows' order is that of the query where it has one; one row comes in one order anyway.
-async fn inserts(pair: &Pair) -> Result<()> {
+pub async fn inserts(pair: &Pair) -> Result<()> {
     for sql in [
         // From another key, by ORDER BY, with literals of unknown type, NULL and conversions.
         "INSERT INTO user_emails (email, user_id) SELECT email, user_id FROM users ORDER BY user_id DESC RETURNING user_id, email",
@@ -160,7 +160,7 @@ async fn inserts(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-async fn prepared(pair: &Pair) -> Result<()> {
+pub async fn prepared(pair: &Pair) -> Result<()> {
     let calls: &[&[&(dyn ToSql + Sync)]] =
         &[&[&2000_i64, &"a", &5_i64], &[&2100_i64, &"b", &3_i64], &[&2100_i64, &"c", &7_i64]];
     let sql = "INSERT INTO users (user_id, name, born) SELECT $1 + product_id, $2, '2001-01-01' FROM products WHERE product_id <= $3 \

@@ -80,12 +80,18 @@ async fn three_shards_with_replicas_and_redis_answer_as_one_postgres_or_refuse()
 }
 
 async fn run(shards: u32, tier: Builder) -> Result<()> {
+    run_prepared(shards, tier, async |_| Ok(())).await
+}
+
+/// The corpus on a tier that something was done to once its rows were there; what that returned is kept until the end.
+pub async fn run_prepared<T>(shards: u32, tier: Builder, prepare: impl AsyncFnOnce(&Tier) -> Result<T>) -> Result<()> {
     let statements = corpus()?;
     let (tier, plain) = (tier.start().await?, Plain::start().await?);
     let (mut sharded, single) = (tier.connect().await?, weir_harness::connect(&plain.dsn()).await?);
     let console = weir_harness::connect(&tier.admin_dsn()).await?;
     data::load(&single).await?;
     data::load(&sharded).await.context("loading through weir")?;
+    let _kept = prepare(&tier).await?;
     let (mut wrong, mut right_again, mut totals) = (String::new(), Vec::new(), BTreeMap::<String, u32>::new());
     for statement in &statements {
         let known = KNOWN_WRONG.contains(&&*statement.sql);

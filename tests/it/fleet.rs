@@ -374,3 +374,53 @@ async fn registers_stay_fresh_while_proxies_die_and_join() -> Result<()> {
 async fn client_of(tier: &Tier) -> Result<Client> {
     tier.shards[0].primary.admin("shop").await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_speak_tls_and_only_to_their_own() -> Result<()> {
+    let (ours, others) = (crate::tls::Authority::new()?, crate::tls::Authority::new()?);
+    let section = |authority: &crate::tls::Authority, hosts: &[&str], name: &str| {
+        authority.sign(name, hosts)?;
+        let file = |end: &str| authority.path(&format!("{name}.{end}")).display().to_string();
+        let ca = authority.path("ca.crt");
+        anyhow::Ok(format!("ca = '{}'\ncertificate = '{}'\nkey = '{}'\n", ca.display(), file("crt"), file("key")))
+    };
+    let tier =
+        Tier::builder().shards(1).peers_with(&section(&ours, &["127.0.0.1"], "one")?).lease("2s").start().await?;
+    let here = tier.connect().await?;
+    create_schema(&here).await?;
+    here.execute("INSERT INTO users (user_id, name) VALUES (1, 'Ann')", &[]).await?;
+    let other = tier.another_with(&section(&ours, &["127.0.0.1"], "two")?).await?;
+    let there = other.connect().await?;
+    for round in 0..40_usize {
+        warm_once(&here).await?;
+        let name = format!("round {round}");
+        let (writer, reader) = if round % 2 == 0 { (&here, &there) } else { (&there, &here) };
+        writer.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&name]).await?;
+        assert_eq!(name_of(reader, 1).await?, name);
+    }
+    warm(&other, &there, 1).await?;
+    warm(tier.proxy(), &here, 1).await?;
+    other.stop_weir();
+    // Strangers are not talked to, whatever they show.
+    for (lines, said) in [
+        (String::new(), "plain TCP"),
+        (section(&others, &["127.0.0.1"], "three")?, "TLS failed"),
+        (section(&ours, &["elsewhere.example.com"], "four")?, "TLS failed"),
+    ] {
+        let stranger = tier.another_with(&lines).await?;
+        let complaint = || {
+            [tier.proxy(), &stranger].iter().any(|proxy| {
+                proxy.weir_log().lines().any(|line| line.contains("is not talked to") && line.contains(said))
+            })
+        };
+        until(async || Ok(complaint())).await?;
+        stranger.kill_weir();
+    }
+    Ok(())
+}
+
+async fn warm_once(client: &Client) -> Result<()> {
+    name_of(client, 1).await?;
+    name_of(client, 1).await?;
+    Ok(())
+}

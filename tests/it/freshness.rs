@@ -222,3 +222,38 @@ async fn registers_are_fresh_and_monotonic_under_load() -> Result<()> {
     assert!(replica_reads(&tier).await? > 0, "replicas took part");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_in_the_own_zone_answer_as_long_as_there_is_one() -> Result<()> {
+    let tier = Tier::builder().shards(1).replicas(2).config_extra("[cache]\nenabled = false").start().await?;
+    let [far, near] = [0, 1].map(|number| &tier.shards[0].replicas[number]);
+    let path = tier.run.path().join("weir.toml");
+    let config = std::fs::read_to_string(&path)?;
+    let zones = format!("[server_zones]\n\"{}\" = \"a\"\n\"{}\" = \"b\"\n", near.address(), far.address());
+    std::fs::write(&path, format!("zone = \"a\"\n{config}\n{zones}"))?;
+    tier.restart_weir().await?;
+    let reader = tier.connect().await?;
+    create_schema(&reader).await?;
+    let said = async |server: &str, what| crate::promotion::shown(tier.proxy(), server, what).await;
+    let reads = async |server: &str| anyhow::Ok(said(server, "reads").await?.parse::<i64>()?);
+    let read = async || column(&reader, "SELECT name FROM users WHERE user_id = 1").await;
+    let answers = async |server: &str| {
+        until(async || {
+            let before = reads(server).await?;
+            for _ in 0..20 {
+                read().await?;
+            }
+            Ok(reads(server).await? >= before + 20)
+        })
+        .await
+    };
+    answers(&near.address()).await?;
+    let before = reads(&far.address()).await?;
+    for _ in 0..100 {
+        read().await?;
+    }
+    assert_eq!(reads(&far.address()).await?, before, "nobody leaves the zone");
+    assert_eq!((said(&near.address(), "zone").await?, said(&far.address(), "zone").await?), ("a".into(), "b".into()));
+    near.kill9();
+    answers(&far.address()).await
+}

@@ -313,3 +313,27 @@ async fn administrators_pause_resume_and_end_sessions() -> Result<()> {
     assert_eq!(column(&front.connect("one", "app").await?, "SELECT 1").await?, ["1"]);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_sessions_begin_with_what_is_set_now() -> Result<()> {
+    let (_run, cluster, front) = served("").await?;
+    let begins_with = async |setting: &str| {
+        let client = front.connect("one", "app").await?;
+        Ok::<_, anyhow::Error>(column(&client, &format!("SHOW {setting}")).await?.remove(0))
+    };
+    let own = front.connect("one", "app").await?;
+    own.batch_execute("SET work_mem = '5MB'").await?;
+    begins_with("work_mem").await?;
+    let admin = cluster.admin("one").await?;
+    for (sql, setting, value) in [
+        ("ALTER ROLE app SET work_mem = '7MB'", "work_mem", "7MB"),
+        ("ALTER DATABASE one SET timezone = 'Asia/Tokyo'", "timezone", "Asia/Tokyo"),
+        ("ALTER ROLE app IN DATABASE one SET work_mem = '9MB'", "work_mem", "9MB"),
+        ("ALTER ROLE app IN DATABASE one RESET work_mem", "work_mem", "7MB"),
+    ] {
+        admin.batch_execute(sql).await?;
+        until(sql, async || Ok(begins_with(setting).await? == value)).await?;
+    }
+    assert_eq!(column(&own, "SHOW work_mem").await?, ["5MB"], "what a session has set itself stays");
+    Ok(())
+}

@@ -143,7 +143,7 @@ async fn named_databases_win_over_the_wildcard() -> Result<()> {
     let address = cluster.address();
     let config = format!(
         "[database.one]\nserver_database = \"two\"\n[[database.one.shard]]\nname = \"only\"\nprimary = \"{address}\"\n\
-         [[database.\"*\".shard]]\nname = \"any\"\nprimary = \"{address}\"\n\
+         [[database.\"*\".shard]]\nname = \"any\"\nprimary = \"{address}\"\n[cache]\nenabled = false\n\
          [server_auth]\nuser = \"weir_admin\"\npassword_env = \"ADMIN_PASSWORD\""
     );
     let front =

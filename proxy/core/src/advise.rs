@@ -294,6 +294,7 @@ impl<'a> Workload<'a> {
             tables: std::sync::Arc::new(rules.clone()),
             home: ShardId(0),
             moves: crate::topology::moves::Moves::default(),
+            roster: crate::topology::Roster::fixed(usize::from(SHARDS)),
         };
         let schema = self.schema(&rules);
         self.statements.iter().map(|statement| statement.outcome(&schema, &topology)).collect()

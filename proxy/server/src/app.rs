@@ -10,7 +10,6 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use weir_core::error::{Blame, UserError, sqlstate};
-use weir_core::fresh::words::Words;
 use weir_core::topology::TableRules;
 
 use crate::auth::directory::Directory;
@@ -18,21 +17,18 @@ use crate::auth::query::AuthQuery;
 use crate::back::connect::Login;
 use crate::cache::{Cache, CacheSettings};
 use crate::catalog;
-use crate::clock::Clock;
-use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags, PeersMode};
-use crate::database::progress::{self, Progress};
-use crate::database::{Database, Parts, Server, Shard};
+use crate::config::{Config, ConfigError, DatabaseConfig, Endpoint, Flags, ShardConfig};
+use crate::database::{Database, Parts, Primaries, Shard};
 use crate::databases::Databases;
 use crate::engine::Engine;
 use crate::fleet::Fleet;
-use crate::fleet::member::Member;
 use crate::front::cancel::CancelRegistry;
 use crate::front::tls::ClientTls;
-use crate::hub::{Hub, HubEvent, without_hub};
+use crate::hub::{Hub, HubMap};
 use crate::metrics::{Metrics, Subject};
-use crate::probe::{self, EndpointView};
 use crate::roles::{Roles, Route};
 use crate::sequences::Sequences;
+use crate::servers::{chart, charts, know_primaries, watch_all};
 use crate::snapshot::Snapshots;
 use crate::stats::{ClientCount, DatabaseStats};
 use crate::unique::Unique;
@@ -80,13 +76,16 @@ pub struct Running {
 }
 
 /// What databases are made on: servers that are probed and clocked, and a cache.
+#[derive(Clone)]
 pub struct Basis {
     pub config: DatabaseConfig,
     pub shards: Vec<Arc<Shard>>,
+    /// For databases of the wildcard entry.
+    pub on_demand: bool,
     cache: Option<Arc<Cache>>,
     hub: Option<Hub>,
-    fleet: Option<Arc<Fleet>>,
-    metrics: Arc<Metrics>,
+    pub fleet: Option<Arc<Fleet>>,
+    pub metrics: Arc<Metrics>,
 }
 
 impl ConfigSource {
@@ -166,12 +165,16 @@ impl App {
         if !self.listening.load(Relaxed) {
             reasons.push("not listening yet".to_owned());
         }
-        let wildcard = self.databases.wildcard().map(|any| (any.config.name.as_str(), any.shards.as_slice()));
-        let all = self.databases();
-        for (name, shards) in all.iter().map(|db| (&*db.name, db.shards.as_slice())).chain(wildcard) {
-            for shard in shards.iter().filter(|shard| !shard.roles.has_been_up()) {
+        let mut look = |name: &str, shard: &Shard| {
+            if !shard.roles.has_been_up() {
                 reasons.push(format!("{name}/{}: the primary has not been reached yet", shard.name));
             }
+        };
+        for db in self.databases() {
+            db.view().topology.active().iter().for_each(|shard| look(&db.name, db.shard(*shard)));
+        }
+        if let Some(any) = self.databases.wildcard() {
+            any.shards.iter().for_each(|shard| look(&any.config.name, shard));
         }
         reasons
     }
@@ -194,34 +197,34 @@ impl Running {
         };
         let mut tasks = JoinSet::new();
         let cancels = Arc::default();
+        let charts = charts(&config, hub.as_ref()).await?;
         let fleet = match &config.peers {
-            Some(peers) => {
-                agree_with_peers(&config, peers.mode).await?;
-                Some(Fleet::start(peers, &cancels, &mut tasks).await?)
-            }
+            Some(peers) => Some(Fleet::start(peers, &cancels, &mut tasks).await?),
             None => None,
         };
-        let metrics = Arc::new(Metrics::new(&config.databases.iter().map(subject).collect::<Vec<_>>())?);
-        let mut basis = |database: &DatabaseConfig| -> Result<Basis> {
+        let metrics = Arc::new(Metrics::new(&charts.iter().map(|(_, known)| subject(known)).collect::<Vec<_>>())?);
+        let mut basis = |database: &DatabaseConfig, map: Option<&HubMap>| -> Result<Basis> {
             Ok(Basis {
-                shards: watch_servers(&config, database, fleet.as_ref(), &mut tasks),
+                shards: watch_all(&config, database, map, fleet.as_ref(), &mut tasks),
                 fleet: fleet.clone(),
                 config: database.clone(),
                 cache: start_cache(&config)?,
                 hub: hub.clone(),
+                on_demand: false,
                 metrics: Arc::clone(&metrics),
             })
         };
         let mut named = Vec::new();
-        for database in &config.databases {
-            let basis = basis(database)?;
-            know_primaries(&basis).await;
-            named.push(start_database(&config, database, &basis).await?);
+        for (map, known) in charts {
+            let basis = basis(&known, Some(&map))?;
+            know_primaries(&basis.shards, Some(&map)).await;
+            named.push(start_database(&config, &basis, map).await?);
         }
-        let wildcard = config.wildcard.as_ref().map(basis).transpose()?;
+        let wildcard = config.wildcard.as_ref().map(|any| basis(any, None)).transpose()?;
         if let Some(wildcard) = &wildcard {
-            know_primaries(wildcard).await;
+            know_primaries(&wildcard.shards, None).await;
         }
+        let auth_query = auth_query(&config, &named, wildcard.as_ref());
         let tls = ClientTls::of(&config).context("tls")?;
         let app = Arc::new(App {
             clients: ClientCount::new(config.limits.client_connections_max),
@@ -230,13 +233,18 @@ impl Running {
             tls: ArcSwapOption::new(tls),
             metrics,
             fleet,
-            directory: Directory::new(&config.users, auth_query(&config)),
+            directory: Directory::new(&config.users, auth_query),
             started: Instant::now(),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             config: ArcSwap::from_pointee(config),
             source,
         });
+        for db in app.databases() {
+            if let Some(hub) = db.hub.clone().filter(|_| db.shards.len() > 1) {
+                db.spawn(crate::mover::run(Arc::clone(&app), hub, Arc::clone(&db)));
+            }
+        }
         tasks.spawn(upkeep(Arc::clone(&app)));
         tasks.spawn(crate::front::time_out::run(Arc::clone(&app)));
         tasks.spawn(crate::reload::on_signal(Arc::clone(&app)));
@@ -287,13 +295,6 @@ impl App {
     }
 }
 
-/// Waits for the servers' first words on who is the primary. What goes on without one says so itself.
-async fn know_primaries(basis: &Basis) {
-    for shard in basis.shards.iter().filter(|shard| shard.roles.may_change()) {
-        shard.roles.decided(probe::FIRST_WORD_MAX).await;
-    }
-}
-
 /// The first connections to the server of the wildcard, or to a replica that may have taken its place.
 async fn meet_any(config: &Config, wildcard: &DatabaseConfig) -> Result<()> {
     let home = &wildcard.shards[usize::from(wildcard.home.0)];
@@ -333,92 +334,35 @@ async fn meet(config: &Config, wildcard: &DatabaseConfig, primary: &Endpoint) ->
     Err(error.context(format!("cannot log in to {dsn}; {what_to_do}")))
 }
 
-/// Errors: another proxy in front of the same servers hears of writes in another way.
-async fn agree_with_peers(config: &Config, mode: PeersMode) -> Result<()> {
-    for database in config.databases.iter().chain(&config.wildcard) {
-        for shard in &database.shards {
-            let server = crate::control::target(&control_login(config, database, &shard.primary));
-            crate::fleet::keeper::agrees(&server, mode).await.with_context(|| format!("{}", shard.primary))?;
-        }
+/// One database, ready for clients: `map` has the shards of `basis`, and the catalogue is read.
+pub async fn start_database(config: &Config, basis: &Basis, map: HubMap) -> Result<Arc<Database>> {
+    let (topology, database) = (map.topology, &basis.config);
+    let of = || format!("database {}", database.name);
+    let logins = basis.shards.iter().map(|shard| primary_login(config, database, &shard.roles)).collect();
+    let primaries = Primaries::new(logins, &topology.roster);
+    let several = !topology.is_single();
+    if several {
+        let logins: Vec<Login> = primaries.active().into_iter().map(|(_, login)| login).collect();
+        crate::recover::prepare(&logins).await.with_context(of)?;
     }
-    Ok(())
-}
-
-/// Probes and clocks of a database's servers, and this proxy's place among others.
-fn watch_servers(
-    config: &Config,
-    database: &DatabaseConfig,
-    fleet: Option<&Arc<Fleet>>,
-    tasks: &mut JoinSet<()>,
-) -> Vec<Arc<Shard>> {
-    let shards = database.shards.iter().map(|shard| {
-        let views = std::iter::once(&shard.primary).chain(&shard.replicas);
-        let views: Vec<_> = views.map(|endpoint| EndpointView::new(endpoint.clone())).collect();
-        let roles = Roles::new(&shard.name, views.clone());
-        for view in &views {
-            let (view, auth) = (Arc::clone(view), config.server_auth.clone());
-            tasks.spawn(probe::run(view, Arc::clone(&roles), auth, database.server_database.clone()));
-        }
-        let servers = views.into_iter().map(|view| {
-            let progress = Progress::new();
-            let server = crate::control::target(&control_login(config, database, &view.endpoint));
-            tasks.spawn(progress::follow(Arc::clone(&progress), server));
-            Server::new(view, progress)
-        });
-        let servers = servers.collect();
-        let words = Arc::new(Words::seeded(rand::random()));
-        let server = crate::control::target(&primary_login(config, database, &roles));
-        let member = Member::new(fleet.cloned(), Arc::clone(&words), Arc::clone(roles.generation()));
-        let made = Arc::new(Shard {
-            name: shard.name.as_str().into(),
-            roles,
-            servers,
-            clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member)),
-            words,
-            member,
-        });
-        if let Some(fleet) = fleet {
-            fleet.take_part(&made, server, tasks);
-        }
-        made
-    });
-    shards.collect()
-}
-
-/// One database, ready for clients: its map and its catalogue are read.
-pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &Basis) -> Result<Arc<Database>> {
-    let topology = match &basis.hub {
-        Some(hub) if database.shards.len() > 1 || !basis.is_wildcard() => {
-            hub.load_or_propose(database).await.with_context(|| format!("hub, database {}", database.name))?
-        }
-        _ => without_hub(database),
-    };
-    let epoch = topology.epoch;
-    let logins: Vec<Login> = basis.shards.iter().map(|shard| primary_login(config, database, &shard.roles)).collect();
-    let all_logins = logins.clone();
-    if logins.len() > 1 {
-        crate::recover::prepare(&logins).await.with_context(|| format!("database {}", database.name))?;
-    }
-    let unique = match logins.len() {
-        1 => None,
-        _ => Unique::prepare(&topology.tables, &logins, topology.home)
-            .await
-            .with_context(|| format!("database {}", database.name))?,
-    };
+    let unique = if several { Unique::prepare(&topology, &primaries).await.with_context(of)? } else { None };
     let figures = basis.metrics.enroll(&subject(database));
+    let served = |wanted: bool| wanted.then(|| Arc::clone(&primaries));
     let parts = Parts {
-        topology,
         shards: basis.shards.clone(),
         cache: basis.cache.clone(),
         stats: DatabaseStats::new(Arc::clone(&basis.metrics), figures),
-        on_demand: basis.is_wildcard(),
-        sequences: Sequences::new(&database.name, basis.hub.clone(), logins.clone()),
-        engine: if basis.is_wildcard() { None } else { Engine::new(config, database, logins.clone()) },
+        on_demand: basis.on_demand,
+        sequences: Sequences::new(&database.name, basis.hub.clone(), Arc::clone(&primaries)),
+        engine: served(several && !basis.on_demand).and_then(|shards| Engine::new(config, database, shards)),
         unique: unique.clone(),
-        snapshots: (logins.len() > 1).then(|| Snapshots::new(logins.clone())),
+        snapshots: served(several).map(Snapshots::new),
+        hub: basis.hub.clone(),
+        primaries,
+        topology,
     };
     let engine = parts.engine.clone();
-    let db = Database::new(config, database.clone(), parts);
+    let db = Database::new(database.clone(), parts);
     if let Some(fleet) = &basis.fleet {
         fleet.enroll(&db);
     }
@@ -428,47 +372,62 @@ pub async fn start_database(config: &Config, database: &DatabaseConfig, basis: &
         crate::unique::catch_up(&db).await;
         db.spawn(crate::unique::run(Arc::clone(&db), unique));
     }
-    if logins.len() > 1 {
-        db.spawn(catalog::drift::watch(Arc::clone(&db), logins.clone()));
-        db.spawn(crate::recover::run(Arc::clone(&db), logins));
+    if several {
+        db.spawn(catalog::drift::watch(Arc::clone(&db)));
+        db.spawn(crate::recover::run(Arc::clone(&db)));
     }
     db.spawn(reread_catalog(Arc::clone(&db)));
-    crate::decode::start(config, &db, all_logins);
+    for shard in db.view_arc().topology.active() {
+        crate::decode::start(config, &db, *shard);
+    }
     if let Some(engine) = engine {
         crate::engine::start(&engine, &db);
     }
-    if let Some(hub) = basis.hub.clone().filter(|_| database.shards.len() > 1 || !basis.is_wildcard()) {
-        db.spawn(watch_hub(hub, Arc::clone(&db), epoch));
+    if let Some(hub) = basis.hub.clone().filter(|_| several || !basis.on_demand) {
+        db.spawn(crate::map::run(hub, Arc::clone(&db), Arc::new(config.clone()), basis.clone()));
     }
     Ok(db)
 }
 
 impl Basis {
-    fn is_wildcard(&self) -> bool {
-        self.config.is_wildcard()
+    /// For one database of the wildcard entry, with its shards in the order of its map. Errors: the hub knows a shard that the entry
+    /// does not name.
+    pub async fn on_demand(&self, database: &DatabaseConfig) -> Result<(Basis, HubMap)> {
+        let hub = self.hub.as_ref().filter(|_| database.shards.len() > 1);
+        let (map, config) = chart(hub, database).await?;
+        let find = |shard: &ShardConfig| {
+            let known = self.shards.iter().find(|known| *known.name == *shard.name).cloned();
+            known.with_context(|| format!("shard {} is in the hub and not in [database.\"*\"]", shard.name))
+        };
+        let shards = map.shards.iter().map(find).collect::<Result<_>>()?;
+        Ok((Basis { config, shards, on_demand: true, ..self.clone() }, map))
     }
 }
 
-/// Users are looked up on the home shard of one database: its primary, or a replica while that is away.
-fn auth_query(config: &Config) -> Option<AuthQuery> {
+/// Users are looked up on the home shard of one database: on whoever is its primary, or a replica while there is none.
+fn auth_query(config: &Config, named: &[Arc<Database>], wildcard: Option<&Basis>) -> Option<AuthQuery> {
     let query = config.auth_query.as_ref()?;
-    let database = match &query.database {
-        Some(name) => config.database(name)?,
-        None => config.wildcard.as_ref().or(config.databases.first())?,
+    let of_named =
+        |db: &Arc<Database>| Some((db.config.clone(), db.shards.get(usize::from(db.config.home.0))?.clone()));
+    let of_any = |any: &Basis| Some((any.config.clone(), any.shards.get(usize::from(any.config.home.0))?.clone()));
+    let (database, home) = match &query.database {
+        Some(name) => of_named(named.iter().find(|db| *db.name == **name)?)?,
+        None => wildcard.and_then(of_any).or(named.first().and_then(of_named))?,
     };
-    let home = &database.shards[usize::from(database.home.0)];
-    let servers = std::iter::once(&home.primary).chain(&home.replicas);
-    let servers = servers.map(|endpoint| crate::control::target(&control_login(config, database, endpoint)));
-    Some(AuthQuery::new(&query.sql, servers.collect(), query.max_age))
+    let primary = crate::control::target(&primary_login(config, &database, &home.roles));
+    let servers = home.servers.iter().map(|server| &*server.view.endpoint);
+    let servers = servers.map(|endpoint| crate::control::target(&control_login(config, &database, endpoint)));
+    Some(AuthQuery::new(&query.sql, primary, servers.collect(), Arc::clone(&home.roles), query.max_age))
 }
 
 /// What is counted of a database.
 fn subject(database: &DatabaseConfig) -> Subject {
-    let shard = |shard: &crate::config::ShardConfig| {
-        let servers = std::iter::once(&shard.primary).chain(&shard.replicas).map(ToString::to_string).collect();
-        (shard.name.clone(), servers)
-    };
-    Subject { database: database.name.clone(), shards: database.shards.iter().map(shard).collect() }
+    Subject { database: database.name.clone(), shards: database.shards.iter().map(shard_subject).collect() }
+}
+
+pub fn shard_subject(shard: &ShardConfig) -> (String, Vec<String>) {
+    let servers = std::iter::once(&shard.primary).chain(&shard.replicas).map(ToString::to_string).collect();
+    (shard.name.clone(), servers)
 }
 
 /// How weir itself logs in to a server of a database.
@@ -502,30 +461,20 @@ fn start_cache(config: &Config) -> Result<Option<Arc<Cache>>> {
         compress_above: config.cache.compress_above,
         age_max: config.cache.max_age,
         redis: config.cache.redis.clone(),
-        namespace: namespace(config),
+        namespace: crate::names::namespace(config),
     };
     Ok(Some(Arc::new(Cache::new(settings)?)))
-}
-
-/// Of the keys in Redis. Proxies that hear of each other's writes before they are visible share what they store; others find nothing
-/// but what they have stored themselves.
-fn namespace(config: &Config) -> String {
-    let name = match &config.peers {
-        Some(peers) if peers.mode == PeersMode::Leased => {
-            let tier = crate::auth::scram::hmac(peers.secret.expose().as_bytes(), &[b"weir redis"]);
-            tier.iter().take(8).fold(0, |name, byte| name << 8 | u64::from(*byte))
-        }
-        _ => rand::random::<u64>(),
-    };
-    format!("weir:{name:016x}")
 }
 
 /// Where the schemas of each database's shards differ, in lines to be read.
 pub async fn differences(config: &Config) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for database in config.databases.iter().filter(|database| database.shards.len() > 1) {
-        let logins: Vec<Login> =
-            database.shards.iter().map(|shard| control_login(config, database, &shard.primary)).collect();
+        let mut logins: Vec<Login> = Vec::new();
+        for shard in &database.shards {
+            let roles = crate::probe::once(shard, &config.server_auth, &database.server_database).await;
+            logins.push(primary_login(config, database, &roles));
+        }
         let mut rules = TableRules::default();
         for table in &database.tables {
             rules.insert(&table.schema, &table.name, table.placement.clone());
@@ -557,21 +506,6 @@ async fn reread_catalog(db: Arc<Database>) {
             db.refresh_catalog().await;
         }
     }
-}
-
-async fn watch_hub(hub: Hub, db: Arc<Database>, epoch: weir_core::id::Epoch) {
-    let config = db.config.clone();
-    hub.watch(config, epoch, |event| match event {
-        HubEvent::Changed(topology) => {
-            tracing::info!(database = %db.name, epoch = %topology.epoch, "new topology");
-            db.install_topology(topology);
-        }
-        HubEvent::Reachable => {}
-        HubEvent::Lost(error) => {
-            tracing::warn!(database = %db.name, "the hub is out of reach, the last map stays in force: {error}");
-        }
-    })
-    .await;
 }
 
 async fn upkeep(app: Arc<App>) {

@@ -15,6 +15,9 @@
 //! Bounds: the queue (beyond it a write ends without a position, so that the cache goes on and only replicas wait), lost
 //! backends, every query. Non-goals: probing replicas, finding a new primary.
 
+mod counters;
+mod identity;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,7 +38,12 @@ use weir_wire::peer::Write;
 use crate::control::{OpenError, Target};
 use crate::fleet::member::{Announcement, Member};
 use crate::roles::{Generation, Tenure};
+use crate::settings::ServerSettings;
+use crate::sole::{Before, Look, Sole};
 use crate::unsound::{self, Place, Variant};
+
+pub use counters::ClockCounters;
+pub use identity::Identity;
 
 /// Intents waiting for a position; more end without one.
 const QUEUE_MAX: usize = 16_384;
@@ -59,24 +67,6 @@ const LAG_WATCH: Duration = Duration::from_secs(10);
 const LAG_GAP_MIN: Duration = Duration::from_millis(2);
 const LAG_GAP_MAX: Duration = Duration::from_millis(250);
 
-/// Counts since the start.
-#[derive(Debug, Default)]
-pub struct ClockCounters {
-    /// Writes ended with a position.
-    pub ended: AtomicU64,
-    /// Positions asked for; `ended / positions` is how many writes share one.
-    pub positions: AtomicU64,
-    /// Writes ended without a position because the queue was full.
-    pub unplaced: AtomicU64,
-    /// Writes whose backend was lost with the outcome unknown.
-    pub lost: AtomicU64,
-    /// Of those, the ones that could not even be remembered.
-    pub stuck: AtomicU64,
-    /// Starts, restarts and promotions of the primary.
-    pub floors: AtomicU64,
-    pub errors: AtomicU64,
-}
-
 /// The clock. Dropping it ends its task and its connection.
 pub struct Clock {
     shared: Arc<Shared>,
@@ -87,6 +77,9 @@ struct Shared {
     words: Arc<Words>,
     /// Who else is told that writes are over.
     member: Arc<Member>,
+    /// Who else may write unheard: looked for on the clock's connection.
+    sole: Arc<Sole>,
+    settings: ServerSettings,
     queue: Mutex<Queue>,
     handed_over: Notify,
     primary: Target,
@@ -150,11 +143,13 @@ enum Seen {
 
 impl Clock {
     /// Must run inside a tokio runtime. Returns at once; until the primary has answered, no replica covers any word.
-    pub fn start(primary: Target, words: Arc<Words>, member: Arc<Member>) -> Clock {
+    pub fn start(primary: Target, words: Arc<Words>, member: Arc<Member>, sole: Arc<Sole>) -> Clock {
         words.raise_floor(UNPLACED);
         let shared = Arc::new(Shared {
             words,
             member,
+            settings: ServerSettings::new(sole.scope()),
+            sole,
             queue: Mutex::new(Queue::default()),
             handed_over: Notify::new(),
             generation: primary.tenure().generation(),
@@ -170,6 +165,11 @@ impl Clock {
         });
         let task = tokio::spawn(run(Arc::clone(&shared)));
         Clock { shared, task }
+    }
+
+    /// Asks no more: for a shard that is gone.
+    pub fn stop(&self) {
+        self.task.abort();
     }
 
     /// Takes over a write that the server has acknowledged.
@@ -257,11 +257,16 @@ impl Clock {
 
     /// Whatever was read before is void, and no replica covers anything until the primary has been asked again.
     pub fn begin_anew(&self) {
-        if !unsound::is(Variant::NoFloor) {
-            self.shared.words.raise_floor(UNPLACED);
-        }
-        self.shared.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
-        self.shared.handed_over.notify_one();
+        self.shared.begin_anew();
+    }
+
+    pub fn sole(&self) -> &Sole {
+        &self.shared.sole
+    }
+
+    /// What new connections begin with, as far as it is set on the primary.
+    pub fn settings(&self) -> &ServerSettings {
+        &self.shared.settings
     }
 
     /// Does the primary answer? While it does not, a promotion may go unnoticed.
@@ -286,25 +291,6 @@ impl Drop for Clock {
     }
 }
 
-/// What makes positions comparable: they are, on the same run of the same timeline of the same system.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Identity {
-    system: String,
-    timeline: String,
-    started: String,
-}
-
-impl Identity {
-    /// Fails on a server in recovery, which is none whose positions are wanted. The timeline comes from the name of the
-    /// current WAL file, because the control file learns of a promotion only at the next checkpoint.
-    pub async fn of(client: &Client) -> Result<Identity, tokio_postgres::Error> {
-        const ASK: &str = "SELECT (pg_control_system()).system_identifier::text, \
-            substring(pg_walfile_name(pg_current_wal_insert_lsn()) for 8), pg_postmaster_start_time()::text";
-        let row = client.query_one(ASK, &[]).await?;
-        Ok(Identity { system: row.try_get(0)?, timeline: row.try_get(1)?, started: row.try_get(2)? })
-    }
-}
-
 /// The snapshot is the statement's own, so what it shows is below the position, which is asked for afterwards.
 const POSITION: &str = "SELECT pg_current_wal_insert_lsn(), pg_current_snapshot()::text";
 const BACKENDS: &str = "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = ANY($1)";
@@ -315,6 +301,7 @@ struct Primary {
     identity: Identity,
     position: Statement,
     backends: Statement,
+    look: Look,
     /// The allowance for page headers holds for standard pages only; otherwise no word is ever given a position.
     standard_pages: bool,
     tenure: Tenure,
@@ -339,17 +326,19 @@ async fn run(shared: Arc<Shared>) {
     let mut known: Option<Identity> = None;
     let mut retry = RETRY_MIN;
     loop {
-        match Primary::connect(&shared.primary).await {
+        match Primary::connect(&shared.primary, &shared.sole).await {
             Ok(primary) => {
                 let mut tenure = primary.tenure.clone();
                 // Cancel-safe: what was taken from the queue goes back to it.
                 let served = tokio::select! {
                     served = serve(&primary, &shared, &mut known) => served,
+                    lost = look_around(&primary, &shared) => Err(lost),
                     () = tenure.over() => Err(ClockError::Replaced),
                 };
                 if shared.connected.swap(0, Ordering::SeqCst) != 0 {
                     retry = RETRY_MIN;
                 }
+                shared.sole.lost();
                 if let Err(error) = served {
                     shared.counters.errors.fetch_add(1, Ordering::Relaxed);
                     shared.primary.doubt();
@@ -358,6 +347,10 @@ async fn run(shared: Arc<Shared>) {
             }
             Err(error) => {
                 shared.counters.errors.fetch_add(1, Ordering::Relaxed);
+                // Who starts waits for the first word on who is the primary, and then for this.
+                if !matches!(&error, ClockError::Unreached(OpenError::Vacant(vacant)) if vacant.is_unasked()) {
+                    shared.sole.lost();
+                }
                 tracing::debug!(%error, "clock: no connection to the primary");
             }
         }
@@ -369,6 +362,14 @@ async fn run(shared: Arc<Shared>) {
 impl Shared {
     fn now_ms(&self) -> u64 {
         self.start.elapsed().as_millis() as u64
+    }
+
+    fn begin_anew(&self) {
+        if !unsound::is(Variant::NoFloor) {
+            self.words.raise_floor(UNPLACED);
+        }
+        self.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
+        self.handed_over.notify_one();
     }
 
     /// Asks for a position, and keeps it with the time.
@@ -440,6 +441,24 @@ async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>)
         } else {
             shared.ask(primary).await?;
         }
+    }
+}
+
+/// Looks for those who write unheard, and for what is set anew, until the connection fails.
+async fn look_around(primary: &Primary, shared: &Shared) -> ClockError {
+    loop {
+        match timeout(QUERY_TIMEOUT, shared.sole.look(&primary.look, &primary.client)).await {
+            Err(slow) => return slow.into(),
+            Ok(Err(error)) => return error.into(),
+            Ok(Ok(Before::IsVoid)) => shared.begin_anew(),
+            Ok(Ok(Before::Counts)) => {}
+        }
+        match timeout(QUERY_TIMEOUT, shared.settings.look(&primary.client)).await {
+            Err(slow) => return slow.into(),
+            Ok(Err(error)) => return error.into(),
+            Ok(Ok(())) => {}
+        }
+        sleep(shared.sole.extend()).await;
     }
 }
 
@@ -535,13 +554,13 @@ async fn look_for_lost(primary: &Primary, shared: &Shared) -> Result<bool, Clock
 }
 
 impl Primary {
-    async fn connect(server: &Target) -> Result<Primary, ClockError> {
+    async fn connect(server: &Target, sole: &Sole) -> Result<Primary, ClockError> {
         let tenure = server.tenure();
         let client = timeout(CONNECT_TIMEOUT, server.open()).await??;
-        timeout(CONNECT_TIMEOUT, Self::prepare(client, tenure)).await?
+        timeout(CONNECT_TIMEOUT, Self::prepare(client, tenure, sole)).await?
     }
 
-    async fn prepare(client: Client, tenure: Tenure) -> Result<Primary, ClockError> {
+    async fn prepare(client: Client, tenure: Tenure, sole: &Sole) -> Result<Primary, ClockError> {
         let identity = Identity::of(&client).await?;
         let page_bytes: i64 =
             client.query_one("SELECT current_setting('wal_block_size')::int8", &[]).await?.try_get(0)?;
@@ -551,7 +570,8 @@ impl Primary {
         }
         let position = client.prepare(POSITION).await?;
         let backends = client.prepare(BACKENDS).await?;
-        Ok(Primary { client, identity, position, backends, standard_pages, tenure })
+        let look = sole.raise(&client).await?;
+        Ok(Primary { client, identity, position, backends, look, standard_pages, tenure })
     }
 
     async fn position(&self) -> Result<(Lsn, Snapshot), ClockError> {
@@ -571,8 +591,10 @@ impl Primary {
 #[cfg(test)]
 mod tests {
     use weir_core::fresh::WordSet;
+    use weir_core::fresh::sign::{Scope, Sign};
 
     use super::*;
+    use crate::config::OtherWeirs;
 
     fn set(index: u16) -> WordSet {
         WordSet::from_indexes([index])
@@ -589,7 +611,9 @@ mod tests {
         let words = Arc::new(Words::new());
         let config = Target::new(config, crate::back::tls::ServerTls::default());
         let member = Member::new(None, Arc::clone(&words), Generation::default());
-        (Arc::new(Clock::start(config, Arc::clone(&words), member)), words)
+        let sign = Sign { scope: Scope::Database, fleet: None, process: 1 };
+        let sole = Sole::new(sign, OtherWeirs::Check);
+        (Arc::new(Clock::start(config, Arc::clone(&words), member, sole)), words)
     }
 
     #[tokio::test]

@@ -115,11 +115,12 @@ impl Console<'_> {
     /// own. An error of IO: the client left meanwhile.
     async fn carry_out(&mut self, text: &str) -> io::Result<Result<Option<Table>, UserError>> {
         let command = match admin::command::parse(text) {
-            Ok(command @ (Command::Act(_) | Command::Plan(_))) => command,
+            Ok(command @ (Command::Act(_) | Command::Reshard(_))) => command,
             Ok(_) => return Ok(Ok(None)),
             Err(error) => return Ok(Err(error)),
         };
-        if !self.may_change && matches!(command, Command::Act(_)) {
+        let only_reads = matches!(&command, Command::Reshard(reshard) if reshard.only_reads());
+        if !self.may_change && !only_reads {
             let message = "permission denied: only admin_users may change things";
             let error = UserError::new(weir_core::error::Blame::Client, "42501", message);
             return Ok(Err(error.hint("List the user in admin_users of the config file.")));
@@ -128,7 +129,7 @@ impl Console<'_> {
         let acting = async {
             match &command {
                 Command::Act(act) => act::act(&app, act).await.map(|warning| (None, warning)),
-                Command::Plan(request) => crate::reshard::plan(&app, request).await.map(|table| (Some(table), None)),
+                Command::Reshard(reshard) => crate::reshard::run(&app, reshard).await.map(|table| (Some(table), None)),
                 _ => Ok((None, None)),
             }
         };

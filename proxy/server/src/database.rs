@@ -5,10 +5,13 @@
 
 mod engine;
 mod identity;
+pub mod lease;
 mod pools;
+mod primaries;
 pub mod progress;
 mod server;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Weak};
@@ -17,34 +20,42 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use weir_core::error::UserError;
 use weir_core::fresh::PrimaryBecause;
 use weir_core::fresh::words::Words;
 use weir_core::id::ShardId;
 use weir_core::topology::catalog::Catalog;
-use weir_core::topology::{TableRules, Topology};
+use weir_core::topology::moves::{Apart, Moves};
+use weir_core::topology::{ShardState, TableRules, Topology};
 
-use crate::app::primary_login;
 use crate::back::connect::Login;
 use crate::back::pool::Pool;
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseConfig};
+use crate::config::DatabaseConfig;
 use crate::engine::Engine;
 use crate::fleet::member::Member;
 use crate::flights::Airspace;
+use crate::growing::Growing;
+use crate::hub::Hub;
+use crate::hub::moves::MoveRow;
+use crate::map::Maps;
 use crate::recover::Prepared;
 use crate::roles::Roles;
 use crate::seats::SeatCount;
 use crate::sequences::Sequences;
+use crate::settings::Followed;
 use crate::snapshot::Snapshots;
 use crate::statements::Statements;
 use crate::stats::DatabaseStats;
 use crate::unique::Unique;
 
+use self::lease::MapLease;
+
 pub use engine::EnginePools;
 pub use pools::UserPools;
+pub use primaries::Primaries;
 pub use server::{Nearly, Outstanding, Server};
 
 /// How long a connection to a database of the wildcard entry stays open unused. Postgres itself waits 5 s for others to leave
@@ -58,7 +69,7 @@ const CATALOG_PAUSE: Duration = Duration::from_millis(50);
 const CATALOG_SHARE: u32 = 4;
 
 /// Everything planning looks at.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct View {
     /// Changes whenever a template could.
     pub version: u64,
@@ -66,12 +77,17 @@ pub struct View {
     pub rules: Arc<TableRules>,
     pub catalog: Arc<Catalog>,
     pub search_path: Vec<Box<str>>,
+    /// One, or more than one ([`Topology::width`]).
     pub shards: usize,
+    /// While slots move: who touches them?
+    pub apart: Option<Arc<Apart>>,
 }
 
 /// The servers of one shard and what is known of them. Databases of the wildcard entry share theirs.
 pub struct Shard {
     pub name: Box<str>,
+    /// Its share of the slots when they are placed anew.
+    pub weight: u32,
     /// Which of them is the primary.
     pub roles: Arc<Roles>,
     /// In the order of the configuration; the first is the one that it calls the primary.
@@ -80,13 +96,18 @@ pub struct Shard {
     pub clock: Clock,
     /// This proxy among others.
     pub member: Arc<Member>,
+    /// The right to work by the map in force.
+    pub map: Arc<MapLease>,
 }
 
 pub struct Database {
     pub name: Arc<str>,
     pub config: DatabaseConfig,
     view: ArcSwap<View>,
-    pub shards: Vec<Arc<Shard>>,
+    /// By number; [`crate::servers`] appends those that join.
+    pub shards: Growing<Arc<Shard>>,
+    /// How weir itself logs in to them.
+    pub primaries: Arc<Primaries>,
     pub statements: Statements,
     pub cache: Option<Arc<Cache>>,
     /// Reads that have missed the cache and are under way.
@@ -107,10 +128,11 @@ pub struct Database {
     /// What waited for its decision when recovery last looked.
     pub prepared: Mutex<Vec<Prepared>>,
     /// What is seen of writes that go round weir, per shard.
-    pub decoding: Vec<crate::decode::Decoding>,
+    pub decoding: Growing<crate::decode::Decoding>,
     /// Where the shards' schemas differ, as they were last compared.
-    pub drift: Mutex<Vec<weir_core::topology::drift::Drift>>,
+    pub drift: Mutex<crate::catalog::drift::Compared>,
     turn: AtomicUsize,
+    settings: Mutex<Followed>,
     catalog_login: Login,
     catalog_reading: tokio::sync::Mutex<()>,
     /// Somebody has asked for currval() or lastval(): from then on what draws from a sequence keeps its connection.
@@ -123,6 +145,10 @@ pub struct Database {
     pub snapshots: Option<Arc<Snapshots>>,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
+    pub maps: Maps,
+    pub hub: Option<Hub>,
+    /// Slots on their way, as the hub was last asked.
+    pub moves: Mutex<Vec<MoveRow>>,
 }
 
 impl Shard {
@@ -132,12 +158,15 @@ impl Shard {
     }
 
     /// Do the words tell of every write now? Ask after looking at them. Without the clock a restart or promotion of the primary
-    /// would go unnoticed; without a lease, the writes of other proxies.
+    /// would go unnoticed; without a lease, the writes of other proxies; and those of a weir that is no peer in any case.
     pub fn watches_words(&self) -> Result<(), PrimaryBecause> {
         if !self.clock.connected() {
             return Err(PrimaryBecause::ClockDown);
         }
-        if self.member.may_serve() { Ok(()) } else { Err(PrimaryBecause::NoLease) }
+        if !self.clock.sole().may_serve() {
+            return Err(PrimaryBecause::AnotherWeir);
+        }
+        if self.member.may_serve() && self.map.covers() { Ok(()) } else { Err(PrimaryBecause::NoLease) }
     }
 }
 
@@ -160,6 +189,7 @@ impl View {
 pub struct Parts {
     pub topology: Topology,
     pub shards: Vec<Arc<Shard>>,
+    pub primaries: Arc<Primaries>,
     pub cache: Option<Arc<Cache>>,
     pub stats: DatabaseStats,
     pub on_demand: bool,
@@ -167,20 +197,25 @@ pub struct Parts {
     pub engine: Option<Arc<Engine>>,
     pub unique: Option<Arc<Unique>>,
     pub snapshots: Option<Arc<Snapshots>>,
+    pub hub: Option<Hub>,
 }
 
 impl Database {
-    pub fn new(config: &Config, database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, cache, stats, on_demand, sequences, engine, unique, snapshots } = parts;
-        let catalog_login = primary_login(config, &database, &shards[usize::from(database.home.0)].roles);
+    pub fn new(database: DatabaseConfig, parts: Parts) -> Arc<Self> {
+        let Parts { topology, shards, primaries, cache, stats, on_demand, sequences, engine, unique, snapshots, hub } =
+            parts;
+        let catalog_login = primaries.of(topology.home).clone();
         let view = View {
             version: 1,
             rules: Arc::clone(&topology.tables),
             catalog: Arc::new(Catalog::default()),
             search_path: vec!["public".into()],
-            shards: topology.shard_count(),
+            shards: topology.width(),
+            apart: Apart::of(&topology).map(Arc::new),
             topology,
         };
+        let maps = Maps::new(view.topology.epoch);
+        shards.iter().for_each(|shard| shard.map.install(view.topology.epoch));
         let alone = shards.len() == 1 && cache.is_none() && !shards[0].has_replicas();
         let statements = Statements::new();
         let database_name = database.name.clone();
@@ -190,7 +225,8 @@ impl Database {
             config: database,
             view: ArcSwap::from_pointee(view),
             decoding: shards.iter().map(|_| crate::decode::Decoding::new()).collect(),
-            shards,
+            shards: shards.into_iter().collect(),
+            primaries,
             statements: if alone { statements.for_one_server() } else { statements },
             cache,
             airspace: Arc::default(),
@@ -204,6 +240,7 @@ impl Database {
             users: Mutex::default(),
             notifiers: Arc::default(),
             turn: AtomicUsize::new(0),
+            settings: Mutex::default(),
             catalog_login,
             prepared: Mutex::default(),
             drift: Mutex::default(),
@@ -213,6 +250,9 @@ impl Database {
             unique,
             snapshots,
             catalog_doubts: AtomicU64::new(0),
+            maps,
+            hub,
+            moves: Mutex::default(),
         })
     }
 
@@ -225,7 +265,7 @@ impl Database {
     }
 
     pub fn shard(&self, shard: ShardId) -> &Shard {
-        &self.shards[usize::from(shard.0)]
+        &self.shards[shard]
     }
 
     /// Must writes be announced? Only where somebody else than the primary may answer reads.
@@ -245,9 +285,21 @@ impl Database {
 
     /// Looks after idle connections, and forgets users who have neither sessions nor connections. Call every second.
     pub fn upkeep(&self, now: Instant) {
+        let changes = self.shards.iter().map(|shard| shard.clock.settings().changes()).sum();
+        if self.settings.lock().follow(changes, now) {
+            tracing::info!(database = %self.name, "settings of roles or databases have changed: server connections are replaced");
+            self.reconnect();
+            // What was read under the old ones may look otherwise now.
+            self.shards.iter().for_each(|shard| shard.clock.begin_anew());
+        }
+        let view = self.view_arc();
         for (_, pools) in self.all_pools() {
-            for (_, _, pool) in pools.iter() {
-                pool.upkeep(now);
+            for (shard, _, pool) in pools.iter() {
+                if view.topology.roster.state(shard) == Some(ShardState::Retired) {
+                    pool.close_idle();
+                } else {
+                    pool.upkeep(now);
+                }
             }
         }
         self.users.lock().retain(|_, pools| Arc::strong_count(pools) > 1 || pools.connections() > 0);
@@ -300,8 +352,8 @@ impl Database {
     }
 
     /// Runs until the database is taken down.
-    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.lock().spawn(task);
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        self.tasks.lock().spawn(task)
     }
 
     /// Ends everything that runs on its behalf. Its sessions, if there are any, go on.
@@ -315,15 +367,47 @@ impl Database {
         self.users.lock().iter().map(|(user, pools)| (Arc::clone(user), Arc::clone(pools))).collect()
     }
 
-    /// Puts a new topology into force.
+    /// Puts a shard at the end of the list, with all that is kept by shard. Statements go there once a topology says so. `None`: there
+    /// is no room for it.
+    pub fn append(&self, shard: Arc<Shard>, login: Login) -> Option<ShardId> {
+        // Under the lock, so that pools that are being made are either found here or find the shard. It is in the list last.
+        let users = self.users.lock();
+        self.decoding.push(crate::decode::Decoding::new())?;
+        self.primaries.push(login)?;
+        if let Some(unique) = &self.unique {
+            unique.append()?;
+        }
+        for pools in users.values() {
+            pools.append(&self.name, &shard)?;
+        }
+        self.shards.push(shard).map(|number| ShardId(number as u16))
+    }
+
+    /// Puts a new topology into force, of shards that are all in the list.
     pub fn install_topology(&self, topology: Topology) {
+        let old = self.view_arc();
+        // What is known of the shards' words and replicas is of before: a replica that lags would show slots as they were.
+        let moves = [&old.topology.moves, &topology.moves];
+        let involved: BTreeSet<ShardId> = moves.into_iter().flat_map(Moves::shards).collect();
+        for shard in involved {
+            self.shard(shard).clock.begin_anew();
+        }
+        let apart = Apart::of(&topology).map(Arc::new);
+        self.primaries.install(&topology.roster, Instant::now());
         self.view.rcu(|view| View {
             version: if topology.tables == view.rules { view.version } else { view.version + 1 },
             rules: Arc::clone(&topology.tables),
-            shards: topology.shard_count(),
+            shards: topology.width(),
+            apart: apart.clone(),
             topology: topology.clone(),
             ..View::clone(view)
         });
+        self.maps.note(&old.topology, &topology);
+        self.shards.iter().for_each(|shard| shard.map.install(topology.epoch));
+        for shard in old.topology.active().iter().filter(|shard| !topology.roster.is_active(**shard)) {
+            self.decoding[*shard].stop();
+            tracing::info!(database = %self.name, shard = %self.shard(*shard).name, "takes part no more: its idle connections are closed");
+        }
         self.note_change();
     }
 

@@ -123,7 +123,11 @@ impl Databases {
         for shard in &wildcard.shards {
             number_of(&primary_login(config, &database, &shard.roles)).await?;
         }
-        let made = start_database(config, &database, wildcard).await.map_err(|error| {
+        let made = async {
+            let (basis, map) = wildcard.on_demand(&database).await?;
+            start_database(config, &basis, map).await
+        };
+        let made = made.await.map_err(|error| {
             UserError::new(Blame::Proxy, sqlstate::CANNOT_CONNECT, format!("cannot set up database \"{name}\""))
                 .detail(format!("{error:#}"))
                 .hint("weir's own user must be able to connect to it.")

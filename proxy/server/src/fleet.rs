@@ -9,13 +9,14 @@
 //! another process and [`inbound`] listens. Messages are `weir_wire::peer`. Without `[peers]` there is one proxy, and nothing here
 //! runs.
 //!
-//! Non-goals: agreeing on anything else, and secrecy on the wire (messages name word numbers and process ids; they are
-//! authenticated when a connection is opened, and belong on a private network).
+//! Non-goals: agreeing on anything else. Messages name word numbers and process ids, and who sends them is authenticated when a connection
+//! is opened; without TLS ([`tls`]) they belong on a private network.
 
 mod inbound;
 pub mod keeper;
 mod link;
 pub mod member;
+pub mod tls;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
@@ -36,6 +37,7 @@ use crate::control::Target;
 use crate::database::{Database, Shard};
 use crate::front::cancel::CancelRegistry;
 use link::Link;
+use tls::PeerTls;
 
 /// Longest wait for the members to leave their tables when the process ends.
 const LEAVE_MAX: Duration = Duration::from_secs(2);
@@ -48,6 +50,7 @@ pub struct Fleet {
     /// Where the others reach it.
     address: String,
     secret: Secret,
+    tls: Arc<PeerTls>,
     mode: PeersMode,
     /// How long it may serve after the primary has answered.
     lease: Duration,
@@ -98,6 +101,7 @@ impl Fleet {
         let fleet = Arc::new(Fleet {
             address,
             secret: config.secret.clone(),
+            tls: Arc::new(PeerTls::new(config.tls.as_ref()).map_err(anyhow::Error::msg)?),
             mode: config.mode,
             lease: config.lease,
             // Not from 0: a token of an earlier life must not be taken for one of this.
@@ -180,7 +184,9 @@ impl Fleet {
         let mut links = self.links.lock();
         links.retain(|_, link| !link.is_down());
         Arc::clone(
-            links.entry(address.to_owned()).or_insert_with(|| Link::open(address.to_owned(), self.secret.clone())),
+            links
+                .entry(address.to_owned())
+                .or_insert_with(|| Link::open(address.to_owned(), self.secret.clone(), Arc::clone(&self.tls))),
         )
     }
 

@@ -1,29 +1,34 @@
 //! The hub: the Postgres database that holds the slot map, its epoch and the table rules, in schema `weir`.
 //!
-//! Invariant: a slot map in the hub is complete (4096 slots, each on a shard that exists) or it is not handed out; and
+//! Invariant: a slot map in the hub is complete (4096 slots, each on a shard that takes part) or it is not handed out; and
 //! losing the hub changes nothing for running sessions: the last map stays in force, with a log line and a metric.
-//! Non-goals: changing a map that exists (adding or removing shards is resharding), and rows of applications.
+//! Non-goals: moving slots (that is resharding), and rows of applications.
 
+pub mod moves;
 mod schema;
 mod sequence;
+mod shards;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bb8_postgres::PostgresConnectionManager;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio_postgres::{AsyncMessage, Client, Transaction};
-use weir_core::id::{Epoch, ShardId, Slot};
+use tokio_postgres::{AsyncMessage, Client};
+use weir_core::id::{Epoch, ShardId};
 use weir_core::topology::moves::Moves;
 use weir_core::topology::ring::{self, RingShard};
-use weir_core::topology::{Placement, SlotMap, TableRules, Topology};
+use weir_core::topology::{Placement, Roster, SlotMap, TableRules, Topology};
 
 use crate::back::tls::ServerTls;
 use crate::config::{DatabaseConfig, HubConfig};
 use crate::control::{OpenError, Target};
 
+pub use shards::{HubMap, SHARDS_MAX};
+
+/// How they are named in the hub; the proxy's own name follows.
+pub const NAME: &str = "weir hub ";
 /// Connections that one process keeps to the hub.
 const CONNECTIONS: u32 = 2;
 /// Longest wait for a connection or an answer.
@@ -43,12 +48,17 @@ pub enum HubError {
     Postgres(#[from] tokio_postgres::Error),
     #[error("the hub has schema version {found}, this weir knows up to {known}; use a newer weir")]
     TooNew { found: i32, known: i32 },
-    #[error("database {database}: the config names shard(s) {} which the hub does not know; adding shards means moving \
-             slots, which this version cannot do (remove them from the config)", .shards.join(", "))]
-    UnknownShards { database: String, shards: Vec<String> },
-    #[error("database {database}: the hub has shard(s) {} that own slots but are missing from the config; add them \
-             with the same names", .shards.join(", "))]
-    MissingShards { database: String, shards: Vec<String> },
+    #[error(
+        "database {database}: nobody has said where shard {shard} is, which the hub knows; add it to the config with \
+             this name"
+    )]
+    MissingShard { database: String, shard: String },
+    #[error("database {database}: there is no shard {shard}; SHOW SHARDS names them")]
+    NoShard { database: String, shard: String },
+    #[error("database {database}: shard {shard} is {state} and {verb}")]
+    ShardState { database: String, shard: String, state: &'static str, verb: &'static str },
+    #[error("database {database}: more than {SHARDS_MAX} shards, of which retired ones count as well")]
+    TooManyShards { database: String },
     #[error("database {database}: the slot map in the hub is not complete: {what}")]
     Damaged { database: String, what: String },
 }
@@ -66,7 +76,7 @@ impl From<OpenError> for HubError {
 #[derive(Debug)]
 pub enum HubEvent {
     /// The map was read and its epoch is higher than what was told before.
-    Changed(Topology),
+    Changed(HubMap),
     /// Reading worked again, or went on working.
     Reachable,
     /// Reading failed; the last map stays in force.
@@ -80,28 +90,25 @@ pub struct Hub {
     server: Target,
 }
 
-/// The topology of a database that needs no hub: one shard that owns everything, at epoch 1.
-pub fn without_hub(database: &DatabaseConfig) -> Topology {
-    topology(database, Epoch(1), SlotMap::single(ShardId(0)))
-}
-
-fn topology(database: &DatabaseConfig, epoch: Epoch, slots: SlotMap) -> Topology {
-    let shards: Vec<Box<str>> = database.shards.iter().map(|shard| shard.name.as_str().into()).collect();
-    Topology {
-        epoch,
-        shards: shards.into(),
-        slots,
+/// The map of a database that needs no hub: one shard that owns everything, at epoch 1.
+pub fn without_hub(database: &DatabaseConfig) -> HubMap {
+    let topology = Topology {
+        epoch: Epoch(1),
+        shards: database.shards.iter().map(|shard| shard.name.as_str().into()).collect(),
+        roster: Roster::fixed(database.shards.len()),
+        slots: SlotMap::single(ShardId(0)),
         tables: Arc::new(database.rules()),
         home: database.home,
         moves: Moves::default(),
-    }
+    };
+    HubMap { topology, shards: database.shards.clone() }
 }
 
 impl Hub {
     /// Connects and makes sure that the schema is there; any number of proxies may do so at once.
     pub async fn connect(hub: &HubConfig) -> Result<Hub, HubError> {
         let mut config: tokio_postgres::Config = hub.dsn.expose().parse().map_err(|_| HubError::Dsn)?;
-        config.connect_timeout(PATIENCE).application_name("weir hub");
+        config.connect_timeout(PATIENCE).application_name(format!("{NAME}{}", crate::map::proxy_id()));
         if let Some(password) = &hub.password {
             config.password(password.expose());
         }
@@ -135,30 +142,31 @@ impl Hub {
     }
 
     /// The map of a database. On its very first start the ring places the slots and the result is stored with epoch 1;
-    /// of several proxies starting at once, one places and the others read.
-    pub async fn load_or_propose(&self, database: &DatabaseConfig) -> Result<Topology, HubError> {
+    /// of several proxies starting at once, one places and the others read. Later on, shards that the configuration names and the
+    /// hub does not know are registered as joining.
+    pub async fn load_or_propose(&self, database: &DatabaseConfig) -> Result<HubMap, HubError> {
         bounded(async {
             let mut client = self.client().await?;
             let transaction = client.transaction().await?;
             schema::lock(&transaction).await?;
-            let known = shards(&transaction, &database.name).await?;
+            let (_, known) = shards::known(&transaction, &database.name).await?;
             if known.is_empty() {
                 schema::store(&transaction, database, &propose(database)?).await?;
             } else {
-                compare(database, &known)?;
+                shards::record(&transaction, &database.name, &shards::changes(database, &known)?).await?;
                 schema::store_rules(&transaction, &database.name, &database.rules()).await?;
             }
             transaction.commit().await?;
-            read(&client, database).await
+            read(&mut client, database).await
         })
         .await
     }
 
     /// Reads the map as it is now.
-    pub async fn read(&self, database: &DatabaseConfig) -> Result<Topology, HubError> {
+    pub async fn read(&self, database: &DatabaseConfig) -> Result<HubMap, HubError> {
         bounded(async {
-            let client = self.client().await?;
-            read(&client, database).await
+            let mut client = self.client().await?;
+            read(&mut client, database).await
         })
         .await
     }
@@ -172,11 +180,11 @@ impl Hub {
             let mut epoch = known;
             loop {
                 match self.read(&database).await {
-                    Ok(topology) => {
+                    Ok(map) => {
                         tell(HubEvent::Reachable);
-                        if topology.epoch > epoch {
-                            epoch = topology.epoch;
-                            tell(HubEvent::Changed(topology));
+                        if map.topology.epoch > epoch {
+                            epoch = map.topology.epoch;
+                            tell(HubEvent::Changed(map));
                         }
                     }
                     Err(error) => tell(HubEvent::Lost(error)),
@@ -273,79 +281,18 @@ fn propose(database: &DatabaseConfig) -> Result<SlotMap, HubError> {
     })
 }
 
-/// A shard as the hub knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct KnownShard {
-    name: String,
-    slots: i64,
-}
-
-async fn shards(transaction: &Transaction<'_>, database: &str) -> Result<Vec<KnownShard>, HubError> {
-    let rows = transaction
-        .query(
-            "SELECT s.name, (SELECT count(*) FROM weir.slot t WHERE t.database = s.database AND t.shard = s.id) \
-             FROM weir.shard s WHERE s.database = $1 ORDER BY s.id",
-            &[&database],
-        )
+/// One consistent read: a single transaction sees one snapshot.
+async fn read(client: &mut Client, database: &DatabaseConfig) -> Result<HubMap, HubError> {
+    let snapshot = client
+        .build_transaction()
+        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
         .await?;
-    rows.iter().map(|row| Ok(KnownShard { name: row.try_get(0)?, slots: row.try_get(1)? })).collect()
-}
-
-/// Config and hub must mean the same shards: anything else would lose sight of rows.
-fn compare(database: &DatabaseConfig, known: &[KnownShard]) -> Result<(), HubError> {
-    let configured = |name: &str| database.shards.iter().any(|shard| shard.name == name);
-    let missing: Vec<String> = known
-        .iter()
-        .filter(|shard| shard.slots > 0 && !configured(&shard.name))
-        .map(|shard| shard.name.clone())
-        .collect();
-    if !missing.is_empty() {
-        return Err(HubError::MissingShards { database: database.name.clone(), shards: missing });
-    }
-    let unknown: Vec<String> = database
-        .shards
-        .iter()
-        .filter(|shard| known.iter().all(|known| known.name != shard.name))
-        .map(|shard| shard.name.clone())
-        .collect();
-    if !unknown.is_empty() {
-        return Err(HubError::UnknownShards { database: database.name.clone(), shards: unknown });
-    }
-    Ok(())
-}
-
-/// One consistent read: a single statement sees one snapshot. Shards are matched by name, so that their order in the config
-/// does not matter.
-async fn read(client: &Client, database: &DatabaseConfig) -> Result<Topology, HubError> {
-    let rows = client
-        .query(
-            "SELECT t.epoch, l.slot, s.name FROM weir.topology t JOIN weir.slot l USING (database) \
-             JOIN weir.shard s ON s.database = l.database AND s.id = l.shard WHERE t.database = $1 ORDER BY l.slot",
-            &[&database.name],
-        )
-        .await?;
-    let damaged = |what: String| HubError::Damaged { database: database.name.clone(), what };
-    let ids: BTreeMap<&str, ShardId> =
-        database.shards.iter().enumerate().map(|(index, shard)| (shard.name.as_str(), ShardId(index as u16))).collect();
-    let mut owners = Vec::with_capacity(Slot::COUNT);
-    let mut epoch = Epoch(0);
-    for row in &rows {
-        let slot: i16 = row.try_get(1)?;
-        if usize::try_from(slot) != Ok(owners.len()) {
-            return Err(damaged(format!("slot {} is not there exactly once", owners.len())));
-        }
-        let name: &str = row.try_get(2)?;
-        let owner = ids.get(name).ok_or_else(|| HubError::MissingShards {
-            database: database.name.clone(),
-            shards: vec![name.to_owned()],
-        })?;
-        owners.push(*owner);
-        epoch = Epoch(row.try_get::<_, i64>(0)? as u64);
-    }
-    let found = owners.len();
-    let slots =
-        SlotMap::new(owners).ok_or_else(|| damaged(format!("{found} of {} slots have an owner", Slot::COUNT)))?;
-    Ok(topology(database, epoch, slots))
+    let (epoch, known) = shards::known(&snapshot, &database.name).await?;
+    let ids = known.iter().enumerate().map(|(number, shard)| (shard.name.as_str(), ShardId(number as u16))).collect();
+    let moves = moves::read(&snapshot, &database.name, &ids).await?;
+    shards::map(database, epoch, known, moves)
 }
 
 /// Kind, key and key type of a rule as the hub stores them.

@@ -203,9 +203,9 @@ impl Database {
         let shard = match &plan.target {
             Target::One(shard) => Some(*shard),
             Target::Home => Some(topology.home),
-            Target::Any => Some(ShardId(0)),
+            Target::Any => topology.roster.any(0),
             Target::Many(shards) if shards.len() == 1 => Some(shards[0]),
-            Target::All if topology.is_single() => Some(ShardId(0)),
+            Target::All if topology.is_single() => Some(topology.home),
             Target::Many(_) | Target::All | Target::Engine => None,
         };
         if plan.access != Access::Read || plan.target == Target::Engine {

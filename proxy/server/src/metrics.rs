@@ -39,7 +39,7 @@ const ENROLLED_MAX: usize = 200;
 const OTHERS: &str = "*";
 
 /// Name, type and help of every metric.
-const DESCRIBED: [(&str, Type, &str); 36] = [
+const DESCRIBED: [(&str, Type, &str); 37] = [
     ("weir_client_connections", Type::Gauge, "Client connections of a database by state (active, idle, waiting)."),
     ("weir_server_connections", Type::Gauge, "Server connections by shard, role and state (active, idle, login)."),
     ("weir_query_duration_seconds", Type::Histogram, "From the statement's arrival to the end of its reply."),
@@ -54,6 +54,7 @@ const DESCRIBED: [(&str, Type, &str); 36] = [
     ("weir_replica_lag_seconds", Type::Gauge, "Replay lag of a replica at its last probe."),
     ("weir_server_up", Type::Gauge, "1 when the last probe of the server succeeded."),
     ("weir_server_primary", Type::Gauge, "1 for the server that is its shard's primary."),
+    ("weir_server_near", Type::Gauge, "1 for a server in this proxy's zone, or if that has none."),
     ("weir_promotions_total", Type::Counter, "Times when a shard's primary was replaced, or given up as one."),
     (
         "weir_primary_reads_total",
@@ -157,6 +158,11 @@ impl Metrics {
         let database =
             databases.entry(named.database.clone()).or_insert_with(|| DatabaseMetrics::new(&self.registry, &named));
         Arc::clone(database)
+    }
+
+    /// Handles of a shard that joins a database.
+    pub fn add_shard(&self, database: &DatabaseMetrics, shard: &(String, Vec<String>)) {
+        database.add_shard(&self.registry, shard);
     }
 
     /// Handles of a database; looked up once per session.

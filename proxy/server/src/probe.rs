@@ -15,7 +15,7 @@ use tokio_postgres::Client;
 use weir_core::election::{Report, Role, Seen};
 use weir_core::id::Lsn;
 
-use crate::config::{Endpoint, ServerAuth};
+use crate::config::{Endpoint, ServerAuth, ShardConfig};
 use crate::control::{OpenError, Target};
 use crate::roles::{Roles, Route};
 
@@ -228,14 +228,36 @@ SELECT r, CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_cur
        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
 FROM pg_is_in_recovery() AS r";
 
-/// Probes one server for ever; dropping the future ends it and its connection.
-pub async fn run(view: Arc<EndpointView>, roles: Arc<Roles>, auth: ServerAuth, database: String) {
+fn target(view: &EndpointView, auth: &ServerAuth, database: &str) -> Target {
     let mut config = tokio_postgres::Config::new();
-    config.user(&auth.user).dbname(&database).application_name("weir probe").connect_timeout(PATIENCE);
-    if let Some(password) = auth.password(&view.endpoint.host, view.endpoint.port, &database) {
+    config.user(&auth.user).dbname(database).application_name("weir probe").connect_timeout(PATIENCE);
+    if let Some(password) = auth.password(&view.endpoint.host, view.endpoint.port, database) {
         config.password(password);
     }
-    let server = Target::routed(config, Route::Server(Arc::clone(&view.endpoint)), auth.tls);
+    Target::routed(config, Route::Server(Arc::clone(&view.endpoint)), auth.tls.clone())
+}
+
+/// The servers of a shard, each asked once: for commands, which do not go on asking.
+pub async fn once(shard: &ShardConfig, auth: &ServerAuth, database: &str) -> Arc<Roles> {
+    let views: Vec<_> =
+        std::iter::once(&shard.primary).chain(&shard.replicas).map(|at| EndpointView::new(at.clone())).collect();
+    let roles = Roles::new(&shard.name, views.clone());
+    for view in views {
+        let server = target(&view, auth, database);
+        let answer = tokio::time::timeout(2 * PATIENCE, probe(&server, &mut None)).await;
+        let health = match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+            Ok(observation) => Health::Up(observation),
+            Err(error) => Health::Down { failures: 1, error },
+        };
+        view.publish(&health);
+    }
+    roles.look();
+    roles
+}
+
+/// Probes one server for ever; dropping the future ends it and its connection.
+pub async fn run(view: Arc<EndpointView>, roles: Arc<Roles>, auth: ServerAuth, database: String) {
+    let server = target(&view, &auth, &database);
     let start = Instant::now();
     let mut health = EndpointHealth::new();
     let mut client = None;

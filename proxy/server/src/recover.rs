@@ -5,6 +5,7 @@
 //! proxies may do so at once; the outcome is the same. Sessions write decisions under their clients' own roles, so every role may
 //! insert rows; one counts only if it knows the number whose digest the name ends with, or is ours.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use weir_core::id::ShardId;
 
 use crate::back::connect::Login;
 use crate::control::MAKE_SCHEMA;
-use crate::database::Database;
+use crate::database::{Database, Primaries};
 use crate::fresh::Announced;
 
 /// With [`AGE_S_MIN`], nothing stays in doubt for more than five seconds where the shards can be reached.
@@ -54,6 +55,8 @@ DO $$ BEGIN
             ALTER COLUMN at SET DEFAULT clock_timestamp();
     END IF;
 END $$;
+CREATE TABLE IF NOT EXISTS weir.map (epoch bigint NOT NULL);
+INSERT INTO weir.map SELECT 0 WHERE NOT EXISTS (SELECT FROM weir.map);
 GRANT USAGE ON SCHEMA weir TO PUBLIC;
 GRANT INSERT (gid, secret, parts) ON weir.txlog TO PUBLIC";
 
@@ -72,8 +75,8 @@ pub async fn prepare(logins: &[Login]) -> Result<()> {
 }
 
 /// Looks for leftovers for ever; dropping the future ends it.
-pub async fn run(db: Arc<Database>, logins: Vec<Login>) {
-    let mut sweeper = Sweeper { clients: logins.iter().map(|_| None).collect(), logins, rounds: 0 };
+pub async fn run(db: Arc<Database>) {
+    let mut sweeper = Sweeper { primaries: Arc::clone(&db.primaries), clients: BTreeMap::new(), rounds: 0 };
     loop {
         tokio::time::sleep(EVERY).await;
         match tokio::time::timeout(PATIENCE, sweeper.sweep(&db)).await {
@@ -81,7 +84,7 @@ pub async fn run(db: Arc<Database>, logins: Vec<Login>) {
             Ok(count) => tracing::info!(database = %db.name, count, "finished distributed transactions left in doubt"),
             Err(_) => {
                 tracing::debug!(database = %db.name, "looking for prepared transactions took too long");
-                sweeper.clients.fill_with(|| None);
+                sweeper.clients.clear();
             }
         }
     }
@@ -89,8 +92,8 @@ pub async fn run(db: Arc<Database>, logins: Vec<Login>) {
 
 /// One connection per shard, kept from round to round.
 struct Sweeper {
-    logins: Vec<Login>,
-    clients: Vec<Option<Link>>,
+    primaries: Arc<Primaries>,
+    clients: BTreeMap<ShardId, Link>,
     rounds: u32,
 }
 
@@ -117,13 +120,15 @@ impl Sweeper {
     async fn sweep(&mut self, db: &Arc<Database>) -> usize {
         let mut found = Vec::new();
         let mut complete = true;
-        for shard in 0..self.logins.len() {
+        let shards: Vec<ShardId> = self.primaries.lately_active().into_iter().map(|(shard, _)| shard).collect();
+        self.clients.retain(|shard, _| shards.contains(shard));
+        for shard in shards {
             match self.prepared_on(shard).await {
                 Ok(rows) => found.extend(rows),
                 Err(error) => {
-                    tracing::debug!(database = %db.name, shard, "looking for prepared transactions failed: {error:#}");
-                    self.clients[shard] = None;
-                    complete = false;
+                    tracing::debug!(database = %db.name, %shard, "looking for prepared transactions failed: {error:#}");
+                    self.clients.remove(&shard);
+                    complete &= !self.primaries.is_active(shard);
                 }
             }
         }
@@ -143,20 +148,20 @@ impl Sweeper {
         finished
     }
 
-    async fn client(&mut self, shard: usize) -> Result<&Link> {
-        if self.clients[shard].as_ref().is_none_or(|link| link.client.is_closed()) {
-            let client = crate::control::connect(&self.logins[shard]).await?;
+    async fn client(&mut self, shard: ShardId) -> Result<&Link> {
+        if self.clients.get(&shard).is_none_or(|link| link.client.is_closed()) {
+            let client = crate::control::connect(self.primaries.of(shard)).await?;
             let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)?;
-            self.clients[shard] = Some(Link { client, pid });
+            self.clients.insert(shard, Link { client, pid });
         }
-        self.clients[shard].as_ref().context("just connected")
+        self.clients.get(&shard).context("just connected")
     }
 
-    async fn prepared_on(&mut self, shard: usize) -> Result<Vec<Prepared>> {
+    async fn prepared_on(&mut self, shard: ShardId) -> Result<Vec<Prepared>> {
         let rows = self.client(shard).await?.client.query(PREPARED, &[]).await?;
         let read = |row: &tokio_postgres::Row| {
             let (gid, age_s, owner) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            Ok(Prepared { shard: ShardId(shard as u16), gid, age_s, owner })
+            Ok(Prepared { shard, gid, age_s, owner })
         };
         rows.iter().map(read).collect()
     }
@@ -168,7 +173,7 @@ impl Sweeper {
             tracing::warn!(%gid, "prepared transaction of a shard that is not known; left alone");
             return Ok(false);
         };
-        let anchor = &self.client(usize::from(anchor.0)).await?.client;
+        let anchor = &self.client(anchor).await?.client;
         anchor
             .execute("INSERT INTO weir.txlog (gid, decision) VALUES ($1, 'a') ON CONFLICT DO NOTHING", &[&gid])
             .await?;
@@ -177,7 +182,7 @@ impl Sweeper {
         let verb = if row.try_get(0)? { "COMMIT" } else { "ROLLBACK" };
         // The name was made by weir: letters, digits, '-' and '_' only, or it would not have an anchor.
         // Its session's announcement ended with its connection, and what it wrote is known to nobody any more.
-        let Link { client, pid } = self.client(usize::from(prepared.shard.0)).await?;
+        let Link { client, pid } = self.client(prepared.shard).await?;
         let mut commits = Commits { announced: Announced::default(), pid: *pid };
         if verb == "COMMIT" && db.tracks_freshness() {
             let anything = Dependencies::from_slice(&[Dependency::Anything]);
@@ -197,7 +202,7 @@ impl Sweeper {
     /// Deletes old decisions that nothing prepared refers to.
     async fn forget(&self, live: &[&str]) {
         let sql = format!("DELETE FROM weir.txlog WHERE at < now() - interval '{KEEP}' AND gid <> ALL($1)");
-        for Link { client, .. } in self.clients.iter().flatten() {
+        for Link { client, .. } in self.clients.values() {
             if let Err(error) = client.execute(&sql, &[&live]).await {
                 tracing::debug!("old decisions stay: {error}");
             }

@@ -68,6 +68,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     differs("engine", old.engine != new.engine);
     differs("cache", old.cache != new.cache);
     differs("peers", old.peers != new.peers);
+    differs("zone", old.zones != new.zones);
     differs("server_auth", old.server_auth != new.server_auth);
     differs("auth_query", old.auth_query != new.auth_query);
     differs("log.format", old.log.format != new.log.format);
@@ -125,6 +126,7 @@ fn merged(old: &Config, new: Config) -> Config {
         limits,
         cache: old.cache.clone(),
         peers: old.peers.clone(),
+        zones: old.zones.clone(),
         tls: new.tls,
         server_auth: old.server_auth.clone(),
         log,

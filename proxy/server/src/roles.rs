@@ -99,6 +99,11 @@ impl Standing {
 }
 
 impl Vacant {
+    /// Have the servers not been asked yet?
+    pub fn is_unasked(&self) -> bool {
+        self.why == NoPrimary::Unasked
+    }
+
     pub fn told(&self) -> UserError {
         let message = format!("shard \"{}\" has no primary now", self.shard);
         UserError::new(Blame::Server, sqlstate::CANNOT_CONNECT, message).detail(format!("{}.", self.why)).hint(
@@ -159,6 +164,13 @@ impl Roles {
     /// Where the server is that is configured as the primary.
     pub fn first(&self) -> Arc<Endpoint> {
         Arc::clone(&self.servers[0].endpoint)
+    }
+
+    /// May that server, by its place in the configuration, say what the primary would say while there is none? One that was replaced may
+    /// not.
+    pub fn may_stand_in(&self, server: usize) -> bool {
+        let Some(view) = self.servers.get(server) else { return false };
+        view.is_replica() || (self.standing.borrow().force.is_none() && view.role() != Role::Superseded)
     }
 
     /// Has a primary been reached since the start?

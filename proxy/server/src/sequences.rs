@@ -16,7 +16,7 @@ use weir_core::plan::Sequence;
 use weir_core::sql::word::quote_name;
 use weir_core::topology::catalog::RelationName;
 
-use crate::back::connect::Login;
+use crate::database::Primaries;
 use crate::hub::Hub;
 
 /// After the hub has failed, others are told so without asking it for this long.
@@ -29,7 +29,7 @@ pub struct Sequences {
     database: String,
     hub: Option<Hub>,
     /// Weir's own login on each shard.
-    shards: Vec<Login>,
+    shards: Arc<Primaries>,
     known: Mutex<HashMap<RelationName, Arc<Stock>>>,
 }
 
@@ -76,7 +76,7 @@ impl Block {
 }
 
 impl Sequences {
-    pub fn new(database: &str, hub: Option<Hub>, shards: Vec<Login>) -> Self {
+    pub fn new(database: &str, hub: Option<Hub>, shards: Arc<Primaries>) -> Self {
         Sequences { database: database.to_owned(), hub, shards, known: Mutex::default() }
     }
 
@@ -183,8 +183,8 @@ impl Sequences {
             let _ = write!(highest, " UNION ALL SELECT max({column})::numeric FROM {table}");
         }
         let mut used: Option<i64> = None;
-        for login in &self.shards {
-            let client = crate::control::connect(login).await?;
+        for (_, login) in self.shards.active() {
+            let client = crate::control::connect(&login).await?;
             // A policy that hides rows is an error here, not a lower number.
             client.batch_execute("SET row_security = off").await?;
             let sql = format!("SELECT max(used)::bigint FROM ({highest}) AS each");

@@ -4,6 +4,7 @@
 //! leaves the gate. Every wait is bounded: takers by their caller, commits by the takers, of whom each leaves within
 //! [`SHUT_MAX`] or so. Non-goals: who may go when ([`weir_core::snapshot`]), and what a session does with it (`exec/snapshot.rs`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
@@ -13,9 +14,10 @@ use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_postgres::Client;
+use weir_core::id::ShardId;
 use weir_core::snapshot::{Deciding, Gate, Taking, Window};
 
-use crate::back::connect::Login;
+use crate::database::Primaries;
 use crate::exec::commit::plain_name;
 use crate::recover::COUNTS;
 
@@ -31,9 +33,9 @@ pub struct Snapshots {
     shut: AtomicBool,
     /// Changes whenever somebody who waits may go on.
     news: watch::Sender<()>,
-    logins: Vec<Login>,
+    primaries: Arc<Primaries>,
     /// Weir's own connections to the shards, as far as there are any.
-    clients: tokio::sync::Mutex<Vec<Option<Client>>>,
+    clients: tokio::sync::Mutex<BTreeMap<ShardId, Client>>,
 }
 
 /// The gate is shut as long as this lives.
@@ -56,14 +58,13 @@ pub struct Taken {
 }
 
 impl Snapshots {
-    pub fn new(logins: Vec<Login>) -> Arc<Self> {
-        let clients = logins.iter().map(|_| None).collect();
+    pub fn new(primaries: Arc<Primaries>) -> Arc<Self> {
         Arc::new(Snapshots {
             gate: Mutex::default(),
             shut: AtomicBool::new(false),
             news: watch::Sender::new(()),
-            logins,
-            clients: tokio::sync::Mutex::new(clients),
+            primaries,
+            clients: tokio::sync::Mutex::default(),
         })
     }
 
@@ -155,19 +156,19 @@ impl Snapshots {
             let mut clients = self.clients.lock().await;
             let shards: Vec<String> = taken.iter().map(|taken| plain_name(&taken.shard)).collect();
             let snapshots: Vec<&str> = taken.iter().map(|taken| &*taken.snapshot).collect();
-            for (client, login) in clients.iter_mut().zip(&self.logins) {
-                let kept = client.take().filter(|client| !client.is_closed());
+            for (shard, login) in self.primaries.lately_active() {
+                let kept = clients.remove(&shard).filter(|client| !client.is_closed());
                 let asked = match kept {
                     Some(client) => client,
-                    None => crate::control::connect(login).await?,
+                    None => crate::control::connect(&login).await?,
                 };
                 let torn = asked.query_opt(&torn(), &[&shards, &snapshots, &unfinished]).await?;
                 if let Some(torn) = torn {
                     tracing::debug!(gid = torn.try_get::<_, &str>(0)?, "a snapshot would show a part of it only");
-                    *client = Some(asked);
+                    clients.insert(shard, asked);
                     return anyhow::Ok(true);
                 }
-                *client = Some(asked);
+                clients.insert(shard, asked);
             }
             Ok(false)
         };
@@ -205,11 +206,13 @@ impl Drop for Decision {
 
 #[cfg(test)]
 mod tests {
+    use weir_core::topology::Roster;
+
     use super::*;
 
     #[tokio::test]
     async fn a_decision_waits_for_the_gate_and_the_gate_for_decisions() {
-        let snapshots = Snapshots::new(Vec::new());
+        let snapshots = Snapshots::new(Primaries::new(Vec::new(), &Roster::fixed(0)));
         let decision = snapshots.decide().await;
         assert!(snapshots.shut().await.is_none(), "it is not still");
         assert!(!snapshots.is_shut(), "and it is open again");
@@ -240,7 +243,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_dropped_at_the_gate_has_left_it() {
-        let snapshots = Snapshots::new(Vec::new());
+        let snapshots = Snapshots::new(Primaries::new(Vec::new(), &Roster::fixed(0)));
         let shut = snapshots.shut().await.expect("nobody decides");
         for _ in 0..3 {
             let waiting = tokio::time::timeout(Duration::from_millis(1), snapshots.decide());
@@ -261,7 +264,7 @@ mod tests {
 
     #[tokio::test]
     async fn takers_share_a_window_until_the_first_one_leaves() {
-        let snapshots = Snapshots::new(Vec::new());
+        let snapshots = Snapshots::new(Primaries::new(Vec::new(), &Roster::fixed(0)));
         let (one, two) = (snapshots.shut().await.expect("still"), snapshots.shut().await.expect("still"));
         drop(one);
         let third = tokio::spawn({

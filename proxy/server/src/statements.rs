@@ -16,7 +16,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{Equivalent, Weighter};
 use weir_core::error::UserError;
 use weir_core::id::ShardId;
-use weir_core::plan::{self, Schema, Template};
+use weir_core::plan::{self, Schema, Template, WithoutGuests};
 use weir_core::session::effect::{Effects, effects_of, keeper_used};
 use weir_core::session::pin::Pin;
 use weir_core::session::vars::Reading;
@@ -32,6 +32,7 @@ use crate::level::Hint;
 const SHAPES_BYTES_MAX: u64 = 32 << 20;
 const PREPARED_BYTES_MAX: u64 = 16 << 20;
 const TEXTS_BYTES_MAX: u64 = 8 << 20;
+const GUESTS_BYTES_MAX: u64 = 4 << 20;
 /// An entry weighs this and a multiple of its text: the plan is about as long as what it is made of.
 const ENTRY_BYTES: usize = 1024;
 /// Shorter texts are cut into tokens as fast as they are found.
@@ -150,6 +151,8 @@ pub struct Statements {
     shapes: Map<ShapeKey, Shape>,
     prepared: Map<PreparedKey, Prepared>,
     texts: Map<ShapeKey, Known>,
+    /// Filled while slots move.
+    guests: Map<ShapeKey, WithoutGuests>,
     /// Hashes of long texts that were seen once.
     sights: Box<[AtomicU64]>,
     hasher: foldhash::fast::RandomState,
@@ -171,6 +174,12 @@ impl Weighter<ShapeKey, Arc<Shape>> for ByText {
 impl Weighter<ShapeKey, Arc<Known>> for ByText {
     fn weight(&self, key: &ShapeKey, known: &Arc<Known>) -> u64 {
         (ENTRY_BYTES + key.text.len() + size_of_val(&*known.literals)) as u64
+    }
+}
+
+impl Weighter<ShapeKey, Arc<WithoutGuests>> for ByText {
+    fn weight(&self, key: &ShapeKey, _: &Arc<WithoutGuests>) -> u64 {
+        (ENTRY_BYTES + key.text.len()) as u64
     }
 }
 
@@ -233,6 +242,7 @@ impl Statements {
             shapes: map(SHAPES_BYTES_MAX),
             prepared: map(PREPARED_BYTES_MAX),
             texts: map(TEXTS_BYTES_MAX),
+            guests: map(GUESTS_BYTES_MAX),
             sights: (0..SIGHTS).map(|_| AtomicU64::new(0)).collect(),
             hasher: foldhash::fast::RandomState::default(),
             next_id: AtomicU64::new(1),
@@ -297,6 +307,26 @@ impl Statements {
         };
         let template = shape.template(sql, view, scratch);
         Understood { shape, template, hint: Hint::around(sql, &scratch.tokens) }
+    }
+
+    /// Where a statement for several shards leaves guests out; leaves its tokens in `scratch`. The same for all texts of a shape.
+    pub fn without_guests(
+        &self,
+        sql: &str,
+        template: &Template,
+        view: &View,
+        scratch: &mut Scratch,
+    ) -> Result<Arc<WithoutGuests>, UserError> {
+        relex(sql, scratch);
+        normalize(sql, &scratch.tokens, &mut scratch.normal);
+        let lookup = ShapeLookup { version: view.version, text: scratch.key() };
+        if let Some(known) = self.guests.get(&lookup) {
+            return Ok(known);
+        }
+        let found = Arc::new(template.without_guests(&scratch.normal, &schema(view))?);
+        let key = ShapeKey { version: view.version, text: scratch.key.as_str().into() };
+        self.guests.insert(key, Arc::clone(&found));
+        Ok(found)
     }
 
     fn learn(&self, sql: &str, view: &View, scratch: &Scratch) -> Shape {

@@ -3,7 +3,8 @@
 //! Figures live in [`crate::metrics`]; here are the sessions themselves, for SHOW CLIENTS and for draining, and the one
 //! place that knows which figure an event belongs to.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use weir_core::cache::CacheKey;
 use weir_core::fresh::PrimaryBecause;
 use weir_core::hot::Use;
-use weir_core::id::ShardId;
+use weir_core::id::{Epoch, ShardId};
 use weir_core::plan::{Access, NoCacheReason, Plan, Target};
 use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
@@ -41,6 +42,8 @@ pub struct SessionStats {
     busy_since_us: AtomicU64,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
+    /// The epoch that the current request is planned by, times two; odd: no slot that moves matters to it. 0: none.
+    works_by: AtomicU64,
     /// Requests that ended outside a transaction, times two; odd: the last one ended inside one.
     rests: AtomicU64,
     /// What [`crate::front::time_out`] wants of it; 0: nothing.
@@ -126,11 +129,36 @@ impl SessionStats {
         order.holds(received_bytes, self.rests.load(Relaxed) >> 1).then_some(order)
     }
 
+    /// What is planned from here to the end of the request is planned by this epoch. Look whether it is still in force afterwards:
+    /// who puts another into force looks here after that.
+    pub fn works_by(&self, epoch: Epoch) {
+        self.works_by.store(epoch.0 << 1, Relaxed);
+        fence(SeqCst);
+    }
+
+    /// No slot that moves matters to what is under way.
+    pub fn stands_aside(&self) {
+        let now = self.works_by.load(Relaxed);
+        self.works_by.store(now | u64::from(now != 0), Release);
+    }
+
+    /// Nothing is planned by any epoch now.
+    pub fn works_by_none(&self) {
+        self.works_by.store(0, Release);
+    }
+
+    /// The epoch that the current request is planned by, and whether slots that move matter to it.
+    pub fn working_by(&self) -> Option<(Epoch, bool)> {
+        let now = self.works_by.load(Acquire);
+        (now != 0).then_some((Epoch(now >> 1), now & 1 == 0))
+    }
+
     pub fn begin(&self) {
         self.busy_since_us.store(self.started.elapsed().as_micros().max(1) as u64, Relaxed);
     }
 
     pub fn end(&self, client: &Client, in_transaction: bool) {
+        self.works_by_none();
         // The session's task alone writes it.
         let rests = self.rests.load(Relaxed);
         self.rests.store(if in_transaction { rests | 1 } else { (rests & !1) + 2 }, Relaxed);
@@ -267,6 +295,7 @@ impl DatabaseStats {
             busy_since_us: AtomicU64::new(0),
             received_bytes: AtomicU64::new(client.received_bytes),
             sent_bytes: AtomicU64::new(client.sent_bytes),
+            works_by: AtomicU64::new(0),
             rests: AtomicU64::new(0),
             order: AtomicU64::new(0),
             waker: OnceLock::new(),

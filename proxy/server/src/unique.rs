@@ -11,19 +11,21 @@
 mod build;
 mod inspect;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio_postgres::Client;
 use weir_core::id::ShardId;
 use weir_core::topology::catalog::UniqueState;
-use weir_core::topology::{Placement, TableRules};
+use weir_core::topology::{Placement, TableRules, Topology};
 use weir_core::unique::{Rule, RuleId, script};
 
 use self::inspect::{Seen, State};
 use crate::back::connect::Login;
-use crate::database::{Database, View};
+use crate::database::{Database, Primaries, View};
+use crate::growing::Growing;
 
 /// Between two looks at the columns: at least so long, and this many times what the last one took.
 const EVERY: Duration = Duration::from_secs(20);
@@ -40,48 +42,51 @@ const OWN_SETTINGS: &str = "SET lock_timeout = '3s'; SET row_security = off";
 /// The globally unique columns of one database.
 pub struct Unique {
     rules: Vec<Rule>,
-    /// Weir's own login on each shard.
-    logins: Vec<Login>,
-    home: usize,
-    /// What proves to each shard that weir itself calls.
-    secrets: Vec<String>,
+    primaries: Arc<Primaries>,
+    home: ShardId,
+    /// What proves to each shard that weir itself calls; empty until the shard has its objects.
+    secrets: Growing<OnceLock<String>>,
     looking: tokio::sync::Mutex<()>,
 }
 
-/// One connection per shard.
+/// One connection to each shard that takes part.
 pub struct Shards {
-    clients: Vec<Client>,
-    home: usize,
+    clients: BTreeMap<ShardId, Client>,
+    home: ShardId,
 }
 
 impl Unique {
     /// Makes the shards' objects, where a column is declared, and takes away what was declared before and is not now.
-    pub async fn prepare(rules: &TableRules, logins: &[Login], home: ShardId) -> Result<Option<Arc<Unique>>> {
-        let rules = declared(rules);
-        let mut secrets = Vec::with_capacity(logins.len());
-        for login in logins {
-            let client = crate::control::connect(login).await?;
-            let there = "SELECT to_regclass('weir.unique_rule') IS NOT NULL";
-            let there: bool = client.query_one(there, &[]).await?.try_get(0)?;
-            if there {
-                forget_others(&client, &rules).await?;
+    pub async fn prepare(topology: &Topology, primaries: &Arc<Primaries>) -> Result<Option<Arc<Unique>>> {
+        let rules = declared(&topology.tables);
+        let secrets: Growing<OnceLock<String>> = topology.shards.iter().map(|_| OnceLock::new()).collect();
+        for (shard, login) in primaries.active() {
+            if let Some(secret) = objects(&rules, &login).await? {
+                let _ = secrets[shard].set(secret);
             }
-            if rules.is_empty() {
-                continue;
-            }
-            let script = format!("BEGIN; SELECT pg_advisory_xact_lock({MAKING}); {}; COMMIT", script::shared());
-            let made = client.batch_execute(&script).await;
-            made.with_context(|| format!("objects for global_unique on {}", login.route.endpoint()))?;
-            secrets.push(client.query_one("SELECT secret FROM weir.unique_secret", &[]).await?.try_get(0)?);
         }
-        let home = usize::from(home.0);
-        Ok((!rules.is_empty()).then(|| {
-            Arc::new(Unique { rules, logins: logins.to_vec(), home, secrets, looking: tokio::sync::Mutex::new(()) })
-        }))
+        let (primaries, home) = (Arc::clone(primaries), topology.home);
+        Ok((!rules.is_empty())
+            .then(|| Arc::new(Unique { rules, primaries, home, secrets, looking: tokio::sync::Mutex::new(()) })))
+    }
+
+    /// Room for one more shard. `None`: there is none left.
+    pub fn append(&self) -> Option<usize> {
+        self.secrets.push(OnceLock::new())
+    }
+
+    /// Makes the objects of a shard that joins. May be done again.
+    pub async fn prepare_shard(&self, shard: ShardId) -> Result<()> {
+        if self.secrets[shard].get().is_none()
+            && let Some(secret) = objects(&self.rules, self.primaries.of(shard)).await?
+        {
+            let _ = self.secrets[shard].set(secret);
+        }
+        Ok(())
     }
 
     pub fn secret(&self, shard: ShardId) -> &str {
-        self.secrets.get(usize::from(shard.0)).map_or("", String::as_str)
+        self.secrets[shard].get().map_or("", String::as_str)
     }
 
     pub fn rules(&self) -> &[Rule] {
@@ -100,14 +105,14 @@ impl Unique {
     /// One look at every column: what is missing is made. Proxies take turns.
     async fn look(&self, db: &Database) -> Result<()> {
         let _one_at_a_time = self.looking.lock().await;
-        let mut clients = Vec::with_capacity(self.logins.len());
-        for login in &self.logins {
-            let client = crate::control::connect(login).await?;
+        let mut clients = BTreeMap::new();
+        for (shard, login) in self.primaries.active() {
+            let client = crate::control::connect(&login).await?;
             client.batch_execute(OWN_SETTINGS).await?;
-            clients.push(client);
+            clients.insert(shard, client);
         }
         let shards = Shards { clients, home: self.home };
-        let home = &shards.clients[self.home];
+        let home = shards.on(self.home)?;
         if home.query_one("SELECT pg_try_advisory_lock($1)", &[&LOOKING]).await?.try_get::<_, bool>(0)? {
             for rule in &self.rules {
                 if let Err(error) = self.look_at(rule, &shards, db).await {
@@ -142,7 +147,8 @@ impl Unique {
             }
         };
         let view = db.view_arc();
-        let build = build::Build { rule, types: &types, slots: &view.topology.slots, logins: &self.logins };
+        let logins = self.primaries.active().into_iter().map(|(_, login)| login).collect();
+        let build = build::Build { rule, types: &types, slots: &view.topology.slots, logins };
         let duplicates = build.run(shards).await?;
         if duplicates.is_empty() {
             tracing::info!(database = %db.name, "{}.{} is unique over all shards", rule.table, rule.column);
@@ -156,13 +162,17 @@ impl Unique {
 }
 
 impl Shards {
+    fn on(&self, shard: ShardId) -> Result<&Client> {
+        self.clients.get(&shard).with_context(|| format!("shard {shard} has left"))
+    }
+
     /// Runs a text on every shard, the home shard last, each in a transaction of its own.
     async fn each(&self, sql: &str) -> Result<()> {
-        let others = (0..self.clients.len()).filter(|shard| *shard != self.home);
-        for shard in others.chain([self.home]) {
-            if let Err(error) = self.clients[shard].batch_execute(&format!("BEGIN; {sql}; COMMIT")).await {
+        let others = self.clients.iter().filter(|(shard, _)| **shard != self.home).map(|(_, client)| client);
+        for client in others.chain([self.on(self.home)?]) {
+            if let Err(error) = client.batch_execute(&format!("BEGIN; {sql}; COMMIT")).await {
                 // The text stopped inside its transaction.
-                self.clients[shard].batch_execute("ROLLBACK").await?;
+                client.batch_execute("ROLLBACK").await?;
                 return Err(error.into());
             }
         }
@@ -233,6 +243,24 @@ fn declared(rules: &TableRules) -> Vec<Rule> {
         }
     }
     declared
+}
+
+/// Makes the objects that all columns share, if one is declared, and takes away those of others; gives what proves to the shard that
+/// weir itself calls.
+async fn objects(rules: &[Rule], login: &Login) -> Result<Option<String>> {
+    let client = crate::control::connect(login).await?;
+    let there = "SELECT to_regclass('weir.unique_rule') IS NOT NULL";
+    let there: bool = client.query_one(there, &[]).await?.try_get(0)?;
+    if there {
+        forget_others(&client, rules).await?;
+    }
+    if rules.is_empty() {
+        return Ok(None);
+    }
+    let script = format!("BEGIN; SELECT pg_advisory_xact_lock({MAKING}); {}; COMMIT", script::shared());
+    let made = client.batch_execute(&script).await;
+    made.with_context(|| format!("objects for global_unique on {}", login.route.endpoint()))?;
+    Ok(Some(client.query_one("SELECT secret FROM weir.unique_secret", &[]).await?.try_get(0)?))
 }
 
 /// Takes away the objects of columns that are not declared any more.

@@ -46,6 +46,8 @@ pub struct Builder {
     lease: Option<&'static str>,
     /// How they hear of each other's writes; weir's default if `None`.
     peers_mode: Option<String>,
+    /// More lines of their section.
+    peers_extra: String,
     /// Of every weir, as (name, value).
     environment: Vec<(String, String)>,
 }
@@ -151,6 +153,12 @@ impl Builder {
         self
     }
 
+    /// The same, with more lines in their section.
+    #[must_use]
+    pub fn peers_with(self, lines: &str) -> Self {
+        Builder { peers_extra: lines.to_owned(), ..self.peers(true) }
+    }
+
     /// The same, with a mode in which they hear of each other's writes.
     #[must_use]
     pub fn peers_mode(self, mode: &str) -> Self {
@@ -186,6 +194,7 @@ impl Builder {
                 if let Some(mode) = &self.peers_mode {
                     writeln!(extra, "mode = \"{mode}\"")?;
                 }
+                extra.push_str(&self.peers_extra);
                 environment.push((PEERS_SECRET.to_owned(), secret.clone()));
             }
             let config = servers.write_config_as(file, &ConfigSpec { port, http_port, extra })?;
@@ -210,6 +219,7 @@ impl Tier {
             peers: None,
             lease: None,
             peers_mode: None,
+            peers_extra: String::new(),
             environment: Vec::new(),
         }
     }
@@ -225,10 +235,22 @@ impl Tier {
         self.builder.start_proxy(&self.servers, &file, behind).await
     }
 
+    /// One more weir whose section of peers has other lines.
+    pub async fn another_with(&self, lines: &str) -> Result<Proxy> {
+        let file = format!("weir-{}.toml", free_port()?);
+        self.builder.clone().peers_with(lines).start_proxy(&self.servers, &file, None).await
+    }
+
     /// One more weir whose file says another mode of peers.
     pub async fn another_in_mode(&self, mode: &str) -> Result<Proxy> {
         let file = format!("weir-{}.toml", free_port()?);
         self.builder.clone().peers_mode(mode).start_proxy(&self.servers, &file, None).await
+    }
+
+    /// One more weir that knows nothing of others, as somebody might start by mistake.
+    pub async fn another_without_peers(&self) -> Result<Proxy> {
+        let file = format!("weir-{}.toml", free_port()?);
+        self.builder.clone().peers(false).start_proxy(&self.servers, &file, None).await
     }
 
     /// The weir that the tier was started with.

@@ -1,6 +1,7 @@
 //! Names and order of every table's columns, next to the cells that fill them.
 
 use super::command::Show;
+use super::reshard::moves_table;
 use super::rows::*;
 use super::table::{Cell, Column, Kind, Table};
 
@@ -40,6 +41,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Help => help(),
         Show::HotKeys => hot_keys(&snapshot.hot),
         Show::Lists => pairs(["'list", "items"], &snapshot.lists),
+        Show::Moves => moves_table(&snapshot.moves, "SHOW"),
         Show::Peers => peers(&snapshot.peers),
         Show::Pins => pins(&snapshot.pins),
         Show::Engine => engine(&snapshot.engine),
@@ -236,11 +238,12 @@ fn config(rows: &[ConfigRow]) -> Table {
 fn shards(rows: &[ShardRow]) -> Table {
     let names = [
         "'database", "shard", "'name", "'primary", "'replicas", "slots", "weight", "'up", "replicas_up", "lag_ms", "epoch",
+        "'state",
     ];
     table(&names, rows.iter().map(|row| vec![
         Cell::from(&row.database), row.shard.0.into(), (&row.name).into(), (&row.primary).into(),
         row.replicas.join(",").into(), row.slots.into(), row.weight.into(), row.is_up.into(), row.replicas_up.into(),
-        row.lag_ms.into(), row.epoch.0.into(),
+        row.lag_ms.into(), row.epoch.0.into(), row.state.into(),
     ]).collect())
 }
 
@@ -267,12 +270,12 @@ fn slots(rows: &[SlotRange]) -> Table {
 fn replicas(rows: &[EndpointRow]) -> Table {
     let names = [
         "'database", "shard", "'role", "'address", "'up", "'in_recovery", "'replay_lsn", "lag_ms", "reads", "'last_error",
-        "timeline",
+        "timeline", "'zone",
     ];
     table(&names, rows.iter().map(|row| vec![
         Cell::from(&row.database), row.shard.0.into(), row.role.into(), (&row.address).into(), row.is_up.into(),
         row.in_recovery.into(), row.replay_lsn.map(|lsn| lsn.to_string()).into(), row.lag_ms.into(), row.reads.into(),
-        row.last_error.as_deref().into(), row.timeline.into(),
+        row.last_error.as_deref().into(), row.timeline.into(), row.zone.as_deref().into(),
     ]).collect())
 }
 

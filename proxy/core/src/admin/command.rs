@@ -4,7 +4,7 @@
 //! else is an error that lists what there is.
 
 use super::flush::{Flush, flush};
-use super::reshard::{self, PlanRequest};
+use super::reshard::{self, Reshard};
 use super::table::Cell;
 use crate::error::{Blame, UserError, sqlstate};
 
@@ -18,8 +18,7 @@ pub enum Command {
         sql: String,
     },
     Act(Act),
-    /// What resharding would move; changes nothing.
-    Plan(PlanRequest),
+    Reshard(Reshard),
     /// One column, one row.
     Select(&'static str, Cell),
     /// Accepted without effect, answered with this tag alone; an empty tag stands for an empty query.
@@ -74,6 +73,7 @@ pub enum Show {
     Help,
     HotKeys,
     Lists,
+    Moves,
     Peers,
     Pins,
     Pools,
@@ -93,7 +93,7 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 27] = [
+    pub const ALL: [Show; 28] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
@@ -105,6 +105,7 @@ impl Show {
         Show::Help,
         Show::HotKeys,
         Show::Lists,
+        Show::Moves,
         Show::Peers,
         Show::Pins,
         Show::Pools,
@@ -146,6 +147,7 @@ impl Show {
             Show::Help => ("HELP", "this list"),
             Show::HotKeys => ("HOT KEYS", "which keys are read and written most"),
             Show::Lists => ("LISTS", "how many of everything"),
+            Show::Moves => ("MOVES", "slots on their way between shards, and how far they are"),
             Show::Peers => ("PEERS", "this proxy and others, at each shard"),
             Show::Pins => ("PINS", "why sessions keep their server connection"),
             Show::Pools => ("POOLS", "clients and server connections per database and user"),
@@ -189,7 +191,7 @@ pub fn parse(text: &str) -> Result<Command, UserError> {
             .parse()
             .map(|id| Command::Act(Act::KillClient(id)))
             .map_err(|_| usage("KILL_CLIENT needs the number of a client", "SHOW CLIENTS has it in its column id.")),
-        "RESHARD" => Ok(Command::Plan(reshard::request(rest)?)),
+        "RESHARD" => Ok(Command::Reshard(reshard::command(rest)?)),
         "FLUSH" => Ok(Command::Act(Act::Flush(flush(rest)?))),
         "SELECT" => select(rest),
         "SET" => Ok(Command::Chatter("SET")),
@@ -325,6 +327,6 @@ fn unknown(command: &str) -> UserError {
     let shown: String = command.chars().take(40).collect();
     let names: Vec<&str> = Show::ALL.iter().map(|show| show.name()).collect();
     UserError::new(Blame::Client, sqlstate::SYNTAX_ERROR, format!("the admin console does not know \"{shown}\""))
-        .detail(format!("It knows SHOW {}; ROUTE [database] '<sql>'; RELOAD; PAUSE, RESUME, RECONNECT [database]; KILL <database>; KILL_CLIENT <id>; FLUSH [database], FLUSH TABLE <table>, FLUSH KEY <table> <value>; RESHARD PLAN [database] <goal>.", names.join("|")))
+        .detail(format!("It knows SHOW {}; ROUTE [database] '<sql>'; RELOAD; PAUSE, RESUME, RECONNECT [database]; KILL <database>; KILL_CLIENT <id>; FLUSH [database], FLUSH TABLE <table>, FLUSH KEY <table> <value>; RESHARD PLAN | START [database] <goal>, RESHARD CUTOVER | COMPLETE | ROLLBACK | CANCEL | PAUSE | RESUME | VERIFY [database] [MOVE <id>].", names.join("|")))
         .hint("SHOW HELP explains them. To run SQL, connect to one of the databases that SHOW DATABASES lists.")
 }

@@ -13,7 +13,7 @@ pub mod table;
 
 pub use command::{Act, Command, Show};
 pub use flush::{Flush, Named};
-pub use reshard::{PlanLine, PlanRequest, plan_table};
+pub use reshard::{MovesRow, PlanLine, PlanRequest, Reshard, Which, moves_table, plan_table};
 pub use rows::*;
 pub use table::{Cell, Column, Kind, Table};
 
@@ -39,7 +39,8 @@ pub fn answer(command: &Command, source: &dyn AdminSource) -> Result<Table, User
         }
         Command::Act(act) => Ok(Table::done(act.tag())),
         // Its columns; the rows take a while, and are the caller's to get.
-        Command::Plan(_) => Ok(plan_table(&[], &[])),
+        Command::Reshard(Reshard::Plan(_)) => Ok(plan_table(&[], &[])),
+        Command::Reshard(_) => Ok(moves_table(&[], "RESHARD")),
         Command::Select(column, cell) => Ok(columns::select(column, cell.clone())),
         Command::Chatter(tag) => Ok(Table::done(tag)),
     }

@@ -1,4 +1,4 @@
-//! `RESHARD PLAN`: what would move, and what stands in the way.
+//! `RESHARD`: what would move and what stands in the way, moves that begin, and what is said to those that run.
 //!
 //! Names of shards and databases keep their case, as with the console's other commands. Non-goal: looking names up.
 
@@ -6,8 +6,36 @@ use super::command::{quoted, usage};
 use super::table::{Cell, Column, Kind, Table};
 use crate::error::UserError;
 use crate::reshard::Goal;
+use crate::reshard::phase::Order;
 use crate::reshard::survey::{Finding, Gravity};
 use crate::topology::SlotSet;
+
+/// One command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reshard {
+    /// What would move; changes nothing.
+    Plan(PlanRequest),
+    /// Begin with it.
+    Start(PlanRequest),
+    /// Say something to moves that run.
+    Order { order: Order, which: Which },
+}
+
+/// Which moves are meant.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Which {
+    /// None: the only one there is.
+    pub database: Option<String>,
+    /// None: all that are not over.
+    pub id: Option<i32>,
+}
+
+impl Reshard {
+    /// Does it change nothing?
+    pub fn only_reads(&self) -> bool {
+        matches!(self, Reshard::Plan(_))
+    }
+}
 
 /// What is asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,18 +63,39 @@ pub struct PlanLine {
 }
 
 const WORDS: [&str; 4] = ["ADD", "REMOVE", "WEIGHT", "MOVE"];
-const HINT: &str = "RESHARD PLAN [database] ADD SHARD shard2 'db3.example.com:5432' [WEIGHT 1]; REMOVE SHARD shard2; WEIGHT shard0 = 2, shard1 = 1; \
-                    MOVE SLOTS 0-99, 200 TO shard1.";
+const HINT: &str = "RESHARD PLAN | START [database] ADD SHARD shard2 'db3.example.com:5432' [WEIGHT 1]; REMOVE SHARD shard2; WEIGHT shard0 = 2, shard1 = 1; \
+                    MOVE SLOTS 0-99, 200 TO shard1. RESHARD CUTOVER | COMPLETE | ROLLBACK | CANCEL | PAUSE | RESUME | VERIFY [database] [MOVE number].";
 
 /// What follows RESHARD.
-pub(super) fn request(rest: &str) -> Result<PlanRequest, UserError> {
-    let wrong = || usage("RESHARD PLAN needs a goal", HINT);
+pub(super) fn command(rest: &str) -> Result<Reshard, UserError> {
+    let wrong = || usage("RESHARD needs to be told what", HINT);
     let words = words(rest).ok_or_else(wrong)?;
-    let mut words = words.iter().map(String::as_str).peekable();
-    let is = |word: Option<&str>, expected: &str| word.is_some_and(|word| word.eq_ignore_ascii_case(expected));
-    if !is(words.next(), "PLAN") {
-        return Err(wrong());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (verb, rest) = words.split_first().ok_or_else(wrong)?;
+    match verb.to_ascii_uppercase().as_str() {
+        "PLAN" => Ok(Reshard::Plan(request(rest)?)),
+        "START" => Ok(Reshard::Start(request(rest)?)),
+        verb => {
+            let order = Order::ALL.into_iter().find(|order| order.as_str() == verb).ok_or_else(wrong)?;
+            let number = |text: &str| text.parse().map(Some).map_err(|_| wrong());
+            let (database, id) = match rest {
+                [] => (None, None),
+                [word, id] if word.eq_ignore_ascii_case("MOVE") => (None, number(id)?),
+                [database] => (Some((*database).to_owned()), None),
+                [database, word, id] if word.eq_ignore_ascii_case("MOVE") => {
+                    (Some((*database).to_owned()), number(id)?)
+                }
+                _ => return Err(wrong()),
+            };
+            Ok(Reshard::Order { order, which: Which { database, id } })
+        }
     }
+}
+
+fn request(words: &[&str]) -> Result<PlanRequest, UserError> {
+    let wrong = || usage("RESHARD PLAN and START need a goal", HINT);
+    let mut words = words.iter().copied().peekable();
+    let is = |word: Option<&str>, expected: &str| word.is_some_and(|word| word.eq_ignore_ascii_case(expected));
     let names_goal = |word: &&str| WORDS.iter().any(|goal| word.eq_ignore_ascii_case(goal));
     let database = words.next_if(|word| !names_goal(word)).map(str::to_owned);
     let goal = words.next().ok_or_else(wrong)?.to_ascii_uppercase();
@@ -157,6 +206,84 @@ pub fn plan_table(lines: &[PlanLine], findings: &[Finding]) -> Table {
     Table { columns, rows: lines.iter().map(line).chain(findings.iter().map(finding)).collect(), tag: "RESHARD PLAN" }
 }
 
+/// A move, as SHOW MOVES shows it.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct MovesRow {
+    pub database: String,
+    pub id: i32,
+    pub from: String,
+    pub to: String,
+    pub slots: usize,
+    pub phase: &'static str,
+    /// What it is to reach.
+    pub aim: &'static str,
+    pub is_paused: bool,
+    /// Seconds since the phase began.
+    pub since_s: i64,
+    pub rows: i64,
+    pub rows_total: i64,
+    pub bytes: i64,
+    /// Rows per second of the copy.
+    pub rate: Option<i64>,
+    /// Until the copy is done.
+    pub eta_s: Option<i64>,
+    /// Changes applied since the copy.
+    pub changes: i64,
+    pub lag_bytes: i64,
+    /// How long the last change of owner made statements wait, in microseconds.
+    pub pause_us: Option<i64>,
+    pub error: Option<String>,
+}
+
+/// The moves as a table.
+pub fn moves_table(rows: &[MovesRow], tag: &'static str) -> Table {
+    let text = |name| Column { name, kind: Kind::Text };
+    let number = |name| Column { name, kind: Kind::Int8 };
+    let columns = vec![
+        text("database"),
+        number("id"),
+        text("from"),
+        text("to"),
+        number("slots"),
+        text("phase"),
+        text("aim"),
+        text("paused"),
+        number("since_s"),
+        number("rows"),
+        number("rows_total"),
+        number("bytes"),
+        number("rows_per_s"),
+        number("eta_s"),
+        number("changes"),
+        number("lag_bytes"),
+        number("pause_us"),
+        text("error"),
+    ];
+    let cells = |row: &MovesRow| {
+        vec![
+            Cell::from(&row.database),
+            Cell::Int(row.id.into()),
+            (&row.from).into(),
+            (&row.to).into(),
+            Cell::Int(row.slots as i64),
+            row.phase.into(),
+            row.aim.into(),
+            row.is_paused.into(),
+            Cell::Int(row.since_s),
+            Cell::Int(row.rows),
+            Cell::Int(row.rows_total),
+            Cell::Int(row.bytes),
+            row.rate.into(),
+            row.eta_s.into(),
+            Cell::Int(row.changes),
+            Cell::Int(row.lag_bytes),
+            row.pause_us.into(),
+            row.error.as_ref().into(),
+        ]
+    };
+    Table { columns, rows: rows.iter().map(cells).collect(), tag }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,12 +306,27 @@ mod tests {
             ("PLAN WEIGHT a=2,b = 0", None, Goal::Weigh(vec![("a".into(), 2), ("b".into(), 0)])),
             ("PLAN MOVE SLOTS 0-9, 12 TO b", None, Goal::Move { slots: slots("0-9,12"), to: "b".into() }),
         ] {
-            assert_eq!(request(text), Ok(PlanRequest { database: database.map(Into::into), goal }), "{text}");
+            assert_eq!(
+                command(text),
+                Ok(Reshard::Plan(PlanRequest { database: database.map(Into::into), goal })),
+                "{text}"
+            );
+        }
+        for (text, order, database, id) in [
+            ("CUTOVER", Order::Cutover, None, None),
+            ("rollback shop", Order::Rollback, Some("shop"), None),
+            ("PAUSE MOVE 7", Order::Pause, None, Some(7)),
+            ("CANCEL \"my shop\" move 7", Order::Cancel, Some("my shop"), Some(7)),
+        ] {
+            let which = Which { database: database.map(Into::into), id };
+            assert_eq!(command(text), Ok(Reshard::Order { order, which }), "{text}");
         }
         for wrong in [
             "",
             "PLAN",
-            "START ADD SHARD a b:1",
+            "BEGIN ADD SHARD a b:1",
+            "CUTOVER shop 7",
+            "CUTOVER MOVE seven",
             "PLAN ADD SHARD a",
             "PLAN ADD a b:1",
             "PLAN ADD SHARD a b:1 WEIGHT",
@@ -198,7 +340,7 @@ mod tests {
             "PLAN MOVE SLOTS 1 2 TO b c",
             "PLAN shop shop REMOVE SHARD a",
         ] {
-            assert!(request(wrong).expect_err(wrong).hint.is_some(), "{wrong}");
+            assert!(command(wrong).expect_err(wrong).hint.is_some(), "{wrong}");
         }
     }
 }

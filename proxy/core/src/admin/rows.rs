@@ -15,6 +15,7 @@ pub struct Snapshot {
     pub slots: Vec<SlotRange>,
     pub endpoints: Vec<EndpointRow>,
     pub pins: Vec<PinRow>,
+    pub moves: Vec<super::MovesRow>,
     pub peers: Vec<PeerRow>,
     pub prepared: Vec<PreparedRow>,
     pub engine: Vec<EngineRow>,
@@ -181,6 +182,8 @@ pub struct ShardRow {
     pub database: String,
     pub shard: ShardId,
     pub name: String,
+    /// joining, active or retired
+    pub state: &'static str,
     /// host:port
     pub primary: String,
     pub replicas: Vec<String>,
@@ -222,6 +225,8 @@ pub struct EndpointRow {
     pub lag_ms: Option<u64>,
     pub reads: u64,
     pub last_error: Option<String>,
+    /// Where it is, if the configuration says so.
+    pub zone: Option<String>,
 }
 
 /// Sessions that kept their server connection, by reason.

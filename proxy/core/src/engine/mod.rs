@@ -2,7 +2,8 @@
 //!
 //! Every relation of the shards stands there under its own name, so that a client's statement runs unchanged: a sharded table is
 //! partitioned by a hash whose remainder is the number of the shard, with a foreign table of each shard as its partition; any other
-//! table is a foreign table of the home shard. Views, types and functions that cannot write are made anew.
+//! table is a foreign table of the home shard. Views, types and functions that cannot write are made anew. While slots move, a sharded
+//! table is a view of those foreign tables that leaves guests out.
 //!
 //! Invariants: the same input gives the same text, so that its hash says whether a database is up to date. What cannot be made, or
 //! would not mean the same there, is listed as skipped with its reason and never stands for something else. Clients can read, and
@@ -14,7 +15,7 @@ mod script;
 pub use script::{reach, script};
 
 use crate::id::Epoch;
-use crate::topology::{SlotMap, TableRules};
+use crate::topology::{SlotMap, SlotSet, TableRules};
 
 /// Schema of weir's own objects in that database.
 pub const SCHEMA: &str = "weir_engine";
@@ -129,6 +130,8 @@ pub struct Target<'a> {
     pub home: usize,
     pub slots: &'a SlotMap,
     pub rules: &'a TableRules,
+    /// Slots of which each of the shards may have rows that it does not own.
+    pub guests: &'a [Option<&'a SlotSet>],
     /// The hub's account may make operator classes.
     pub partitions: bool,
     /// It is a superuser.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{Home, Object, Role, SCHEMA, Skipped, Table, Target};
 use crate::id::Slot;
 use crate::sql::word::{quote_literal, quote_name};
-use crate::topology::{KeyType, Placement};
+use crate::topology::{KeyType, Placement, in_sql};
 
 /// What Postgres adds to the hash of the first partition key (hash_combine64 in src/include/common/hashfn.h with a = 0); taken off
 /// again, the remainder is the shard's number.
@@ -272,11 +272,17 @@ fn origin(table: &Table, shard: usize) -> String {
 fn sharded(table: &Table, name: &str, key: &str, (key_type, target): (KeyType, &Target<'_>)) -> String {
     let shards = target.shards.len();
     let part = |shard: usize| format!("{SCHEMA}.r{}_{shard}", table.oid);
-    if !target.partitions {
+    // Partitions would be trusted to hold what belongs in them, and the wrapper cannot leave rows of a table out.
+    if !target.partitions || target.guests.iter().any(Option::is_some) {
         let parts: Vec<String> = (0..shards).map(|shard| foreign(table, &part(shard), shard)).collect();
         let columns: Vec<String> = table.columns.iter().map(|column| quote_name(&column.name)).collect();
         let columns = columns.join(", ");
-        let rows: Vec<String> = (0..shards).map(|shard| format!("SELECT {columns} FROM {}", part(shard))).collect();
+        let own = |shard: usize| match target.guests.get(shard) {
+            Some(Some(guests)) => format!(" WHERE {}", in_sql::outside(guests, &quote_name(key), key_type)),
+            _ => String::new(),
+        };
+        let rows = (0..shards).map(|shard| format!("SELECT {columns} FROM {}{}", part(shard), own(shard)));
+        let rows: Vec<String> = rows.collect();
         return format!("{}; CREATE VIEW {name} AS {}", parts.join("; "), rows.join(" UNION ALL "));
     }
     let type_oid = table.columns.iter().find(|column| column.name == key).map_or(0, |column| column.type_oid);

@@ -128,6 +128,8 @@ impl ReadBound {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReplicaView {
     pub connected: bool,
+    /// In this proxy's zone, or nobody has said which that is.
+    pub is_near: bool,
     /// Statements under way on it from this proxy.
     pub outstanding: u32,
     /// The newest replay position it ever reported, by a probe or ahead of a query.
@@ -151,6 +153,8 @@ pub enum PrimaryBecause {
     NoReplica,
     /// Whether the primary is still the same is not known, so neither is what its positions mean.
     ClockDown,
+    /// Somebody else writes in the same database, and is not heard of ([`super::sign`]).
+    AnotherWeir,
     /// Other proxies may not be able to tell this one of their writes.
     NoLease,
     /// It reads something that ordinary writes do not announce.
@@ -173,9 +177,10 @@ pub enum PrimaryBecause {
 
 impl PrimaryBecause {
     /// In order of declaration.
-    pub const ALL: [PrimaryBecause; 13] = [
+    pub const ALL: [PrimaryBecause; 14] = [
         PrimaryBecause::NoReplica,
         PrimaryBecause::ClockDown,
+        PrimaryBecause::AnotherWeir,
         PrimaryBecause::NoLease,
         PrimaryBecause::Unwatched,
         PrimaryBecause::WritePending,
@@ -194,6 +199,7 @@ impl PrimaryBecause {
         match self {
             PrimaryBecause::NoReplica => "no_replica",
             PrimaryBecause::ClockDown => "clock_down",
+            PrimaryBecause::AnotherWeir => "another_weir",
             PrimaryBecause::NoLease => "no_lease",
             PrimaryBecause::Unwatched => "unwatched",
             PrimaryBecause::WritePending => "write_pending",
@@ -214,6 +220,7 @@ impl std::fmt::Display for PrimaryBecause {
         f.write_str(match self {
             PrimaryBecause::NoReplica => "no replica is connected",
             PrimaryBecause::ClockDown => "the primary does not tell its WAL position",
+            PrimaryBecause::AnotherWeir => "another weir without common [peers] may be writing in the same database",
             PrimaryBecause::NoLease => "other proxies may be unable to tell this one of their writes",
             PrimaryBecause::Unwatched => "it reads something that writes do not announce",
             PrimaryBecause::WritePending => "a write of what it reads is under way",
@@ -229,8 +236,8 @@ impl std::fmt::Display for PrimaryBecause {
     }
 }
 
-/// Chooses the server for a read whose words look like `seen`: the least busy replica that may be fresh enough; of equally busy
-/// ones the first from `turn` on.
+/// Chooses the server for a read whose words look like `seen`: of the replicas that may be fresh enough one in this proxy's zone, if
+/// there is any; of those the least busy; of equally busy ones the first from `turn` on.
 pub fn choose(bound: ReadBound, seen: &Observation, replicas: &[ReplicaView], turn: usize) -> Choice {
     if !replicas.iter().any(|replica| replica.connected) {
         return Choice::Primary(PrimaryBecause::NoReplica);
@@ -249,7 +256,7 @@ pub fn choose(bound: ReadBound, seen: &Observation, replicas: &[ReplicaView], tu
     // One that is known to cover it is surer than one that may.
     let best = candidates.min_by_key(|index| {
         let replica = &replicas[*index];
-        (!replica_answer_ok(need, replica.last_known_replay), replica.outstanding)
+        (!replica_answer_ok(need, replica.last_known_replay), !replica.is_near, replica.outstanding)
     });
     match best {
         Some(index) => Choice::Replica(index, need),
@@ -287,7 +294,13 @@ mod tests {
     use crate::fresh::words::{WordSet, Words};
 
     fn replica(replay: u64, outstanding: u32) -> ReplicaView {
-        ReplicaView { connected: true, outstanding, last_known_replay: Lsn(replay), may_have_moved: false }
+        ReplicaView {
+            connected: true,
+            is_near: true,
+            outstanding,
+            last_known_replay: Lsn(replay),
+            may_have_moved: false,
+        }
     }
 
     /// A look at one word that was last written at `lsn`.
@@ -311,6 +324,11 @@ mod tests {
         let stale = [replica(1000, 9), ReplicaView { may_have_moved: true, ..replica(5, 0) }];
         assert_eq!(ask(&stale, 1), Choice::Replica(0, Lsn(1000)));
         assert_eq!(ask(&stale[1..], 1), Choice::Replica(0, Lsn(1000)));
+        // The zone goes before how busy it is; another zone goes before the primary.
+        let far = |one: ReplicaView| ReplicaView { is_near: false, ..one };
+        assert_eq!(ask(&[far(replica(5000, 0)), replica(5000, 9)], 0), Choice::Replica(1, Lsn(1000)));
+        assert_eq!(ask(&[far(replica(5000, 4)), far(replica(5000, 3))], 0), Choice::Replica(1, Lsn(1000)));
+        assert_eq!(ask(&[far(replica(5000, 4)), replica(999, 0)], 0), Choice::Replica(0, Lsn(1000)));
         // Equally busy ones take turns.
         let equal = [replica(5000, 1); 3];
         assert_eq!([0, 1, 2, 3].map(|turn| ask(&equal, turn)), [0, 1, 2, 0].map(|at| Choice::Replica(at, Lsn(1000))));

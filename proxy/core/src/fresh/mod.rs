@@ -9,6 +9,7 @@ mod model;
 pub mod pace;
 pub mod past;
 pub mod shown;
+pub mod sign;
 mod sync;
 pub mod words;
 

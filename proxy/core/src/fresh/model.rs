@@ -559,7 +559,8 @@ impl Checker {
         let mut count = self.set_reader(state, at, (index, ask), "R misses, asks the primary");
         if self.scope.replica {
             let (last_known_replay, may_have_moved) = (Lsn(u64::MAX), false);
-            let view = ReplicaView { connected: true, outstanding: 0, last_known_replay, may_have_moved };
+            let view =
+                ReplicaView { connected: true, is_near: true, outstanding: 0, last_known_replay, may_have_moved };
             if let Choice::Replica(_, need) = choose(ReadBound::Strict, &seen, &[view], 0) {
                 let ask = Reader { phase: Phase::AskReplica, lsn: number_of(need), ..me };
                 count += self.set_reader(state, at, (index, ask), "R misses, asks the replica");

@@ -18,6 +18,7 @@ use crate::fresh::{Dependencies, Dependency, KeyHash, TableHash};
 use crate::id::{ShardId, Slot};
 use crate::merge::MergeSpec;
 use crate::sql::facts::{KeySet, TableName, Term, family};
+use crate::topology::moves::Guests;
 use crate::topology::{Key, KeyType, Topology};
 
 /// More keys of one table than this count as a keyless access of it: freshness words are few.
@@ -204,6 +205,7 @@ impl Shape {
             }
             _ => None,
         };
+        let guests = if dealt.is_some() { None } else { self.guests(&target, &reason, topology) };
         let cacheable = match self.cacheable {
             Ok(()) if merge.is_some() => Err(NoCacheReason::Scatter),
             Ok(()) if values.mention_time() => Err(NoCacheReason::TimeWord),
@@ -214,6 +216,7 @@ impl Shape {
             access: self.access,
             merge,
             dealt,
+            guests,
             reads: depend(&self.reads, &bound),
             writes: depend(&self.writes, &bound),
             cacheable,
@@ -222,6 +225,17 @@ impl Shape {
             noting: self.noting,
             reason,
         })
+    }
+
+    /// The guests that the statement could meet.
+    fn guests(&self, target: &Target, reason: &RouteReason, topology: &Topology) -> Option<Arc<Guests>> {
+        let several = match target {
+            Target::All => true,
+            Target::Many(shards) => shards.len() > 1,
+            Target::Home | Target::One(_) | Target::Any | Target::Engine => false,
+        };
+        let looks = !matches!(self.wrap, Wrap::CopyIn(_) | Wrap::Carry(_)) && *reason != RouteReason::ReferenceWrite;
+        topology.moves.all_guests().filter(|_| several && looks).cloned()
     }
 
     /// See [`super::Template::carried`].
@@ -235,6 +249,7 @@ impl Shape {
             access: Access::Write,
             merge: None,
             dealt: None,
+            guests: None,
             reads: Dependencies::new(),
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::NotSelect),
@@ -252,6 +267,7 @@ impl Shape {
             access: self.access,
             merge: None,
             dealt,
+            guests: None,
             reads: Dependencies::new(),
             writes: depend(&self.writes, bound),
             cacheable: Err(NoCacheReason::NotSelect),
@@ -337,7 +353,7 @@ impl Shape {
             shards.sort_unstable();
             shards.dedup();
             if shards.len() <= 1 {
-                let shard = shards.first().copied().unwrap_or(ShardId(0));
+                let shard = shards.first().copied().unwrap_or(topology.home);
                 return self.one(keyed, bound, shard, topology);
             }
             if keyed.insert && self.scatter.is_ok() {
@@ -363,7 +379,7 @@ impl Shape {
         let Some(core) = keyed.core else { return Ok((Target::All, RouteReason::Scatter)) };
         let shards = &bound[core].shards;
         if shards.len() <= 1 {
-            return self.one(keyed, bound, shards.first().copied().unwrap_or(ShardId(0)), topology);
+            return self.one(keyed, bound, shards.first().copied().unwrap_or(topology.home), topology);
         }
         let name = Arc::clone(&self.demands[core].name);
         let reason = RouteReason::KeysApart { name, keys: bound[core].hashes.len(), shards: shards.len() };

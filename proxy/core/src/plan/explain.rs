@@ -1,10 +1,11 @@
 //! A plan in words, for ROUTE and EXPLAIN.
 
 use super::{Access, ExplainFormat, Plan, Target};
+use crate::id::ShardId;
 use crate::merge::{FoldKind, MergeSpec};
 use crate::sql::lex::Token;
 use crate::sql::word;
-use crate::topology::Topology;
+use crate::topology::{SlotSet, Topology};
 
 impl ExplainFormat {
     /// The format that the tokens in front of the explained statement ask for; `None`: another one.
@@ -113,6 +114,9 @@ pub fn explain(plan: &Plan, topology: &Topology) -> Vec<(String, String)> {
     if let Some(slots) = slots(plan) {
         row("slots", slots);
     }
+    if let Some(guests) = guests(plan, topology) {
+        row("guests", guests);
+    }
     row(
         "access",
         match plan.access {
@@ -151,13 +155,13 @@ fn target_name(target: &Target) -> &'static str {
 }
 
 fn shards(target: &Target, topology: &Topology) -> String {
-    let name = |index: usize| topology.shards.get(index).map_or_else(|| index.to_string(), ToString::to_string);
+    let names = |shards: &[ShardId]| shards.iter().map(|shard| topology.name_of(*shard)).collect::<Vec<_>>().join(", ");
     match target {
-        Target::Home => name(usize::from(topology.home.0)),
-        Target::One(shard) => name(usize::from(shard.0)),
-        Target::Many(shards) => shards.iter().map(|shard| name(usize::from(shard.0))).collect::<Vec<_>>().join(", "),
-        Target::Any => format!("any of {}", topology.shards.join(", ")),
-        Target::All | Target::Engine => topology.shards.join(", "),
+        Target::Home => topology.name_of(topology.home),
+        Target::One(shard) => topology.name_of(*shard),
+        Target::Many(shards) => names(shards),
+        Target::Any => format!("any of {}", names(topology.active())),
+        Target::All | Target::Engine => names(topology.active()),
     }
 }
 
@@ -166,6 +170,19 @@ fn slots(plan: &Plan) -> Option<String> {
         super::RouteReason::Key { slot, .. } => Some(slot.index().to_string()),
         _ => None,
     }
+}
+
+/// Which rows of the shards it is sent to are left out.
+fn guests(plan: &Plan, topology: &Topology) -> Option<String> {
+    let asked = |shard: ShardId| match &plan.target {
+        Target::Many(shards) => shards.contains(&shard),
+        _ => true,
+    };
+    let met = plan.guests.as_ref()?.iter().filter(|(shard, _)| asked(**shard));
+    let one =
+        |(shard, slots): (&ShardId, &SlotSet)| format!("slots {slots} of {}", shards(&Target::One(*shard), topology));
+    let met: Vec<String> = met.map(one).collect();
+    (!met.is_empty()).then(|| format!("left out: {}", met.join(", ")))
 }
 
 /// The merge in one line.

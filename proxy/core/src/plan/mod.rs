@@ -16,6 +16,7 @@ mod explain;
 mod fill;
 mod formula;
 mod functions;
+mod guests;
 mod hidden;
 mod reason;
 mod refuse;
@@ -35,6 +36,7 @@ use crate::id::ShardId;
 use crate::merge::MergeSpec;
 use crate::sql::class::Class;
 use crate::topology::Topology;
+use crate::topology::moves::Guests;
 
 pub use crate::sql::facts::Schema;
 pub use carry::{CarriedKey, Carry, Form, TEXT, Written, put_value};
@@ -42,6 +44,7 @@ pub use compile::{Compiled, Noting, compile, unread};
 pub use deal::{Deal, Dealt, Returned};
 pub use explain::explain;
 pub use fill::{Drawing, Filling, Sequence};
+pub use guests::WithoutGuests;
 pub use reason::{KeyName, NoCacheReason, PrimaryReason, RouteReason};
 pub use rewrite::{Edit, Piece, Rewrite};
 pub use ungrouped::grouped_too;
@@ -64,6 +67,8 @@ pub struct Plan {
     pub merge: Option<Box<MergeSpec>>,
     /// Present exactly for an INSERT whose rows belong to several shards; then each is sent its own.
     pub dealt: Option<Arc<Dealt>>,
+    /// Rows that it could meet on its shards and must not: those are sent [`Template::without_guests`]'s text.
+    pub guests: Option<Arc<Guests>>,
     pub reads: Dependencies,
     pub writes: Dependencies,
     pub cacheable: Result<(), NoCacheReason>,
@@ -142,6 +147,7 @@ impl Plan {
             access: Access::PrimaryRead(PrimaryReason::SessionStatement),
             merge: None,
             dealt: None,
+            guests: None,
             reads: Dependencies::new(),
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::NotSelect),
@@ -156,6 +162,22 @@ impl Plan {
     pub fn settles(&self) -> bool {
         matches!(self.noting, Noting::Settled { .. })
             && matches!(self.wrap, Wrap::None | Wrap::CopyIn(_) | Wrap::Carry(_))
+    }
+
+    /// Does a plan made on [`crate::topology::moves::Apart`] touch a slot of `nobody`?
+    pub fn touches(&self, nobody: ShardId) -> bool {
+        match &self.target {
+            Target::One(shard) => *shard == nobody,
+            Target::Many(shards) => shards.contains(&nobody),
+            Target::All => self.merge.is_some() || self.wrap != Wrap::None || self.combine() == Combine::Sum,
+            Target::Engine => true,
+            Target::Home | Target::Any => false,
+        }
+    }
+
+    /// Does it change what every shard has: rows of reference tables, definitions?
+    pub fn changes_shared(&self) -> bool {
+        self.target == Target::All && self.access == Access::Write && self.combine() == Combine::Alike
     }
 
     pub fn combine(&self) -> Combine {
@@ -190,6 +212,7 @@ impl Template {
             access: Access::Read,
             merge: None,
             dealt: None,
+            guests: None,
             reads: Dependencies::new(),
             writes: Dependencies::new(),
             cacheable: Err(NoCacheReason::Engine),

@@ -100,8 +100,7 @@ impl RouteReason {
 
     /// The sentence with shards called by their names.
     pub fn sentence(&self, topology: &Topology) -> String {
-        let shard =
-            |id: ShardId| topology.shards.get(usize::from(id.0)).map_or_else(|| id.to_string(), ToString::to_string);
+        let shard = |id: ShardId| topology.name_of(id);
         match self {
             RouteReason::Key { name, slot, shard: id } => {
                 format!("{} → slot {} → {}", Condition(name), slot.index(), shard(*id))

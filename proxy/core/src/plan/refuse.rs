@@ -361,6 +361,26 @@ pub fn copy_spread() -> UserError {
     )
 }
 
+/// SQLSTATE of what cannot be done to something that is in use (ERRCODE_OBJECT_IN_USE).
+const IN_USE: &str = "55006";
+
+const MOVE_OVER: &str = "Run it again when the move is over. SHOW MOVES in the admin database tells how far it is.";
+
+pub fn while_moving(command: &str, why: &str) -> UserError {
+    UserError::new(Blame::Client, IN_USE, format!("{command} is not possible while slots move between shards"))
+        .detail(format!("It {why}."))
+        .hint(MOVE_OVER)
+}
+
+/// A read may still be the fallback engine's, which takes what is not supported.
+pub fn meets_guests(why: &str, writes: bool) -> UserError {
+    let sqlstate = if writes { IN_USE } else { sqlstate::FEATURE_NOT_SUPPORTED };
+    let message = "this statement is not possible while slots move between shards";
+    UserError::new(Blame::Client, sqlstate, message)
+        .detail(format!("It would meet rows on a shard that does not own them, and {why}."))
+        .hint(MOVE_OVER)
+}
+
 /// SQLSTATE of what cannot be done before something else has been (ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE).
 const NOT_READY: &str = "55000";
 

@@ -47,6 +47,14 @@ impl Rewrite {
         Rewrite { edits: self.edits.iter().map(edit).collect() }
     }
 
+    /// These edits and more, none of which touches what another one does.
+    #[must_use]
+    pub fn and(self, more: Vec<Edit>) -> Self {
+        let mut edits = self.edits;
+        edits.extend(more);
+        Rewrite::new(edits)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.edits.is_empty()
     }

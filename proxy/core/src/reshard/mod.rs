@@ -4,6 +4,8 @@
 //! in two steps. Names stand for shards, because a shard that is to be added has no number yet.
 //! Non-goals: rows, servers, and whether it can be done ([`survey`] judges what servers have said).
 
+pub mod phase;
+pub mod script;
 pub mod survey;
 
 use std::collections::BTreeMap;
@@ -25,7 +27,7 @@ pub enum Goal {
     Move { slots: SlotSet, to: String },
 }
 
-/// A shard of today and its share of the slots.
+/// A shard of today and its share of the slots; 0: it does not take part (yet).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Weighed {
     pub name: Box<str>,
@@ -46,11 +48,15 @@ pub fn draft(goal: &Goal, shards: &[Weighed], slots: &SlotMap) -> Result<Vec<Ste
     let mut wanted: Vec<Weighed> = shards.to_vec();
     let steps = match goal {
         Goal::Add { shard, weight, .. } => {
-            if shards.iter().any(|known| *known.name == **shard) {
-                return Err(refused("42710", format!("shard \"{shard}\" exists already"))
-                    .hint("RESHARD PLAN WEIGHT changes its share of the slots."));
+            match wanted.iter_mut().find(|known| *known.name == **shard) {
+                Some(known) if known.weight > 0 => {
+                    return Err(refused("42710", format!("shard \"{shard}\" exists already"))
+                        .hint("RESHARD PLAN WEIGHT changes its share of the slots."));
+                }
+                // It is registered and takes no part yet.
+                Some(known) => known.weight = *weight,
+                None => wanted.push(Weighed { name: shard.as_str().into(), weight: *weight }),
             }
-            wanted.push(Weighed { name: shard.as_str().into(), weight: *weight });
             levelled(&wanted, shards, slots)?
         }
         Goal::Remove { shard } => {

@@ -183,6 +183,18 @@ pub fn judge_pair(source: (&str, &ServerSaid), target: (&str, &ServerSaid), is_n
     list.found
 }
 
+/// Columns that are unique over all shards are declared.
+pub fn judge_unique() -> Finding {
+    Finding {
+        gravity: Gravity::Blocker,
+        shard: String::new(),
+        table: String::new(),
+        what: "columns are declared global_unique, and this version does not move what the shards know of their values".to_owned(),
+        remedy: "Take global_unique out of the configuration until the move is complete; weir looks all values up again after that."
+            .to_owned(),
+    }
+}
+
 /// Everything there is to say of one table on a source.
 pub fn judge_table(shard: &str, table: &TableSaid) -> Vec<Finding> {
     let mut list = Findings { shard, table: &table.name, found: Vec::new() };

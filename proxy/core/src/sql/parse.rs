@@ -17,6 +17,7 @@ mod from;
 mod many;
 mod scope;
 mod shape;
+mod sites;
 mod terms;
 
 use std::collections::HashMap;
@@ -35,6 +36,7 @@ use crate::topology::Placement;
 use analyse::Analyser;
 pub use analyse::Unparsed;
 use scope::{Scope, name_parts};
+pub use sites::{Site, sites};
 
 /// Longer text is not parsed.
 const PARSED_BYTES_MAX: usize = 32 * 1024;

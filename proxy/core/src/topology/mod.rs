@@ -6,9 +6,11 @@
 pub mod catalog;
 pub mod drift;
 pub mod hash;
+pub mod in_sql;
 pub mod key;
 pub mod moves;
 pub mod ring;
+pub mod roster;
 pub mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,14 +18,16 @@ use std::sync::Arc;
 
 use crate::id::{Epoch, ShardId, Slot};
 pub use key::{Key, KeyType};
+pub use roster::{Roster, ShardState};
 pub use slots::SlotSet;
 
 /// The whole map at one epoch.
 #[derive(Clone, Debug)]
 pub struct Topology {
     pub epoch: Epoch,
-    /// Names in [`ShardId`] order.
+    /// Names in [`ShardId`] order, of those too that do not take part.
     pub shards: Arc<[Box<str>]>,
+    pub roster: Roster,
     pub slots: SlotMap,
     pub tables: Arc<TableRules>,
     /// Where global tables, catalogue look-ups and statements without a table go.
@@ -38,13 +42,24 @@ impl Topology {
         self.slots.owner(key.slot())
     }
 
-    pub fn shard_count(&self) -> usize {
-        self.shards.len()
+    /// The shards that take part, ascending.
+    pub fn active(&self) -> &[ShardId] {
+        self.roster.active()
     }
 
     /// With one shard nothing has to be routed by key.
     pub fn is_single(&self) -> bool {
-        self.shards.len() == 1
+        self.roster.is_single()
+    }
+
+    /// The name of a shard; its number, if there is none.
+    pub fn name_of(&self, shard: ShardId) -> String {
+        self.shards.get(usize::from(shard.0)).map_or_else(|| shard.to_string(), ToString::to_string)
+    }
+
+    /// For [`crate::plan::Schema`]: one, or more than one.
+    pub fn width(&self) -> usize {
+        if self.is_single() { 1 } else { self.active().len().max(2) }
     }
 }
 
@@ -69,6 +84,12 @@ impl SlotMap {
 
     pub fn owners(&self) -> &[ShardId] {
         &self.0
+    }
+
+    /// The same with other numbers for the shards.
+    #[must_use]
+    pub fn renumbered(&self, number: impl Fn(ShardId) -> ShardId) -> Self {
+        SlotMap(self.0.iter().map(|owner| number(*owner)).collect())
     }
 
     /// Slots per shard, for the shards `0..shards`.

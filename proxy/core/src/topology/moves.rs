@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::SlotSet;
-use crate::id::{ShardId, Slot};
+use super::{SlotMap, SlotSet, Topology};
+use crate::id::ShardId;
 
 /// How far a move has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +18,8 @@ pub enum Stage {
     Cutting,
     /// The target owns the slots, and the source still has what it had.
     Moved,
+    /// As before, but statements that touch the slots wait: they go back to the source.
+    Returning,
 }
 
 /// One move.
@@ -30,26 +32,29 @@ pub struct Move {
     pub stage: Stage,
 }
 
+/// For each shard that may hold rows it does not own, the slots of those rows.
+pub type Guests = BTreeMap<ShardId, SlotSet>;
+
 /// All moves of an epoch. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Moves {
     all: Arc<[Move]>,
-    guests: Arc<BTreeMap<ShardId, SlotSet>>,
+    guests: Arc<Guests>,
     waiting: Arc<SlotSet>,
 }
 
 impl Moves {
     pub fn new(all: Vec<Move>) -> Self {
-        let mut guests: BTreeMap<ShardId, SlotSet> = BTreeMap::new();
+        let mut guests = Guests::new();
         let mut waiting = SlotSet::default();
         for one in &all {
             let host = match one.stage {
                 Stage::Copying | Stage::Cutting => one.to,
-                Stage::Moved => one.from,
+                Stage::Moved | Stage::Returning => one.from,
             };
             let set = guests.entry(host).or_default();
             *set = set.with(&one.slots);
-            if one.stage == Stage::Cutting {
+            if matches!(one.stage, Stage::Cutting | Stage::Returning) {
                 waiting = waiting.with(&one.slots);
             }
         }
@@ -71,9 +76,79 @@ impl Moves {
         if self.guests.is_empty() { None } else { self.guests.get(&shard) }
     }
 
-    /// Must statements that touch this slot wait?
-    pub fn holds(&self, slot: Slot) -> bool {
-        !self.waiting.is_empty() && self.waiting.contains(slot)
+    /// The same for all shards. `None`: no shard has any.
+    pub fn all_guests(&self) -> Option<&Arc<Guests>> {
+        Some(&self.guests).filter(|guests| !guests.is_empty())
+    }
+
+    /// Slots whose owner is about to change.
+    pub fn waiting(&self) -> &SlotSet {
+        &self.waiting
+    }
+
+    /// The shards that own these now, and are to own them no more in a moment.
+    pub fn givers(&self) -> impl Iterator<Item = ShardId> {
+        self.all.iter().filter_map(|one| match one.stage {
+            Stage::Cutting => Some(one.from),
+            Stage::Returning => Some(one.to),
+            Stage::Copying | Stage::Moved => None,
+        })
+    }
+
+    /// Every shard that gives or takes.
+    pub fn shards(&self) -> impl Iterator<Item = ShardId> {
+        self.all.iter().flat_map(|one| [one.from, one.to])
+    }
+
+    /// The guests of these shards (ascending) alone, which are numbered as they stand here.
+    #[must_use]
+    pub fn among(&self, shards: &[ShardId]) -> Moves {
+        let place = |shard| shards.binary_search(shard).ok().map(|at| ShardId(at as u16));
+        let guests: Guests = self.guests.iter().filter_map(|(shard, of)| Some((place(shard)?, of.clone()))).collect();
+        Moves { guests: guests.into(), ..Moves::default() }
+    }
+
+    fn moving(&self) -> SlotSet {
+        self.all.iter().flat_map(|one| one.slots.iter()).collect()
+    }
+}
+
+/// Maps on which slots that move lie on a shard that does not exist: a plan made on one of them tells whether a statement touches
+/// such a slot, however it names its keys.
+#[derive(Clone, Debug)]
+pub struct Apart {
+    pub moving: Topology,
+    /// Those whose statements wait; `None`: there are none.
+    pub waiting: Option<Topology>,
+    /// What every shard has must stay as it is: a shard is being given it.
+    pub shared_waits: bool,
+}
+
+impl Apart {
+    /// `None`: nothing moves.
+    pub fn of(topology: &Topology) -> Option<Apart> {
+        let shared_waits = topology.roster.is_anyone_entering();
+        if topology.moves.is_empty() && !shared_waits {
+            return None;
+        }
+        let apart = |slots: &SlotSet| {
+            let nobody = ShardId(topology.shards.len() as u16);
+            let mut owners = topology.slots.owners().to_vec();
+            slots.iter().for_each(|slot| owners[slot.index()] = nobody);
+            let shards = topology.shards.iter().cloned().chain(["moving".into()]).collect();
+            SlotMap::new(owners).map(|slots| Topology { shards, slots, ..topology.clone() })
+        };
+        let waiting = topology.moves.waiting();
+        Some(Apart {
+            moving: apart(&topology.moves.moving())?,
+            waiting: if waiting.is_empty() { None } else { apart(waiting) },
+            shared_waits,
+        })
+    }
+
+    /// The shard that does not exist.
+    pub fn nobody(&self) -> ShardId {
+        ShardId(self.moving.shards.len() as u16 - 1)
     }
 }
 
@@ -90,7 +165,10 @@ mod tests {
         let moves = Moves::new(vec![one.clone(), two.clone()]);
         assert_eq!(moves.guests(ShardId(1)), Some(&slots.with(&more)));
         assert_eq!((moves.guests(ShardId(0)), moves.guests(ShardId(2))), (None, None));
-        assert!(moves.holds(Slot::new(9).expect("a slot")) && !moves.holds(Slot::new(2).expect("a slot")));
+        assert_eq!((moves.waiting(), moves.givers().collect::<Vec<_>>()), (&more, vec![ShardId(2)]));
+        let others = moves.among(&[ShardId(1), ShardId(7)]);
+        assert_eq!((others.guests(ShardId(0)), others.guests(ShardId(1))), (Some(&slots.with(&more)), None));
+        assert!(moves.among(&[ShardId(0)]).all_guests().is_none());
         let moves = Moves::new(vec![Move { stage: Stage::Moved, ..one }, two]);
         assert_eq!(moves.guests(ShardId(0)), Some(&slots));
         assert_eq!(moves.guests(ShardId(1)), Some(&more));

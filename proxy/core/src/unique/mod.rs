@@ -84,21 +84,20 @@ pub struct Note<'a> {
     pub delta: &'a [u8],
 }
 
-/// The notes that each shard has to be told, ascending by shard. `clears`: how many shards have emptied a table; `Err`: not all
+/// The notes that each of the `shards` that take part has to be told, ascending as they are. `clears`: how many shards have emptied a table; `Err`: not all
 /// of them, so that its values on the others cannot be told apart.
 pub fn deal<'a>(
     notes: Vec<Note<'a>>,
     slots: &SlotMap,
-    shards: usize,
+    shards: &[ShardId],
 ) -> Result<Vec<(ShardId, Vec<Note<'a>>)>, ClearedApart> {
-    let mut parts: Vec<(ShardId, Vec<Note<'a>>)> =
-        (0..shards as u16).map(|shard| (ShardId(shard), Vec::new())).collect();
+    let mut parts: Vec<(ShardId, Vec<Note<'a>>)> = shards.iter().map(|shard| (*shard, Vec::new())).collect();
     let (cleared, changed): (Vec<_>, Vec<_>) = notes.into_iter().partition(|note| note.slot.is_none());
     let mut rules: Vec<&[u8]> = cleared.iter().map(|note| note.rule).collect();
     rules.sort_unstable();
     rules.dedup();
     for rule in rules {
-        if cleared.iter().filter(|note| note.rule == rule).count() < shards {
+        if cleared.iter().filter(|note| note.rule == rule).count() < shards.len() {
             return Err(ClearedApart);
         }
         for (_, part) in &mut parts {
@@ -107,8 +106,8 @@ pub fn deal<'a>(
     }
     for note in changed {
         let Some(slot) = note.slot else { continue };
-        if let Some((_, part)) = parts.get_mut(usize::from(slots.owner(slot).0)) {
-            part.push(note);
+        if let Ok(at) = shards.binary_search(&slots.owner(slot)) {
+            parts[at].1.push(note);
         }
     }
     parts.retain(|(_, part)| !part.is_empty());
@@ -136,19 +135,20 @@ mod tests {
     #[test]
     fn every_shard_is_told_of_its_own_values_in_ascending_order() {
         let notes = vec![note(Some(4000), "c", "1"), note(Some(1), "a", "-1"), note(Some(2047), "b", "1")];
-        let parts = deal(notes, &halves(), 2).expect("dealt");
+        let parts = deal(notes, &halves(), &[ShardId(0), ShardId(1)]).expect("dealt");
         let values: Vec<(u16, Vec<&[u8]>)> =
             parts.iter().map(|(shard, part)| (shard.0, part.iter().filter_map(|note| note.value).collect())).collect();
         assert_eq!(values, [(0, vec![&b"a"[..], b"b"]), (1, vec![&b"c"[..]])]);
-        let parts = deal(vec![note(Some(1), "a", "1")], &halves(), 2).expect("dealt");
+        let parts = deal(vec![note(Some(1), "a", "1")], &halves(), &[ShardId(0), ShardId(1)]).expect("dealt");
         assert_eq!(parts.len(), 1);
     }
 
     #[test]
     fn a_table_is_emptied_on_all_shards_or_refused() {
-        let parts = deal(vec![note(None, "", "0"), note(None, "", "0")], &halves(), 2).expect("dealt");
+        let parts =
+            deal(vec![note(None, "", "0"), note(None, "", "0")], &halves(), &[ShardId(0), ShardId(1)]).expect("dealt");
         assert_eq!(parts.iter().map(|(shard, part)| (shard.0, part.len())).collect::<Vec<_>>(), [(0, 1), (1, 1)]);
-        assert_eq!(deal(vec![note(None, "", "0")], &halves(), 2), Err(ClearedApart));
+        assert_eq!(deal(vec![note(None, "", "0")], &halves(), &[ShardId(0), ShardId(1)]), Err(ClearedApart));
     }
 
     #[test]

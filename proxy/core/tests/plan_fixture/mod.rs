@@ -11,7 +11,7 @@ use weir_core::sql::normal::{Normal, normalize};
 use weir_core::topology::catalog::{
     Catalog, Column, DefaultKind, Overload, Relation, RelationKind, RelationName, UserFunction, Volatility,
 };
-use weir_core::topology::{KeyType, Placement, SlotMap, TableRules, Topology};
+use weir_core::topology::{KeyType, Placement, Roster, SlotMap, TableRules, Topology};
 
 pub struct Fixture {
     pub topology: Topology,
@@ -186,6 +186,7 @@ impl Fixture {
         let names: Vec<Box<str>> = (1..=shards).map(|number| format!("shard{number}").into()).collect();
         let topology = Topology {
             epoch: Epoch(1),
+            roster: Roster::fixed(names.len()),
             shards: names.into(),
             slots: SlotMap::new(owners).expect("every slot has an owner"),
             tables: Arc::new(rules),
@@ -205,7 +206,7 @@ impl Fixture {
             rules: &self.topology.tables,
             catalog: &self.catalog,
             search_path: &self.search_path,
-            shards: self.topology.shard_count(),
+            shards: self.topology.width(),
         };
         (compile(&normal, &class, sql, &schema), normal)
     }

@@ -17,6 +17,7 @@ use weir_core::error::{Blame, UserError, sqlstate};
 
 use super::secret::Stored;
 use crate::control::{OpenError, Target};
+use crate::roles::Roles;
 
 /// Longest wait for a connection and an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,8 +39,11 @@ const POSTGRES_EPOCH: u64 = 946_684_800;
 /// The query with its connection and its answers.
 pub struct AuthQuery {
     sql: Box<str>,
-    /// Asked in this order until one can be reached.
+    /// Whoever is the primary then.
+    primary: Target,
+    /// While there is none, of these those that have what it had.
     servers: Vec<Target>,
+    roles: Arc<Roles>,
     /// An answer this young is used again.
     age_max: Duration,
     open: Mutex<Option<Arc<Connection>>>,
@@ -73,14 +77,17 @@ struct Connection {
 }
 
 impl AuthQuery {
-    pub fn new(sql: &str, servers: Vec<Target>, age_max: Duration) -> Self {
+    /// `primary` and `servers`, in their order, lead to those of `roles`.
+    pub fn new(sql: &str, primary: Target, servers: Vec<Target>, roles: Arc<Roles>, age_max: Duration) -> Self {
         let pinned = |mut server: Target| {
             server.config.options(PINNED).application_name("weir auth_query").connect_timeout(CONNECT_MAX);
             server
         };
         AuthQuery {
             sql: sql.into(),
+            primary: pinned(primary),
             servers: servers.into_iter().map(pinned).collect(),
+            roles,
             age_max,
             open: Mutex::new(None),
             permits: Semaphore::new(ASKED_AT_ONCE),
@@ -161,19 +168,22 @@ impl AuthQuery {
             return Ok(Arc::clone(connection));
         }
         *open = None;
-        let mut last = Failure::Unreachable("no server is configured".to_owned());
-        for (number, server) in self.servers.iter().enumerate() {
+        // One that was a primary and came back may not know what has changed since.
+        let standing_in = self.servers.iter().enumerate().filter(|(number, _)| self.roles.may_stand_in(*number));
+        let replicas = standing_in.map(|(_, server)| server);
+        let mut why = Failure::Unreachable("no server was asked".to_owned());
+        for (number, server) in std::iter::once(&self.primary).chain(replicas).enumerate() {
             match server.open().await {
                 Ok(client) => {
                     let connection = Arc::new(prepare(client, &self.sql, number > 0).await?);
                     *open = Some(Arc::clone(&connection));
                     return Ok(connection);
                 }
-                Err(OpenError::Driver(error)) => last = Failure::Unreachable(sentence(&error)),
-                Err(error) => last = Failure::Unreachable(error.to_string()),
+                Err(OpenError::Driver(error)) => why = Failure::Unreachable(sentence(&error)),
+                Err(error) => why = Failure::Unreachable(error.to_string()),
             }
         }
-        Err(last)
+        Err(why)
     }
 }
 
@@ -282,7 +292,11 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_asked_about_impossible_names_and_nobody_is_let_in_without_an_answer() {
-        let query = AuthQuery::new("SELECT 1", Vec::new(), Duration::ZERO);
+        let nowhere = crate::probe::EndpointView::new(crate::config::Endpoint { host: "127.0.0.1".into(), port: 1 });
+        let roles = Roles::new("shard0", vec![nowhere]);
+        let route = crate::roles::Route::Primary(Arc::clone(&roles));
+        let primary = Target::routed(tokio_postgres::Config::new(), route, crate::back::tls::ServerTls::default());
+        let query = AuthQuery::new("SELECT 1", primary, Vec::new(), roles, Duration::ZERO);
         assert_eq!(query.role(&"x".repeat(64)).await, Ok(None));
         assert_eq!(query.role("ann").await.expect_err("no server").sqlstate, sqlstate::CANNOT_CONNECT);
         let role = Arc::new(Role::default());

@@ -7,3 +7,4 @@ mod follow;
 pub mod pool;
 pub mod stream;
 pub mod tls;
+pub mod walsender;

@@ -327,6 +327,8 @@ impl Pool {
     /// Every Backend of now is closed when it is next idle, instead of being lent again.
     pub fn reconnect(&self) {
         self.fresh_from_us.store(self.made.elapsed().as_micros() as u64, Relaxed);
+        // Whoever logs in from now on is told what a new one says.
+        *self.parameters.lock() = None;
         self.close_idle();
     }
 

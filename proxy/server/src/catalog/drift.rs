@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio_postgres::Client;
+use weir_core::id::ShardId;
 use weir_core::topology::TableRules;
-use weir_core::topology::drift::{Object, Objects, drift};
+use weir_core::topology::drift::{Drift, Object, Objects, drift};
 
 use crate::back::connect::Login;
 use crate::database::Database;
@@ -61,8 +62,16 @@ pub async fn objects(client: &Client, rules: &TableRules) -> Result<Objects> {
     rows.iter().map(read).collect()
 }
 
+/// What was compared last.
+#[derive(Clone, Debug, Default)]
+pub struct Compared {
+    /// The shards, in the order of each drift's definitions.
+    pub shards: Vec<ShardId>,
+    pub found: Vec<Drift>,
+}
+
 /// Asks every shard, and compares.
-pub async fn read(logins: &[Login], rules: &TableRules) -> Result<Vec<weir_core::topology::drift::Drift>> {
+pub async fn read(logins: &[Login], rules: &TableRules) -> Result<Vec<Drift>> {
     let mut shards = Vec::with_capacity(logins.len());
     for login in logins {
         let client = crate::control::connect(login).await?;
@@ -72,17 +81,18 @@ pub async fn read(logins: &[Login], rules: &TableRules) -> Result<Vec<weir_core:
 }
 
 /// Keeps [`Database::drift`] up to date for ever; dropping the future ends it.
-pub async fn watch(db: Arc<Database>, logins: Vec<Login>) {
+pub async fn watch(db: Arc<Database>) {
     let mut told = 0;
     loop {
         let rules = Arc::clone(&db.view().rules);
+        let (shards, logins): (Vec<ShardId>, Vec<Login>) = db.primaries.active().into_iter().unzip();
         match tokio::time::timeout(PATIENCE, read(&logins, &rules)).await {
             Ok(Ok(found)) => {
                 if found.len() > told {
                     tracing::warn!(database = %db.name, objects = found.len(), "the shards' schemas differ; SHOW DRIFT says where");
                 }
                 told = found.len();
-                *db.drift.lock() = found;
+                *db.drift.lock() = Compared { shards, found };
             }
             Ok(Err(error)) => tracing::debug!(database = %db.name, "comparing the shards' schemas failed: {error:#}"),
             Err(_) => tracing::debug!(database = %db.name, "comparing the shards' schemas took too long"),

@@ -22,9 +22,11 @@ use super::{
 use super::{limits, raw};
 
 mod access;
+mod alone;
 mod peers;
 mod redis;
 mod table;
+mod zones;
 
 /// Permission bits that a secret file must not have: anything for group and others.
 pub(super) const OTHERS: u32 = 0o077;
@@ -48,6 +50,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
     let file: raw::File = source.parse()?;
     let (users_file, users) = users(&source, file.users_file.as_ref())?;
     let (databases, wildcard, upstream) = databases(&source, &file, flags)?;
+    alone::check(&source, &file, &databases, wildcard.as_ref())?;
     let auth_query = access::auth_query(&source, file.auth_query.as_ref(), &databases, upstream.is_some())?;
     if users.is_empty() && auth_query.is_none() {
         return Err(source.whole("nobody could log in").hint(WHO));
@@ -102,6 +105,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         pool: limits::pool(&source, &file.pool)?,
         limits: limits::limits(&source, &file.limits)?,
         cache: cache(&source, &file.cache, flags.redis.as_ref())?,
+        zones: zones::zones(&source, &file.zone, &file.zone_env, &file.server_zones)?,
         peers: peers::peers(&source, file.peers.as_ref())?,
         hba: access::hba(&source, file.hba_file.as_ref(), tls.as_ref())?,
         auth_query,
@@ -292,6 +296,7 @@ fn cache(source: &Source, raw: &raw::Cache, redis: Option<&Secret>) -> Checked<C
                 return Err(unknown(source, word, "mode of decoding", ["auto", "off", "require"].into_iter()));
             }
         },
+        other_weirs: alone::other_weirs(source, raw)?,
     })
 }
 

@@ -64,6 +64,7 @@ pub struct Config {
     pub pool: PoolConfig,
     pub limits: LimitsConfig,
     pub cache: CacheConfig,
+    pub zones: Zones,
     /// `None`: this is the only proxy in front of its servers.
     pub peers: Option<PeersConfig>,
     pub tls: Option<TlsConfig>,
@@ -152,6 +153,24 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// Where this process and the servers are. Servers that are not named are in no zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Zones {
+    pub own: Option<String>,
+    pub servers: BTreeMap<Endpoint, String>,
+}
+
+impl Zones {
+    pub fn of(&self, server: &Endpoint) -> Option<&str> {
+        self.servers.get(server).map(String::as_str)
+    }
+
+    /// Is it in the zone of this process, or has that none?
+    pub fn is_near(&self, server: &Endpoint) -> bool {
+        self.own.as_deref().is_none_or(|own| self.of(server) == Some(own))
+    }
+}
+
 /// Where one declared table lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableRuleConfig {
@@ -224,6 +243,16 @@ pub struct PeersConfig {
     pub mode: PeersMode,
     /// How long cache and replicas may be used after the primary has last answered.
     pub lease: Duration,
+    /// `None`: they speak plain TCP.
+    pub tls: Option<PeersTlsConfig>,
+}
+
+/// What proxies show each other, and verify. All PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeersTlsConfig {
+    pub authorities: String,
+    pub certificate: String,
+    pub key: Secret,
 }
 
 /// How the proxies of a tier hear of each other's writes; the same for all of them.
@@ -245,6 +274,24 @@ impl PeersMode {
     }
 }
 
+/// What is done about weirs in front of the same database that are none of the peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OtherWeirs {
+    /// They are looked for, and while one is there neither cache nor replicas answer.
+    Check,
+    /// They are not looked for.
+    Ignore,
+}
+
+impl OtherWeirs {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OtherWeirs::Check => "check",
+            OtherWeirs::Ignore => "ignore",
+        }
+    }
+}
+
 /// The read-through cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
@@ -260,6 +307,7 @@ pub struct CacheConfig {
     /// An entry older than this is not served, whatever the protocol says.
     pub max_age: Duration,
     pub decoding: Decoding,
+    pub other_weirs: OtherWeirs,
 }
 
 /// How Redis is reached. What this says makes a [`crate::cache::RedisServers`].

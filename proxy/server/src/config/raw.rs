@@ -25,6 +25,10 @@ pub(super) struct File {
     #[serde(default)]
     pub shards: Vec<Spanned<String>>,
     pub workers: Option<Spanned<i64>>,
+    pub zone: Option<Spanned<String>>,
+    pub zone_env: Option<Spanned<String>>,
+    #[serde(default)]
+    pub server_zones: BTreeMap<Spanned<String>, Spanned<String>>,
     #[serde(default)]
     pub admin_users: Vec<Spanned<String>>,
     #[serde(default)]
@@ -184,6 +188,7 @@ pub(super) struct Cache {
     pub compress_above: Option<Spanned<Size>>,
     pub max_age: Option<Spanned<Time>>,
     pub decoding: Option<Spanned<String>>,
+    pub other_weirs: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -196,6 +201,9 @@ pub(super) struct Peers {
     pub secret_env: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
     pub lease: Option<Spanned<Time>>,
+    pub ca: Option<Spanned<String>>,
+    pub certificate: Option<Spanned<String>>,
+    pub key: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -446,3 +446,29 @@ fn units_are_exact() {
     }
     assert_eq!(Size::parse("64mb"), None);
 }
+
+#[test]
+fn two_databases_may_not_be_one_on_the_server() {
+    let second = "[database.copy]\nserver_database = \"shop\"\n[[database.copy.shard]]\nname = \"s\"\n\
+                  primary = \"shard1-replica.example.com:5432\"\n\n[database.shop]\n";
+    let twice = edited("[database.shop]\n", second);
+    let error = Files::new(&twice).load().expect_err("neither would know of the other's writes").to_string();
+    assert!(error.contains("`shop`") && error.contains("`copy`") && error.contains("are one on the server"), "{error}");
+    for (from, to) in [
+        ("other_weirs = \"check\"", "other_weirs = \"ignore\""),
+        ("server_database = \"shop\"\n[[database.copy", "server_database = \"copy\"\n[[database.copy"),
+        ("\"shard1-replica.example.com:5432\"\n\n", "\"elsewhere.example.com:5432\"\n\n"),
+    ] {
+        assert!(twice.contains(from), "{from}");
+        Files::new(&twice.replacen(from, to, 1)).load().expect("nothing is wrong with it");
+    }
+    // The wildcard would serve it under its own name as well.
+    let any = edited(
+        "[database.shop]\n",
+        "[database.\"*\"]\n[[database.\"*\".shard]]\nname = \"s\"\nprimary = \"shard0.example.com:5432\"\n\n[database.shop]\n",
+    );
+    Files::new(&any).load().expect("`shop` is named");
+    let other = any.replacen("server_database = \"shop\"", "server_database = \"shop2\"", 1);
+    let error = Files::new(&other).load().expect_err("the wildcard serves shop2").to_string();
+    assert!(error.contains("`shop` and `*`"), "{error}");
+}

@@ -13,7 +13,8 @@ use crate::database::Database;
 
 pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
     let name = |figure: &str| format!("{}.{figure}", db.name);
-    let Some(cache) = &db.cache else { return vec![(name("enabled"), 0)] };
+    let company = db.shards.iter().filter(|shard| shard.clock.sole().has_company()).count();
+    let Some(cache) = &db.cache else { return vec![(name("enabled"), 0), (name("another_weir"), company as i64)] };
     let counters = cache.counters();
     let (entries, bytes) = cache.local_size();
     let [leases, lease_waits, lease_timeouts] = cache.leases();
@@ -21,6 +22,7 @@ pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
     let sum = |counts: &[std::sync::atomic::AtomicU64]| counts.iter().map(|count| count.load(Relaxed)).sum::<u64>();
     [
         ("enabled", 1),
+        ("another_weir", company as u64),
         ("entries", entries as u64),
         ("bytes", bytes),
         ("hits_memory", counters.hits_l1.load(Relaxed)),

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use weir_core::admin::{Flush, Named};
 use weir_core::error::{Blame, UserError};
 use weir_core::fresh::{Dependencies, Dependency, KeyHash, TableHash};
-use weir_core::id::ShardId;
 use weir_core::sql::facts::{Schema, TableName};
 use weir_core::topology::{Key, Placement};
 
@@ -59,13 +58,13 @@ impl Done {
             return Ok(());
         }
         let writes = Dependencies::from_slice(writes);
-        for (number, shard) in db.shards.iter().enumerate() {
+        for (id, shard) in db.shards.by_shard() {
             if self.0.iter().any(|(known, written)| Arc::ptr_eq(known, shard) && *written == writes) {
                 continue;
             }
             let mut announced = Announced::default();
             // No server process has a part in it; and nothing is waited for between the two.
-            announced.announce(db, (ShardId(number as u16), 0), &writes).await?;
+            announced.announce(db, (id, 0), &writes).await?;
             announced.publish();
             self.0.push((Arc::clone(shard), writes.clone()));
         }

@@ -10,6 +10,7 @@ use weir_core::admin::{
 use weir_core::election::Role;
 use weir_core::error::UserError;
 use weir_core::id::ShardId;
+use weir_core::topology::ShardState;
 use weir_core::topology::catalog::UniqueState;
 use weir_core::topology::drift::Drift;
 
@@ -19,7 +20,6 @@ use crate::database::{Database, Server, Shard};
 use crate::engine::{Standing, State};
 use crate::http::{Condition, Operator};
 use crate::metrics::Role as PoolRole;
-use crate::probe::EndpointView;
 
 /// Borrows the process for one answer.
 pub struct Source<'a> {
@@ -52,6 +52,9 @@ impl AdminSource for Source<'_> {
                 Show::Unique => snapshot.unique.extend(unique(db)),
                 Show::Decoding => snapshot.decoding.extend(decoding(db)),
                 Show::Drift => snapshot.drift.extend(drift(db)),
+                Show::Moves => {
+                    snapshot.moves.extend(db.moves.lock().iter().map(|one| crate::reshard::moves_row(db, one)));
+                }
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),
                 Show::Cache => snapshot.cache.extend(cache(db)),
@@ -202,14 +205,16 @@ fn users(app: &App, db: &Database) -> Vec<UserRow> {
 fn shards(db: &Database) -> Vec<ShardRow> {
     let view = db.view();
     let slots = view.topology.slots.counts(db.shards.len());
-    let rows = db.config.shards.iter().zip(&db.shards).enumerate().map(|(number, (config, shard))| ShardRow {
+    let rows = db.shards.by_shard().map(|(id, shard)| ShardRow {
         database: db.name.to_string(),
-        shard: ShardId(number as u16),
-        name: config.name.clone(),
+        shard: id,
+        name: shard.name.to_string(),
+        // One that has just been appended is in no map yet.
+        state: view.topology.roster.state(id).unwrap_or(ShardState::Joining).as_str(),
         primary: shard.roles.view().endpoint.to_string(),
         replicas: others(shard).map(|server| server.view.endpoint.to_string()).collect(),
-        slots: slots[number] as u64,
-        weight: config.weight,
+        slots: slots.get(usize::from(id.0)).copied().unwrap_or_default() as u64,
+        weight: shard.weight,
         epoch: view.topology.epoch,
         is_up: shard.roles.is_up(),
         replicas_up: others(shard).filter(|server| server.stands_by()).count() as u64,
@@ -226,18 +231,18 @@ fn others(shard: &Shard) -> impl Iterator<Item = &Server> {
 
 fn endpoints(db: &Database) -> Vec<EndpointRow> {
     let mut rows = Vec::new();
-    for (number, shard) in db.shards.iter().enumerate() {
-        let id = ShardId(number as u16);
+    for (id, shard) in db.shards.by_shard() {
         for (index, server) in shard.servers.iter().enumerate() {
             let last = if index == shard.roles.primary() { Role::Primary } else { Role::Replica };
-            rows.push(endpoint(db, (id, index), &server.view, last));
+            rows.push(endpoint(db, (id, index), server, last));
         }
     }
     rows
 }
 
 /// `last`: what it is taken for while it is away.
-fn endpoint(db: &Database, (shard, index): (ShardId, usize), view: &EndpointView, last: Role) -> EndpointRow {
+fn endpoint(db: &Database, (shard, index): (ShardId, usize), server: &Server, last: Role) -> EndpointRow {
+    let view = &server.view;
     EndpointRow {
         database: db.name.to_string(),
         shard,
@@ -250,6 +255,7 @@ fn endpoint(db: &Database, (shard, index): (ShardId, usize), view: &EndpointView
         lag_ms: view.lag_ms(),
         reads: db.stats.database.endpoint(shard, index).map_or(0, crate::metrics::EndpointMetrics::reads),
         last_error: if view.is_up() { None } else { view.last_error() },
+        zone: server.zone.as_deref().map(str::to_owned),
     }
 }
 
@@ -340,13 +346,13 @@ fn decoding(db: &Database) -> Vec<DecodingRow> {
             gaps: decoding.gaps().to_string(),
         }
     };
-    db.shards.iter().zip(&db.decoding).map(row).collect()
+    db.shards.iter().zip(db.decoding.iter()).map(row).collect()
 }
 
 fn drift(db: &Database) -> Vec<DriftRow> {
-    let shards = Arc::clone(&db.view().topology.shards);
+    let compared = db.drift.lock().clone();
     let rows = |drift: &Drift| {
-        let shards = shards.iter().map(ToString::to_string);
+        let shards = compared.shards.iter().map(|shard| db.shards[*shard].name.to_string());
         let row = |(shard, definition): (String, &Option<String>)| DriftRow {
             database: db.name.to_string(),
             table: drift.object.table.clone(),
@@ -357,7 +363,7 @@ fn drift(db: &Database) -> Vec<DriftRow> {
         };
         shards.zip(&drift.definitions).map(row).collect::<Vec<_>>()
     };
-    db.drift.lock().iter().flat_map(rows).collect()
+    compared.found.iter().flat_map(rows).collect()
 }
 
 fn prepared(db: &Database) -> Vec<PreparedRow> {
@@ -427,6 +433,7 @@ fn config(app: &App) -> Vec<ConfigRow> {
         fixed("engine.time_max", format!("{:?}", config.engine.time_max)),
         fixed("cache.enabled", config.cache.enabled.to_string()),
         fixed("cache.decoding", config.cache.decoding.as_str().to_owned()),
+        fixed("cache.other_weirs", config.cache.other_weirs.as_str().to_owned()),
         fixed("cache.l1_bytes", config.cache.l1_bytes.to_string()),
         fixed("cache.compress_above", config.cache.compress_above.to_string()),
         fixed("cache.max_age", format!("{:?}", config.cache.max_age)),
@@ -482,7 +489,7 @@ impl Operator for HttpSource {
         conditions.push(condition("draining", !app.draining.load(Relaxed), true, "not shutting down"));
         // Databases on demand share the servers of the wildcard.
         if let Some(any) = app.databases.wildcard() {
-            server_conditions(&any.config.name, &any.shards, &mut conditions);
+            any.shards.iter().for_each(|shard| server_conditions((&any.config.name, true), shard, &mut conditions));
         }
         for db in app.databases().iter().filter(|db| !db.on_demand) {
             conditions.push(condition(
@@ -491,7 +498,10 @@ impl Operator for HttpSource {
                 true,
                 &format!("epoch {}", db.view().topology.epoch),
             ));
-            server_conditions(&db.name, &db.shards, &mut conditions);
+            let roster = &db.view_arc().topology.roster;
+            for (id, shard) in db.shards.by_shard().filter(|(id, _)| roster.state(*id) != Some(ShardState::Retired)) {
+                server_conditions((&db.name, roster.is_active(id)), shard, &mut conditions);
+            }
             if let Some(up) = db.cache.as_ref().and_then(|cache| cache.redis_up()) {
                 conditions.push(condition(&format!("redis {}", db.name), up, false, "second level of the cache"));
             }
@@ -504,20 +514,19 @@ impl Operator for HttpSource {
     }
 }
 
-fn server_conditions(database: &str, shards: &[Arc<Shard>], conditions: &mut Vec<Condition>) {
-    for shard in shards {
-        let primary = shard.roles.view();
-        let why = || shard.roles.standing().lost.map(|why| why.to_string());
-        let reason = primary.last_error().filter(|_| !primary.is_up()).or_else(why);
-        let reason = reason.unwrap_or_else(|| primary.endpoint.to_string());
-        let name = format!("primary {database}/{}", shard.name);
-        conditions.push(condition(&name, shard.roles.has_been_up(), true, &reason));
-        for server in others(shard) {
-            let name = format!("replica {database}/{} {}", shard.name, server.view.endpoint);
-            let reason = server.view.last_error().filter(|_| !server.view.is_up());
-            let reason = reason.unwrap_or_else(|| server.view.role().as_str().to_owned());
-            conditions.push(condition(&name, server.stands_by(), false, &reason));
-        }
+/// `required`: traffic waits for its primary.
+fn server_conditions((database, required): (&str, bool), shard: &Shard, conditions: &mut Vec<Condition>) {
+    let primary = shard.roles.view();
+    let why = || shard.roles.standing().lost.map(|why| why.to_string());
+    let reason = primary.last_error().filter(|_| !primary.is_up()).or_else(why);
+    let reason = reason.unwrap_or_else(|| primary.endpoint.to_string());
+    let name = format!("primary {database}/{}", shard.name);
+    conditions.push(condition(&name, shard.roles.has_been_up(), required, &reason));
+    for server in others(shard) {
+        let name = format!("replica {database}/{} {}", shard.name, server.view.endpoint);
+        let reason = server.view.last_error().filter(|_| !server.view.is_up());
+        let reason = reason.unwrap_or_else(|| server.view.role().as_str().to_owned());
+        conditions.push(condition(&name, server.stands_by(), false, &reason));
     }
 }
 
@@ -557,13 +566,18 @@ fn publish_gauges(db: &Database) {
             }
         }
     }
-    for (number, shard) in db.shards.iter().enumerate() {
+    for (id, shard) in db.shards.by_shard() {
         let primary = shard.roles.primary();
-        metrics.primary(ShardId(number as u16), primary, shard.roles.standing().generation);
-        for (index, Server { view, .. }) in shard.servers.iter().enumerate() {
-            if let Some(endpoint) = metrics.endpoint(ShardId(number as u16), index) {
+        metrics.primary(id, primary, shard.roles.standing().generation);
+        for (index, Server { view, is_near, .. }) in shard.servers.iter().enumerate() {
+            if let Some(endpoint) = metrics.endpoint(id, index) {
                 let is_primary = index == primary && shard.roles.is_up();
-                endpoint.probed(view.is_up(), is_primary, view.lag_ms().map(std::time::Duration::from_millis));
+                endpoint.probed(
+                    view.is_up(),
+                    is_primary,
+                    *is_near,
+                    view.lag_ms().map(std::time::Duration::from_millis),
+                );
             }
         }
     }

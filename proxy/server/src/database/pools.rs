@@ -12,16 +12,18 @@ use weir_core::fresh::Level;
 use weir_core::id::ShardId;
 use weir_core::pool::{Bounds, Mode};
 
-use super::{Database, EnginePools, SPARE_MAX};
+use super::{Database, EnginePools, SPARE_MAX, Shard};
 use crate::auth::credential::{Credential, Keyring};
 use crate::back::connect::Login;
 use crate::back::pool::{Pool, PoolLimits};
 use crate::config::{Config, PoolConfig};
+use crate::engine::ENGINE;
+use crate::growing::Growing;
 use crate::roles::{Roles, Route};
 
 /// One user's pools.
 pub struct UserPools {
-    shards: Vec<ShardPools>,
+    shards: Growing<ShardPools>,
     pub engine: Option<EnginePools>,
     /// Places for transactions of weir's own that write columns which are unique over all shards.
     pub unique_turns: Arc<Semaphore>,
@@ -69,6 +71,14 @@ impl ShardPools {
     }
 }
 
+fn primary_name(base: &str) -> String {
+    format!("{base}/primary")
+}
+
+fn replica_name(base: &str, number: usize) -> String {
+    format!("{base}/replica{number}")
+}
+
 impl UserPools {
     /// How long sessions that begin now keep a Backend.
     pub fn mode(&self) -> Mode {
@@ -91,7 +101,7 @@ impl UserPools {
         if let (Some(pools), Some(limits)) = (&self.engine, of_engine) {
             std::iter::once(&pools.primary).chain(&pools.replicas).for_each(|pool| pool.set_limits(limits));
         }
-        for pools in &self.shards {
+        for pools in self.shards.iter() {
             pools.all().for_each(|pool| pool.set_limits(limits));
         }
     }
@@ -100,33 +110,45 @@ impl UserPools {
         self.iter().map(|(_, _, pool)| pool.counts()).map(|counts| counts.busy + counts.idle + counts.waiting).sum()
     }
 
-    /// The number behind the last shard's is the engine's, if there is one.
+    /// [`ENGINE`] stands for the engine, if there is one.
     pub fn primary(&self, shard: ShardId) -> &Arc<Pool> {
-        match (&self.engine, self.shards.get(usize::from(shard.0))) {
-            (Some(engine), None) => &engine.primary,
-            _ => &self.shards[usize::from(shard.0)].primary,
+        match &self.engine {
+            Some(engine) if shard == ENGINE => &engine.primary,
+            _ => &self.shards[shard].primary,
         }
+    }
+
+    /// Pools to a shard that joins, with the limits and the login of the others.
+    pub(super) fn append(&self, database: &str, shard: &Shard) -> Option<usize> {
+        let like = &self.shards.get(0)?.primary;
+        let base = format!("{database}/{}", shard.name);
+        let replicas = shard.servers.iter().skip(1).enumerate().map(|(number, server)| {
+            like.to_another(replica_name(&base, number), Route::Server(Arc::clone(&server.view.endpoint)))
+        });
+        self.shards.push(ShardPools {
+            replicas: replicas.collect(),
+            primary: like.to_another(primary_name(&base), Route::Primary(Arc::clone(&shard.roles))),
+            first: OnceLock::new(),
+            servers: Arc::clone(&shard.roles),
+        })
     }
 
     /// For reads from a server of a shard, by its place.
     pub fn replica(&self, shard: ShardId, server: usize) -> Option<&Arc<Pool>> {
-        self.shards[usize::from(shard.0)].replica(server)
+        self.shards[shard].replica(server)
     }
 
-    /// All pools with their shard; `true`: of a primary. The engine's has the number behind the last shard's.
+    /// All pools with their shard; `true`: of a primary. The engine's are under [`ENGINE`].
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, bool, &Arc<Pool>)> {
         self.shards
-            .iter()
-            .enumerate()
+            .by_shard()
             .flat_map(|(shard, pools)| {
-                let shard = ShardId(shard as u16);
                 let replicas = pools.others().map(move |pool| (shard, false, pool));
                 std::iter::once((shard, true, &pools.primary)).chain(replicas)
             })
             .chain(self.engine.iter().flat_map(|pools| {
-                let number = ShardId(self.shards.len() as u16);
-                let replicas = pools.replicas.iter().map(move |pool| (number, false, pool));
-                std::iter::once((number, true, &pools.primary)).chain(replicas)
+                let replicas = pools.replicas.iter().map(|pool| (ENGINE, false, pool));
+                std::iter::once((ENGINE, true, &pools.primary)).chain(replicas)
             }))
     }
 }
@@ -165,10 +187,10 @@ impl Database {
         let shards = self.shards.iter().map(|shard| {
             let base = format!("{}/{}", self.name, shard.name);
             let replicas = shard.servers.iter().skip(1).enumerate().map(|(number, server)| {
-                pool(Route::Server(Arc::clone(&server.view.endpoint)), format!("{base}/replica{number}"))
+                pool(Route::Server(Arc::clone(&server.view.endpoint)), replica_name(&base, number))
             });
             ShardPools {
-                primary: pool(Route::Primary(Arc::clone(&shard.roles)), format!("{base}/primary")),
+                primary: pool(Route::Primary(Arc::clone(&shard.roles)), primary_name(&base)),
                 replicas: replicas.collect(),
                 first: OnceLock::new(),
                 servers: Arc::clone(&shard.roles),

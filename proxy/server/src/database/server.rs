@@ -13,6 +13,7 @@ use weir_core::id::{Lsn, ShardId};
 
 use super::Database;
 use super::progress::{Progress, Waited};
+use crate::config::Zones;
 use crate::probe::EndpointView;
 
 /// A replica that has just said it is behind is not asked again for so long.
@@ -22,6 +23,10 @@ const BEHIND: Duration = Duration::from_millis(5);
 pub struct Server {
     pub view: Arc<EndpointView>,
     pub progress: Arc<Progress>,
+    /// Where it is, if that is configured.
+    pub zone: Option<Box<str>>,
+    /// See [`ReplicaView::is_near`].
+    pub is_near: bool,
     /// Statements under way on it.
     outstanding: AtomicU32,
 }
@@ -52,8 +57,10 @@ impl Drop for Outstanding<'_> {
 }
 
 impl Server {
-    pub fn new(view: Arc<EndpointView>, progress: Arc<Progress>) -> Self {
-        Server { view, progress, outstanding: AtomicU32::new(0) }
+    pub fn new(view: Arc<EndpointView>, progress: Arc<Progress>, zones: &Zones) -> Self {
+        let zone = zones.of(&view.endpoint).map(Box::from);
+        let is_near = zones.is_near(&view.endpoint);
+        Server { view, progress, zone, is_near, outstanding: AtomicU32::new(0) }
     }
 
     /// Is it there, and a replica of the primary?
@@ -72,6 +79,7 @@ impl Server {
         let (last_known_replay, age_us) = self.progress.last();
         ReplicaView {
             connected: self.stands_by(),
+            is_near: self.is_near,
             outstanding: self.outstanding.load(Relaxed),
             last_known_replay,
             may_have_moved: age_us > BEHIND.as_micros() as u64,

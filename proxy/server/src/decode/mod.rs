@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, Statement};
 use weir_core::error::UserError;
@@ -113,6 +114,7 @@ pub struct Decoding {
     state: Mutex<State>,
     gaps: Mutex<Gaps>,
     pub counters: Counters,
+    task: Mutex<Option<AbortHandle>>,
 }
 
 impl std::fmt::Display for Gaps {
@@ -131,8 +133,8 @@ impl std::fmt::Display for Gaps {
 
 impl Decoding {
     pub fn new() -> Self {
-        let state = Mutex::new(State::Down("starting".to_owned()));
-        Decoding { state, gaps: Mutex::default(), counters: Counters::default() }
+        let state = Mutex::new(State::Off("the shard does not take part".to_owned()));
+        Decoding { state, gaps: Mutex::default(), counters: Counters::default(), task: Mutex::default() }
     }
 
     pub fn state(&self) -> State {
@@ -146,6 +148,14 @@ impl Decoding {
     fn set(&self, state: State) {
         *self.state.lock() = state;
     }
+
+    /// The shard takes part no more.
+    pub fn stop(&self) {
+        if let Some(task) = self.task.lock().take() {
+            task.abort();
+        }
+        self.set(State::Off("the shard has been retired".to_owned()));
+    }
 }
 
 impl Default for Decoding {
@@ -154,8 +164,9 @@ impl Default for Decoding {
     }
 }
 
-/// Starts a decoder for each shard, by weir's own logins to the primaries. Does nothing where only those answer reads.
-pub fn start(config: &Config, db: &Arc<Database>, logins: Vec<Login>) {
+/// Starts the decoder of a shard that takes part, by weir's own login to its primary, unless it runs. Does nothing where only primaries
+/// answer reads.
+pub fn start(config: &Config, db: &Arc<Database>, shard: ShardId) {
     let mode = config.cache.decoding;
     let off = match mode {
         Mode::Off => Some("cache.decoding is \"off\""),
@@ -165,11 +176,16 @@ pub fn start(config: &Config, db: &Arc<Database>, logins: Vec<Login>) {
         }
         Mode::Auto | Mode::Require => None,
     };
-    for (number, login) in logins.into_iter().enumerate() {
-        let shard = ShardId(number as u16);
-        match off {
-            Some(why) => db.decoding[number].set(State::Off(why.to_owned())),
-            None => db.spawn(Decoder::new(db, shard, login, mode).run()),
+    let decoding = &db.decoding[shard];
+    if decoding.task.lock().is_some() {
+        return;
+    }
+    match off {
+        Some(why) => decoding.set(State::Off(why.to_owned())),
+        None => {
+            let login = db.primaries.of(shard).clone();
+            decoding.set(State::Down("starting".to_owned()));
+            *decoding.task.lock() = Some(db.spawn(Decoder::new(db, shard, login, mode).run()));
         }
     }
 }
@@ -209,7 +225,7 @@ impl Decoder {
     }
 
     fn decoding(&self) -> &Decoding {
-        &self.db.decoding[usize::from(self.shard.0)]
+        &self.db.decoding[self.shard]
     }
 
     /// For ever; ends with its database.

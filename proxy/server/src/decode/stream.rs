@@ -6,20 +6,19 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use weir_core::fresh::decoded::{Committed, Decoded, Known};
 use weir_core::fresh::{Dependencies, WordSet};
-use weir_wire::backend::{report_field, tag};
-use weir_wire::pgoutput::{Copied, put_status, read_copied, read_message};
+use weir_wire::pgoutput::{Copied, read_copied, read_message};
 
 use super::{Decoder, told};
-use crate::back::conn::Backend;
-use crate::back::connect::{Login, connect_as};
+use crate::back::connect::Login;
+use crate::back::walsender::Walsender;
 use crate::database::View;
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -33,12 +32,9 @@ const FRAMES_MAX: usize = 256;
 /// commit does, and by then most have been settled by the sessions they came through.
 const CLOSE: Duration = Duration::from_millis(5);
 const GATHER: Duration = Duration::from_millis(1);
-const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// Microseconds from 1970 to 2000, where Postgres's clock begins.
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 pub(super) struct Stream {
-    backend: Backend,
+    server: Walsender,
     decoded: Decoded,
     /// All below was announced.
     handled: u64,
@@ -48,23 +44,14 @@ pub(super) struct Stream {
 impl Stream {
     /// Makes the slot, which waits for all transactions that are running, and starts. The caller bounds the wait.
     pub(super) async fn open(login: &Login, publications: &[String]) -> Result<Stream> {
-        let parameters = [
-            ("user", &*login.user),
-            ("database", &*login.database),
-            ("replication", "database"),
-            ("application_name", "weir decoding"),
+        let settings = [
             // The least there is: a large transaction comes while it runs, and holds up nobody who commits meanwhile.
             ("logical_decoding_work_mem", "64kB"),
-            // If weir is stopped or cut off, the slot goes that soon, whatever the server's own setting is.
-            ("wal_sender_timeout", "10s"),
             ("idle_session_timeout", "60s"),
-            ("statement_timeout", "0"),
-            ("lock_timeout", "0"),
         ];
-        let (backend, _) = connect_as(login, &parameters).await.map_err(told)?;
-        let mut stream = Stream { backend, decoded: Decoded::default(), handled: 0, confirmed_at: Instant::now() };
+        let mut server = Walsender::connect(login, "weir decoding", &settings).await?;
         let slot = format!("weir_{:016x}", rand::random::<u64>());
-        stream
+        server
             .command(&format!("CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT"))
             .await
             .context("the replication slot")?;
@@ -74,34 +61,8 @@ impl Stream {
              publication_names '{}')",
             publications.join(",")
         );
-        timeout(START_TIMEOUT, stream.start(&start)).await.context("the stream did not start in time")??;
-        Ok(stream)
-    }
-
-    /// Runs a command to its end.
-    async fn command(&mut self, command: &str) -> Result<()> {
-        self.backend.put_query(command);
-        self.backend.send().await?;
-        loop {
-            match self.backend.receive().await? {
-                (tag::READY, _) => return Ok(()),
-                (tag::ERROR, body) => return Err(said(&body)),
-                _ => {}
-            }
-        }
-    }
-
-    async fn start(&mut self, command: &str) -> Result<()> {
-        self.backend.put_query(command);
-        self.backend.send().await?;
-        loop {
-            match self.backend.receive().await? {
-                (tag::COPY_BOTH, _) => return Ok(()),
-                (tag::ERROR, body) => return Err(said(&body)),
-                (tag::READY, _) => bail!("the server ended the stream at once"),
-                _ => {}
-            }
-        }
+        server.start(&start).await?;
+        Ok(Stream { server, decoded: Decoded::default(), handled: 0, confirmed_at: Instant::now() })
     }
 
     /// Announces what is decoded, until the connection fails. `pid`: as for [`crate::fresh::announce`].
@@ -116,18 +77,17 @@ impl Stream {
             }
             // Both may be dropped while they wait: a frame is taken whole or not at all, a tick is not used up.
             let mut frame = tokio::select! {
-                frame = self.backend.receive() => Some(frame),
+                frame = self.server.receive() => Some(frame),
                 _ = ticks.tick() => None,
             };
             let mut asked = frame.is_none();
             // What is there already is announced together.
             let (mut committed, mut frames) = (Vec::new(), 0);
             while let Some(received) = frame.take() {
-                let (tag, body) = received.context("the stream broke")?;
-                asked |= self.on_frame(tag, &body, decoder, (&mut view, &mut committed))?;
+                asked |= self.on_frame(&received?, decoder, (&mut view, &mut committed))?;
                 frames += 1;
                 if frames < FRAMES_MAX && committed.len() < TOGETHER_MAX {
-                    frame = self.backend.receive().now_or_never();
+                    frame = self.server.receive().now_or_never();
                 }
             }
             more_is_there = frames >= FRAMES_MAX || committed.len() >= TOGETHER_MAX;
@@ -150,17 +110,10 @@ impl Stream {
     /// True: the server wants an answer now.
     fn on_frame(
         &mut self,
-        tag: u8,
         body: &Bytes,
         decoder: &Decoder,
         (view, committed): (&mut Arc<View>, &mut Vec<Committed>),
     ) -> Result<bool> {
-        match tag {
-            tag::COPY_DATA => {}
-            tag::ERROR => return Err(said(body)),
-            tag::COPY_DONE | tag::COMMAND_COMPLETE | tag::READY => bail!("the server has ended the stream"),
-            _ => return Ok(false),
-        }
         let counters = &decoder.decoding().counters;
         match read_copied(body)? {
             Copied::Keepalive { wal_end, reply_now, .. } => {
@@ -186,10 +139,8 @@ impl Stream {
     }
 
     async fn confirm(&mut self) -> Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as i64;
-        put_status(&mut self.backend.out, self.handled, now - POSTGRES_EPOCH_US);
         self.confirmed_at = Instant::now();
-        self.backend.send().await.context("the stream broke")
+        self.server.confirm(self.handled).await
     }
 }
 
@@ -207,11 +158,4 @@ async fn announce(committed: &mut Vec<Committed>, decoder: &Decoder, pid: i32) -
     let announcement = crate::fresh::announce(decoder.here(), &writes, pid).await.map_err(told)?;
     counters.words.fetch_add(announcement.intent.words().indexes().len() as u64, Relaxed);
     decoder.settling.put(committed, announcement)
-}
-
-/// A server's error message.
-fn said(body: &[u8]) -> anyhow::Error {
-    let field =
-        |code| report_field(body, code).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
-    anyhow!("{} ({})", field(b'M'), field(b'C'))
 }

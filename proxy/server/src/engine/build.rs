@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 use weir_core::engine::{ShardServer, Skipped, Target, reach, script};
+use weir_core::id::ShardId;
 use weir_core::sql::word::{quote_literal, quote_name};
 
 use super::read::{Declared, ReadError, read};
@@ -82,10 +83,12 @@ impl From<ReadError> for Problem {
 
 /// Brings the engine into step with `view`, and primaries of this age or later ones; true: something had to be made.
 pub async fn build(engine: &Engine, (view, age): (&View, u64)) -> Result<(Ready, bool), Problem> {
-    let home_id = usize::from(view.topology.home.0);
-    let home = open(&engine.shards[home_id]).await?;
-    let kind = kind(&home, &engine.shards[home_id].database).await?.ok_or_else(gone)?;
-    let others = engine.shards.iter().enumerate().filter(|(number, _)| *number != home_id);
+    let topology = &view.topology;
+    let at_home = engine.shards.of(topology.home);
+    let home = open(at_home).await?;
+    let kind = kind(&home, &at_home.database).await?.ok_or_else(gone)?;
+    let logins: Vec<&Login> = topology.active().iter().map(|shard| engine.shards.of(*shard)).collect();
+    let others = topology.active().iter().zip(&logins).filter(|(shard, _)| **shard != topology.home);
     for (_, login) in others {
         let other = open(login).await?;
         same_kind(&kind, &self::kind(&other, &login.database).await?.ok_or_else(gone)?, &login.route.endpoint().host)?;
@@ -93,17 +96,21 @@ pub async fn build(engine: &Engine, (view, age): (&View, u64)) -> Result<(Ready,
     let (hub, superuser) = hub(engine, &kind).await?;
     let declared = Declared { rules: &view.rules, catalog: &view.catalog };
     let read = read(&home, &declared).await?;
-    let shards = engine.shards.iter().map(|login| shard_server(login, engine.config.server_ca.as_deref()));
+    let shards = logins.iter().map(|login| shard_server(login, engine.config.server_ca.as_deref()));
     let shards = shards.collect::<Result<Vec<_>, _>>()?;
+    // Here shards are numbered as they stand among those that take part.
+    let place = |shard: ShardId| ShardId(topology.active().binary_search(&shard).unwrap_or_default() as u16);
+    let guests: Vec<_> = topology.active().iter().map(|shard| topology.moves.guests(*shard)).collect();
     let text = script(
         &read,
         &Target {
             database: &engine.database,
             epoch: view.topology.epoch,
             shards: &shards,
-            home: home_id,
-            slots: &view.topology.slots,
+            home: usize::from(place(topology.home).0),
+            slots: &view.topology.slots.renumbered(place),
             rules: &view.rules,
+            guests: &guests,
             partitions: engine.config.partitions && superuser,
             superuser,
             work_mem_kib: engine.config.work_mem >> 10,

@@ -25,11 +25,10 @@ use weir_core::id::{Epoch, ShardId};
 use weir_core::plan::{Plan, Template, Values};
 use weir_core::topology::Topology;
 
-use crate::back::connect::Login;
 use crate::back::tls::ServerTls;
 use crate::config::{Config, DatabaseConfig, Endpoint, EngineConfig, HubConfig};
 use crate::control::Target;
-use crate::database::Database;
+use crate::database::{Database, Primaries};
 use crate::roles;
 use crate::statements::Prepared;
 
@@ -52,6 +51,9 @@ const LOOK: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_SHARE: u32 = 4;
 
+/// The number that stands for the engine among the shards'.
+pub const ENGINE: ShardId = ShardId(u16::MAX);
+
 /// One database's engine.
 pub struct Engine {
     pub config: EngineConfig,
@@ -66,7 +68,7 @@ pub struct Engine {
     pub confirm: Confirm,
     pub mended: Mended,
     /// How weir logs in to each shard's primary.
-    shards: Vec<Login>,
+    shards: Arc<Primaries>,
     state: watch::Sender<State>,
     /// A statement waits.
     needed: Notify,
@@ -113,10 +115,10 @@ pub enum Problem {
 }
 
 impl Engine {
-    /// `None`: the configuration has no use for one.
-    pub fn new(config: &Config, database: &DatabaseConfig, shards: Vec<Login>) -> Option<Arc<Self>> {
+    /// `None`: the configuration has no use for one. The caller says whether there are several shards.
+    pub fn new(config: &Config, database: &DatabaseConfig, shards: Arc<Primaries>) -> Option<Arc<Self>> {
         let hub = config.hub.clone()?;
-        if !config.engine.enabled || database.shards.len() < 2 {
+        if !config.engine.enabled {
             return None;
         }
         let Some(endpoint) = endpoint(&hub) else {
@@ -156,7 +158,7 @@ impl Engine {
 
     /// Of the shards' primaries.
     fn age(&self) -> u64 {
-        roles::age(self.shards.iter().map(|login| &login.route))
+        roles::age(self.shards.active().iter().map(|(_, login)| &login.route))
     }
 
     /// Schema or map may have changed.
@@ -204,11 +206,6 @@ impl Engine {
 }
 
 impl Database {
-    /// The number that stands for the engine among the shards'.
-    pub fn engine_id(&self) -> ShardId {
-        ShardId(self.shards.len() as u16)
-    }
-
     /// Binds a template; what that refuses goes to the engine, if it can answer.
     pub fn plan_of(&self, template: &Template, values: &Values<'_>, topology: &Topology) -> Result<Plan, UserError> {
         let planned = template.bind(values, topology).or_else(|refusal| template.carried(refusal));

@@ -202,7 +202,10 @@ impl Session {
                 self.kept_by(*shard, shape);
                 done
             }
-            Place::Several(shards) => Box::pin(self.spread(shards, question, shape, plan, reply)).await,
+            Place::Several(shards) => {
+                let asked = (question, plain.sql(), template);
+                Box::pin(self.spread_guarded(shards, asked, shape, plan, reply)).await
+            }
             Place::Engine => Box::pin(self.engine_rows(plain, plan)).await,
         };
         let mut kept = self.client.take_kept();
@@ -295,7 +298,7 @@ impl Session {
             Target::Many(shards) => self.write_apart(&shards, carried, &writing, &load).await,
             Target::All => {
                 let text = writing.text(&load, |_| true, "")?;
-                let shards: Vec<ShardId> = (0..self.view().topology.shard_count() as u16).map(ShardId).collect();
+                let shards = self.view().topology.active().to_vec();
                 self.write_alike(&shards, carried, &writing.plan, &text).await
             }
             target => {

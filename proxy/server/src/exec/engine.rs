@@ -32,7 +32,7 @@ use super::open::Reader;
 use super::own_types::with_own_types;
 use super::relay::{Capture, Flow, Trail};
 use super::ungrouped::Complaint;
-use crate::engine::{Asker, Engine, HubServer, Problem, Ready};
+use crate::engine::{Asker, ENGINE, Engine, HubServer, Problem, Ready};
 use crate::front::names::Portal;
 use crate::front::session::{End, Failure, Session, Transaction};
 use crate::hot::Given;
@@ -296,9 +296,11 @@ impl Session {
                 way.replicas = false;
             }
             attempts += 1;
-            let index = self.hold(self.db.engine_id()).await?;
+            let index = self.hold(ENGINE).await?;
             let begun = self.begin_on_engine(index, (engine, way.scans), &ready).await;
             match begun {
+                // It may have waited for the connection, and leaves out the guests of its own epoch.
+                Ok(Ok(())) if ready.epoch != self.db.view().topology.epoch => self.close_engine(false).await,
                 Ok(Ok(())) => return Ok(Open { index, ready, server: HubServer::Primary }),
                 Ok(Err(refusal)) => {
                     tracing::debug!("the fallback engine is not in step: {}", String::from_utf8_lossy(&refusal));
@@ -340,11 +342,11 @@ impl Session {
                 return Ok(None);
             }
         };
-        let index = self.hold_lease(self.db.engine_id(), lease);
+        let index = self.hold_lease(ENGINE, lease);
         let in_force = engine.confirm.is_in_force(&ready.token);
         let (begun, in_force) = tokio::join!(self.begin_on_engine(index, (engine, scans), ready), in_force);
         let why = match begun {
-            Ok(Ok(())) if in_force => {
+            Ok(Ok(())) if in_force && ready.epoch == self.db.view().topology.epoch => {
                 replica.asked.fetch_add(1, Relaxed);
                 return Ok(Some(Open { index, ready: Arc::clone(ready), server }));
             }
@@ -520,7 +522,7 @@ impl Session {
 
     /// Ends the engine's transaction and gives its Backend back. `unsure`: which statements are prepared there is not known.
     async fn close_engine(&mut self, unsure: bool) {
-        let engine = self.db.engine_id();
+        let engine = ENGINE;
         let Some(index) = self.held.iter().position(|held| held.shard == engine) else { return };
         let Session { client, held, .. } = self;
         let lease = &mut held[index].lease;

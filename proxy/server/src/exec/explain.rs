@@ -56,7 +56,7 @@ impl Session {
             frame::put(&mut self.client.out, tag::ROW_DESCRIPTION, |out| out.extend_from_slice(&description));
         }
         let view = self.view();
-        let facts = self.explained(question, plan);
+        let facts = self.explained(question.plain(), plan);
         let name = |shard: &ShardId| view.topology.shards.get(usize::from(shard.0)).map_or("", |name| &**name);
         let told: Vec<(&str, Vec<String>)> = shards.iter().map(name).zip(told).collect();
         for line in format.join(&facts, &told) {

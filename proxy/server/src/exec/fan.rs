@@ -23,6 +23,7 @@ pub use self::question::put_question;
 use self::rows::Whole;
 use super::carry::Carried;
 use super::failures::{lost_shard, no_common_snapshot, stale_catalogue, unexpected};
+use super::guests::Guarded;
 use crate::front::session::{End, Failure, Session, Transaction};
 use crate::statements::{Prepared, Understood};
 
@@ -46,14 +47,17 @@ pub enum Question<'a> {
         bind: &'a Bytes,
         hidden: usize,
     },
-    /// Only bind it, under this name, and describe the portal.
+    /// Only bind it, under this name, and describe the portal. `sql`: another text for it.
     Opened {
         prepared: &'a Prepared,
         bind: &'a Bytes,
         portal: &'a [u8],
+        sql: Option<&'a str>,
     },
     /// Describe a portal that is there.
     Described(&'a [u8]),
+    /// Some shards are asked by texts of their own.
+    Guarded(&'a Guarded<'a>),
 }
 
 const FLOATS: [u32; 2] = [700, 701];
@@ -65,7 +69,19 @@ impl<'a> Question<'a> {
             Question::Portal { prepared, .. } => std::str::from_utf8(&prepared.sql).unwrap_or_default(),
             Question::Text(sql) | Question::Once { sql, .. } => sql,
             Question::Opened { .. } | Question::Described(_) => "",
+            Question::Guarded(guarded) => guarded.question().sql(),
         }
+    }
+
+    /// What shards without guests are asked.
+    #[must_use]
+    pub fn plain(self) -> Self {
+        if let Question::Guarded(guarded) = self { guarded.question() } else { self }
+    }
+
+    /// What this shard is asked.
+    fn of(self, shard: ShardId) -> Self {
+        if let Question::Guarded(guarded) = self { guarded.of(shard) } else { self }
     }
 }
 
@@ -102,7 +118,7 @@ impl Session {
         let rewritten = self.text_to_merge(sql, &understood.template, plan);
         let question = Question::Text(rewritten.as_deref().unwrap_or(sql));
         let form = Form { description: true, columns: understood.template.merged_columns() };
-        self.spread(shards, question, &understood.shape, plan, form).await
+        self.spread_guarded(shards, (question, sql, &understood.template), &understood.shape, plan, form).await
     }
 
     /// The text that shards are asked with when their answers are merged, if it is another than the client's.
@@ -435,7 +451,7 @@ impl Session {
             let mut replies = Replies::default();
             self.prime(index, &mut replies);
             let lease = &mut self.held[index].lease;
-            put_question(lease, question, &mut replies)?;
+            put_question(lease, question.of(shard), &mut replies)?;
             lease.busy = true;
             self.cancel.slot.begin(&lease.cancel_key);
             sources.push(Source { index, replies, done: false, failed: None, command: None });

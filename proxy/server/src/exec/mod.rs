@@ -11,6 +11,7 @@ pub mod engine;
 pub mod explain;
 pub mod failures;
 pub mod fan;
+pub mod guests;
 mod kept;
 mod limits;
 pub mod open;

@@ -130,7 +130,9 @@ impl Session {
         let given = match question {
             Question::Portal { bind, .. } => Given::Bind(bind),
             Question::Text(sql) => Given::Literals(sql, &self.scratch.normal.literals),
-            Question::Once { .. } | Question::Opened { .. } | Question::Described(_) => Given::Unknown,
+            Question::Once { .. } | Question::Opened { .. } | Question::Described(_) | Question::Guarded(_) => {
+                Given::Unknown
+            }
         };
         self.stats.used(plan, used, given);
         Ok(true)
@@ -326,7 +328,7 @@ impl Session {
                 Some(parts(std::str::from_utf8(&prepared.sql).ok()?, &params, &formats))
             }
             // Such texts only write, or are read in parts.
-            Question::Once { .. } | Question::Opened { .. } | Question::Described(_) => None,
+            Question::Once { .. } | Question::Opened { .. } | Question::Described(_) | Question::Guarded(_) => None,
         }
     }
 

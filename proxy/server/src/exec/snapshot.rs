@@ -68,7 +68,9 @@ impl Session {
         }
         let wanted = txn.wanted();
         if let (Snapshot::AllShards, Some(snapshots)) = (wanted, self.db.snapshots.clone()) {
+            let view = self.view();
             Box::pin(self.take_snapshots(&snapshots)).await?;
+            self.keep_map(&view);
         }
         if let Some(txn) = &mut self.txn {
             txn.snapshot = wanted;
@@ -96,7 +98,7 @@ impl Session {
     }
 
     async fn take_snapshots(&mut self, snapshots: &Arc<Snapshots>) -> Result<(), Failure> {
-        let shards: Vec<ShardId> = (0..self.view().topology.shard_count() as u16).map(ShardId).collect();
+        let shards = self.view().topology.active().to_vec();
         let mut why = "";
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {

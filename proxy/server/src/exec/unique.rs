@@ -77,7 +77,7 @@ impl Session {
         }
         let notes: Option<Vec<Note<'_>>> = rows.iter().map(note).collect();
         let notes = notes.ok_or_else(|| unexpected("a malformed note"))?;
-        let parts = deal(notes, slots, view.topology.shard_count()).map_err(|ClearedApart| cleared_apart())?;
+        let parts = deal(notes, slots, view.topology.active()).map_err(|ClearedApart| cleared_apart())?;
         for (shard, part) in parts {
             let text = |value: fn(&Note<'_>) -> Option<Vec<u8>>| array(TEXT, part.iter().map(value));
             let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<i64>().ok();

@@ -53,8 +53,9 @@ pub async fn run(fleet: Arc<Fleet>, listener: TcpListener) {
     }
 }
 
-async fn hear(fleet: &Fleet, mut stream: TcpStream) -> io::Result<()> {
+async fn hear(fleet: &Fleet, stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let mut stream = timeout(GREET_MAX, fleet.tls.answer(stream)).await??;
     timeout(GREET_MAX, greet(&mut stream, &fleet.secret, Side::Called)).await??;
     let connection = CONNECTIONS.fetch_add(1, Relaxed);
     let (mut buffer, mut out) = (BytesMut::new(), BytesMut::new());
@@ -66,6 +67,7 @@ async fn hear(fleet: &Fleet, mut stream: TcpStream) -> io::Result<()> {
         }
         if !out.is_empty() {
             stream.write_all(&out).await?;
+            stream.flush().await?;
             out.clear();
         }
         if stream.read_buf(&mut buffer).await? == 0 {

@@ -10,14 +10,14 @@ use std::time::Duration;
 use bytes::BytesMut;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use weir_wire::frame;
 use weir_wire::peer::{FRAME_BYTES_MAX, GREETING_BYTES_MAX, Message, VERSION};
 
+use super::tls::{PeerStream, PeerTls};
 use crate::auth::scram::hmac;
 use crate::config::Secret;
 
@@ -64,11 +64,11 @@ impl PartialEq for Link {
 }
 
 impl Link {
-    pub fn open(address: String, secret: Secret) -> Arc<Link> {
+    pub fn open(address: String, secret: Secret, tls: Arc<PeerTls>) -> Arc<Link> {
         let (queue, messages) = mpsc::channel(QUEUE_MAX);
         let waiting = Mutex::new(Some(HashMap::new()));
         let link = Arc::new(Link { address, queue, waiting, state: watch::Sender::new(State::Opening) });
-        tokio::spawn(run(Arc::clone(&link), secret, messages));
+        tokio::spawn(run(Arc::clone(&link), (secret, tls), messages));
         link
     }
 
@@ -122,16 +122,17 @@ impl Link {
     }
 }
 
-async fn run(link: Arc<Link>, secret: Secret, messages: mpsc::Receiver<Message>) {
-    if let Err(error) = speak(&link, &secret, messages).await {
+async fn run(link: Arc<Link>, (secret, tls): (Secret, Arc<PeerTls>), messages: mpsc::Receiver<Message>) {
+    if let Err(error) = speak(&link, (&secret, &tls), messages).await {
         tracing::debug!(peer = %link.address, "the connection to a peer ended: {error}");
     }
     link.end();
 }
 
-async fn speak(link: &Link, secret: &Secret, messages: mpsc::Receiver<Message>) -> io::Result<()> {
-    let mut stream = timeout(OPEN_MAX, TcpStream::connect(&link.address)).await??;
+async fn speak(link: &Link, (secret, tls): (&Secret, &PeerTls), messages: mpsc::Receiver<Message>) -> io::Result<()> {
+    let stream = timeout(OPEN_MAX, TcpStream::connect(&link.address)).await??;
     stream.set_nodelay(true)?;
+    let mut stream = timeout(OPEN_MAX, tls.call(&link.address, stream)).await??;
     timeout(OPEN_MAX, greet(&mut stream, secret, Side::Caller)).await??;
     link.state.send_if_modified(|state| {
         let opening = *state == State::Opening;
@@ -140,7 +141,7 @@ async fn speak(link: &Link, secret: &Secret, messages: mpsc::Receiver<Message>) 
         }
         opening
     });
-    let (reader, writer) = stream.into_split();
+    let (reader, writer) = tokio::io::split(stream);
     let mut state = link.state.subscribe();
     tokio::select! {
         ended = hear(link, reader) => ended,
@@ -149,7 +150,7 @@ async fn speak(link: &Link, secret: &Secret, messages: mpsc::Receiver<Message>) 
     }
 }
 
-async fn hear(link: &Link, mut reader: OwnedReadHalf) -> io::Result<()> {
+async fn hear(link: &Link, mut reader: ReadHalf<PeerStream>) -> io::Result<()> {
     let mut buffer = BytesMut::new();
     loop {
         while let Some(message) = cut(&mut buffer, FRAME_BYTES_MAX)? {
@@ -165,12 +166,13 @@ async fn hear(link: &Link, mut reader: OwnedReadHalf) -> io::Result<()> {
     }
 }
 
-async fn send_all(mut writer: OwnedWriteHalf, mut messages: mpsc::Receiver<Message>) -> io::Result<()> {
+async fn send_all(mut writer: WriteHalf<PeerStream>, mut messages: mpsc::Receiver<Message>) -> io::Result<()> {
     let mut batch = Vec::with_capacity(BATCH);
     let mut out = BytesMut::new();
     while messages.recv_many(&mut batch, BATCH).await > 0 {
         batch.drain(..).for_each(|message| message.put(&mut out));
         writer.write_all(&out).await?;
+        writer.flush().await?;
         out.clear();
     }
     Ok(())
@@ -195,7 +197,7 @@ pub enum Side {
 
 /// Both ends show that they know the secret, without saying it: each signs both random numbers and its own side. The caller goes
 /// first, so that nobody can have a stranger's number signed.
-pub async fn greet(stream: &mut TcpStream, secret: &Secret, side: Side) -> io::Result<()> {
+pub async fn greet(stream: &mut PeerStream, secret: &Secret, side: Side) -> io::Result<()> {
     let nonce: [u8; 16] = rand::random();
     let mut buffer = BytesMut::new();
     say(stream, &Message::Hello { version: VERSION, nonce }).await?;
@@ -230,13 +232,14 @@ pub async fn greet(stream: &mut TcpStream, secret: &Secret, side: Side) -> io::R
     Ok(())
 }
 
-async fn say(stream: &mut TcpStream, message: &Message) -> io::Result<()> {
+async fn say(stream: &mut PeerStream, message: &Message) -> io::Result<()> {
     let mut out = BytesMut::new();
     message.put(&mut out);
-    stream.write_all(&out).await
+    stream.write_all(&out).await?;
+    stream.flush().await
 }
 
-async fn next(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Message> {
+async fn next(stream: &mut PeerStream, buffer: &mut BytesMut) -> io::Result<Message> {
     loop {
         if let Some(message) = cut(buffer, GREETING_BYTES_MAX)? {
             return Ok(message);

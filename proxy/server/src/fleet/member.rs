@@ -449,7 +449,7 @@ async fn is_heard(answer: Result<oneshot::Receiver<Answer>, Deaf>) -> bool {
 }
 
 /// Microseconds on a clock that neither runs backwards nor stops while the machine sleeps.
-pub(super) fn now_us() -> u64 {
+pub fn now_us() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000
 }

@@ -127,7 +127,10 @@ impl Session {
             self.opened += 1;
             let own = Bytes::from(format!("weir_portal_{}", self.opened));
             let prepared = &portal.prepared;
-            let question = Question::Opened { prepared, bind: &portal.bind, portal: &own };
+            let question = Question::Opened { prepared, bind: &portal.bind, portal: &own, sql: None };
+            let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
+            let guarded = self.guarded(question, (sql, &prepared.template), &portal.plan)?;
+            let question = guarded.as_ref().map_or(question, Question::Guarded);
             let form = Form { description: false, columns: prepared.template.merged_columns() };
             self.open_read(shards, (reader.clone(), own.clone()), question, (**spec).clone(), form).await?;
         }

@@ -110,7 +110,18 @@ impl Session {
             batch.ops.clear();
             return self.give_up_batch(failure, ending);
         }
-        let mut survey = self.survey(batch).await;
+        let mut view = self.view();
+        if view.apart.is_some() {
+            // Boxed: rare.
+            match Box::pin(self.view_to_survey(batch)).await {
+                Ok(passed) => view = passed,
+                Err(error) => {
+                    batch.ops.clear();
+                    return self.give_up_batch(error.into(), ending);
+                }
+            }
+        }
+        let mut survey = self.survey(batch, view).await;
         let result = if survey.stepwise {
             // Boxed, as other rare ways are: their room would be part of every session's task.
             Box::pin(self.stepwise(&mut survey, ending)).await
@@ -153,11 +164,10 @@ impl Session {
         Ok(())
     }
 
-    async fn survey(&mut self, batch: &mut Batch) -> Survey {
+    async fn survey(&mut self, batch: &mut Batch, view: Arc<View>) -> Survey {
         let mut survey = std::mem::take(&mut self.spare_survey);
         survey.steps.reserve(batch.ops.len());
         let ending = batch.ending;
-        let view = self.view();
         let draws = view.shards > 1 && !view.catalog.drawn.is_empty();
         for op in batch.ops.drain(..) {
             let op = match op {
@@ -235,7 +245,7 @@ impl Session {
                 self.note_draws(&prepared.shape, &plan);
                 self.survey_class(&prepared.shape.class, survey);
                 let place = self.place(&view.topology, &plan, || spread_of(&body));
-                self.keep_snapshot(&plan, &place)?;
+                self.keep_snapshot(&plan, &place, view)?;
                 match place {
                     Place::One(shard) => {
                         let explains = matches!(plan.wrap, Wrap::Explain(_));

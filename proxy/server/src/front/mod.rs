@@ -12,6 +12,7 @@ pub mod draw;
 pub mod extended;
 pub mod listen;
 pub mod mode;
+mod moving;
 pub mod names;
 pub mod replication;
 pub mod session;

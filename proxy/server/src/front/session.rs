@@ -84,6 +84,8 @@ pub struct Held {
     pub changed: bool,
     /// What it has written in this transaction.
     pub dirty: Dependencies,
+    /// It wrote rows of slots that are on their way, in this transaction.
+    pub wrote_moving: bool,
     /// What it may have noted of globally unique columns in this transaction, and is not yet settled.
     pub noting: Noting,
     /// Settings it had when the transaction began; a rollback takes it back there.
@@ -113,6 +115,8 @@ pub struct Session {
     pub spare_survey: Survey,
     /// The database's view and what this session's own search_path makes of it.
     own_view: Mutex<Option<(Arc<View>, Arc<View>)>>,
+    /// The request touches slots that are on their way.
+    pub touches_moving: bool,
     /// After an error inside a pipeline: everything up to the next Sync is ignored.
     pub skipping: bool,
     /// The client has just sent COPY data to several shards: its Sync of before counts no more, the next one does.
@@ -159,6 +163,7 @@ impl Session {
             scratch: Scratch::default(),
             spare_survey: Survey::default(),
             own_view: Mutex::default(),
+            touches_moving: false,
             skipping: false,
             copied_in: false,
             drew_on: None,
@@ -171,7 +176,7 @@ impl Session {
 
     /// What statements are planned against now: the database's view, under this session's own search_path if it has one.
     pub fn view(&self) -> Arc<View> {
-        let base = self.db.view_arc();
+        let base = self.base_view();
         let Some(path) = self.vars.current().search_path() else { return base };
         let mut known = self.own_view.lock();
         if let Some((of, own)) = &*known
@@ -214,7 +219,7 @@ impl Session {
 
     async fn serve(&mut self) -> End {
         let mut collector = Collector::new(self.app.config().limits.message_bytes_max);
-        if self.view().topology.is_single() {
+        if self.db.view().topology.is_single() {
             collector = collector.in_pieces();
         }
         loop {
@@ -288,11 +293,18 @@ impl Session {
 
     /// The Backend for `shard`, leased now if this session does not hold it yet.
     pub async fn hold(&mut self, shard: ShardId) -> Result<usize, UserError> {
-        if let Some(index) = self.held.iter().position(|held| held.shard == shard) {
-            return Ok(index);
+        let index = match self.held.iter().position(|held| held.shard == shard) {
+            Some(index) => index,
+            None => {
+                let lease = self.lease_from(self.pools.primary(shard)).await?;
+                self.hold_lease(shard, lease)
+            }
+        };
+        if self.db.shards.get(usize::from(shard.0)).is_some_and(|shard| !shard.map.covers()) {
+            // Boxed: rare.
+            Box::pin(self.await_map(shard)).await?;
         }
-        let lease = self.lease_from(self.pools.primary(shard)).await?;
-        Ok(self.hold_lease(shard, lease))
+        Ok(index)
     }
 
     /// A Backend of this pool, for as long as the client does not cancel.
@@ -319,6 +331,7 @@ impl Session {
             wrote: false,
             changed: false,
             dirty: Dependencies::new(),
+            wrote_moving: false,
             noting: Noting::None,
             vars_before,
         });
@@ -446,6 +459,7 @@ impl Session {
             held.begun = false;
             held.wrote = false;
             held.changed = false;
+            held.wrote_moving = false;
             held.noting = Noting::None;
             held.dirty.clear();
         }
@@ -488,6 +502,7 @@ impl Session {
         let held = &mut self.held[index];
         held.wrote = true;
         held.changed |= !writes.is_empty();
+        held.wrote_moving |= self.touches_moving;
         held.lease.drawn_by = self.cancel.process;
         self.drew_on = Some(held.lease.cancel_key.process);
         if !self.db.tracks_freshness() {

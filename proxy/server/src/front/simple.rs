@@ -24,6 +24,7 @@ use weir_wire::backend::{EMPTY_QUERY, Status};
 use super::session::{End, Failure, Session};
 use super::stepwise::split_pipeline;
 use super::transaction::Snapshot;
+use crate::database::View;
 use crate::exec::failures::no_common_snapshot;
 use crate::exec::fan::Question;
 use crate::exec::read::Asked;
@@ -147,15 +148,20 @@ impl Session {
             return Box::pin(self.statement(&text, &filled)).await;
         }
         self.see(sql.as_bytes(), class).await?;
-        let view = self.view();
+        let mut view = self.view();
         let literals = std::mem::take(&mut self.scratch.normal.literals);
+        let passed = match view.apart {
+            None => Ok(()),
+            // Boxed: rare.
+            Some(_) => Box::pin(self.view_to_plan(understood, sql, &literals)).await.map(|passed| view = passed),
+        };
         let values = Values { params: &[], sql, literals: &literals };
-        let bound = self.db.plan_of(&understood.template, &values, &view.topology);
+        let bound = passed.and_then(|()| self.db.plan_of(&understood.template, &values, &view.topology));
         self.scratch.normal.literals = literals;
         let plan = bound?;
         self.note_draws(&understood.shape, &plan);
         let place = self.place(&view.topology, &plan, || super::extended::spread_of(sql.as_bytes()));
-        self.keep_snapshot(&plan, &place)?;
+        self.keep_snapshot(&plan, &place, &view)?;
         match place {
             Place::One(shard) if matches!(plan.wrap, Wrap::Explain(_)) => {
                 self.stats.sent_to(&plan, shard, Given::Literals(sql, &self.scratch.normal.literals));
@@ -202,18 +208,18 @@ impl Session {
             Target::Home => Place::One(topology.home),
             Target::Any => Place::One(match self.snapshot_on().or(self.held.first().map(|held| held.shard)) {
                 Some(shard) => shard,
-                None => ShardId((spread() % topology.shard_count() as u64) as u16),
+                None => topology.roster.any(spread()).unwrap_or(topology.home),
             }),
             Target::Many(shards) if shards.len() == 1 => Place::One(shards[0]),
             Target::Many(shards) => Place::Several(shards.to_vec()),
             Target::Engine => Place::Engine,
-            Target::All if topology.is_single() => Place::One(ShardId(0)),
-            Target::All => Place::Several((0..topology.shard_count() as u16).map(ShardId).collect()),
+            Target::All if topology.is_single() => Place::One(topology.home),
+            Target::All => Place::Several(topology.active().to_vec()),
         }
     }
 
     /// A transaction with one snapshot for all of it stays on the shard that took it: another would show other moments.
-    pub fn keep_snapshot(&mut self, plan: &Plan, place: &Place) -> Result<(), UserError> {
+    pub fn keep_snapshot(&mut self, plan: &Plan, place: &Place, view: &View) -> Result<(), UserError> {
         let Some(txn) = self.txn.as_mut().filter(|txn| txn.keeps_one_shard() && plan.reason.sees_rows()) else {
             return Ok(());
         };
@@ -222,6 +228,7 @@ impl Session {
             Snapshot::OneShard(Some(taken)) if taken != *shard => return Err(no_common_snapshot()),
             _ => txn.snapshot = Snapshot::OneShard(Some(*shard)),
         }
+        self.keep_map(view);
         Ok(())
     }
 
@@ -336,7 +343,10 @@ impl Session {
 
     /// Several statements in one text.
     async fn several(&mut self, sql: &str, texts: &[&str]) -> Result<(), Failure> {
-        let view = self.view();
+        let mut view = self.view();
+        if view.apart.is_some() {
+            view = self.view_to_plan_all(texts).await?;
+        }
         let statement_mode = self.stats.mode() == Mode::Statement;
         let mut understood = Vec::with_capacity(texts.len());
         let mut shards = Vec::with_capacity(texts.len());
@@ -349,7 +359,7 @@ impl Session {
             let place = plan.as_ref().map(|plan| self.place(&view.topology, plan, || 0));
             settles |= plan.as_ref().is_some_and(Plan::settles);
             if let (Some(plan), Some(place)) = (&plan, &place) {
-                self.keep_snapshot(plan, place)?;
+                self.keep_snapshot(plan, place, &view)?;
             }
             shards.push(place);
             if statement_mode && known.shape.class.controls_transaction() {
@@ -364,7 +374,7 @@ impl Session {
         }
         let home = Some(Place::One(view.topology.home));
         let together = if view.topology.is_single() {
-            Some(ShardId(0))
+            Some(view.topology.home)
         } else {
             common_shard(&shards, &understood).filter(|_| !settles)
         };

@@ -273,7 +273,8 @@ impl Session {
         };
         if let Some(place) = &place {
             // Again after the survey of the batch: the BEGIN of this snapshot may have been in it.
-            self.keep_snapshot(&portal.plan, place)?;
+            let view = self.view();
+            self.keep_snapshot(&portal.plan, place, &view)?;
         }
         // As a statement for several shards: its plan is told, or what it notes of globally unique columns is settled.
         let as_several = matches!(portal.plan.wrap, Wrap::Explain(_)) || portal.plan.settles();
@@ -357,7 +358,8 @@ impl Session {
         let question = Question::Portal { prepared, bind: &portal.bind, merged: portal.plan.merge.is_some() };
         let form = Form { description: false, columns: prepared.template.merged_columns() };
         let reply = self.client.out.len();
-        let done = self.spread(shards, question, &prepared.shape, &portal.plan, form).await;
+        let asked = (question, question.sql(), &*prepared.template);
+        let done = self.spread_guarded(shards, asked, &prepared.shape, &portal.plan, form).await;
         if let Some(plan) = self.second_try(done, reply, &prepared.template)? {
             return self.engine_portal((name, rows_max), portal, &plan).await;
         }

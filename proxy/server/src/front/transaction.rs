@@ -3,8 +3,12 @@
 //! Invariant: a Backend that joins late is told everything the client has said of the transaction, in order. Non-goals: how
 //! it begins and ends on servers ([`super::session`], [`crate::exec::commit`]).
 
+use std::sync::Arc;
+
 use weir_core::id::ShardId;
 use weir_core::sql::class::{Class, Isolation, Modes};
+
+use crate::database::View;
 
 /// A transaction block as the client sees it. Servers learn of it when a statement needs them (lazy BEGIN).
 #[derive(Debug, Clone)]
@@ -18,6 +22,8 @@ pub struct Transaction {
     /// What the client and its session's defaults say of it.
     pub modes: Modes,
     pub snapshot: Snapshot,
+    /// The map as it was when that snapshot was taken.
+    pub map: Option<Arc<View>>,
     /// It has taken locks before its snapshot.
     pub locked: bool,
     /// Cursors that one shard has, with that shard; the last one of a name counts.
@@ -61,6 +67,7 @@ impl Transaction {
             implicit: false,
             modes,
             snapshot: Snapshot::NotYet,
+            map: None,
             locked: false,
             cursors: Vec::new(),
             changed_schema: false,

@@ -3,17 +3,17 @@
 use tokio_postgres::{Client, Transaction};
 use weir_core::topology::{SlotMap, TableRules};
 
+use super::shards::addresses;
 use super::{HubError, RuleArrays};
 use crate::config::DatabaseConfig;
 
 /// Version of the statements below.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// Key of the advisory lock: "weirhub1" as bytes.
 const LOCK: i64 = i64::from_be_bytes(*b"weirhub1");
 
-/// Key overrides, moves and leases get tables of their own in later versions.
-const TABLES: &str = "
+pub(super) const TABLES: &str = "
 CREATE SCHEMA IF NOT EXISTS weir;
 CREATE TABLE IF NOT EXISTS weir.schema_version (version integer NOT NULL);
 CREATE TABLE IF NOT EXISTS weir.topology (
@@ -49,6 +49,43 @@ CREATE TABLE IF NOT EXISTS weir.table_rule (
 INSERT INTO weir.schema_version SELECT 1 WHERE NOT EXISTS (SELECT FROM weir.schema_version);
 ";
 
+/// What version 2 has beyond version 1: where a shard's servers are (first the primary, as host:port), and whether it takes part; slots
+/// on their way, and which proxy works by which epoch.
+const MOVES: &str = "
+ALTER TABLE weir.shard
+    ADD COLUMN IF NOT EXISTS servers text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN IF NOT EXISTS state text NOT NULL DEFAULT 'active' CHECK (state IN ('joining', 'entering', 'active', 'retired'));
+CREATE TABLE IF NOT EXISTS weir.move (
+    id          integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    database    text NOT NULL,
+    source      smallint NOT NULL,
+    target      smallint NOT NULL CHECK (source <> target),
+    slots       text NOT NULL,
+    phase       text NOT NULL,
+    aim         text NOT NULL,
+    paused      boolean NOT NULL DEFAULT false,
+    made_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    since       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    rows_total  bigint NOT NULL DEFAULT 0,
+    rows_done   bigint NOT NULL DEFAULT 0,
+    bytes_done  bigint NOT NULL DEFAULT 0,
+    changes     bigint NOT NULL DEFAULT 0,
+    lag_bytes   bigint NOT NULL DEFAULT 0,
+    paused_us   bigint,
+    error       text,
+    FOREIGN KEY (database, source) REFERENCES weir.shard (database, id),
+    FOREIGN KEY (database, target) REFERENCES weir.shard (database, id)
+);
+CREATE TABLE IF NOT EXISTS weir.proxy (
+    database text NOT NULL,
+    id       text NOT NULL,
+    epoch    bigint NOT NULL,
+    seen     timestamptz NOT NULL,
+    PRIMARY KEY (database, id)
+);
+UPDATE weir.schema_version SET version = 2 WHERE version < 2;
+";
+
 pub(super) async fn ensure(client: &mut Client) -> Result<(), HubError> {
     let transaction = client.transaction().await?;
     lock(&transaction).await?;
@@ -60,6 +97,9 @@ pub(super) async fn ensure(client: &mut Client) -> Result<(), HubError> {
     let found: i32 = transaction.query_one("SELECT max(version) FROM weir.schema_version", &[]).await?.try_get(0)?;
     if found > VERSION {
         return Err(HubError::TooNew { found, known: VERSION });
+    }
+    if found < VERSION {
+        transaction.batch_execute(MOVES).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -82,10 +122,10 @@ pub(super) async fn store(
         .execute("INSERT INTO weir.topology (database, epoch) VALUES ($1, 1) ON CONFLICT DO NOTHING", &[name])
         .await?;
     for (index, shard) in database.shards.iter().enumerate() {
-        let row: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-            [name, &(index as i16), &shard.name, &(shard.weight as i32)];
+        let row: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+            [name, &(index as i16), &shard.name, &(shard.weight as i32), &addresses(shard)];
         transaction
-            .execute("INSERT INTO weir.shard (database, id, name, weight) VALUES ($1, $2, $3, $4)", &row)
+            .execute("INSERT INTO weir.shard (database, id, name, weight, servers) VALUES ($1, $2, $3, $4, $5)", &row)
             .await?;
     }
     let owners: Vec<i16> = slots.owners().iter().map(|owner| owner.0 as i16).collect();

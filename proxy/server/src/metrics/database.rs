@@ -19,6 +19,7 @@ use super::tally::Tally;
 use super::{Registry, Subject};
 use crate::database::progress::Waited;
 use crate::decode::Counters;
+use crate::growing::Growing;
 
 /// Label `role` of a server connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,6 +109,7 @@ pub struct EndpointMetrics {
     reads: Published,
     up: Gauge,
     primary: Gauge,
+    near: Gauge,
     lag: Gauge,
 }
 
@@ -156,7 +158,7 @@ pub struct DatabaseMetrics {
     query_seconds: Histogram,
     transaction_seconds: Histogram,
     wait_seconds: Histogram,
-    shards: Vec<ShardMetrics>,
+    shards: Growing<ShardMetrics>,
     cache: [Published; CacheResult::COUNT],
     fills: [Published; FILLS],
     uncacheable: [Published; UNCACHEABLE],
@@ -206,7 +208,7 @@ impl DatabaseMetrics {
             query_seconds: histogram("weir_query_duration_seconds"),
             transaction_seconds: histogram("weir_transaction_duration_seconds"),
             wait_seconds: histogram("weir_pool_wait_duration_seconds"),
-            shards: subject.shards.iter().map(|shard| ShardMetrics::new(registry, name, shard)).collect(),
+            shards: subject.shards.iter().map(|shard| ShardMetrics::new(registry, name, shard)).collect::<Growing<_>>(),
             cache,
             fills,
             uncacheable,
@@ -235,6 +237,11 @@ impl DatabaseMetrics {
 
     pub fn decoding(&self, shard: ShardId) -> Option<&DecodingMetrics> {
         self.shards.get(usize::from(shard.0)).map(|shard| &shard.decoding)
+    }
+
+    /// Handles of a shard that joins: its name, and its servers as `host:port`. Beyond the room for shards nothing is counted.
+    pub(super) fn add_shard(&self, registry: &Registry, shard: &(String, Vec<String>)) {
+        self.shards.push(ShardMetrics::new(registry, &self.name, shard));
     }
 
     /// Which server of a shard is the primary, and after how many others.
@@ -306,7 +313,7 @@ impl DatabaseMetrics {
         let counted = self.cache.iter().chain(&self.fills).chain(&self.uncacheable).chain(&self.primary_reads);
         let counted = counted.chain(&self.replica_waits).chain([&self.transactions, &self.received, &self.sent]);
         counted.for_each(Published::publish);
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             shard.queries.iter().flatten().for_each(Published::publish);
             shard.endpoints.iter().for_each(|endpoint| endpoint.reads.publish());
         }
@@ -355,6 +362,7 @@ impl ShardMetrics {
                 reads: Published::new(registry.counter("weir_reads_total", &labels)),
                 up: registry.gauge("weir_server_up", &labels),
                 primary: registry.gauge("weir_server_primary", &labels),
+                near: registry.gauge("weir_server_near", &labels),
                 lag: registry.gauge("weir_replica_lag_seconds", &labels),
             }
         };
@@ -401,7 +409,8 @@ impl EndpointMetrics {
     }
 
     /// What a probe saw. A lag that is not known leaves the last one.
-    pub fn probed(&self, is_up: bool, is_primary: bool, lag: Option<Duration>) {
+    pub fn probed(&self, is_up: bool, is_primary: bool, is_near: bool, lag: Option<Duration>) {
+        self.near.set(f64::from(u8::from(is_near)));
         self.up.set(f64::from(u8::from(is_up)));
         self.primary.set(f64::from(u8::from(is_primary)));
         if let Some(lag) = lag {

@@ -37,7 +37,7 @@ fn what_is_counted_is_rendered() {
     metrics.error("not a code");
     let database = metrics.database("shop").expect("declared");
     database.topology(Epoch(3), &SlotMap::single(ShardId(1)));
-    database.endpoint(ShardId(0), 1).expect("a replica").probed(true, false, Some(Duration::from_millis(1500)));
+    database.endpoint(ShardId(0), 1).expect("a replica").probed(true, false, true, Some(Duration::from_millis(1500)));
     database.pool(ShardId(0), Role::Primary).expect("a pool").active.set(2.0);
     database.clients_waiting.set(7.0);
 

@@ -31,7 +31,7 @@ pub(super) struct Build<'a> {
     pub rule: &'a Rule,
     pub types: &'a Types,
     pub slots: &'a SlotMap,
-    pub logins: &'a [Login],
+    pub logins: Vec<Login>,
 }
 
 /// A value and the shard key of its row, as text.
@@ -41,7 +41,7 @@ impl Build<'_> {
     /// Looks up all values; gives some of those that are there more than once.
     pub async fn run(&self, shards: &Shards) -> Result<Vec<String>> {
         let mut duplicates = Vec::new();
-        for login in self.logins {
+        for login in &self.logins {
             let reader = crate::control::connect(login).await?;
             let locker = crate::control::connect(login).await?;
             locker.batch_execute(OWN_SETTINGS).await?;
@@ -114,7 +114,7 @@ impl Build<'_> {
             parts.entry(self.slots.owner(slot)).or_default().push((value, key));
         }
         for (shard, pairs) in parts {
-            self.put_on(&shards.clients[usize::from(shard.0)], &pairs, duplicates).await?;
+            self.put_on(shards.on(shard)?, &pairs, duplicates).await?;
         }
         Ok(())
     }

@@ -66,7 +66,7 @@ pub(super) async fn look(rule: &Rule, shards: &Shards) -> Result<Seen> {
     let mut all_noted = true;
     let mut found: Option<Types> = None;
     let mut missing = 0;
-    for client in &shards.clients {
+    for client in shards.clients.values() {
         let note = rule.object("note");
         let parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
             &[&rule.schema, &rule.table, &rule.column, &rule.key, &note];
@@ -100,7 +100,7 @@ pub(super) async fn look(rule: &Rule, shards: &Shards) -> Result<Seen> {
     if missing > 0 {
         return Ok(Seen::Unfit(format!("The table is missing on {missing} of the shards.")));
     }
-    let state = shards.clients[shards.home].query_opt(STATE, &[&rule.id().0]).await?;
+    let state = shards.on(shards.home)?.query_opt(STATE, &[&rule.id().0]).await?;
     let state = match state.map(|row| row.try_get::<_, String>(0)).transpose()?.as_deref() {
         Some("building") => State::Building,
         Some("valid") => State::Valid,

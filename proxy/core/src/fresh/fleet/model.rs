@@ -343,7 +343,7 @@ fn mutants_are_caught() {
         (Mutant::OrphansEndAtOnce, dies, Perm),
         (Mutant::DeafIgnored, Scope::CUT, Perm),
         (Mutant::AnyConnection, Scope::CUT, Leak),
-        (Mutant::LentUnsettled, shared, Rt),
+        (Mutant::LentUnsettled, shared, Perm),
     ] {
         Checker::catches(scope, mutant, expected);
     }

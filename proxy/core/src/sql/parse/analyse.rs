@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use sqlparser::ast::{BinaryOperator, Expr, Query, Visit, Visitor};
+use sqlparser::tokenizer::Location;
 
 use super::env::{Env, NodeId};
 use super::scope::{Column, Columns, Entry, Output, Outputs, Resolved, Scope};
@@ -34,6 +35,10 @@ pub struct InstanceDraft {
     pub top: bool,
     /// Keys given by VALUES or a select list instead of by conditions.
     pub keys: Option<KeySet>,
+    /// The name its columns go by; `None`: they have other names there.
+    pub called: Option<String>,
+    /// Where the block it stands in begins.
+    pub block: Option<Location>,
 }
 
 /// An IN (sub-query) and the outer columns its outputs are compared with.
@@ -65,6 +70,8 @@ pub struct Analyser<'a> {
     pub unspreadable: Option<&'static str>,
     /// Levels of blocks around the present one.
     pub level: usize,
+    /// Where the present block begins: its SELECT, UPDATE or DELETE.
+    pub block: Option<Location>,
 }
 
 impl<'a> Analyser<'a> {
@@ -87,6 +94,7 @@ impl<'a> Analyser<'a> {
             select: None,
             unspreadable: None,
             level: 0,
+            block: None,
         }
     }
 
@@ -118,7 +126,8 @@ impl<'a> Analyser<'a> {
             self.node(owner, key);
         }
         self.owners[owner].instance = Some(self.instances.len());
-        self.instances.push(InstanceDraft { table, usage, owner, top: self.level == 1, keys: None });
+        let (top, block) = (self.level == 1, self.block);
+        self.instances.push(InstanceDraft { table, usage, owner, top, keys: None, called: None, block });
         (owner, columns)
     }
 

@@ -140,6 +140,7 @@ impl Analyser<'_> {
     ) -> Result<Outputs, Unparsed> {
         plain_select(select)?;
         self.level += 1;
+        let around = self.block.replace(select.select_token.0.span.start);
         let mut scope = Scope::inside(outer);
         let mut env = env.clone();
         let mut from = FromState::for_trees(&select.from);
@@ -164,6 +165,7 @@ impl Analyser<'_> {
                 self.select = shape::shape(self, select, query, &scope, &env);
             }
         }
+        self.block = around;
         self.level -= 1;
         Ok(outputs)
     }

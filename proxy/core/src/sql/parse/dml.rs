@@ -165,6 +165,7 @@ impl Analyser<'_> {
             return Err(Unparsed("it has a clause that is not Postgres's"));
         }
         self.level += 1;
+        let around = self.block.replace(update.update_token.0.span.start);
         let mut scope = Scope::inside(outer);
         let mut env = env.clone();
         let owner = self.target(&update.table.relation, Use::Update, &mut scope)?;
@@ -186,6 +187,7 @@ impl Analyser<'_> {
         }
         self.visit_subqueries(&update.assignments, &scope, &env)?;
         self.visit_subqueries(&update.returning, &scope, &env)?;
+        self.block = around;
         self.level -= 1;
         Ok(())
     }
@@ -224,11 +226,13 @@ impl Analyser<'_> {
             return Err(Unparsed("weir cannot read its target table"));
         }
         self.level += 1;
+        let around = self.block.replace(delete.delete_token.0.span.start);
         let mut scope = Scope::inside(outer);
         let mut env = env.clone();
         self.target(relation, Use::Delete, &mut scope)?;
         self.joined(delete.using.as_deref().unwrap_or_default(), delete.selection.as_ref(), &mut scope, &mut env)?;
         self.visit_subqueries(&delete.returning, &scope, &env)?;
+        self.block = around;
         self.level -= 1;
         Ok(())
     }
@@ -263,6 +267,7 @@ impl Analyser<'_> {
         let parts = name_parts(name).ok_or(Unparsed("it has a table name weir cannot read"))?;
         let (owner, columns) = self.relation(&parts, usage)?;
         let name = alias.as_ref().map_or_else(|| parts.last().cloned().unwrap_or_default(), |alias| ident(&alias.name));
+        self.call(&name);
         scope.entries.push(Entry { owner, name, columns });
         Ok(owner)
     }

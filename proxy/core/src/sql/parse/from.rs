@@ -261,8 +261,18 @@ impl Analyser<'_> {
         let (owner, columns) = self.relation(&parts, Use::Read)?;
         let columns = if renames { Columns::Unknown } else { columns };
         let name = shown.unwrap_or_else(|| parts.last().cloned().unwrap_or_default());
+        if !renames {
+            self.call(&name);
+        }
         scope.entries.push(Entry { owner, name, columns });
         Ok(vec![owner])
+    }
+
+    /// The relation added last goes by this name.
+    pub fn call(&mut self, name: &str) {
+        if let Some(draft) = self.instances.last_mut() {
+            draft.called = Some(name.to_owned());
+        }
     }
 
     pub fn relation(&mut self, parts: &[String], usage: Use) -> Result<(usize, Columns), Unparsed> {
@@ -290,9 +300,11 @@ impl Analyser<'_> {
             && let Some(select) = transparent(subquery, self.schema.catalog)
         {
             let mut inner = Scope { parent: scope.parent, ..Scope::default() };
+            let around = self.block.replace(select.select_token.0.span.start);
             for tree in &select.from {
                 self.join_tree(tree, &mut inner, env, from)?;
             }
+            self.block = around;
             if let Some(selection) = &select.selection {
                 self.learn(selection, &inner, env, true);
             }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::{Checked, HTTP_LISTEN, address, endpoint, secret_env, secret_file, time, unknown, variable};
+use super::{Checked, HTTP_LISTEN, address, endpoint, redis, secret_env, secret_file, time, unknown, variable};
 use crate::config::error::Source;
 use crate::config::raw;
-use crate::config::{PeersConfig, PeersMode};
+use crate::config::{PeersConfig, PeersMode, PeersTlsConfig};
+use crate::fleet::tls::PeerTls;
 
 /// Who knows it can void every cache; it must not be guessed.
 const SECRET_BYTES_MIN: usize = 16;
@@ -48,7 +49,23 @@ pub(super) fn peers(source: &Source, peers: Option<&Spanned<raw::Peers>>) -> Che
         let place = peers.lease.as_ref().map_or(span, Spanned::span);
         return Err(source.error(place, format!("lease must be from {LEASE_MIN:?} to {LEASE_MAX:?}")));
     }
-    Ok(Some(PeersConfig { listen, advertise, secret, mode: mode(source, peers)?, lease }))
+    let tls = tls(source, peers)?;
+    Ok(Some(PeersConfig { listen, advertise, secret, mode: mode(source, peers)?, lease, tls }))
+}
+
+fn tls(source: &Source, peers: &raw::Peers) -> Checked<Option<PeersTlsConfig>> {
+    let (authority, chain, key) = match (&peers.ca, &peers.certificate, &peers.key) {
+        (None, None, None) => return Ok(None),
+        (Some(authority), Some(chain), Some(key)) => (authority, chain, key),
+        (Some(one), ..) | (_, Some(one), _) | (.., Some(one)) => {
+            return Err(source.error(one.span(), "TLS between peers needs all of ca, certificate and key"));
+        }
+    };
+    let authorities = redis::authorities(source, authority)?;
+    let (certificate, key) = redis::shown(source, chain, key)?;
+    let config = PeersTlsConfig { authorities, certificate, key };
+    PeerTls::new(Some(&config)).map_err(|error| source.error(chain.span(), error))?;
+    Ok(Some(config))
 }
 
 fn mode(source: &Source, peers: &raw::Peers) -> Checked<PeersMode> {

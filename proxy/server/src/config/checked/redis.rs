@@ -107,19 +107,22 @@ fn password(
     }
 }
 
-fn authorities(source: &Source, path: &Spanned<String>) -> Checked<String> {
+pub(super) fn authorities(source: &Source, path: &Spanned<String>) -> Checked<String> {
     certificates(source, path)?;
     text(source, path)
+}
+
+/// Certificate chain and key, as PEM.
+pub(super) fn shown(source: &Source, chain: &Spanned<String>, key: &Spanned<String>) -> Checked<(String, Secret)> {
+    certificates(source, chain)?;
+    private_key(source, key)?;
+    Ok((text(source, chain)?, Secret::new(text(source, key)?)))
 }
 
 fn identity(source: &Source, raw: &raw::Cache) -> Checked<Option<(String, Secret)>> {
     match (&raw.redis_certificate, &raw.redis_key) {
         (None, None) => Ok(None),
-        (Some(chain), Some(key)) => {
-            certificates(source, chain)?;
-            private_key(source, key)?;
-            Ok(Some((text(source, chain)?, Secret::new(text(source, key)?))))
-        }
+        (Some(chain), Some(key)) => shown(source, chain, key).map(Some),
         (Some(one), None) | (None, Some(one)) => {
             Err(source.error(one.span(), "[cache] needs both redis_certificate and redis_key, or neither"))
         }

@@ -14,7 +14,7 @@ pub fn put_question(
     question: Question<'_>,
     replies: &mut Replies,
 ) -> Result<(), Failure> {
-    match question {
+    match question.plain() {
         Question::Text(sql) => {
             lease.put_query(sql);
             replies.push(Owed::Query { hidden: false });
@@ -26,23 +26,42 @@ pub fn put_question(
             put_execute(lease, replies);
         }
         Question::Once { sql, types, bind, hidden } => {
-            lease.unnamed = None;
-            Parse { name: b"", sql: sql.as_bytes(), types }.put(&mut lease.out);
-            replies.push(Owed::Parse { hidden: true, op: u32::MAX });
-            let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
-            bind.on_portal(b"").put_wider(b"", hidden, &mut lease.out);
-            replies.push(Owed::BindComplete { hidden: true });
+            put_once(lease, (sql, types), (bind, hidden), b"", replies)?;
             put_describe(lease, b"", replies);
             put_execute(lease, replies);
         }
-        Question::Opened { prepared, bind, portal } => {
-            put_bind(lease, (prepared, true), bind, portal, replies)?;
+        Question::Opened { prepared, bind, portal, sql } => {
+            match sql {
+                None => put_bind(lease, (prepared, true), bind, portal, replies)?,
+                Some(sql) => {
+                    let hidden = prepared.template.hidden_columns();
+                    put_once(lease, (sql, &prepared.types), (bind, hidden), portal, replies)?;
+                }
+            }
             put_describe(lease, portal, replies);
         }
         Question::Described(portal) => put_describe(lease, portal, replies),
+        Question::Guarded(_) => return Err(unexpected("a question within a question")),
     }
     put_sync(&mut lease.out);
     replies.push(Owed::Sync { hidden: false });
+    Ok(())
+}
+
+/// Binds a text to a portal that gives `hidden` columns beyond those the client knows.
+fn put_once(
+    lease: &mut crate::back::pool::Lease,
+    (sql, types): (&str, &[u8]),
+    (bind, hidden): (&Bytes, usize),
+    portal: &[u8],
+    replies: &mut Replies,
+) -> Result<(), Failure> {
+    lease.unnamed = None;
+    Parse { name: b"", sql: sql.as_bytes(), types }.put(&mut lease.out);
+    replies.push(Owed::Parse { hidden: true, op: u32::MAX });
+    let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
+    bind.on_portal(portal).put_wider(b"", hidden, &mut lease.out);
+    replies.push(Owed::BindComplete { hidden: true });
     Ok(())
 }
 
@@ -54,9 +73,9 @@ fn put_bind(
     portal: &[u8],
     replies: &mut Replies,
 ) -> Result<(), Failure> {
-    let (id, sql) = match &prepared.merged {
-        Some(form) if merged => (form.id, &form.sql),
-        _ => (prepared.id, &prepared.sql),
+    let (id, sql, hidden) = match &prepared.merged {
+        Some(form) if merged => (form.id, &form.sql, prepared.template.hidden_columns()),
+        _ => (prepared.id, &prepared.sql, 0),
     };
     let name = Prepared::backend_name(id);
     if !lease.is_prepared(id) {
@@ -69,7 +88,7 @@ fn put_bind(
         replies.push(Owed::Parse { hidden: true, op: u32::MAX });
     }
     let bind = Bind::read(bind).map_err(|_| unexpected("a malformed Bind"))?;
-    bind.on_portal(portal).put_for(name.as_bytes(), &mut lease.out);
+    bind.on_portal(portal).put_wider(name.as_bytes(), hidden, &mut lease.out);
     replies.push(Owed::BindComplete { hidden: true });
     Ok(())
 }

@@ -1,0 +1,289 @@
+//! What a move keeps on its two servers, and what it asks of them, as SQL.
+//!
+//! Invariant: a row of a moving slot can be written on a server only while that server's fence is open, whoever writes it; who has
+//! written one holds a lock until the end of its transaction, prepared ones included, so that closing the fence waits for exactly
+//! those. Everything lies in schema `weir` or bears the move's number in its name, so that nothing of it can be overlooked. Superusers
+//! who set `session_replication_role` go past it; the mover itself does.
+//! Non-goals: running any of it.
+
+use std::fmt::Write as _;
+
+use crate::sql::word::{quote_literal, quote_name};
+use crate::topology::{KeyType, SlotSet, in_sql};
+
+/// First half of the advisory lock of a move: "wmve" as bytes.
+pub const LOCK: i32 = i32::from_be_bytes(*b"wmve");
+
+/// How far each move's changes are applied here, and marks that are written here to be found in the WAL.
+pub const APPLIED: &str = "
+CREATE TABLE IF NOT EXISTS weir.move_applied (
+    move integer PRIMARY KEY, lsn pg_lsn NOT NULL DEFAULT '0/0', mark bigint NOT NULL DEFAULT 0)";
+
+/// A table whose rows move.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MovedTable {
+    pub schema: String,
+    pub name: String,
+    pub key: String,
+    pub key_type: KeyType,
+    /// Those that are stored and not generated, in the order of the source.
+    pub columns: Vec<String>,
+    /// Every value's binary form means the same on every server.
+    pub binary: bool,
+}
+
+impl MovedTable {
+    /// As SQL names it.
+    pub fn quoted(&self) -> String {
+        format!("{}.{}", quote_name(&self.schema), quote_name(&self.name))
+    }
+
+    /// All its rows.
+    pub fn copy_all(&self) -> String {
+        format!("COPY (SELECT {} FROM {}) TO STDOUT (FORMAT {})", self.column_list(), self.quoted(), self.format())
+    }
+
+    pub fn copy_in(&self) -> String {
+        format!("COPY {} ({}) FROM STDIN (FORMAT {})", self.quoted(), self.column_list(), self.format())
+    }
+
+    fn format(&self) -> &'static str {
+        if self.binary { "binary" } else { "text" }
+    }
+
+    fn column_list(&self) -> String {
+        self.columns.iter().map(|column| quote_name(column)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The slot of a row, where `row` stands before the key: empty, or a name and a dot.
+    fn slot(&self, row: &str) -> String {
+        in_sql::slot(&format!("{row}{}", quote_name(&self.key)), self.key_type)
+    }
+}
+
+/// A move as its servers know it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Script {
+    id: i32,
+    bitmap: String,
+}
+
+impl Script {
+    pub fn new(id: i32, slots: &SlotSet) -> Script {
+        Script { id, bitmap: in_sql::bitmap(slots) }
+    }
+
+    /// Of the publication and of the replication slot.
+    pub fn name(&self) -> String {
+        format!("weir_move_{}", self.id)
+    }
+
+    fn fence(&self) -> String {
+        format!("weir.move_{}_fence", self.id)
+    }
+
+    fn guard(&self, table: usize) -> String {
+        format!("weir.move_{}_guard_{table}", self.id)
+    }
+
+    /// Sorted behind all others: BEFORE triggers fire by name, and one of them may change the key.
+    fn trigger(&self) -> String {
+        format!("zzzz_weir_move_{}", self.id)
+    }
+
+    /// Is a row of the table in a slot that moves?
+    pub fn moves(&self, table: &MovedTable, row: &str) -> String {
+        format!("pg_catalog.get_bit({}, {}) = 1", self.bitmap, table.slot(row))
+    }
+
+    /// Fence, progress and the guards' functions; may be run again. `open`: the fence is made open, where there is none yet.
+    pub fn prepare(&self, tables: &[MovedTable], open: bool) -> String {
+        let mut sql = format!(
+            "SELECT pg_advisory_xact_lock(7765697201); CREATE SCHEMA IF NOT EXISTS weir; {APPLIED}; \
+             INSERT INTO weir.move_applied (move) VALUES ({id}) ON CONFLICT DO NOTHING; \
+             DO $weir$ BEGIN IF to_regclass('{fence}') IS NULL THEN CREATE SEQUENCE {fence} MINVALUE 1 MAXVALUE 2; \
+             PERFORM setval('{fence}', {value}); END IF; END $weir$; ",
+            id = self.id,
+            fence = self.fence(),
+            value = if open { 1 } else { 2 },
+        );
+        for (number, table) in tables.iter().enumerate() {
+            let _ = write!(
+                sql,
+                "CREATE OR REPLACE FUNCTION {guard}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER \
+                 SET search_path = pg_catalog, pg_temp AS $weir$\n\
+                 DECLARE moves boolean := false;\n\
+                 BEGIN\n\
+                 IF TG_OP <> 'INSERT' THEN moves := {old}; END IF;\n\
+                 IF TG_OP <> 'DELETE' THEN moves := moves OR {new}; END IF;\n\
+                 IF moves AND (NOT pg_catalog.pg_try_advisory_xact_lock_shared({LOCK}, {id}) \
+                 OR (SELECT last_value FROM {fence}) <> 1) THEN\n\
+                 RAISE EXCEPTION USING ERRCODE = '40001', CONSTRAINT = 'weir_move', SCHEMA = {schema}, TABLE = {name},\n\
+                 MESSAGE = 'rows of this key are on another shard, or on their way there',\n\
+                 DETAIL = 'This server does not own the slot of the key (move {id}).',\n\
+                 HINT = 'Run the transaction again, through weir.';\n\
+                 END IF;\n\
+                 IF TG_OP = 'DELETE' THEN RETURN OLD; END IF;\n\
+                 RETURN NEW;\n\
+                 END $weir$; ",
+                guard = self.guard(number),
+                old = self.moves(table, "OLD."),
+                new = self.moves(table, "NEW."),
+                id = self.id,
+                fence = self.fence(),
+                schema = quote_literal(&table.schema),
+                name = quote_literal(&table.name),
+            );
+        }
+        sql
+    }
+
+    /// Sets a table's guard; waits for who writes it now. May be run again.
+    pub fn set_guard(&self, tables: &[MovedTable], number: usize) -> String {
+        let (trigger, table) = (self.trigger(), tables[number].quoted());
+        format!(
+            "DO $weir$ BEGIN IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {literal}::regclass AND tgname = '{trigger}') THEN \
+             CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {guard}(); \
+             END IF; END $weir$",
+            literal = quote_literal(&table),
+            guard = self.guard(number),
+        )
+    }
+
+    /// Takes a table's guard away.
+    pub fn drop_guard(&self, table: &MovedTable) -> String {
+        format!("DROP TRIGGER IF EXISTS {} ON {}", self.trigger(), table.quoted())
+    }
+
+    /// Takes away what [`Script::prepare`] has made; the guards must be gone.
+    pub fn forget(&self, tables: usize) -> String {
+        let mut sql = format!("DROP SEQUENCE IF EXISTS {}; ", self.fence());
+        for number in 0..tables {
+            let _ = write!(sql, "DROP FUNCTION IF EXISTS {}(); ", self.guard(number));
+        }
+        let _ = write!(
+            sql,
+            "DROP PUBLICATION IF EXISTS {}; DO $weir$ BEGIN IF to_regclass('weir.move_applied') IS NOT NULL THEN \
+             DELETE FROM weir.move_applied WHERE move = {}; END IF; END $weir$",
+            self.name(),
+            self.id
+        );
+        sql
+    }
+
+    /// What the decoder is shown of this server. TRUNCATE is left out: it would empty the other slots of the other side.
+    pub fn publish(&self, tables: &[MovedTable]) -> String {
+        let tables: Vec<String> = tables.iter().map(MovedTable::quoted).collect();
+        format!(
+            "DROP PUBLICATION IF EXISTS {name}; CREATE PUBLICATION {name} FOR TABLE {}, weir.move_applied \
+             WITH (publish = 'insert, update, delete')",
+            tables.join(", "),
+            name = self.name()
+        )
+    }
+
+    /// Opens or closes this server's fence. Durable with the commit.
+    pub fn set_fence(&self, open: bool) -> String {
+        format!("SELECT setval('{}', {})", self.fence(), if open { 1 } else { 2 })
+    }
+
+    /// Is it open?
+    pub fn ask_fence(&self) -> String {
+        format!("SELECT last_value = 1 FROM {}", self.fence())
+    }
+
+    /// Waits for all who have written rows that move, and keeps others from it.
+    pub fn lock(&self) -> String {
+        format!("SELECT pg_advisory_lock({LOCK}, {})", self.id)
+    }
+
+    pub fn unlock(&self) -> String {
+        format!("SELECT pg_advisory_unlock({LOCK}, {})", self.id)
+    }
+
+    /// Writes a mark; what comes of the WAL before it has been written before it.
+    pub fn mark(&self) -> String {
+        format!("UPDATE weir.move_applied SET mark = mark + 1 WHERE move = {} RETURNING mark", self.id)
+    }
+
+    /// The first statement of what the mover applies: by it its transactions are known in the WAL.
+    pub fn begin_apply(&self) -> String {
+        format!("UPDATE weir.move_applied SET lsn = lsn WHERE move = {}", self.id)
+    }
+
+    /// The last one: `lsn` is as far as the other side's WAL has been applied.
+    pub fn end_apply(&self, lsn: u64) -> String {
+        format!("UPDATE weir.move_applied SET lsn = '{:X}/{:X}' WHERE move = {}", lsn >> 32, lsn & 0xffff_ffff, self.id)
+    }
+
+    pub fn ask_applied(&self) -> String {
+        format!("SELECT (lsn - '0/0')::int8 FROM weir.move_applied WHERE move = {}", self.id)
+    }
+
+    pub fn copy_out(&self, table: &MovedTable) -> String {
+        let (columns, name, moves, format) =
+            (table.column_list(), table.quoted(), self.moves(table, ""), table.format());
+        format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {moves}) TO STDOUT (FORMAT {format})")
+    }
+
+    /// Rows that are to move, as the planner does not know.
+    pub fn count(&self, table: &MovedTable) -> String {
+        format!("SELECT count(*) FROM ONLY {} WHERE {}", table.quoted(), self.moves(table, ""))
+    }
+
+    /// Per slot the rows, and a sum of their hashes that says whether they are the same.
+    pub fn checksum(&self, table: &MovedTable) -> String {
+        let columns: Vec<String> = table.columns.iter().map(|column| format!("t.{}", quote_name(column))).collect();
+        format!(
+            "SELECT {slot} AS slot, count(*), sum(pg_catalog.hashtextextended(ROW({columns})::text, 0)::numeric)::text \
+             FROM ONLY {name} AS t WHERE {moves} GROUP BY 1 ORDER BY 1",
+            slot = table.slot("t."),
+            columns = columns.join(", "),
+            name = table.quoted(),
+            moves = self.moves(table, "t."),
+        )
+    }
+
+    /// Deletes some of the rows that moved.
+    pub fn clear(&self, table: &MovedTable, rows: u32) -> String {
+        let (name, moves) = (table.quoted(), self.moves(table, ""));
+        format!(
+            "DELETE FROM ONLY {name} WHERE ctid = ANY (ARRAY(SELECT ctid FROM ONLY {name} WHERE {moves} LIMIT {rows}))"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn users() -> MovedTable {
+        MovedTable {
+            schema: "public".into(),
+            name: "Users".into(),
+            key: "user_id".into(),
+            key_type: KeyType::Int,
+            columns: vec!["user_id".into(), "name".into()],
+            binary: true,
+        }
+    }
+
+    #[test]
+    fn bits_are_counted_as_get_bit_counts_them() {
+        let script = Script::new(7, &SlotSet::parse("0, 9, 4095").expect("slots"));
+        assert!(script.bitmap.starts_with("pg_catalog.decode('010200"), "{}", script.bitmap);
+        assert!(script.bitmap.ends_with("80', 'hex')"));
+        assert_eq!(script.bitmap.len(), "pg_catalog.decode('', 'hex')".len() + 1024);
+    }
+
+    #[test]
+    fn names_are_quoted_and_bear_the_number() {
+        let script = Script::new(7, &SlotSet::parse("1").expect("slots"));
+        let tables = [users()];
+        assert!(script.set_guard(&tables, 0).contains("ON \"public\".\"Users\" FOR EACH ROW"));
+        assert!(script.publish(&tables).contains("weir_move_7 FOR TABLE \"public\".\"Users\", weir.move_applied"));
+        assert!(tables[0].copy_in().starts_with("COPY \"public\".\"Users\" (\"user_id\", \"name\") FROM"));
+        assert_eq!(script.end_apply(0x1_0000_00AB), "UPDATE weir.move_applied SET lsn = '1/AB' WHERE move = 7");
+        assert!(script.prepare(&tables, true).contains("TABLE = 'Users'"));
+    }
+}

@@ -1,0 +1,117 @@
+//! TLS between proxies: each shows a certificate of the tier's own authority, and verifies the other's.
+//!
+//! Invariant: with TLS configured nothing is said before both certificates have been verified, the called one's for the host that was
+//! dialled; without it nobody is talked to who speaks TLS. Who has it and who has not do not talk to each other at all, and say why.
+//! Non-goals: the secret, which is proven besides ([`super::link::greet`]), and reading the files again.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::config::{Endpoint, PeersTlsConfig};
+
+/// The first byte of a TLS connection (RFC 8446, 5.1: handshake). No message of peers has this tag.
+const HANDSHAKE: u8 = 22;
+/// Between two complaints in the log: peers try again many times a second.
+const SAID_EVERY: Duration = Duration::from_secs(30);
+
+/// A connection between two proxies.
+pub type PeerStream = Box<dyn Both>;
+
+pub trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Both for S {}
+
+/// How connections between proxies begin.
+pub struct PeerTls {
+    ends: Option<(TlsConnector, TlsAcceptor)>,
+    /// When somebody was last complained about.
+    said: Mutex<Option<Instant>>,
+}
+
+impl PeerTls {
+    /// `None`: plain TCP. Errors are sentences for whoever wrote the configuration.
+    pub fn new(config: Option<&PeersTlsConfig>) -> Result<Self, String> {
+        let ends = config.map(ends).transpose()?;
+        Ok(PeerTls { ends, said: Mutex::default() })
+    }
+
+    /// Begins a connection that this process has opened to `address`.
+    pub async fn call(&self, address: &str, stream: TcpStream) -> io::Result<PeerStream> {
+        let Some((connector, _)) = &self.ends else { return Ok(Box::new(stream)) };
+        let host = Endpoint::parse(address).map_or_else(|| address.to_owned(), |endpoint| endpoint.host);
+        let name = ServerName::try_from(host).map_err(io::Error::other)?;
+        match connector.connect(name, stream).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => Err(self.refused(address, &format!("TLS failed: {error}"))),
+        }
+    }
+
+    /// Begins a connection that somebody else has opened.
+    pub async fn answer(&self, stream: TcpStream) -> io::Result<PeerStream> {
+        let mut first = [0];
+        let speaks_tls = stream.peek(&mut first).await? == 1 && first[0] == HANDSHAKE;
+        let from = stream.peer_addr()?.to_string();
+        match (&self.ends, speaks_tls) {
+            (None, false) => Ok(Box::new(stream)),
+            (None, true) => Err(self.refused(&from, "it speaks TLS, and [peers] names no certificate here")),
+            (Some(_), false) => Err(self.refused(&from, "it speaks plain TCP, and [peers] demands TLS here")),
+            (Some((_, acceptor)), true) => match acceptor.accept(stream).await {
+                Ok(stream) => Ok(Box::new(stream)),
+                Err(error) => Err(self.refused(&from, &format!("TLS failed: {error}"))),
+            },
+        }
+    }
+
+    fn refused(&self, peer: &str, why: &str) -> io::Error {
+        let mut said = self.said.lock();
+        if said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
+            *said = Some(Instant::now());
+            tracing::warn!(
+                peer,
+                "a peer is not talked to: {why}. All of them need ca, certificate and key in [peers], or none"
+            );
+        }
+        io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned())
+    }
+}
+
+fn ends(config: &PeersTlsConfig) -> Result<(TlsConnector, TlsAcceptor), String> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(&config.authorities)? {
+        roots.add(authority).map_err(|error| format!("`ca` holds a certificate that cannot be used: {error}"))?;
+    }
+    let roots = Arc::new(roots);
+    let chain = certificates(&config.certificate)?;
+    let key = || PrivateKeyDer::from_pem_slice(config.key.expose().as_bytes()).map_err(|error| error.to_string());
+    let unfit = |error: rustls::Error| format!("certificate and key do not fit each other: {error}");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(Arc::clone(&roots))
+        .with_client_auth_cert(chain.clone(), key()?)
+        .map_err(unfit)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_client_cert_verifier(verifier.build().map_err(|error| format!("`ca`: {error}"))?)
+        .with_single_cert(chain, key()?)
+        .map_err(unfit)?;
+    Ok((TlsConnector::from(Arc::new(client)), TlsAcceptor::from(Arc::new(server))))
+}
+
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    read.map_err(|error| format!("not a PEM certificate chain: {error}"))
+}

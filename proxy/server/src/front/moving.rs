@@ -1,0 +1,220 @@
+//! Statements while slots are on their way from one shard to another.
+//!
+//! Invariant: between the announcement that the owner of slots is about to change and the change, no statement that touches such a
+//! slot is sent, but for those of transactions that have written one: the mover waits for their end. A transaction with one snapshot
+//! keeps the map of that snapshot. Waits are bounded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use weir_core::error::{Blame, UserError};
+use weir_core::id::ShardId;
+use weir_core::plan::{Plan, Values};
+use weir_core::sql::normal::Literal;
+use weir_core::topology::Topology;
+use weir_core::topology::moves::Apart;
+
+use super::batch::{Batch, Op};
+use super::names::bind;
+use super::session::{Held, Session};
+use crate::database::View;
+use crate::statements::{Prepared, Understood};
+
+/// Longest wait for a shard to confirm the map.
+const MAP_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for the new owner.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// What a request has to do with slots that are on their way.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Touch {
+    Nothing,
+    Moving,
+    /// Their owner is about to change.
+    Waiting,
+}
+
+impl Touch {
+    /// `planned`: the plan on a map.
+    fn of(apart: &Apart, mut planned: impl FnMut(&Topology) -> Option<Plan>) -> Touch {
+        let nobody = apart.nobody();
+        let Some(plan) = planned(&apart.moving) else { return Touch::Nothing };
+        if apart.shared_waits && plan.changes_shared() {
+            return Touch::Waiting;
+        }
+        if !plan.touches(nobody) {
+            return Touch::Nothing;
+        }
+        match apart.waiting.as_ref().and_then(planned) {
+            Some(plan) if plan.touches(nobody) => Touch::Waiting,
+            _ => Touch::Moving,
+        }
+    }
+}
+
+impl Session {
+    /// The database's view, noted as the one that this request is planned by; or that of the transaction's snapshot.
+    pub fn base_view(&self) -> Arc<View> {
+        loop {
+            let base = self.db.view_arc();
+            if let Some(taken) = self.txn.as_ref().and_then(|txn| txn.map.as_ref()) {
+                // Its rows are those of then, so their owners are, too.
+                if base.version == taken.version {
+                    return Arc::clone(taken);
+                }
+                return Arc::new(kept(taken, &base));
+            }
+            if base.shards == 1 {
+                return base;
+            }
+            let epoch = base.topology.epoch;
+            if self.stats.working_by().is_some() {
+                return base;
+            }
+            self.stats.works_by(epoch);
+            // Who put another into force in between may not have seen the note.
+            if self.db.view().topology.epoch == epoch {
+                return base;
+            }
+        }
+    }
+
+    /// The view a statement is to be planned by, now that no slot it touches is about to change its owner.
+    pub async fn view_to_plan(
+        &mut self,
+        understood: &Understood,
+        sql: &str,
+        literals: &[Literal],
+    ) -> Result<Arc<View>, UserError> {
+        loop {
+            let (view, Some(apart)) = self.view_anew() else { return Ok(self.view()) };
+            let touch = self.touch_of_text(&apart, understood, (sql, literals));
+            if self.passes(touch, &view).await? {
+                return Ok(view);
+            }
+        }
+    }
+
+    /// The same for several statements in one text.
+    pub async fn view_to_plan_all(&mut self, texts: &[&str]) -> Result<Arc<View>, UserError> {
+        loop {
+            let (view, Some(apart)) = self.view_anew() else { return Ok(self.view()) };
+            let mut touch = Touch::Nothing;
+            for text in texts {
+                let understood = self.db.statements.understand(text, &view, &mut self.scratch);
+                touch = touch.max(self.touch_of_text(&apart, &understood, (text, &self.scratch.normal.literals)));
+            }
+            if self.passes(touch, &view).await? {
+                return Ok(view);
+            }
+        }
+    }
+
+    fn touch_of_text(&self, apart: &Apart, understood: &Understood, (sql, literals): (&str, &[Literal])) -> Touch {
+        let values = Values { params: &[], sql, literals };
+        Touch::of(apart, |topology| self.db.plan_of(&understood.template, &values, topology).ok())
+    }
+
+    /// The view in force, and while slots move what tells them apart. What the request has done so far is over.
+    fn view_anew(&self) -> (Arc<View>, Option<Arc<Apart>>) {
+        self.stats.works_by_none();
+        let view = self.view();
+        let apart = view.apart.clone();
+        (view, apart)
+    }
+
+    /// The same for a batch of the extended protocol.
+    pub async fn view_to_survey(&mut self, batch: &Batch) -> Result<Arc<View>, UserError> {
+        loop {
+            let (view, Some(apart)) = self.view_anew() else { return Ok(self.view()) };
+            let mut parsed: SmallVec<[(bytes::Bytes, Arc<Prepared>); 2]> = SmallVec::new();
+            let mut touch = Touch::Nothing;
+            for op in &batch.ops {
+                match op {
+                    Op::Parse { name, sql, types } => parsed.push((name.clone(), self.prepare((sql, types), &view))),
+                    Op::Bind { statement, body, .. } => {
+                        let own = parsed.iter().rev().find(|(name, _)| name == statement);
+                        let Some(prepared) = own
+                            .map(|(_, prepared)| Arc::clone(prepared))
+                            .or_else(|| self.current(statement, &view).ok())
+                        else {
+                            continue;
+                        };
+                        let here = Touch::of(&apart, |topology| {
+                            let view = View { topology: topology.clone(), ..View::clone(&view) };
+                            bind(&self.db, &prepared, body, &view).ok()
+                        });
+                        touch = touch.max(here);
+                    }
+                    // A portal of before: its transaction has its shards already.
+                    Op::Describe { .. } | Op::Execute { .. } | Op::Close { .. } => touch = touch.max(Touch::Moving),
+                }
+            }
+            if self.passes(touch, &view).await? {
+                return Ok(view);
+            }
+        }
+    }
+
+    /// May it be planned by this view? Else another one is in force on return.
+    async fn passes(&mut self, touch: Touch, view: &View) -> Result<bool, UserError> {
+        self.touches_moving = touch != Touch::Nothing;
+        match touch {
+            Touch::Nothing => {
+                self.stats.stands_aside();
+                Ok(true)
+            }
+            Touch::Moving => Ok(true),
+            Touch::Waiting => {
+                let givers: SmallVec<[ShardId; 2]> = view.topology.moves.givers().collect();
+                let is_entering = view.topology.roster.is_anyone_entering();
+                let is_awaited = |held: &Held| held.wrote_moving && (is_entering || givers.contains(&held.shard));
+                if self.held.iter().any(is_awaited) {
+                    return Ok(true);
+                }
+                self.stats.works_by_none();
+                let epoch = view.topology.epoch;
+                if self.cancel.slot.unless_cancelled(async { Ok(self.db.maps.left(epoch, WAIT_MAX).await) }).await? {
+                    Ok(false)
+                } else {
+                    Err(still_handed_over())
+                }
+            }
+        }
+    }
+
+    /// Waits for the shard to confirm the map in force.
+    pub async fn await_map(&self, shard: ShardId) -> Result<(), UserError> {
+        let shard = self.db.shard(shard);
+        let wait = async { Ok(shard.map.covered(MAP_MAX).await) };
+        if self.cancel.slot.unless_cancelled(wait).await? { Ok(()) } else { Err(map_not_confirmed(&shard.name)) }
+    }
+
+    /// From here on the transaction is planned by the map that its snapshot was taken by.
+    pub fn keep_map(&mut self, view: &View) {
+        if let Some(txn) = self.txn.as_mut().filter(|txn| txn.map.is_none()) {
+            txn.map = Some(Arc::new(kept(view, view)));
+        }
+    }
+}
+
+/// The schema as it is now, the map as it was.
+fn kept(map: &View, now: &View) -> View {
+    View { topology: map.topology.clone(), shards: map.shards, apart: None, ..now.clone() }
+}
+
+fn still_handed_over() -> UserError {
+    UserError::new(Blame::Proxy, "55P03", "rows of this statement are being handed over to another shard")
+        .detail(format!("The statement has waited for {} s.", WAIT_MAX.as_secs()))
+        .hint("Run it again. SHOW MOVES tells how far the move is, and what it waits for.")
+}
+
+fn map_not_confirmed(shard: &str) -> UserError {
+    UserError::new(Blame::Proxy, "08006", format!("shard {shard} has not confirmed which slots it owns"))
+        .detail(format!(
+            "This weir has not heard from its primary for {} s, or knows an older map than the shard and cannot reach the hub.",
+            crate::database::lease::LEASE.as_secs()
+        ))
+        .hint("Run it again. SHOW REPLICAS tells how the servers are; the log tells whether the hub is out of reach.")
+}

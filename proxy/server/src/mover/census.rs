@@ -1,0 +1,111 @@
+//! Which proxies there are, and whether any of them may still work by an older map.
+//!
+//! Invariant: a proxy is passed over only if it has no connection left to the hub and to both servers, or if the epoch it has missed has
+//! been written on both of them for longer than its right to an older one can last. So a proxy that is dead, stopped or cut off holds
+//! nobody up for long, and none that might answer by an old map is forgotten.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use hashbrown::HashMap;
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
+use weir_core::id::Epoch;
+
+use super::{Pair, sql};
+use crate::database::lease::{ASKS, LEASE};
+use crate::hub::moves::Driving;
+
+/// How long it takes at most until nobody works by an older map, where no statement takes longer.
+pub(super) const SETTLED_MAX: Duration = Duration::from_secs(30);
+/// Beyond the lease, for clocks that do not run alike.
+const MARGIN: Duration = Duration::from_millis(500);
+/// How often it is asked who works by which epoch, and whether those that do not answer are there at all.
+const LOOK: Duration = Duration::from_millis(2);
+const LOOK_MAX: Duration = Duration::from_millis(50);
+
+const SESSIONS: &str = "SELECT DISTINCT substr(application_name, length($1) + 1) FROM pg_stat_activity \
+                        WHERE starts_with(application_name, $1)";
+
+/// What is known of the proxies from look to look.
+#[derive(Default)]
+pub(super) struct Census {
+    /// Source and target.
+    servers: Vec<Client>,
+    written: Epoch,
+    /// Proxies that have not said that they work by an epoch, which was written on the servers then.
+    missed: HashMap<String, (Epoch, Instant)>,
+}
+
+impl Census {
+    /// Waits until no proxy works by an older epoch. Those that still may after `longest`.
+    pub(super) async fn settled(
+        &mut self,
+        (driving, pair): (&Driving, &Pair),
+        epoch: Epoch,
+        longest: Duration,
+    ) -> Result<Vec<String>> {
+        let (begun, mut look) = (Instant::now(), LOOK);
+        let mut behind = self.behind(driving, epoch).await?;
+        self.write(pair, epoch).await?;
+        let written = Instant::now();
+        loop {
+            for id in &behind {
+                self.missed.entry_ref(id.as_str()).or_insert((epoch, written));
+            }
+            self.missed.retain(|id, _| behind.contains(id));
+            behind.retain(|id| self.missed.get(id).is_none_or(|(_, since)| since.elapsed() < LEASE + MARGIN));
+            if behind.is_empty() || begun.elapsed() >= longest {
+                return Ok(behind);
+            }
+            sleep(look).await;
+            look = (look * 2).min(LOOK_MAX);
+            behind = self.behind(driving, epoch).await?;
+            if !behind.is_empty() {
+                let there = self.there(driving).await?;
+                behind.retain(|id| there.contains(id));
+            }
+        }
+    }
+
+    async fn behind(&mut self, driving: &Driving, epoch: Epoch) -> Result<Vec<String>> {
+        let proxies = driving.proxies().await?;
+        for (id, at) in &proxies {
+            // What it had missed it has heard of since.
+            if self.missed.get(id).is_some_and(|(missed, _)| at >= missed) {
+                self.missed.remove(id);
+            }
+        }
+        Ok(proxies.into_iter().filter(|(_, at)| *at < epoch).map(|(id, _)| id).collect())
+    }
+
+    /// From here on a proxy that asks one of the servers learns that its map is old.
+    async fn write(&mut self, pair: &Pair, epoch: Epoch) -> Result<()> {
+        if self.servers.iter().any(Client::is_closed) {
+            self.servers.clear();
+            self.written = Epoch(0);
+        }
+        if self.servers.is_empty() {
+            self.servers = vec![sql::plain(&pair.source).await?, sql::plain(&pair.target).await?];
+        }
+        if self.written < epoch {
+            for server in &self.servers {
+                let write = "UPDATE weir.map SET epoch = greatest(epoch, $1)";
+                server.execute(write, &[&(epoch.0 as i64)]).await.context("the map's epoch")?;
+            }
+            self.written = epoch;
+        }
+        Ok(())
+    }
+
+    /// Proxies that have a connection to the hub or to one of the servers.
+    async fn there(&self, driving: &Driving) -> Result<Vec<String>> {
+        let mut there = driving.connected(SESSIONS).await?;
+        for server in &self.servers {
+            for row in server.query(SESSIONS, &[&ASKS]).await? {
+                there.push(row.try_get(0)?);
+            }
+        }
+        Ok(there)
+    }
+}

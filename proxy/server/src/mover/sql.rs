@@ -1,0 +1,148 @@
+//! Connections of the mover's, and what they are asked of tables and slots.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio_postgres::Client;
+use tokio_postgres::SimpleQueryMessage;
+use weir_core::reshard::script::MovedTable;
+use weir_core::topology::{KeyType, Placement, TableRules};
+
+use crate::back::connect::Login;
+
+/// Values must be written and read alike on both servers. Nothing that an administrator has set for clients may end what takes long.
+const SETTINGS: &str = "SET datestyle = 'ISO, MDY'; SET intervalstyle = 'postgres'; SET extra_float_digits = 3; SET bytea_output = 'hex'; \
+                        SET timezone = 'UTC'; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
+/// Triggers and foreign keys have done their work on the other server. Guards do not hold here.
+const AS_REPLICA: &str = "SET session_replication_role = replica";
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+
+/// The same of a replication connection.
+pub(super) const WALSENDER_SETTINGS: [(&str, &str); 6] = [
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("TimeZone", "UTC"),
+    ("client_encoding", "UTF8"),
+];
+
+const TABLES: &str = "
+SELECT c.oid::int8, array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attgenerated = ''), bool_and(a.atttypid < 16384), c.relkind::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE n.nspname = $1 AND c.relname = $2 GROUP BY c.oid, c.relkind";
+
+pub(super) async fn plain(login: &Login) -> Result<Client> {
+    let client = crate::control::connect(login).await?;
+    client.batch_execute(SETTINGS).await.context("settings")?;
+    Ok(client)
+}
+
+/// One whose writes are nobody's news.
+pub(super) async fn as_replica(login: &Login) -> Result<Client> {
+    let client = plain(login).await?;
+    let context = "weir's account may not set session_replication_role (superuser, or GRANT SET ON PARAMETER session_replication_role)";
+    client.batch_execute(AS_REPLICA).await.context(context)?;
+    Ok(client)
+}
+
+/// The sharded tables as a server has them.
+pub(super) async fn tables(client: &Client, rules: &TableRules) -> Result<Vec<MovedTable>> {
+    let mut tables = Vec::new();
+    for (schema, name, placement) in rules.iter() {
+        let Placement::Sharded { key, key_type } = placement else { continue };
+        tables.extend(table(client, (schema, name), (key, *key_type)).await?);
+    }
+    Ok(tables)
+}
+
+/// The reference tables; they have no key.
+pub(super) async fn reference_tables(client: &Client, rules: &TableRules) -> Result<Vec<MovedTable>> {
+    let mut tables = Vec::new();
+    for (schema, name, placement) in rules.iter() {
+        if *placement == Placement::Reference {
+            tables.extend(table(client, (schema, name), ("", KeyType::Int)).await?);
+        }
+    }
+    Ok(tables)
+}
+
+/// `None`: it is not there (yet).
+async fn table(
+    client: &Client,
+    (schema, name): (&str, &str),
+    (key, key_type): (&str, KeyType),
+) -> Result<Option<MovedTable>> {
+    let Some(row) = client.query_opt(TABLES, &[&schema, &name]).await? else { return Ok(None) };
+    let kind: &str = row.try_get(3)?;
+    if kind != "r" {
+        bail!("{schema}.{name} is no plain table: partitioned tables cannot be moved by this version");
+    }
+    Ok(Some(MovedTable {
+        schema: schema.to_owned(),
+        name: name.to_owned(),
+        key: key.to_owned(),
+        key_type,
+        columns: row.try_get::<_, Option<Vec<String>>>(1)?.unwrap_or_default(),
+        binary: row.try_get(2)?,
+    }))
+}
+
+/// The first value of the first row of a text.
+pub(super) async fn first(client: &Client, sql: &str) -> Result<String> {
+    for message in client.simple_query(sql).await? {
+        if let SimpleQueryMessage::Row(row) = message {
+            return Ok(row.get(0).unwrap_or_default().to_owned());
+        }
+    }
+    bail!("no row")
+}
+
+/// Does what waits for a lock that writers hold, in short attempts, so that nobody queues behind it for long.
+pub(super) async fn patiently(client: &Client, sql: &str, attempts: u32) -> Result<()> {
+    let millis = LOCK_WAIT.as_millis();
+    for attempt in 1.. {
+        let done = client.batch_execute(&format!("SET lock_timeout = {millis}; {sql}; SET lock_timeout = 0")).await;
+        match done {
+            Ok(()) => return Ok(()),
+            Err(error) if error.code().is_some_and(|code| code.code() == "55P03") && attempt < attempts => {
+                tokio::time::sleep(LOCK_WAIT / 4).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Takes a replication slot away, and whoever reads it.
+pub(super) async fn drop_slot(client: &Client, slot: &str) -> Result<()> {
+    for _ in 0..50 {
+        let sql = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1";
+        let Some(row) = client.query_opt(sql, &[&slot]).await? else { return Ok(()) };
+        match row.try_get::<_, Option<i32>>(0)? {
+            Some(pid) => {
+                client.execute("SELECT pg_terminate_backend($1)", &[&pid]).await?;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            None => match client.execute("SELECT pg_drop_replication_slot($1)", &[&slot]).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.code().is_some_and(|code| matches!(code.code(), "55006" | "42704")) => {}
+                Err(error) => return Err(error.into()),
+            },
+        }
+    }
+    bail!("replication slot {slot} is in use and does not become free")
+}
+
+/// Ends whoever reads a slot: another mover that has lost the hub, maybe.
+pub(super) async fn free_slot(client: &Client, slot: &str) -> Result<()> {
+    let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL";
+    for _ in 0..50 {
+        if client.query(sql, &[&slot]).await?.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bail!("replication slot {slot} is in use and does not become free")
+}
