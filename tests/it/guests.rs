@@ -18,6 +18,7 @@ use crate::{carried, differential};
 
 /// Time for a proxy to hear of an epoch.
 const HEAR: Duration = Duration::from_secs(30);
+const NEXT_EPOCH: &str = "UPDATE weir.topology SET epoch = epoch + 1 WHERE database = 'shop'; NOTIFY weir_topology;";
 
 /// A sharded table: its name, how Postgres hashes its key, and what is set in its guests, if anything.
 type Table = (&'static str, &'static str, &'static str);
@@ -95,6 +96,11 @@ async fn writes_over_shards_leave_them_alone() -> Result<()> {
         "INSERT INTO users (user_id, name) SELECT user_id + 1000, 'moved' FROM orders WHERE order_no BETWEEN 30 AND 50 ON CONFLICT DO NOTHING",
         "UPDATE users SET user_id = user_id + 5000 WHERE cents < 3",
         "UPDATE products SET name = name || '!'",
+        "MERGE INTO archive a USING orders o ON a.user_id = o.user_id AND a.order_no = o.order_no WHEN MATCHED AND o.order_no > 60 THEN DELETE \
+         WHEN MATCHED THEN UPDATE SET why = 'again' WHEN NOT MATCHED THEN INSERT (user_id, order_no) VALUES (o.user_id, o.order_no)",
+        "MERGE INTO users u USING (SELECT user_id, order_no AS n FROM orders WHERE order_no BETWEEN 30 AND 60) s ON s.user_id = u.user_id \
+         WHEN MATCHED THEN UPDATE SET cents = s.n",
+        "MERGE INTO users u USING products p ON p.product_id = u.cents % 3 WHEN MATCHED THEN UPDATE SET name = p.name",
         "BEGIN",
         "UPDATE users SET cents = 0",
         "DELETE FROM archive WHERE order_no % 2 = 0",
@@ -246,19 +252,19 @@ impl Guests {
         if last > 1 {
             moves.push((1, 0, 0, "catchup", 3, 0));
         }
-        let mut text = String::new();
+        let mut change = Vec::new();
         for (source, target, host, phase, each, rest) in moves {
             let owner = if host == target { source } else { target };
             let slots = guests.slots(owner, (each, rest)).await?;
             guests.copy(tier, (owner, host), tables, &slots).await?;
             let slots = slots.join(",");
-            text += &format!(
+            change.push(format!(
                 "INSERT INTO weir.move (database, source, target, slots, phase, aim) \
                  VALUES ('shop', {source}, {target}, '{slots}', '{phase}', 'ready');"
-            );
+            ));
         }
-        text += "UPDATE weir.topology SET epoch = epoch + 1 WHERE database = 'shop'; NOTIFY weir_topology;";
-        guests.tell(&text).await?;
+        change.push(NEXT_EPOCH.to_owned());
+        guests.tell(&change.concat()).await?;
         Ok(guests)
     }
 
@@ -335,10 +341,7 @@ impl Guests {
             ensure!(now == room.digest, "guests of {table}: {now:?}, not {:?}", room.digest);
             host.batch_execute(&format!("DELETE FROM {table} WHERE {condition}")).await?;
         }
-        self.tell(
-            "UPDATE weir.move SET phase = 'cancelled' WHERE database = 'shop'; \
-             UPDATE weir.topology SET epoch = epoch + 1 WHERE database = 'shop'; NOTIFY weir_topology;",
-        )
-        .await
+        let over = "UPDATE weir.move SET phase = 'cancelled' WHERE database = 'shop'";
+        self.tell(&format!("{over}; {NEXT_EPOCH}")).await
     }
 }

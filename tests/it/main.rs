@@ -27,6 +27,7 @@ mod habits;
 mod hostile;
 mod hot;
 mod hub_replica;
+mod joining;
 mod journey;
 mod leases;
 mod ledger;

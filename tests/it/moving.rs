@@ -41,6 +41,24 @@ pub async fn reaches(console: &Client, phase: &str) -> Result<SimpleQueryRow> {
     bail!("the move did not reach {phase}; it is in {last}")
 }
 
+/// Waits until every move that is not over is in this phase, or all are over.
+async fn all_reach(console: &Client, phase: &str) -> Result<()> {
+    let begun = Instant::now();
+    let mut last = Vec::new();
+    while begun.elapsed() < Duration::from_secs(90) {
+        let moves = rows(console, "SHOW MOVES").await?;
+        let over = |phase: Option<&str>| matches!(phase, Some("done" | "cancelled" | "rolled_back"));
+        if moves.iter().any(|row| row.get("phase") == Some(phase))
+            && moves.iter().all(|row| row.get("phase") == Some(phase) || over(row.get("phase")))
+        {
+            return Ok(());
+        }
+        last = moves.iter().map(|row| format!("{:?} {:?}", row.get("phase"), row.get("error"))).collect();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bail!("not all moves reached {phase}: {last:?}")
+}
+
 /// Says something to the move, again while it has just gone on.
 pub async fn order(console: &Client, command: &str) -> Result<()> {
     for _ in 0..100 {
@@ -195,5 +213,54 @@ async fn a_move_that_is_cancelled_leaves_nothing() -> Result<()> {
     assert_eq!(on_shards(&tier).await?, before);
     let late = console.simple_query("RESHARD CUTOVER MOVE 1").await.expect_err("it is over");
     assert_eq!(late.code().map(tokio_postgres::error::SqlState::code), Some("55000"), "{late}");
+    nothing_is_left(&tier).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_is_added_and_taken_away() -> Result<()> {
+    let tier = Tier::builder().shards(2).start().await?;
+    filled(&tier).await?;
+    let client = tier.connect().await?;
+    client.batch_execute("INSERT INTO products VALUES (1, 'pen', 100), (2, 'ink', 200)").await?;
+    let console = weir_harness::connect(&tier.admin_dsn()).await?;
+    let added = crate::reshard::empty_server(&tier).await?;
+    let before = on_shards(&tier).await?;
+    let expected: BTreeMap<i64, String> = before.iter().flatten().map(|(user, name)| (*user, name.clone())).collect();
+    rows(&console, &format!("RESHARD START ADD SHARD shard2 '127.0.0.1:{}'", added.port())).await?;
+    all_reach(&console, "ready").await?;
+    // It takes part: what all shards have it has, too.
+    client.batch_execute("INSERT INTO products VALUES (3, 'cap', 50)").await?;
+    let direct = added.admin("shop").await?;
+    assert_eq!(column(&direct, "SELECT name FROM products ORDER BY product_id").await?, ["pen", "ink", "cap"]);
+    order(&console, "RESHARD CUTOVER").await?;
+    all_reach(&console, "reverse").await?;
+    for user in (1..=USERS).step_by(7) {
+        let row = client.query_one("SELECT name FROM users WHERE user_id = $1", &[&user]).await?;
+        assert_eq!(row.get::<_, &str>(0), expected[&user]);
+    }
+    assert_eq!(column(&client, "SELECT count(*) FROM users").await?, [USERS.to_string()], "each once");
+    order(&console, "RESHARD COMPLETE").await?;
+    all_reach(&console, "done").await?;
+    let thirds: i64 = column(&direct, "SELECT count(*) FROM users").await?[0].parse()?;
+    assert!((USERS / 4..USERS / 2).contains(&thirds), "{thirds} of {USERS}");
+    nothing_is_left(&tier).await?;
+
+    rows(&console, "RESHARD START REMOVE SHARD shard2").await?;
+    order(&console, "RESHARD CUTOVER").await?;
+    all_reach(&console, "reverse").await?;
+    order(&console, "RESHARD COMPLETE").await?;
+    all_reach(&console, "done").await?;
+    assert_eq!(column(&direct, "SELECT count(*) FROM users").await?, ["0"]);
+    assert_eq!(on_shards(&tier).await?.into_iter().flatten().collect::<BTreeMap<_, _>>(), expected);
+    // It takes part no more: it may be stopped.
+    drop(direct);
+    crate::freshness::until(async || {
+        let states = rows(&console, "SHOW SHARDS").await?;
+        Ok(states.iter().any(|row| row.get("state") == Some("retired")))
+    })
+    .await?;
+    added.kill9();
+    client.batch_execute("INSERT INTO products VALUES (4, 'pad', 70)").await?;
+    assert_eq!(column(&client, "SELECT count(*) FROM users").await?, [USERS.to_string()]);
     nothing_is_left(&tier).await
 }

@@ -43,7 +43,7 @@ async fn filled() -> Result<(Tier, Client)> {
 }
 
 /// A server that lets weir in and has none of the declared tables.
-async fn empty_server(tier: &Tier) -> Result<Cluster> {
+pub async fn empty_server(tier: &Tier) -> Result<Cluster> {
     let spec = ClusterSpec::new("added", &tier.state.admin_password);
     Cluster::start(&tier.run, spec.database("shop", "shop", &tier.state.shop_password)).await
 }

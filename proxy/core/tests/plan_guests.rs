@@ -28,7 +28,7 @@ fn schema(fixture: &Fixture) -> Schema<'_> {
         rules: &fixture.topology.tables,
         catalog: &fixture.catalog,
         search_path: &fixture.search_path,
-        shards: fixture.topology.shard_count(),
+        shards: fixture.topology.width(),
     }
 }
 
@@ -166,6 +166,33 @@ fn guests_are_left_out_where_rows_are_chosen() {
                 "WITH gone AS (DELETE FROM orders o WHERE status = 'x' AND {o} RETURNING *) \
                  UPDATE users SET name = 'y' FROM gone WHERE gone.user_id = users.user_id AND {u}"
             ),
+        ),
+        (
+            "MERGE INTO cart_items AS c USING orders o ON c.user_id = o.user_id AND (o.status = 'x' OR true) WHEN MATCHED THEN DELETE",
+            "MERGE INTO cart_items AS c USING (SELECT * FROM orders WHERE <\"user_id\">) o ON c.user_id = o.user_id \
+             AND (o.status = 'x' OR true) AND <\"c\".\"user_id\"> WHEN MATCHED THEN DELETE"
+                .to_owned(),
+        ),
+        (
+            "MERGE INTO cart_items USING public.users ON users.user_id = cart_items.user_id WHEN NOT MATCHED THEN \
+             INSERT (user_id, product_id) VALUES (users.user_id, 1)",
+            "MERGE INTO cart_items USING (SELECT * FROM public.users WHERE <\"user_id\">) AS users \
+             ON users.user_id = cart_items.user_id AND <\"cart_items\".\"user_id\"> WHEN NOT MATCHED THEN \
+             INSERT (user_id, product_id) VALUES (users.user_id, 1)"
+                .to_owned(),
+        ),
+        (
+            "MERGE INTO cart_items c USING (SELECT user_id FROM users WHERE name = 'x') s ON s.user_id = c.user_id WHEN MATCHED THEN DELETE",
+            format!(
+                "MERGE INTO cart_items c USING (SELECT user_id FROM users WHERE name = 'x' AND {u}) s ON s.user_id = c.user_id \
+                 AND <\"c\".\"user_id\"> WHEN MATCHED THEN DELETE"
+            ),
+        ),
+        (
+            "MERGE INTO cart_items c USING products p ON p.product_id = c.product_id OR c.qty = 1 WHEN MATCHED THEN UPDATE SET qty = 2",
+            "MERGE INTO cart_items c USING products p ON( p.product_id = c.product_id OR c.qty = 1) AND <\"c\".\"user_id\"> \
+             WHEN MATCHED THEN UPDATE SET qty = 2"
+                .to_owned(),
         ),
         // Around a query or a table.
         ("EXPLAIN (COSTS off) SELECT name FROM users", format!("EXPLAIN (COSTS off) SELECT name FROM users WHERE {u}")),

@@ -28,7 +28,7 @@ use crate::hub::{Hub, HubMap};
 use crate::metrics::{Metrics, Subject};
 use crate::roles::{Roles, Route};
 use crate::sequences::Sequences;
-use crate::servers::{agree_with_peers, chart, know_primaries, watch_all};
+use crate::servers::{chart, charts, know_primaries, watch_all};
 use crate::snapshot::Snapshots;
 use crate::stats::{ClientCount, DatabaseStats};
 use crate::unique::Unique;
@@ -197,15 +197,7 @@ impl Running {
         };
         let mut tasks = JoinSet::new();
         let cancels = Arc::default();
-        let mut charts = Vec::new();
-        for database in &config.databases {
-            let (map, known) = chart(hub.as_ref(), database).await?;
-            agree_with_peers(&config, &known, Some(&map)).await?;
-            charts.push((map, known));
-        }
-        if let Some(wildcard) = &config.wildcard {
-            agree_with_peers(&config, wildcard, None).await?;
-        }
+        let charts = charts(&config, hub.as_ref()).await?;
         let fleet = match &config.peers {
             Some(peers) => Some(Fleet::start(peers, &cancels, &mut tasks).await?),
             None => None,
@@ -370,9 +362,9 @@ pub async fn start_database(config: &Config, basis: &Basis, map: HubMap) -> Resu
         engine: served(several && !basis.on_demand).and_then(|shards| Engine::new(config, database, shards)),
         unique: unique.clone(),
         snapshots: served(several).map(Snapshots::new),
+        hub: basis.hub.clone(),
         primaries,
         topology,
-        hub: basis.hub.clone(),
     };
     let engine = parts.engine.clone();
     let db = Database::new(database.clone(), parts);

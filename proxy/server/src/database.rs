@@ -389,7 +389,9 @@ impl Database {
         // What is known of the shards' words and replicas is of before: a replica that lags would show slots as they were.
         let moves = [&old.topology.moves, &topology.moves];
         let involved: BTreeSet<ShardId> = moves.into_iter().flat_map(Moves::shards).collect();
-        involved.into_iter().for_each(|shard| self.shard(shard).clock.begin_anew());
+        for shard in involved {
+            self.shard(shard).clock.begin_anew();
+        }
         let apart = Apart::of(&topology).map(Arc::new);
         self.primaries.install(&topology.roster, Instant::now());
         self.view.rcu(|view| View {

@@ -2,7 +2,7 @@
 //!
 //! The path of a query, in files: `front` (listen → startup → session → simple/extended) → `statements` (what the text
 //! means) → weir-core `plan` → `exec` (cache or replica, relay, fan-out) → `back` (pool, connection). Beside it: `app`
-//! (wiring), `roles` (which server is a shard's primary), `databases` and `database` (what is in force now), `seats` (who may connect), `sequences` (numbers for sharded tables), `fresh` and `clock` (writes announced and published),
+//! (wiring), `roles` (which server is a shard's primary), `servers` (bringing shards up, also while sessions run), `databases` and `database` (what is in force now), `seats` (who may connect), `sequences` (numbers for sharded tables), `fresh` and `clock` (writes announced and published),
 //! `decode` (writes that go round weir), `recover`
 //! (distributed transactions), `unique` (columns unique over all shards), and the operators' side: `config`, `hub`, `catalog`, `probe`, `metrics`, `http`, `console`.
 

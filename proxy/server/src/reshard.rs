@@ -6,6 +6,8 @@
 
 mod ask;
 pub mod cli;
+mod roles;
+pub mod schema;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +23,7 @@ use weir_core::reshard::survey::{
 use weir_core::reshard::{Goal, Step, Weighed, draft};
 
 use crate::app::{App, control_login, primary_login};
-use crate::config::Endpoint;
+use crate::config::{Endpoint, ShardConfig};
 use crate::database::{Database, Shard};
 use crate::hub::moves::{MoveRow, NewMove};
 use crate::hub::{Hub, HubError};
@@ -99,15 +101,12 @@ async fn start(app: &App, request: &PlanRequest) -> Result<Table, UserError> {
             .detail(blockers.join("\n"))
             .hint("RESHARD PLAN lists it all. Nothing was changed."));
     }
-    if matches!(request.goal, Goal::Add { .. }) {
-        return Err(UserError::new(
-            Blame::Client,
-            sqlstate::FEATURE_NOT_SUPPORTED,
-            "this version cannot add a shard while it runs",
-        )
-        .hint("RESHARD START MOVE SLOTS and WEIGHT move slots between shards that are there."));
-    }
     let hub = hub_of(&db)?;
+    if let Goal::Add { shard, address, weight } = &request.goal {
+        let shard =
+            ShardConfig { name: shard.clone(), primary: endpoint(address)?, replicas: Vec::new(), weight: *weight };
+        hub.add_shard(&db.name, &shard).await.map_err(|error| hub_failed(&error))?;
+    }
     let new = steps.into_iter().map(|step| NewMove {
         from: step.from.to_string(),
         to: step.to.to_string(),

@@ -52,8 +52,22 @@ pub async fn chart(hub: Option<&Hub>, database: &DatabaseConfig) -> Result<(HubM
     Ok((map, known))
 }
 
+/// The same for all databases of the file, whose servers know of no other proxies that do not fit.
+pub async fn charts(config: &Config, hub: Option<&Hub>) -> Result<Vec<(HubMap, DatabaseConfig)>> {
+    let mut charts = Vec::new();
+    for database in &config.databases {
+        let (map, known) = chart(hub, database).await?;
+        agree_with_peers(config, &known, Some(&map)).await?;
+        charts.push((map, known));
+    }
+    if let Some(wildcard) = &config.wildcard {
+        agree_with_peers(config, wildcard, None).await?;
+    }
+    Ok(charts)
+}
+
 /// Errors: another proxy in front of the same servers hears of writes in another way.
-pub async fn agree_with_peers(config: &Config, database: &DatabaseConfig, map: Option<&HubMap>) -> Result<()> {
+async fn agree_with_peers(config: &Config, database: &DatabaseConfig, map: Option<&HubMap>) -> Result<()> {
     let Some(mode) = config.peers.as_ref().map(|peers| peers.mode) else { return Ok(()) };
     for (number, shard) in database.shards.iter().enumerate() {
         if map.is_none_or(|map| map.topology.roster.is_active(ShardId(number as u16))) {

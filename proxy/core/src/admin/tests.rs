@@ -124,7 +124,7 @@ fn columns_are_those_of_pgbouncer() {
         ("version", "version"),
         ("clients", &format!("{sockets}, pool_mode")),
         ("servers", sockets),
-        ("shards", "database, shard, name, primary, replicas, slots, weight, up, replicas_up, lag_ms, epoch"),
+        ("shards", "database, shard, name, primary, replicas, slots, weight, up, replicas_up, lag_ms, epoch, state"),
         ("hot keys", "database, table, key, reads, hits, writes, share_permille"),
         ("slots", "database, first_slot, last_slot, slots, shard, name, epoch"),
     ];

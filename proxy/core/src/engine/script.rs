@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Home, Object, Role, SCHEMA, Skipped, Table, Target};
-use crate::id::{ShardId, Slot};
+use crate::id::Slot;
 use crate::sql::word::{quote_literal, quote_name};
 use crate::topology::{KeyType, Placement, in_sql};
 
@@ -273,13 +273,13 @@ fn sharded(table: &Table, name: &str, key: &str, (key_type, target): (KeyType, &
     let shards = target.shards.len();
     let part = |shard: usize| format!("{SCHEMA}.r{}_{shard}", table.oid);
     // Partitions would be trusted to hold what belongs in them, and the wrapper cannot leave rows of a table out.
-    if !target.partitions || target.moves.all_guests().is_some() {
+    if !target.partitions || target.guests.iter().any(Option::is_some) {
         let parts: Vec<String> = (0..shards).map(|shard| foreign(table, &part(shard), shard)).collect();
         let columns: Vec<String> = table.columns.iter().map(|column| quote_name(&column.name)).collect();
         let columns = columns.join(", ");
-        let own = |shard: usize| match target.moves.guests(ShardId(shard as u16)) {
-            Some(guests) => format!(" WHERE {}", in_sql::outside(guests, &quote_name(key), key_type)),
-            None => String::new(),
+        let own = |shard: usize| match target.guests.get(shard) {
+            Some(Some(guests)) => format!(" WHERE {}", in_sql::outside(guests, &quote_name(key), key_type)),
+            _ => String::new(),
         };
         let rows = (0..shards).map(|shard| format!("SELECT {columns} FROM {}{}", part(shard), own(shard)));
         let rows: Vec<String> = rows.collect();

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use self::caching::cacheable;
 pub use self::unique::Noting;
+pub use self::upsert::Merge;
 use self::wrapped::literals_of_options;
 use super::bind::{Demand, Keyed, Need, Route, Scatter, Shape};
 use super::carry::CarriedKey;

@@ -9,6 +9,7 @@
 
 use std::ops::Range;
 
+use super::compile::Merge;
 use super::refuse;
 use super::rewrite::{Edit, Piece, Rewrite, slice};
 use super::{Schema, Template};
@@ -18,7 +19,7 @@ use crate::sql::lex::{Token, TokenKind, lex};
 use crate::sql::normal::Normal;
 use crate::sql::parse::{Site, Unparsed, sites};
 use crate::sql::rows::FromQuery;
-use crate::sql::word::quote_name;
+use crate::sql::word::{self, quote_name};
 use crate::topology::catalog::{DefaultKind, RelationKind};
 use crate::topology::{KeyType, Placement, SlotSet, in_sql};
 
@@ -32,6 +33,7 @@ pub struct WithoutGuests {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct KeyColumn {
     expression: String,
+    column: Box<str>,
     key_type: KeyType,
 }
 
@@ -40,8 +42,8 @@ struct KeyColumn {
 enum Spot {
     /// A block of which these keys must be none of a guest's.
     Block { filter: Filter, keys: Vec<KeyColumn> },
-    /// A table that COPY names, and its columns if it does: a query stands there instead.
-    Copied { table: Range<usize>, head: String, key: KeyColumn },
+    /// A table, as it is named: a query stands there instead, which begins and ends like this.
+    Table { named: Range<usize>, head: String, key: KeyColumn, tail: String },
 }
 
 /// The WHERE of a block.
@@ -85,9 +87,9 @@ impl WithoutGuests {
         for spot in &self.spots {
             match spot {
                 Spot::Block { filter, keys } => filter.edit(keys, slots, &mut edits),
-                Spot::Copied { table, head, key } => {
-                    let query = format!("({head} WHERE {})", key.outside(slots));
-                    edits.push(Edit { range: table.clone(), pieces: vec![Piece::Text(query.into())] });
+                Spot::Table { named, head, key, tail } => {
+                    let query = format!("({head} WHERE {}){tail}", key.outside(slots));
+                    edits.push(Edit { range: named.clone(), pieces: vec![Piece::Text(query.into())] });
                 }
             }
         }
@@ -106,7 +108,7 @@ impl WithoutGuests {
                     filter.word = filter.word.map(|word| word + by);
                     filter.end += by;
                 }
-                Spot::Copied { table, .. } => *table = table.start + by..table.end + by,
+                Spot::Table { named, .. } => *named = named.start + by..named.end + by,
             }
         }
         self
@@ -114,6 +116,12 @@ impl WithoutGuests {
 }
 
 impl KeyColumn {
+    /// Of the table that goes by this name.
+    fn of(called: &str, column: &str, key_type: KeyType) -> Self {
+        let expression = format!("{}.{}", quote_name(called), quote_name(column));
+        KeyColumn { expression, column: column.into(), key_type }
+    }
+
     fn outside(&self, slots: &SlotSet) -> String {
         in_sql::outside(slots, &self.expression, self.key_type)
     }
@@ -184,6 +192,7 @@ impl Search<'_> {
                 let insert = FromQuery::find(text, tokens).ok_or(Unparsed("weir cannot tell what it inserts"))?;
                 self.part(text, tokens, insert.query)
             }
+            Class::Merge => self.merge(text, tokens),
             Class::Explain { inner, .. } => self.part(text, tokens, *inner..tokens.len()),
             Class::Declare { .. } => {
                 let found = tokens.iter().position(|token| token.is_word(text, "for"));
@@ -209,8 +218,7 @@ impl Search<'_> {
         let mut found: Vec<(usize, Vec<KeyColumn>)> = Vec::new();
         for Site { block, called, table } in sites(text, tokens, self.params, self.schema)? {
             let Placement::Sharded { key, key_type } = self.schema.placement(&table) else { continue };
-            let expression = format!("{}.{}", quote_name(&called), quote_name(key));
-            let key = KeyColumn { expression, key_type: *key_type };
+            let key = KeyColumn::of(&called, key, *key_type);
             match found.iter_mut().find(|(known, _)| *known == block) {
                 Some((_, keys)) => keys.push(key),
                 None => found.push((block, vec![key])),
@@ -218,6 +226,53 @@ impl Search<'_> {
         }
         let spot = |(block, keys)| Spot::Block { filter: Filter::find(text, tokens, block), keys };
         Ok(WithoutGuests { spots: found.into_iter().map(spot).collect() })
+    }
+
+    /// MERGE: guests match nothing, and nothing is made of them.
+    ///
+    /// Rows of a sharded source meet rows of the target with equal keys only, and of any other source none is inserted, or the
+    /// statement would not be spread: so no row that matched a guest fails to match because of the condition, and is inserted.
+    fn merge(&self, text: &str, tokens: &[Token]) -> Result<WithoutGuests, Unparsed> {
+        let merge = Merge::find(text, tokens).ok_or(Unparsed("its MERGE is not understood"))?;
+        let mut spots = Vec::new();
+        if let Some((_, key)) = self.named(text, tokens, &merge.target) {
+            let (on, end) = (merge.condition.start - 1, merge.condition.end);
+            let depth = tokens[on].depth;
+            let either = merge.condition.clone().any(|at| is_keyword(text, tokens, at, depth, "or"));
+            spots.push(Spot::Block { filter: Filter { word: Some(on), either, end }, keys: vec![key] });
+        }
+        let source = merge.source;
+        if tokens.get(source.start).is_some_and(|token| token.kind == TokenKind::LeftParen) {
+            // A closing parenthesis has the depth of what it closes.
+            let closes = |at: &usize| tokens[*at].kind == TokenKind::RightParen && tokens[*at].depth == 1;
+            let end = source.clone().find(closes).ok_or(Unparsed("its source is not understood"))?;
+            spots.extend(self.part(text, tokens, source.start + 1..end)?.spots);
+        } else if let Some((name, key)) = self.named(text, tokens, &source) {
+            let tail = if name.len() == source.len() {
+                format!(" AS {}", tokens[name.end - 1].text(text))
+            } else {
+                String::new()
+            };
+            let key = KeyColumn { expression: quote_name(&key.column), ..key };
+            let head = format!("SELECT * FROM {}", slice(text, tokens, &name));
+            spots.push(Spot::Table { named: name, head, key, tail });
+        }
+        Ok(WithoutGuests { spots })
+    }
+
+    /// The name of a sharded table in `name [[AS] alias …]`, and its key.
+    fn named(&self, text: &str, tokens: &[Token], range: &Range<usize>) -> Option<(Range<usize>, KeyColumn)> {
+        let mut end = range.start + 1;
+        while end + 1 < range.end && tokens[end].kind == TokenKind::Dot {
+            end += 2;
+        }
+        let mut parts = (range.start..end).step_by(2).rev().map(|at| word::name(text, tokens[at]));
+        let name = parts.next()??;
+        let resolved = self.schema.resolve(parts.next().flatten().as_deref(), &name);
+        let Placement::Sharded { key, key_type } = self.schema.placement(&resolved) else { return None };
+        let alias = end + usize::from(tokens.get(end).is_some_and(|token| token.is_word(text, "as")));
+        let called = if end < range.end { word::name(text, tokens[alias])? } else { name };
+        Some((range.start..end, KeyColumn::of(&called, key, *key_type)))
     }
 
     /// COPY … TO.
@@ -247,7 +302,8 @@ impl Search<'_> {
             }
         };
         let from = slice(text, tokens, &(1..listed.unwrap_or(table.end)));
-        let key = KeyColumn { expression: quote_name(key), key_type: *key_type };
-        Ok(WithoutGuests { spots: vec![Spot::Copied { table, head: format!("SELECT {columns} FROM {from}"), key }] })
+        let key = KeyColumn { expression: quote_name(key), column: key.clone(), key_type: *key_type };
+        let (head, tail) = (format!("SELECT {columns} FROM {from}"), String::new());
+        Ok(WithoutGuests { spots: vec![Spot::Table { named: table, head, key, tail }] })
     }
 }

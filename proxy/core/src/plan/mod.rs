@@ -175,6 +175,11 @@ impl Plan {
         }
     }
 
+    /// Does it change what every shard has: rows of reference tables, definitions?
+    pub fn changes_shared(&self) -> bool {
+        self.target == Target::All && self.access == Access::Write && self.combine() == Combine::Alike
+    }
+
     pub fn combine(&self) -> Combine {
         match self.reason {
             RouteReason::Scatter | RouteReason::KeysApart { .. } | RouteReason::RowsApart => Combine::Sum,

@@ -9,7 +9,7 @@
 use std::fmt::Write as _;
 
 use crate::sql::word::{quote_literal, quote_name};
-use crate::topology::{KeyType, SlotSet};
+use crate::topology::{KeyType, SlotSet, in_sql};
 
 /// First half of the advisory lock of a move: "wmve" as bytes.
 pub const LOCK: i32 = i32::from_be_bytes(*b"wmve");
@@ -38,19 +38,26 @@ impl MovedTable {
         format!("{}.{}", quote_name(&self.schema), quote_name(&self.name))
     }
 
+    /// All its rows.
+    pub fn copy_all(&self) -> String {
+        format!("COPY (SELECT {} FROM {}) TO STDOUT (FORMAT {})", self.column_list(), self.quoted(), self.format())
+    }
+
+    pub fn copy_in(&self) -> String {
+        format!("COPY {} ({}) FROM STDIN (FORMAT {})", self.quoted(), self.column_list(), self.format())
+    }
+
+    fn format(&self) -> &'static str {
+        if self.binary { "binary" } else { "text" }
+    }
+
     fn column_list(&self) -> String {
         self.columns.iter().map(|column| quote_name(column)).collect::<Vec<_>>().join(", ")
     }
 
     /// The slot of a row, where `row` stands before the key: empty, or a name and a dot.
     fn slot(&self, row: &str) -> String {
-        let key = format!("{row}{}", quote_name(&self.key));
-        let hash = match self.key_type {
-            KeyType::Int => format!("pg_catalog.hashint8extended({key}, 0)"),
-            KeyType::Text => format!("pg_catalog.hashtextextended({key}, 0)"),
-            KeyType::Uuid => format!("pg_catalog.uuid_hash_extended({key}, 0)"),
-        };
-        format!("(({hash} >> 52) & 4095)::int")
+        in_sql::slot(&format!("{row}{}", quote_name(&self.key)), self.key_type)
     }
 }
 
@@ -63,19 +70,7 @@ pub struct Script {
 
 impl Script {
     pub fn new(id: i32, slots: &SlotSet) -> Script {
-        let mut bits = [0_u8; 512];
-        for slot in slots.iter() {
-            // As get_bit(bytea, n) counts.
-            bits[slot.index() / 8] |= 1 << (slot.index() % 8);
-        }
-        // Not as '\\x…': guards run under settings of clients, and one of those gives backslashes another meaning.
-        let mut bitmap = String::with_capacity(1024 + 40);
-        bitmap.push_str("pg_catalog.decode('");
-        for byte in bits {
-            let _ = write!(bitmap, "{byte:02x}");
-        }
-        bitmap.push_str("', 'hex')");
-        Script { id, bitmap }
+        Script { id, bitmap: in_sql::bitmap(slots) }
     }
 
     /// Of the publication and of the replication slot.
@@ -226,14 +221,9 @@ impl Script {
     }
 
     pub fn copy_out(&self, table: &MovedTable) -> String {
-        let format = if table.binary { "binary" } else { "text" };
-        let (columns, name, moves) = (table.column_list(), table.quoted(), self.moves(table, ""));
+        let (columns, name, moves, format) =
+            (table.column_list(), table.quoted(), self.moves(table, ""), table.format());
         format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {moves}) TO STDOUT (FORMAT {format})")
-    }
-
-    pub fn copy_in(&self, table: &MovedTable) -> String {
-        let format = if table.binary { "binary" } else { "text" };
-        format!("COPY {} ({}) FROM STDIN (FORMAT {format})", table.quoted(), table.column_list())
     }
 
     /// Rows that are to move, as the planner does not know.
@@ -292,7 +282,7 @@ mod tests {
         let tables = [users()];
         assert!(script.set_guard(&tables, 0).contains("ON \"public\".\"Users\" FOR EACH ROW"));
         assert!(script.publish(&tables).contains("weir_move_7 FOR TABLE \"public\".\"Users\", weir.move_applied"));
-        assert!(script.copy_in(&tables[0]).starts_with("COPY \"public\".\"Users\" (\"user_id\", \"name\") FROM"));
+        assert!(tables[0].copy_in().starts_with("COPY \"public\".\"Users\" (\"user_id\", \"name\") FROM"));
         assert_eq!(script.end_apply(0x1_0000_00AB), "UPDATE weir.move_applied SET lsn = '1/AB' WHERE move = 7");
         assert!(script.prepare(&tables, true).contains("TABLE = 'Users'"));
     }

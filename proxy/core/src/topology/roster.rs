@@ -12,6 +12,8 @@ use crate::id::ShardId;
 pub enum ShardState {
     /// It is being prepared: it may have copies of rows and owns none.
     Joining,
+    /// It has the schema, and is being given what all shards have: nobody changes that meanwhile.
+    Entering,
     Active,
     /// It has given up all it had.
     Retired,
@@ -29,6 +31,7 @@ impl ShardState {
     pub fn as_str(self) -> &'static str {
         match self {
             ShardState::Joining => "joining",
+            ShardState::Entering => "entering",
             ShardState::Active => "active",
             ShardState::Retired => "retired",
         }
@@ -36,7 +39,8 @@ impl ShardState {
 
     /// `None`: it is none of these words.
     pub fn parse(word: &str) -> Option<Self> {
-        [ShardState::Joining, ShardState::Active, ShardState::Retired].into_iter().find(|state| state.as_str() == word)
+        let all = [ShardState::Joining, ShardState::Entering, ShardState::Active, ShardState::Retired];
+        all.into_iter().find(|state| state.as_str() == word)
     }
 }
 
@@ -62,6 +66,11 @@ impl Roster {
         self.state(shard) == Some(ShardState::Active)
     }
 
+    /// Must what every shard has stay as it is, because another one is being given it?
+    pub fn is_anyone_entering(&self) -> bool {
+        self.states.contains(&ShardState::Entering)
+    }
+
     /// `None`: there is no such shard.
     pub fn state(&self, shard: ShardId) -> Option<ShardState> {
         self.states.get(usize::from(shard.0)).copied()
@@ -85,8 +94,10 @@ mod tests {
 
     #[test]
     fn only_active_shards_take_part_and_numbers_stay() {
-        let states = [ShardState::Retired, ShardState::Active, ShardState::Joining, ShardState::Active];
+        let states =
+            [ShardState::Retired, ShardState::Active, ShardState::Joining, ShardState::Active, ShardState::Entering];
         let roster = Roster::new(states.to_vec());
+        assert!(roster.is_anyone_entering() && !Roster::fixed(4).is_anyone_entering());
         assert_eq!(roster.active(), [ShardId(1), ShardId(3)]);
         assert_eq!((roster.any(4), roster.any(7)), (Some(ShardId(1)), Some(ShardId(3))));
         assert!(roster.is_active(ShardId(3)) && !roster.is_active(ShardId(2)) && !roster.is_active(ShardId(9)));

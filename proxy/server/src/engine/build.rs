@@ -100,6 +100,7 @@ pub async fn build(engine: &Engine, (view, age): (&View, u64)) -> Result<(Ready,
     let shards = shards.collect::<Result<Vec<_>, _>>()?;
     // Here shards are numbered as they stand among those that take part.
     let place = |shard: ShardId| ShardId(topology.active().binary_search(&shard).unwrap_or_default() as u16);
+    let guests: Vec<_> = topology.active().iter().map(|shard| topology.moves.guests(*shard)).collect();
     let text = script(
         &read,
         &Target {
@@ -109,7 +110,7 @@ pub async fn build(engine: &Engine, (view, age): (&View, u64)) -> Result<(Ready,
             home: usize::from(place(topology.home).0),
             slots: &view.topology.slots.renumbered(place),
             rules: &view.rules,
-            moves: &view.topology.moves,
+            guests: &guests,
             partitions: engine.config.partitions && superuser,
             superuser,
             work_mem_kib: engine.config.work_mem >> 10,

@@ -74,6 +74,7 @@ impl<'a> Question<'a> {
     }
 
     /// What shards without guests are asked.
+    #[must_use]
     pub fn plain(self) -> Self {
         if let Question::Guarded(guarded) = self { guarded.question() } else { self }
     }

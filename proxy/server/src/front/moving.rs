@@ -10,14 +10,14 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError};
 use weir_core::id::ShardId;
-use weir_core::plan::Values;
+use weir_core::plan::{Plan, Values};
 use weir_core::sql::normal::Literal;
 use weir_core::topology::Topology;
 use weir_core::topology::moves::Apart;
 
 use super::batch::{Batch, Op};
 use super::names::bind;
-use super::session::Session;
+use super::session::{Held, Session};
 use crate::database::View;
 use crate::statements::{Prepared, Understood};
 
@@ -36,14 +36,18 @@ enum Touch {
 }
 
 impl Touch {
-    /// `planned`: does a plan made on this map lead to a shard that does not exist?
-    fn of(apart: &Apart, mut planned: impl FnMut(&Topology, ShardId) -> bool) -> Touch {
+    /// `planned`: the plan on a map.
+    fn of(apart: &Apart, mut planned: impl FnMut(&Topology) -> Option<Plan>) -> Touch {
         let nobody = apart.nobody();
-        if !planned(&apart.moving, nobody) {
+        let Some(plan) = planned(&apart.moving) else { return Touch::Nothing };
+        if apart.shared_waits && plan.changes_shared() {
+            return Touch::Waiting;
+        }
+        if !plan.touches(nobody) {
             return Touch::Nothing;
         }
-        match &apart.waiting {
-            Some(waiting) if planned(waiting, nobody) => Touch::Waiting,
+        match apart.waiting.as_ref().and_then(planned) {
+            Some(plan) if plan.touches(nobody) => Touch::Waiting,
             _ => Touch::Moving,
         }
     }
@@ -109,9 +113,7 @@ impl Session {
 
     fn touch_of_text(&self, apart: &Apart, understood: &Understood, (sql, literals): (&str, &[Literal])) -> Touch {
         let values = Values { params: &[], sql, literals };
-        Touch::of(apart, |topology, nobody| {
-            self.db.plan_of(&understood.template, &values, topology).is_ok_and(|plan| plan.touches(nobody))
-        })
+        Touch::of(apart, |topology| self.db.plan_of(&understood.template, &values, topology).ok())
     }
 
     /// The view in force, and while slots move what tells them apart. What the request has done so far is over.
@@ -139,9 +141,9 @@ impl Session {
                         else {
                             continue;
                         };
-                        let here = Touch::of(&apart, |topology, nobody| {
+                        let here = Touch::of(&apart, |topology| {
                             let view = View { topology: topology.clone(), ..View::clone(&view) };
-                            bind(&self.db, &prepared, body, &view).is_ok_and(|plan| plan.touches(nobody))
+                            bind(&self.db, &prepared, body, &view).ok()
                         });
                         touch = touch.max(here);
                     }
@@ -166,7 +168,9 @@ impl Session {
             Touch::Moving => Ok(true),
             Touch::Waiting => {
                 let givers: SmallVec<[ShardId; 2]> = view.topology.moves.givers().collect();
-                if self.held.iter().any(|held| held.wrote_moving && givers.contains(&held.shard)) {
+                let is_entering = view.topology.roster.is_anyone_entering();
+                let is_awaited = |held: &Held| held.wrote_moving && (is_entering || givers.contains(&held.shard));
+                if self.held.iter().any(is_awaited) {
                     return Ok(true);
                 }
                 self.stats.works_by_none();

@@ -13,7 +13,7 @@ const VERSION: i32 = 2;
 /// Key of the advisory lock: "weirhub1" as bytes.
 const LOCK: i64 = i64::from_be_bytes(*b"weirhub1");
 
-const TABLES: &str = "
+pub(super) const TABLES: &str = "
 CREATE SCHEMA IF NOT EXISTS weir;
 CREATE TABLE IF NOT EXISTS weir.schema_version (version integer NOT NULL);
 CREATE TABLE IF NOT EXISTS weir.topology (
@@ -54,7 +54,7 @@ INSERT INTO weir.schema_version SELECT 1 WHERE NOT EXISTS (SELECT FROM weir.sche
 const MOVES: &str = "
 ALTER TABLE weir.shard
     ADD COLUMN IF NOT EXISTS servers text[] NOT NULL DEFAULT '{}',
-    ADD COLUMN IF NOT EXISTS state text NOT NULL DEFAULT 'active' CHECK (state IN ('joining', 'active', 'retired'));
+    ADD COLUMN IF NOT EXISTS state text NOT NULL DEFAULT 'active' CHECK (state IN ('joining', 'entering', 'active', 'retired'));
 CREATE TABLE IF NOT EXISTS weir.move (
     id          integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     database    text NOT NULL,

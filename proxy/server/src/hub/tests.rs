@@ -5,7 +5,7 @@ use weir_core::topology::ShardState;
 
 use super::shards::{Change, KnownShard, changes, map};
 use super::*;
-use crate::config::{Endpoint, ShardConfig};
+use crate::config::{Endpoint, Secret, ShardConfig};
 
 fn shard(name: &str, weight: u32) -> ShardConfig {
     ShardConfig { name: name.into(), primary: Endpoint { host: name.into(), port: 5432 }, replicas: Vec::new(), weight }
@@ -101,4 +101,65 @@ fn a_shard_that_only_the_configuration_knows_joins() {
     let many: Vec<KnownShard> =
         (0..SHARDS_MAX).map(|number| known(&number.to_string(), ShardState::Retired, (0, 0))).collect();
     assert!(shards::changes(&two, &many).is_err());
+}
+
+/// What the hub says of the shards: name, state, slots.
+fn said(map: &HubMap) -> Vec<String> {
+    let slots = map.topology.slots.counts(map.shards.len());
+    let states = (0..map.shards.len()).map(|id| map.topology.roster.state(ShardId(id as u16)).map(ShardState::as_str));
+    let rows = map.shards.iter().zip(states).zip(slots);
+    rows.map(|((shard, state), slots)| format!("{} {} {slots}", shard.primary, state.unwrap_or("-"))).collect()
+}
+
+#[tokio::test]
+async fn a_hub_of_version_1_is_brought_up_to_date_and_shards_come_and_go() {
+    let run = weir_local::Run::temporary("hubtest").expect("a run");
+    let spec = weir_local::ClusterSpec::new("hub", "secret").database("weir_hub", "weir", "weir");
+    let server = weir_local::Cluster::start(&run, spec).await.expect("a server");
+    let direct = server.admin("weir_hub").await.expect("connects");
+    let old = "INSERT INTO weir.topology VALUES ('shop', 7);
+        INSERT INTO weir.shard VALUES ('shop', 0, 'b', 1), ('shop', 1, 'a', 1), ('shop', 2, 'emptied', 1);
+        INSERT INTO weir.slot SELECT 'shop', slot, slot % 2, 1 FROM generate_series(0, 4095) slot;";
+    direct.batch_execute(&format!("{}{old}", schema::TABLES)).await.expect("as version 1 made it");
+    let config = HubConfig {
+        dsn: Secret::new(server.admin_dsn("weir_hub")),
+        password: None,
+        tls: ServerTls::default(),
+        replicas: Vec::new(),
+        made_from: None,
+    };
+    let hub = Hub::connect(&config).await.expect("brought up to date");
+    Hub::connect(&config).await.expect("and left so");
+    let mut file = database(vec![shard("a", 1), shard("b", 1)]);
+    file.home = ShardId(1);
+    let map = hub.load_or_propose(&file).await.expect("a map");
+    assert_eq!(said(&map), ["b:5432 active 2048", "a:5432 active 2048", "emptied:5432 retired 0"]);
+    assert_eq!((map.topology.home, map.topology.epoch), (ShardId(0), Epoch(8)), "the emptied one has left");
+    // One more in the file, and one by the mover; again changes nothing.
+    file.shards.insert(0, shard("c", 2));
+    file.home = ShardId(2);
+    let added = ShardConfig { replicas: vec![Endpoint { host: "d2".into(), port: 1 }], ..shard("d", 1) };
+    for _ in 0..2 {
+        hub.load_or_propose(&file).await.expect("a map");
+        assert_eq!(hub.add_shard("shop", &added).await.expect("room"), ShardId(4));
+    }
+    let map = hub.read(&file).await.expect("a map");
+    assert_eq!(said(&map)[3..], ["c:5432 joining 0", "d:5432 joining 0"]);
+    assert_eq!((map.shards[4].replicas.len(), map.shards[3].weight, map.topology.epoch), (1, 2, Epoch(10)));
+    for (shard, wrong) in [("b", "cannot join"), ("emptied", "is retired and cannot join")] {
+        let error = hub.add_shard("shop", &self::shard(shard, 1)).await.expect_err(wrong).to_string();
+        assert!(error.contains(wrong), "{error}");
+    }
+    assert!(hub.activate("shop", "nobody").await.is_err() && hub.activate("shop", "emptied").await.is_err());
+    assert!(hub.retire("shop", "d").await.is_err(), "it has not taken part");
+    hub.activate("shop", "d").await.expect("takes part");
+    hub.activate("shop", "d").await.expect("as before");
+    direct.batch_execute("UPDATE weir.slot SET shard = 4 WHERE slot < 10").await.expect("moved");
+    let error = hub.retire("shop", "d").await.expect_err("owns slots").to_string();
+    assert!(error.contains("is active and cannot be retired"), "{error}");
+    direct.batch_execute("UPDATE weir.slot SET shard = 0 WHERE slot < 10").await.expect("moved back");
+    hub.retire("shop", "d").await.expect("empty");
+    let map = hub.read(&file).await.expect("a map");
+    assert_eq!((said(&map)[4].as_str(), map.topology.epoch), ("d:5432 retired 0", Epoch(12)));
+    assert_eq!(map.topology.active(), [ShardId(0), ShardId(1)]);
 }

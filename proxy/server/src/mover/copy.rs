@@ -52,7 +52,7 @@ impl Mover {
         number: usize,
     ) -> Result<()> {
         let table = &self.pair.tables[number];
-        let (read, write) = (self.pair.script.copy_out(table), self.pair.script.copy_in(table));
+        let (read, write) = (self.pair.script.copy_out(table), table.copy_in());
         let rows = source.copy_out(&read).await.context("reading")?;
         let sink = target.copy_in::<_, Bytes>(&write).await.context("writing")?;
         tokio::pin!(rows, sink);

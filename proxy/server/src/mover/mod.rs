@@ -12,6 +12,7 @@ mod clear;
 mod copy;
 mod cutover;
 mod guard;
+mod join;
 mod sql;
 mod verify;
 
@@ -30,11 +31,12 @@ use weir_core::topology::SlotSet;
 use self::apply::Follower;
 use self::census::{Census, SETTLED_MAX};
 use self::cutover::{BACK, THERE};
+use self::join::Joiner;
 use crate::app::App;
 use crate::back::connect::Login;
 use crate::database::Database;
-use crate::hub::Hub;
 use crate::hub::moves::{Driving, MoveProgress, MoveRow};
+use crate::hub::{Hub, HubError};
 
 /// How often moves are looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -108,7 +110,7 @@ async fn drive(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>) -> Res
         running.retain(|_, task| !task.is_finished());
         while tasks.try_join_next().is_some() {}
         // One copies at a time: two would share the same servers.
-        let mut is_free = !moves.iter().any(|one| !matches!(one.phase, Phase::Queued | Phase::Reverse));
+        let mut is_free = !moves.iter().any(|one| !matches!(one.phase, Phase::Queued | Phase::Ready | Phase::Reverse));
         for one in moves {
             if running.contains_key(&one.id) || one.phase == Phase::Queued && !is_free && one.aim != Aim::Cancelled {
                 continue;
@@ -142,6 +144,10 @@ async fn attend(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>, id: i
 
 async fn attempt(app: &Arc<App>, db: &Arc<Database>, driving: &Arc<Driving>, id: i32) -> Result<()> {
     let row = driving.move_now(id).await?;
+    if row.phase == Phase::Queued && row.aim != Aim::Cancelled {
+        let hub = db.hub.as_ref().context("there is no hub")?;
+        Joiner { app, db, hub, driving, shard: &row.to }.join().await.context("the new shard")?;
+    }
     let pair = Pair::of(app, db, &row).await?;
     let progress = row.progress;
     let mut mover = Mover {
@@ -154,7 +160,21 @@ async fn attempt(app: &Arc<App>, db: &Arc<Database>, driving: &Arc<Driving>, id:
         census: Census::default(),
         vain: 0,
     };
-    mover.go().await
+    mover.go().await?;
+    leave(db, driving, id).await
+}
+
+/// A shard that has given up all its slots takes part no more.
+async fn leave(db: &Database, driving: &Driving, id: i32) -> Result<()> {
+    let row = driving.move_now(id).await?;
+    let view = db.view_arc();
+    let home = &view.topology.shards[usize::from(view.topology.home.0)];
+    let (Phase::Done, Some(hub)) = (row.phase, db.hub.as_ref().filter(|_| **home != *row.from)) else { return Ok(()) };
+    match hub.retire(&db.name, &row.from).await {
+        // It has other slots.
+        Ok(()) | Err(HubError::ShardState { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Pair {

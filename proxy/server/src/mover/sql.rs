@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio_postgres::Client;
 use tokio_postgres::SimpleQueryMessage;
 use weir_core::reshard::script::MovedTable;
-use weir_core::topology::{Placement, TableRules};
+use weir_core::topology::{KeyType, Placement, TableRules};
 
 use crate::back::connect::Login;
 
@@ -52,21 +52,41 @@ pub(super) async fn tables(client: &Client, rules: &TableRules) -> Result<Vec<Mo
     let mut tables = Vec::new();
     for (schema, name, placement) in rules.iter() {
         let Placement::Sharded { key, key_type } = placement else { continue };
-        let Some(row) = client.query_opt(TABLES, &[&schema, &name]).await? else { continue };
-        let kind: &str = row.try_get(3)?;
-        if kind != "r" {
-            bail!("{schema}.{name} is no plain table: partitioned tables cannot be moved by this version");
-        }
-        tables.push(MovedTable {
-            schema: schema.to_owned(),
-            name: name.to_owned(),
-            key: key.to_string(),
-            key_type: *key_type,
-            columns: row.try_get::<_, Option<Vec<String>>>(1)?.unwrap_or_default(),
-            binary: row.try_get(2)?,
-        });
+        tables.extend(table(client, (schema, name), (key, *key_type)).await?);
     }
     Ok(tables)
+}
+
+/// The reference tables; they have no key.
+pub(super) async fn reference_tables(client: &Client, rules: &TableRules) -> Result<Vec<MovedTable>> {
+    let mut tables = Vec::new();
+    for (schema, name, placement) in rules.iter() {
+        if *placement == Placement::Reference {
+            tables.extend(table(client, (schema, name), ("", KeyType::Int)).await?);
+        }
+    }
+    Ok(tables)
+}
+
+/// `None`: it is not there (yet).
+async fn table(
+    client: &Client,
+    (schema, name): (&str, &str),
+    (key, key_type): (&str, KeyType),
+) -> Result<Option<MovedTable>> {
+    let Some(row) = client.query_opt(TABLES, &[&schema, &name]).await? else { return Ok(None) };
+    let kind: &str = row.try_get(3)?;
+    if kind != "r" {
+        bail!("{schema}.{name} is no plain table: partitioned tables cannot be moved by this version");
+    }
+    Ok(Some(MovedTable {
+        schema: schema.to_owned(),
+        name: name.to_owned(),
+        key: key.to_owned(),
+        key_type,
+        columns: row.try_get::<_, Option<Vec<String>>>(1)?.unwrap_or_default(),
+        binary: row.try_get(2)?,
+    }))
 }
 
 /// The first value of the first row of a text.

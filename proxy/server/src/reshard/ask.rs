@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use weir_core::id::Slot;
 use weir_core::reshard::survey::{Rows, ServerSaid, TableSaid};
 use weir_core::sql::word::quote_name;
-use weir_core::topology::{KeyType, Placement, TableRules};
+use weir_core::topology::{KeyType, Placement, TableRules, in_sql};
 
 use crate::back::connect::Login;
 use crate::catalog::drift;
@@ -142,9 +142,9 @@ async fn count(
     let percent = (rows > COUNTED_MAX).then(|| (SAMPLE_ROWS / rows * 100.0).max(0.01));
     let sample = percent.map_or_else(String::new, |percent| format!(" TABLESAMPLE SYSTEM ({percent:.4})"));
     let sql = format!(
-        "SELECT (({} >> 52) & 4095)::int2, count(*)::float8, sum(pg_column_size(t.*))::float8 FROM {table} AS t{sample} \
+        "SELECT ({})::int2, count(*)::float8, sum(pg_column_size(t.*))::float8 FROM {table} AS t{sample} \
          WHERE t.{key} IS NOT NULL GROUP BY 1",
-        hash(key_type, &format!("t.{key}"))
+        in_sql::slot(&format!("t.{key}"), key_type)
     );
     let times = percent.map_or(1.0, |percent| 100.0 / percent);
     let mut found = BTreeMap::new();
@@ -154,15 +154,6 @@ async fn count(
         found.extend(Slot::new(slot.unsigned_abs()).map(|slot| (slot, counted)));
     }
     Ok((found, percent.is_some()))
-}
-
-/// Postgres's own hash of a key, as `topology::hash` computes it.
-fn hash(key_type: KeyType, key: &str) -> String {
-    match key_type {
-        KeyType::Int => format!("hashint8extended({key}, 0)"),
-        KeyType::Text => format!("hashtextextended({key}, 0)"),
-        KeyType::Uuid => format!("uuid_hash_extended({key}, 0)"),
-    }
 }
 
 /// Bytes per second, by reading the start of a table as a move would. `None`: there is nothing to read.

@@ -1,20 +1,28 @@
-//! `weir reshard plan`: the console's RESHARD PLAN as a command, for people.
+//! `weir reshard`: the console's RESHARD and SHOW MOVES as commands, for people.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+use weir_core::reshard::phase::{Order, Phase};
 use weir_core::sql::word::quote_name;
 
 use crate::control::Target;
 use crate::explain::told;
 
+/// Between two looks of `status --watch`.
+const LOOK: Duration = Duration::from_secs(1);
+/// Columns of a progress bar.
+const BAR: usize = 30;
+
 #[derive(Clone, Debug, clap::Args)]
 pub struct ReshardArgs {
     #[command(subcommand)]
     action: Action,
-    /// The weir to ask, as postgres://user@host:port, by one of its admin_users or stats_users; the password may come from
-    /// PGPASSWORD
+    /// The weir to ask, as postgres://user@host:port, by one of its admin_users (stats_users for plan and status); the password
+    /// may come from PGPASSWORD
     #[arg(long, global = true, value_name = "DSN", default_value = "postgres://127.0.0.1:6432")]
     weir: String,
     /// The database, where there are several
@@ -29,6 +37,38 @@ enum Action {
         #[command(subcommand)]
         goal: Wanted,
     },
+    /// Begin: copy the rows and keep both sides in step, without handing anything over yet
+    Start {
+        #[command(subcommand)]
+        goal: Wanted,
+    },
+    /// How far moves are
+    Status {
+        /// Again every second, until all of them rest
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Hand the slots over; statements that touch them wait for some milliseconds
+    Cutover(OneMove),
+    /// Give up the way back, and take away what the move has left
+    Complete(OneMove),
+    /// Give the slots back, with all that was written since
+    Rollback(OneMove),
+    /// Give a move up that has not handed over yet
+    Cancel(OneMove),
+    /// Stop copying and applying for a while; WAL is kept meanwhile
+    Pause(OneMove),
+    /// Go on
+    Resume(OneMove),
+    /// Compare both sides once more
+    Verify(OneMove),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct OneMove {
+    /// Just this one of `weir reshard status`; else all that are not over
+    #[arg(value_name = "MOVE")]
+    id: Option<i32>,
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -59,23 +99,124 @@ enum Wanted {
     },
 }
 
-/// The plan as text.
+/// What is to be told.
 pub async fn run(arguments: ReshardArgs) -> Result<String> {
     let mut weir = Target::of_command(&arguments.weir).context("--weir")?;
     weir.config.dbname("weir").application_name("weir reshard");
     let client = weir.open().await.context("cannot reach weir's admin database")?;
-    let Action::Plan { goal } = &arguments.action;
-    let mut command = "RESHARD PLAN ".to_owned();
-    if let Some(name) = &arguments.database {
-        let _ = write!(command, "{} ", quote_name(name));
+    let database = arguments.database.as_ref().map_or_else(String::new, |name| format!("{} ", quote_name(name)));
+    let order = |order: Order, one: &OneMove| {
+        let which = one.id.map_or_else(String::new, |id| format!("MOVE {id}"));
+        format!("RESHARD {} {database}{which}", order.as_str())
+    };
+    let command = match &arguments.action {
+        Action::Plan { goal } => {
+            return Ok(shown(&asked(&client, &format!("RESHARD PLAN {database}{}", in_words(goal))).await?));
+        }
+        Action::Status { watch } => return status(&client, arguments.database.as_deref(), *watch).await,
+        Action::Start { goal } => format!("RESHARD START {database}{}", in_words(goal)),
+        Action::Cutover(one) => order(Order::Cutover, one),
+        Action::Complete(one) => order(Order::Complete, one),
+        Action::Rollback(one) => order(Order::Rollback, one),
+        Action::Cancel(one) => order(Order::Cancel, one),
+        Action::Pause(one) => order(Order::Pause, one),
+        Action::Resume(one) => order(Order::Resume, one),
+        Action::Verify(one) => order(Order::Verify, one),
+    };
+    let mut text = moves(&asked(&client, &command).await?, None);
+    text.push_str("weir reshard status --watch tells how far it is.\n");
+    Ok(text)
+}
+
+async fn asked(client: &Client, command: &str) -> Result<Vec<SimpleQueryRow>> {
+    let messages = client.simple_query(command).await.map_err(told)?;
+    let rows = messages.into_iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    Ok(rows.collect())
+}
+
+async fn status(client: &Client, database: Option<&str>, watch: bool) -> Result<String> {
+    let mut shown_lines = 0;
+    loop {
+        let rows = asked(client, "SHOW MOVES").await?;
+        let text = moves(&rows, database);
+        let goes_on = rows.iter().any(|row| row.get("phase").and_then(Phase::parse).is_some_and(|phase| !rests(phase)));
+        if !watch || !goes_on {
+            return Ok(if shown_lines > 0 { over(shown_lines, &text) } else { text });
+        }
+        // On a terminal in place of what was there; else one after the other.
+        let overwrites = shown_lines > 0 && std::io::stdout().is_terminal();
+        print!("{}", if overwrites { over(shown_lines, &text) } else { text.clone() });
+        shown_lines = text.lines().count();
+        tokio::time::sleep(LOOK).await;
     }
-    command.push_str(&in_words(goal));
-    let messages = client.simple_query(&command).await.map_err(told)?;
-    let rows: Vec<&SimpleQueryRow> = messages
-        .iter()
-        .filter_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None })
-        .collect();
-    Ok(shown(&rows))
+}
+
+/// Does it stay there until somebody says something?
+fn rests(phase: Phase) -> bool {
+    phase.is_final() || matches!(phase, Phase::Ready | Phase::Reverse)
+}
+
+/// The text, over lines that are there.
+fn over(lines: usize, text: &str) -> String {
+    format!("\x1b[{lines}A\x1b[J{text}")
+}
+
+/// Rows of SHOW MOVES as people read them.
+fn moves(rows: &[SimpleQueryRow], database: Option<&str>) -> String {
+    let mut text = String::new();
+    for row in rows.iter().filter(|row| database.is_none() || row.get("database") == database) {
+        let cell = |name: &str| row.get(name).unwrap_or_default();
+        let number = |name: &str| cell(name).parse::<f64>().ok();
+        let paused = if cell("paused") == "t" { ", paused" } else { "" };
+        let _ = writeln!(
+            text,
+            "move {} {}: {} → {}, {} slots: {}{paused} (for {})",
+            cell("id"),
+            cell("database"),
+            cell("from"),
+            cell("to"),
+            cell("slots"),
+            cell("phase"),
+            lasting(number("since_s").unwrap_or_default())
+        );
+        let (done, total) = (number("rows").unwrap_or_default(), number("rows_total").unwrap_or_default());
+        if total > 0.0 {
+            let rate = number("rows_per_s").map_or(String::new(), |rate| format!(", {rate:.0} rows/s"));
+            let eta = number("eta_s").map_or(String::new(), |eta| format!(", {} left", lasting(eta)));
+            let bytes = size(number("bytes").unwrap_or_default());
+            let _ = writeln!(text, "  [{}] {done:.0} of {total:.0} rows, {bytes}{rate}{eta}", bar(done / total));
+            let lag = size(number("lag_bytes").unwrap_or_default());
+            let pause =
+                number("pause_us").map_or(String::new(), |us| format!(", owner changed in {:.0} ms", us / 1000.0));
+            let _ = writeln!(text, "  {} changes since, {lag} behind{pause}", cell("changes"));
+        }
+        if let Some(error) = row.get("error") {
+            let _ = writeln!(text, "  {error}");
+        }
+        if let Some(next) = Phase::parse(cell("phase")).and_then(what_next) {
+            let _ = writeln!(text, "  next: {next}");
+        }
+    }
+    if text.is_empty() {
+        text.push_str("Nothing moves.\n");
+    }
+    text
+}
+
+fn what_next(phase: Phase) -> Option<&'static str> {
+    match phase {
+        Phase::Ready => Some("weir reshard cutover, or cancel"),
+        Phase::Reverse => Some("weir reshard complete, or rollback"),
+        _ => None,
+    }
+}
+
+fn bar(share: f64) -> String {
+    let filled = (share.clamp(0.0, 1.0) * BAR as f64).round() as usize;
+    format!("{}{}", "█".repeat(filled), "░".repeat(BAR - filled))
 }
 
 fn in_words(goal: &Wanted) -> String {
@@ -89,7 +230,7 @@ fn in_words(goal: &Wanted) -> String {
     }
 }
 
-fn shown(rows: &[&SimpleQueryRow]) -> String {
+fn shown(rows: &[SimpleQueryRow]) -> String {
     let mut text = String::new();
     let cell = |row: &SimpleQueryRow, name: &str| row.get(name).unwrap_or_default().to_owned();
     let number = |row: &SimpleQueryRow, name: &str| row.get(name).and_then(|text| text.parse::<f64>().ok());
@@ -147,6 +288,7 @@ mod tests {
     #[test]
     fn amounts_are_shown_as_people_say_them() {
         assert_eq!([size(0.0), size(1023.0), size(1536.0), size(5e9)], ["0 B", "1023 B", "1.5 KiB", "4.7 GiB"]);
+        assert_eq!((bar(0.0), bar(0.5).chars().filter(|char| *char == '█').count()), ("░".repeat(BAR), BAR / 2));
         assert_eq!([lasting(1.0), lasting(120.0), lasting(36_000.0)], ["1 s", "2 min", "10.0 h"]);
     }
 }

@@ -17,12 +17,12 @@ use crate::sql::rows::split;
 use crate::sql::word;
 
 /// Where the parts of `MERGE INTO target USING source ON condition WHEN …` stand.
-struct Merge {
+pub struct Merge {
     /// The table's name with its alias, as written.
-    target: Range<usize>,
-    name: Range<usize>,
-    source: Range<usize>,
-    condition: Range<usize>,
+    pub target: Range<usize>,
+    pub name: Range<usize>,
+    pub source: Range<usize>,
+    pub condition: Range<usize>,
     clauses: Vec<Clause>,
 }
 
@@ -60,7 +60,7 @@ impl Compiler<'_> {
 
     /// The plan of a MERGE; `None`: it is not of the kind that can be taken apart, or must not be spread.
     fn merged(&mut self, source: Source<'_>) -> Option<Shape> {
-        let merge = Merge::find(source)?;
+        let merge = Merge::find(source.text, source.tokens)?;
         let constants = Constants::find(source, &merge.source);
         let text = |range: &Range<usize>| match &constants {
             Some(constants) => constants.put(source, range),
@@ -124,8 +124,7 @@ impl Compiler<'_> {
 
 impl Merge {
     /// `None`: another statement, or one with clauses that are not looked into (ONLY, BY SOURCE, RETURNING, OVERRIDING, DEFAULT VALUES).
-    fn find(source: Source<'_>) -> Option<Merge> {
-        let (sql, tokens) = (source.text, source.tokens);
+    pub fn find(sql: &str, tokens: &[Token]) -> Option<Merge> {
         let end = tokens.iter().position(|token| token.kind == TokenKind::Semicolon).unwrap_or(tokens.len());
         let is = |at: usize, word: &str| at < end && tokens[at].is_word(sql, word);
         let top = |from: usize, word: &str| (from..end).find(|at| tokens[*at].depth == 0 && is(*at, word));
@@ -145,7 +144,7 @@ impl Merge {
         };
         let whens: Vec<usize> = (on..end).filter(starts).collect();
         let stops = whens.iter().skip(1).copied().chain([end]);
-        let clauses = whens.iter().zip(stops).map(|(&at, stop)| Clause::read(source, at, stop));
+        let clauses = whens.iter().zip(stops).map(|(&at, stop)| Clause::read((sql, tokens), at, stop));
         Some(Merge {
             target: 2..using,
             name: 2..last + 1,
@@ -158,8 +157,7 @@ impl Merge {
 
 impl Clause {
     /// `WHEN [NOT] MATCHED [BY TARGET] [AND predicate] THEN action`
-    fn read(source: Source<'_>, when: usize, end: usize) -> Option<Clause> {
-        let (sql, tokens) = (source.text, source.tokens);
+    fn read((sql, tokens): (&str, &[Token]), when: usize, end: usize) -> Option<Clause> {
         let is = |at: usize, word: &str| at < end && tokens[at].is_word(sql, word);
         let matched = is(when + 1, "matched");
         let mut at = when + if matched { 2 } else { 3 };

@@ -37,6 +37,9 @@ pub fn sites(text: &str, tokens: &[Token], params: u16, schema: &Schema<'_>) -> 
     };
     let mut analyser = Analyser::new(schema, params);
     analyser.statement(&statement, &Scope::default(), &env::Env::default())?;
+    if !(0..analyser.instances.len()).any(|index| analyser.is_sharded(index)) {
+        return Ok(Vec::new());
+    }
     let wanted = if analyser.writes_in_with { analyser.all() } else { analyser.first_of_core() }?;
     wanted.into_iter().map(|index| analyser.site(index, text, tokens)).collect()
 }
