@@ -240,14 +240,7 @@ impl Running {
             config: ArcSwap::from_pointee(config),
             source,
         });
-        for db in app.databases() {
-            if let Some(hub) = db.hub.clone().filter(|_| db.shards.len() > 1) {
-                db.spawn(crate::mover::run(Arc::clone(&app), hub, Arc::clone(&db)));
-            }
-        }
-        tasks.spawn(upkeep(Arc::clone(&app)));
-        tasks.spawn(crate::front::time_out::run(Arc::clone(&app)));
-        tasks.spawn(crate::reload::on_signal(Arc::clone(&app)));
+        app.look_after(&mut tasks);
         Ok(Running { app, listener, http, tasks })
     }
 
@@ -290,6 +283,18 @@ impl Running {
 }
 
 impl App {
+    /// What runs as long as the process.
+    fn look_after(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
+        for db in self.databases() {
+            if let Some(hub) = db.hub.clone().filter(|_| db.shards.len() > 1) {
+                db.spawn(crate::mover::run(Arc::clone(self), hub, Arc::clone(&db)));
+            }
+        }
+        tasks.spawn(upkeep(Arc::clone(self)));
+        tasks.spawn(crate::front::time_out::run(Arc::clone(self)));
+        tasks.spawn(crate::reload::on_signal(Arc::clone(self)));
+    }
+
     fn busy_sessions(&self) -> usize {
         self.databases().iter().map(|db| db.stats.live().iter().filter(|session| session.is_busy()).count()).sum()
     }

@@ -20,6 +20,7 @@ use super::{
     LogFormat, LogLevel, Secret, ServerAuth, ServerPassword, ShardConfig, Users,
 };
 use super::{limits, raw};
+use crate::back::tls::ServerTls;
 
 mod access;
 mod alone;
@@ -61,20 +62,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         Some(upstream) => (Some(ServerAuth { tls: server_tls.clone(), ..upstream.auth }), upstream.hub),
         None => (None, None),
     };
-    let server_auth = match (upstream_auth, &file.server_auth) {
-        (Some(auth), None) => auth,
-        // The connection string is nearer; the section may still hold the password that is better not in it.
-        (Some(auth), Some(raw)) => {
-            let own = access::server_auth(&source, raw, &server_tls)?;
-            let silent = matches!(auth.password, ServerPassword::Passfile(_));
-            if silent && auth.user == own.user { own } else { auth }
-        }
-        (None, Some(raw)) => access::server_auth(&source, raw, &server_tls)?,
-        (None, None) => {
-            let error = source.whole("there is no [server_auth]: weir itself has to log in to the servers");
-            return Err(error.hint("add [server_auth] with user and password_file, or say upstream"));
-        }
-    };
+    let server_auth = own_log_in(&source, upstream_auth, file.server_auth.as_ref(), &server_tls)?;
     let upstream_hub = upstream_hub.map(|hub| HubConfig { tls: server_tls, ..hub });
     let hub = hub(&source, (flags.hub.as_ref(), file.hub.as_ref(), upstream_hub), &server_auth)?;
     needs_hub(&source, hub.as_ref(), databases.iter().chain(&wildcard))?;
@@ -126,6 +114,29 @@ fn hub(
         }
         (None, Some(hub)) => access::hub(source, hub, server_auth).map(Some),
         (None, None) => Ok(upstream),
+    }
+}
+
+/// How weir itself logs in to the servers: as `upstream` says, or the section.
+fn own_log_in(
+    source: &Source,
+    upstream_auth: Option<ServerAuth>,
+    given: Option<&Spanned<raw::ServerAuth>>,
+    server_tls: &ServerTls,
+) -> Checked<ServerAuth> {
+    match (upstream_auth, given) {
+        (Some(auth), None) => Ok(auth),
+        // The connection string is nearer; the section may still hold the password that is better not in it.
+        (Some(auth), Some(raw)) => {
+            let own = access::server_auth(source, raw, server_tls)?;
+            let silent = matches!(auth.password, ServerPassword::Passfile(_));
+            Ok(if silent && auth.user == own.user { own } else { auth })
+        }
+        (None, Some(raw)) => access::server_auth(source, raw, server_tls),
+        (None, None) => {
+            let error = source.whole("there is no [server_auth]: weir itself has to log in to the servers");
+            Err(error.hint("add [server_auth] with user and password_file, or say upstream"))
+        }
     }
 }
 
