@@ -215,7 +215,7 @@ impl Database {
             topology,
         };
         let maps = Maps::new(view.topology.epoch);
-        for shard in shards.iter() {
+        for shard in &shards {
             shard.map.install(view.topology.epoch);
         }
         let alone = shards.len() == 1 && cache.is_none() && !shards[0].has_replicas();
