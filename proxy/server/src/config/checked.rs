@@ -93,7 +93,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         pool: limits::pool(&source, &file.pool)?,
         limits: limits::limits(&source, &file.limits)?,
         cache: cache(&source, &file.cache, flags.redis.as_ref())?,
-        zones: zones::zones(&source, &file.zone, &file.zone_env, &file.server_zones)?,
+        zones: zones::zones(&source, file.zone.as_ref(), file.zone_env.as_ref(), &file.server_zones)?,
         peers: peers::peers(&source, file.peers.as_ref())?,
         hba: access::hba(&source, file.hba_file.as_ref(), tls.as_ref())?,
         auth_query,

@@ -10,8 +10,8 @@ use crate::config::error::Source;
 
 pub(super) fn zones(
     source: &Source,
-    zone: &Option<Spanned<String>>,
-    zone_env: &Option<Spanned<String>>,
+    zone: Option<&Spanned<String>>,
+    zone_env: Option<&Spanned<String>>,
     servers: &BTreeMap<Spanned<String>, Spanned<String>>,
 ) -> Checked<Zones> {
     let own = match (zone, zone_env) {
