@@ -297,7 +297,7 @@ fn view(shards: u16) -> View {
         moves: weir_core::topology::moves::Moves::default(),
     };
     let (catalog, shards) = (Arc::new(catalog), usize::from(shards));
-    View { version: 1, topology, rules, catalog, search_path: vec!["public".into()], shards }
+    View { version: 1, topology, rules, catalog, search_path: vec!["public".into()], shards, apart: None }
 }
 
 #[cfg(test)]

@@ -204,6 +204,10 @@ async fn a_move_that_is_cancelled_leaves_nothing() -> Result<()> {
     let again =
         console.simple_query("RESHARD START MOVE SLOTS 2048-4095 TO shard1").await.expect_err("one is under way");
     assert_eq!(again.code().map(tokio_postgres::error::SqlState::code), Some("55006"), "{again:?}");
+    let client = tier.connect().await?;
+    let late = client.batch_execute("ALTER TABLE users ADD COLUMN late text").await.expect_err("rows are on their way");
+    assert_eq!(late.code().map(tokio_postgres::error::SqlState::code), Some("55006"), "{late:?}");
+    client.batch_execute("CREATE INDEX ON users (name)").await?;
     // Nobody writes the copies.
     let direct = tier.shards[1].primary.admin("shop").await?;
     let guests = "UPDATE users SET name = 'mine' WHERE (hashint8extended(user_id, 0) >> 52) & 4095 < 2048";
@@ -211,6 +215,9 @@ async fn a_move_that_is_cancelled_leaves_nothing() -> Result<()> {
     order(&console, "RESHARD CANCEL").await?;
     reaches(&console, "cancelled").await?;
     assert_eq!(on_shards(&tier).await?, before);
+    // As soon as the proxy knows that it is over.
+    crate::freshness::until(async || Ok(client.batch_execute("ALTER TABLE users ADD COLUMN late text").await.is_ok()))
+        .await?;
     let late = console.simple_query("RESHARD CUTOVER MOVE 1").await.expect_err("it is over");
     assert_eq!(late.code().map(tokio_postgres::error::SqlState::code), Some("55000"), "{late}");
     nothing_is_left(&tier).await

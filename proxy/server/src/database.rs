@@ -215,7 +215,9 @@ impl Database {
             topology,
         };
         let maps = Maps::new(view.topology.epoch);
-        shards.iter().for_each(|shard| shard.map.install(view.topology.epoch));
+        for shard in shards.iter() {
+            shard.map.install(view.topology.epoch);
+        }
         let alone = shards.len() == 1 && cache.is_none() && !shards[0].has_replicas();
         let statements = Statements::new();
         let database_name = database.name.clone();

@@ -29,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use weir_core::admin::PeerRow;
+use weir_core::fresh::fleet::{Hearing, Standing};
 use weir_wire::peer::Message;
 
 use crate::config::{PeersConfig, PeersMode, Secret};
@@ -141,7 +142,7 @@ impl Fleet {
             shard.member.poke();
         }
         let all_left = async {
-            while here.iter().any(|shard| shard.member.standing() != member::Standing::Left) {
+            while here.iter().any(|shard| shard.member.standing() != Standing::Left) {
                 self.left.notified().await;
             }
         };
@@ -161,6 +162,17 @@ impl Fleet {
     /// Every token is used for one write, or for one attachment.
     fn token(&self) -> u64 {
         self.tokens.fetch_add(1, Relaxed)
+    }
+
+    fn hearing(&self) -> Hearing {
+        match self.mode {
+            PeersMode::Leased => Hearing::Leased,
+            PeersMode::Push => Hearing::Pushed,
+        }
+    }
+
+    fn lease_us(&self) -> u64 {
+        self.lease.as_micros() as u64
     }
 
     fn is_leaving(&self) -> bool {

@@ -17,8 +17,7 @@ use weir_core::fresh::sign::Scope;
 const REPLAYED: Duration = Duration::from_secs(10);
 
 const ALL: &str = "
-SELECT pg_catalog.md5(coalesce(
-    pg_catalog.string_agg(pg_catalog.concat_ws(' ', setdatabase, setrole, setconfig), ',' ORDER BY setdatabase, setrole), ''))
+SELECT pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws(' ', setdatabase, setrole, setconfig), ',' ORDER BY setdatabase, setrole))
 FROM pg_catalog.pg_db_role_setting";
 const OF_DATABASE: &str = " WHERE setdatabase IN
 (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))";
@@ -51,7 +50,7 @@ impl ServerSettings {
         let of = if self.scope == Scope::Database { OF_DATABASE } else { "" };
         let answer = client.simple_query(&format!("{ALL}{of}")).await?;
         let found = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
             _ => None,
         });
         let last = std::mem::replace(&mut *self.seen.lock(), found.clone());

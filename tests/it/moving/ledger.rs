@@ -120,7 +120,7 @@ impl Market {
             tokio::spawn(client(dsn, number, Arc::clone(&tally)))
         };
         let clients = (0..CLIENTS).map(client).collect();
-        Market { clients, tally }
+        Market { tally, clients }
     }
 
     /// What they have added.

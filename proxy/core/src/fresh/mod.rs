@@ -3,12 +3,14 @@
 
 pub mod bound;
 pub mod decoded;
+pub mod fleet;
 #[cfg(test)]
 mod model;
 pub mod pace;
 pub mod past;
 pub mod shown;
 pub mod sign;
+mod sync;
 pub mod words;
 
 use smallvec::SmallVec;

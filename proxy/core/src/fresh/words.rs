@@ -28,14 +28,9 @@
 
 use smallvec::SmallVec;
 
+use super::sync::{AtomicU64, Ordering, fence};
 use super::{Dependencies, Dependency};
 use crate::id::Lsn;
-use sync::{AtomicU64, Ordering, fence};
-
-/// The atomics in use, in one place, so that a model checker's can stand in for them.
-mod sync {
-    pub use std::sync::atomic::{AtomicU64, Ordering, fence};
-}
 
 /// Words per shard.
 pub const WORDS: usize = 1 << 16;
@@ -79,7 +74,7 @@ impl Words {
     }
 
     /// `count` must be a power of two; smaller than [`WORDS`] only in tests, where whole states are copied around.
-    fn sized(count: usize, seed: u64) -> Self {
+    pub(super) fn sized(count: usize, seed: u64) -> Self {
         debug_assert!(count.is_power_of_two() && count <= WORDS);
         let word = |index: usize| Word {
             state: AtomicU64::new(0),
@@ -375,6 +370,23 @@ pub(super) mod forge {
             word.lsn.store(*lsn, Ordering::SeqCst);
         }
         words
+    }
+
+    /// One settled or pending word with a stamp, of a process that gives its own marks.
+    pub fn stamped(seed: u64, state: u64, stamp: u64) -> Words {
+        let words = Words::sized(1, seed);
+        words.words[0].state.store(state, Ordering::SeqCst);
+        words.words[0].stamp.store(stamp, Ordering::SeqCst);
+        words
+    }
+
+    /// One word as it is when a process starts.
+    pub fn first(seed: u64) -> Words {
+        Words::sized(1, seed)
+    }
+
+    pub fn stamp(words: &Words) -> u64 {
+        words.words[0].stamp.load(Ordering::SeqCst)
     }
 
     pub fn raw(words: &Words, index: usize) -> (u64, u64) {

@@ -100,14 +100,6 @@ impl Moves {
         self.all.iter().flat_map(|one| [one.from, one.to])
     }
 
-    /// The guests of these shards (ascending) alone, which are numbered as they stand here.
-    #[must_use]
-    pub fn among(&self, shards: &[ShardId]) -> Moves {
-        let place = |shard| shards.binary_search(shard).ok().map(|at| ShardId(at as u16));
-        let guests: Guests = self.guests.iter().filter_map(|(shard, of)| Some((place(shard)?, of.clone()))).collect();
-        Moves { guests: guests.into(), ..Moves::default() }
-    }
-
     fn moving(&self) -> SlotSet {
         self.all.iter().flat_map(|one| one.slots.iter()).collect()
     }
@@ -166,9 +158,6 @@ mod tests {
         assert_eq!(moves.guests(ShardId(1)), Some(&slots.with(&more)));
         assert_eq!((moves.guests(ShardId(0)), moves.guests(ShardId(2))), (None, None));
         assert_eq!((moves.waiting(), moves.givers().collect::<Vec<_>>()), (&more, vec![ShardId(2)]));
-        let others = moves.among(&[ShardId(1), ShardId(7)]);
-        assert_eq!((others.guests(ShardId(0)), others.guests(ShardId(1))), (Some(&slots.with(&more)), None));
-        assert!(moves.among(&[ShardId(0)]).all_guests().is_none());
         let moves = Moves::new(vec![Move { stage: Stage::Moved, ..one }, two]);
         assert_eq!(moves.guests(ShardId(0)), Some(&slots));
         assert_eq!(moves.guests(ShardId(1)), Some(&more));

@@ -63,14 +63,8 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         None => (None, None),
     };
     let server_auth = own_log_in(&source, upstream_auth, file.server_auth.as_ref(), &server_tls)?;
-    let hub = match (&flags.hub, &file.hub) {
-        (Some(dsn), _) => {
-            let wrong = |message: &str| Source::none().whole(format!("--hub: {message}"));
-            Some(access::hub_dsn(dsn.clone(), &server_auth, wrong)?)
-        }
-        (None, Some(hub)) => Some(access::hub(&source, hub, &server_auth)?),
-        (None, None) => upstream_hub.map(|hub| HubConfig { tls: server_tls, ..hub }),
-    };
+    let upstream_hub = upstream_hub.map(|hub| HubConfig { tls: server_tls, ..hub });
+    let hub = hub(&source, (flags.hub.as_ref(), file.hub.as_ref(), upstream_hub), &server_auth)?;
     needs_hub(&source, hub.as_ref(), databases.iter().chain(&wildcard))?;
     let tls = file.tls.map(|tls| access::tls(&source, &tls)).transpose()?;
     // Users that only the servers know cannot be checked here.
@@ -93,7 +87,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         pool: limits::pool(&source, &file.pool)?,
         limits: limits::limits(&source, &file.limits)?,
         cache: cache(&source, &file.cache, flags.redis.as_ref())?,
-        zones: zones::zones(&source, file.zone.as_ref(), file.zone_env.as_ref(), &file.server_zones)?,
+        zones: zones::zones(&source, (file.zone.as_ref(), file.zone_env.as_ref()), &file.server_zones)?,
         peers: peers::peers(&source, file.peers.as_ref())?,
         hba: access::hba(&source, file.hba_file.as_ref(), tls.as_ref())?,
         auth_query,
@@ -105,6 +99,22 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         users,
         path: source.path,
     })
+}
+
+/// The one that is named nearest.
+fn hub(
+    source: &Source,
+    (flag, section, upstream): (Option<&Secret>, Option<&Spanned<raw::Hub>>, Option<HubConfig>),
+    server_auth: &ServerAuth,
+) -> Checked<Option<HubConfig>> {
+    match (flag, section) {
+        (Some(dsn), _) => {
+            let wrong = |message: &str| Source::none().whole(format!("--hub: {message}"));
+            access::hub_dsn(dsn.clone(), server_auth, wrong).map(Some)
+        }
+        (None, Some(hub)) => access::hub(source, hub, server_auth).map(Some),
+        (None, None) => Ok(upstream),
+    }
 }
 
 /// How weir itself logs in to the servers: as `upstream` says, or the section.

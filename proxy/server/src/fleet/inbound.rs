@@ -13,11 +13,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use weir_core::fresh::fleet::{Attach, Unheard};
 use weir_wire::peer::{FRAME_BYTES_MAX, Message};
 
 use super::Fleet;
 use super::link::{Side, cut, greet};
-use super::member::{Attach, Unheard};
 use crate::config::PeersMode;
 
 /// Connections at the same time; each peer needs one.

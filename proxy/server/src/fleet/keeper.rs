@@ -1,14 +1,8 @@
 //! Keeps one member's row at the shard's primary, and with it its lease.
 //!
 //! Invariant: the lease runs from the moment the primary was *asked*; a member that is put out serves for at most its lease after
-//! that commit, and whoever put it out waits so long before it counts on that. A row leaves the table only when nothing of
-//! that proxy's is under way that others do not know of.
-//!
-//! Who joins serves only when everybody in the table announces to it, and when those who died are proven to have nothing under way:
-//! members that serve have kept their announcements in mind and pass them on; where there is none, the server processes
-//! that a dead proxy may have left behind at work are waited for.
-
-mod silence;
+//! that commit, and whoever put it out waits so long before it counts on that. What is to be done about the others is decided by
+//! [`Roster`]; here it is asked and done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher as _;
@@ -17,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_postgres::{Client, GenericClient, Row, Statement};
+use tokio_postgres::{Client, GenericClient, Statement};
+use weir_core::fresh::fleet::{Burial, Process, Roster, Row, Standing, Tie};
 
-use self::silence::Silence;
 use super::Fleet;
-use super::member::{Member, Standing, now_us};
+use super::member::{Member, now_us};
 use crate::clock::Identity;
 use crate::config::PeersMode;
 use crate::control::{MAKE_SCHEMA, OpenError, Target};
@@ -31,9 +25,6 @@ use crate::database::Shard;
 const PATIENCE: Duration = Duration::from_secs(3);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// Clocks of two machines may differ in speed by so much (a hundredth), and timers fire late.
-const DRIFT: u32 = 100;
-const SLACK: Duration = Duration::from_millis(20);
 
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS weir.member_epoch (one boolean PRIMARY KEY DEFAULT true CHECK (one), epoch bigint NOT NULL);
@@ -165,7 +156,7 @@ async fn serve(fleet: &Arc<Fleet>, shard: &Arc<Shard>, server: &Target, retry: &
             tokio::select! {
                 () = shard.member.poked() => {}
                 () = tenure.over() => {}
-                Some((id, attached)) = keeper.attempts.recv() => keeper.note_attempt(id, attached),
+                Some((id, attached)) = keeper.attempts.recv() => keeper.roster.end_attempt(id, attached),
             }
         })
         .await;
@@ -173,20 +164,6 @@ async fn serve(fleet: &Arc<Fleet>, shard: &Arc<Shard>, server: &Target, retry: &
             return Err(Lost::Replaced);
         }
     }
-}
-
-/// Another row of the table.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Other {
-    id: u64,
-    address: String,
-    lease: Duration,
-    joined: u64,
-    out: bool,
-    /// The connection that keeps its row is there.
-    keeps: bool,
-    /// It has asked for its lease of late.
-    lives: bool,
 }
 
 /// An attempt to attach to somebody, and whether it heard.
@@ -198,29 +175,14 @@ struct Keeper {
     client: Client,
     renew: Statement,
     others: Statement,
-    /// With which this member joined, and the newest one seen.
-    joined: u64,
-    epoch: u64,
-    known: Vec<Other>,
-    /// Who was seen put out, and when that holds for sure.
-    fences: BTreeMap<u64, u64>,
-    attempting: BTreeSet<u64>,
-    failed: BTreeSet<u64>,
+    roster: Roster,
+    /// By member.
+    addresses: BTreeMap<u64, String>,
     attempts: mpsc::Receiver<Attempt>,
     attempted: mpsc::Sender<Attempt>,
-    /// Processes at work when a dead proxy's fence was passed, by proxy.
-    at_work: BTreeMap<u64, BTreeSet<Process>>,
-    /// Everybody has to hear of orphans before the row of their proxy goes.
-    passing_on: bool,
     /// When this primary replaced another.
     promoted: Option<Instant>,
-    /// Where others push: who does not answer, and whom nothing can be heard of any more.
-    silence: Silence,
-    over: BTreeSet<u64>,
 }
-
-/// Pid, its start, start of its transaction.
-type Process = (i32, Option<String>, Option<String>);
 
 impl Keeper {
     async fn join(
@@ -249,19 +211,11 @@ impl Keeper {
             client,
             renew,
             others,
-            joined: joined as u64,
-            epoch: 0,
-            known: Vec::new(),
-            fences: BTreeMap::new(),
-            attempting: BTreeSet::new(),
-            failed: BTreeSet::new(),
+            roster: Roster::new(fleet.hearing(), fleet.lease_us(), joined as u64),
+            addresses: BTreeMap::new(),
             attempts,
             attempted,
-            at_work: BTreeMap::new(),
-            passing_on: false,
             promoted: None,
-            silence: Silence::default(),
-            over: BTreeSet::new(),
         })
     }
 
@@ -275,194 +229,122 @@ impl Keeper {
         let asked_us = now_us();
         if pushes {
             self.member().ping();
-            let answers = self.known.iter().map(|other| (other.id, self.shard.member.heard_until_us(other.id)));
-            self.silence.note(asked_us, self.fleet.lease / 4, answers.collect());
+            self.roster.note_silence(asked_us, |id| self.shard.member.heard_until_us(id));
         }
-        let row = self.client.query_one(&self.renew, &[&(self.member().id as i64)]).await?;
-        let (epoch, in_table): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
-        if !in_table {
-            return Err(Lost::PutOut);
-        }
-        let as_before = epoch as u64 == self.epoch;
-        if as_before || !pushes {
+        let epoch = renewed(&self.client.query_one(&self.renew, &[&(self.member().id as i64)]).await?)?;
+        if self.roster.is_lease_good_at(epoch) {
             self.member().extend(asked_us, self.fleet.lease);
         }
         let shard = Arc::clone(&self.shard);
         shard.member.settle_schema(|| self.fleet.doubt_catalogs(&shard));
-        let settled = as_before && self.is_settled();
-        let deaf = self.member().take_deaf();
+        let (standing, writers) = (shard.member.standing(), shard.member.heard_of());
+        let settled = self.roster.is_settled(epoch, standing, writers, &self.ties());
+        let deaf = shard.member.take_deaf();
         if settled && deaf.is_empty() {
             return Ok(());
         }
-        self.epoch = epoch as u64;
-        let rows = self.client.query(&self.others, &[&(self.member().id as i64)]).await?;
-        self.known = rows.iter().map(read_other).collect::<Result<_, _>>()?;
+        self.read(epoch).await?;
         self.attach_to_all();
-        self.put_out_who_is_deaf(&deaf).await?;
+        self.put_out_who_is_gone(&deaf).await?;
         self.mark_fences();
         if pushes {
             self.count_on_the_living().await?;
             // Only now is known of whose writes this proxy has to hear.
-            self.member().extend(asked_us, self.fleet.lease);
+            shard.member.extend(asked_us, self.fleet.lease);
         }
         self.bury().await?;
         self.stand();
-        let known = self.known.iter().map(|other| (other.id, other.address.clone(), other.out));
-        self.member().know(known.collect());
+        let known = self.roster.rows().iter().map(|row| (row.id, self.addresses[&row.id].clone(), row.out));
+        shard.member.know(known.collect());
         Ok(())
     }
 
-    /// Is there nothing to do until the epoch changes?
-    fn is_settled(&self) -> bool {
-        let all_told = self.known.iter().all(|other| {
-            let heard = !self.member().pushes() || self.silence.is_heard(other.id);
-            !other.out && self.member().tells(other.id, other.joined) && heard
-        });
-        all_told && self.member().standing() == Standing::Serves && self.attempting.is_empty()
+    async fn read(&mut self, epoch: u64) -> Result<(), Lost> {
+        let rows = self.client.query(&self.others, &[&(self.member().id as i64)]).await?;
+        let others: Vec<(Row, String)> = rows.iter().map(read_other).collect::<Result<_, _>>()?;
+        self.addresses = others.iter().map(|(row, address)| (row.id, address.clone())).collect();
+        self.roster.read(epoch, others.into_iter().map(|(row, _)| row).collect());
+        Ok(())
+    }
+
+    fn ties(&self) -> impl Fn(&Row) -> Tie + use<> {
+        let (shard, joined) = (Arc::clone(&self.shard), self.roster.joined());
+        move |row| shard.member.tie(row, joined)
     }
 
     /// Attempts run beside the lease, which must not wait for them.
     fn attach_to_all(&mut self) {
-        for other in self.known.iter().filter(|other| !other.out) {
-            let told = self.shard.member.tells(other.id, other.joined) && !self.passing_on;
-            if told || !self.attempting.insert(other.id) {
-                continue;
-            }
-            let (shard, link) = (Arc::clone(&self.shard), self.fleet.link(&other.address));
-            let (attempted, id, joined) = (self.attempted.clone(), other.id, other.joined);
+        let ties = self.ties();
+        let begun = self.roster.begin_attempts(&ties);
+        for row in self.roster.rows().iter().filter(|row| begun.contains(&row.id)) {
+            let (shard, link) = (Arc::clone(&self.shard), self.fleet.link(&self.addresses[&row.id]));
+            let (attempted, id, joined) = (self.attempted.clone(), row.id, row.joined);
             tokio::spawn(async move {
                 let attached = link.ready().await && shard.member.attach(id, joined, link, &shard.clock).await;
                 // The keeper may have ended meanwhile; the next one begins anew.
                 let _ = attempted.send((id, attached)).await;
             });
         }
-        self.passing_on &= self.known.iter().any(|other| !other.out && !self.attempting.contains(&other.id));
     }
 
-    fn note_attempt(&mut self, id: u64, attached: bool) {
-        self.attempting.remove(&id);
-        if attached {
-            self.failed.remove(&id);
-        } else {
-            self.failed.insert(id);
-        }
-    }
-
-    /// Whoever could not be reached again is put out: because a write waits for it, or because this one cannot begin otherwise.
-    async fn put_out_who_is_deaf(&mut self, deaf: &BTreeSet<u64>) -> Result<(), Lost> {
-        let pushes = self.member().pushes();
-        let begins = self.member().standing() < if pushes { Standing::Writes } else { Standing::Serves };
-        let unreachable =
-            |other: &&Other| !other.out && self.failed.contains(&other.id) && (begins || deaf.contains(&other.id));
-        let silent = |other: &&Other| {
-            // It is connected, and yet it did not answer in time.
-            !other.out && deaf.contains(&other.id) && self.shard.member.tells(other.id, other.joined)
-        };
-        // Whoever lives would only come back, and its writes would wait meanwhile.
-        let unheard = |other: &&Other| {
-            let lost = self.failed.contains(&other.id) && !other.keeps;
-            pushes && !other.out && !other.lives && (lost || self.silence.is_long(other.id))
-        };
-        let is_gone = |other: &&Other| unreachable(other) || silent(other) || unheard(other);
-        let gone: Vec<Other> = self.known.iter().filter(is_gone).cloned().collect();
-        for other in gone {
+    async fn put_out_who_is_gone(&mut self, deaf: &BTreeSet<u64>) -> Result<(), Lost> {
+        for id in self.roster.gone(self.member().standing(), deaf, &self.ties()) {
             let transaction = self.client.transaction().await?;
             transaction.execute(STEP, &[]).await?;
-            let row = transaction.query_one(&self.renew, &[&(self.shard.member.id as i64)]).await?;
-            if !row.try_get::<_, bool>(1)? {
-                return Err(Lost::PutOut);
-            }
-            transaction.execute(PUT_OUT, &[&(other.id as i64)]).await?;
+            renewed(&transaction.query_one(&self.renew, &[&(self.shard.member.id as i64)]).await?)?;
+            transaction.execute(PUT_OUT, &[&(id as i64)]).await?;
             transaction.commit().await?;
-            tracing::warn!(shard = %self.shard.name, peer = %other.address, "a proxy does not answer and is put out");
-            self.failed.remove(&other.id);
-            self.known.iter_mut().filter(|known| known.id == other.id).for_each(|known| known.out = true);
+            let peer = &self.addresses[&id];
+            tracing::warn!(shard = %self.shard.name, %peer, "a proxy does not answer and is put out");
+            self.roster.put_out(id);
         }
         Ok(())
     }
 
-    /// From one lease after its row says so, a member that is put out serves nothing, and need not be told.
     fn mark_fences(&mut self) {
-        let now = now_us();
-        for other in &self.known {
-            if other.out {
-                let lease = other.lease + other.lease / DRIFT + SLACK;
-                self.fences.entry(other.id).or_insert(now + lease.as_micros() as u64);
-            } else {
-                // Whoever is back may die again, with other processes at work.
-                self.fences.remove(&other.id);
-                self.at_work.remove(&other.id);
-            }
-        }
-        let told: BTreeSet<u64> =
-            self.known.iter().filter(|other| !self.is_fenced(other.id)).map(|other| other.id).collect();
+        self.roster.mark_fences(now_us());
+        let told = self.roster.to_tell(now_us());
         self.member().tell_only(|id| told.contains(&id));
-        for gone in self.member().heard_of() {
-            // Its row is gone: it left, or somebody has seen that it is dead.
-            if !self.known.iter().any(|other| other.id == gone) {
-                self.member().orphan(gone, &self.shard.clock);
-            }
+        for gone in self.roster.vanished(self.member().heard_of()) {
+            self.member().orphan(gone, &self.shard.clock);
         }
     }
 
     /// Where others push: in the end nothing is heard of those who were put out, and need not be.
     async fn count_on_the_living(&mut self) -> Result<(), Lost> {
-        self.over.retain(|id| self.known.iter().any(|other| other.id == *id && other.out));
-        let fenced = self.known.iter().filter(|other| other.out && self.is_fenced(other.id)).map(|other| other.id);
-        let fenced: Vec<u64> = fenced.filter(|id| !self.over.contains(id)).collect();
-        for id in fenced {
+        for id in self.roster.to_prove(now_us()) {
             if self.nothing_is_left_of(id).await? {
-                self.over.insert(id);
+                self.roster.is_over(id);
             }
         }
-        let counted = self.known.iter().map(|other| other.id).filter(|id| !self.over.contains(id)).collect();
-        self.member().count_on(counted, &self.shard.clock);
+        self.member().count_on(self.roster.counted(), &self.shard.clock);
         Ok(())
-    }
-
-    fn is_fenced(&self, id: u64) -> bool {
-        self.fences.get(&id).is_some_and(|until| now_us() >= *until)
     }
 
     /// Removes the rows of the dead, once nothing of theirs can happen that is not known.
     async fn bury(&mut self) -> Result<(), Lost> {
-        let dead: Vec<u64> = self
-            .known
-            .iter()
-            .filter(|other| other.out && !other.keeps && self.is_fenced(other.id))
-            .map(|other| other.id)
-            .collect();
-        for id in dead {
-            let known_to_us = self.member().standing() == Standing::Serves;
-            if self.member().pushes() {
-                if !self.over.contains(&id) {
-                    continue;
+        for id in self.roster.dead(now_us()) {
+            let ready = match self.roster.burial(id, self.member().standing(), &self.ties()) {
+                Burial::Later => false,
+                Burial::PassOn => {
+                    let any = self.member().orphan(id, &self.shard.clock);
+                    self.roster.passes_on(any)
                 }
-            } else if known_to_us {
-                // First all who join hear what it had under way.
-                self.passing_on |= self.member().orphan(id, &self.shard.clock);
-                if self.passing_on || !self.attempting.is_empty() {
-                    continue;
-                }
-            } else if self.is_somebody_serving() || !self.nothing_is_left_of(id).await? {
+                Burial::Prove => self.nothing_is_left_of(id).await?,
+                Burial::Remove => true,
+            };
+            if !ready {
                 continue;
             }
             let transaction = self.client.transaction().await?;
             transaction.execute(STEP, &[]).await?;
             transaction.execute(FORGET, &[&(id as i64)]).await?;
             transaction.commit().await?;
-            self.known.retain(|other| other.id != id);
-            self.fences.remove(&id);
+            self.roster.buried(id);
         }
         Ok(())
     }
 
-    /// Has somebody attached who serves, and so knows what the dead had under way?
-    fn is_somebody_serving(&self) -> bool {
-        self.known.iter().any(|other| !other.out && self.member().attached(other.id, self.joined) == Some(true))
-    }
-
-    /// Have all processes ended their transactions that were at work when a dead proxy was fenced, and may have been its?
     async fn nothing_is_left_of(&mut self, id: u64) -> Result<bool, Lost> {
         // Who pushes may have announced to nobody what an open transaction of its has written.
         let states: &[&str] = match self.fleet.mode {
@@ -470,44 +352,22 @@ impl Keeper {
             PeersMode::Push => &AT_WORK_STATES,
         };
         let rows = self.client.query(AT_WORK, &[&(id as i64), &states]).await?;
-        let read = |row: &Row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
+        let read = |row: &tokio_postgres::Row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
         let now: BTreeSet<Process> = rows.iter().map(read).collect::<Result<_, tokio_postgres::Error>>()?;
-        let then = self.at_work.entry(id).or_insert_with(|| now.clone());
-        then.retain(|process| now.contains(process));
-        Ok(then.is_empty())
-    }
-
-    /// A primary that was promoted may never have heard of a proxy that had joined at the last one, and may serve until its lease
-    /// is over: nobody writes here before.
-    fn outlived_others(&self) -> bool {
-        let Some(promoted) = self.promoted else { return true };
-        let lease = self.known.iter().map(|other| other.lease).fold(self.fleet.lease, Duration::max);
-        promoted.elapsed() > lease + lease / DRIFT + SLACK
+        Ok(self.roster.is_nothing_left(id, &now))
     }
 
     fn stand(&mut self) {
-        let told = |other: &Other| {
-            if other.out { self.is_fenced(other.id) } else { self.member().tells(other.id, other.joined) }
-        };
-        let heard = |other: &Other| !other.out && self.member().attached(other.id, self.joined).is_some();
-        let pushes = self.member().pushes();
-        let standing = self.member().standing();
-        if !self.outlived_others() {
+        let ago_us = self.promoted.map(|promoted| promoted.elapsed().as_micros() as u64);
+        if ago_us.is_some_and(|ago_us| !self.roster.has_outlived_others(ago_us)) {
             return;
         }
-        // Nobody waits for what is pushed, so it must be known from the first on who hears of it.
-        let may_write = |other: &Other| told(other) && (!pushes || other.out || heard(other));
-        if standing < Standing::Writes && self.known.iter().all(may_write) {
-            self.member().stand(Standing::Writes);
-        }
-        let may_serve = |other: &Other| self.over.contains(&other.id) || (told(other) && heard(other));
-        let ready = standing < Standing::Serves && self.known.iter().all(may_serve);
-        if ready && self.attempting.is_empty() {
-            // What was read before may have been overwritten unheard.
+        let Some(reached) = self.roster.reached(self.member().standing(), now_us(), &self.ties()) else { return };
+        if reached == Standing::Serves {
             self.shard.clock.begin_anew();
-            self.member().stand(Standing::Serves);
-            tracing::info!(shard = %self.shard.name, others = self.known.len(), "serves from here on");
+            tracing::info!(shard = %self.shard.name, others = self.roster.rows().len(), "serves from here on");
         }
+        self.member().stand(reached);
     }
 
     async fn leave(&mut self) -> Result<(), Lost> {
@@ -518,14 +378,21 @@ impl Keeper {
     }
 }
 
-fn read_other(row: &Row) -> Result<Other, tokio_postgres::Error> {
-    Ok(Other {
+/// Of the answer to [`RENEW`]: the epoch.
+fn renewed(row: &tokio_postgres::Row) -> Result<u64, Lost> {
+    let (epoch, in_table): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
+    if in_table { Ok(epoch as u64) } else { Err(Lost::PutOut) }
+}
+
+/// A row, and its address.
+fn read_other(row: &tokio_postgres::Row) -> Result<(Row, String), tokio_postgres::Error> {
+    let other = Row {
         id: row.try_get::<_, i64>(0)? as u64,
-        address: row.try_get(1)?,
-        lease: Duration::from_micros(row.try_get::<_, i64>(2)? as u64),
+        lease_us: row.try_get::<_, i64>(2)? as u64,
         joined: row.try_get::<_, i64>(3)? as u64,
         out: row.try_get(4)?,
         keeps: row.try_get(5)?,
         lives: row.try_get(6)?,
-    })
+    };
+    Ok((other, row.try_get(1)?))
 }

@@ -15,13 +15,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hashbrown::hash_map::Entry;
-use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::fresh::fleet::told::Peer;
+use weir_core::fresh::fleet::{Attach, Heard, Row, Standing, Term, Tie, Told, UnderWay, Unheard};
 use weir_core::fresh::{Dependencies, Dependency, Intent, UNPLACED, WordSet, Words, WordsFull};
 use weir_core::id::Lsn;
 use weir_wire::peer::{Ending, Message, Write};
@@ -38,32 +38,6 @@ const HEAR_MAX: Duration = Duration::from_millis(500);
 const TELL_MAX: Duration = Duration::from_secs(5);
 /// Between two looks at whether writing is possible again, besides being woken.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Writes of others that are kept in mind.
-const FOREIGN_MAX: usize = 1 << 20;
-
-/// How far this proxy has come at the shard.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Standing {
-    /// It is not in the table, or does not know whether it is: it neither serves nor writes.
-    Out,
-    /// It has left for good.
-    Left,
-    /// Everybody else who may serve hears of its writes. Whether it hears of all of theirs is not known yet.
-    Writes,
-    /// It hears of all writes and may answer from its cache and from replicas.
-    Serves,
-}
-
-impl Standing {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Standing::Out => "out",
-            Standing::Left => "left",
-            Standing::Writes => "joining",
-            Standing::Serves => "serving",
-        }
-    }
-}
 
 /// A write that is under way here, and everywhere it was told.
 #[must_use = "the words stay pending until it is ended"]
@@ -96,8 +70,8 @@ pub struct Member {
     serves: AtomicBool,
     /// Moves too when `told` loses somebody, so that writes that wait look again.
     standing: watch::Sender<Standing>,
-    told: Mutex<Told>,
-    heard: Mutex<Heard>,
+    told: Mutex<Told<Arc<Link>>>,
+    heard: Mutex<Heard<Foreign>>,
     /// Writes of others that may change the schema: under way, and of those the ones that are over but for a look at the schema.
     schema_doubts: AtomicUsize,
     schema_moved: AtomicUsize,
@@ -111,67 +85,6 @@ pub struct Member {
     /// Of the shard's primary, and the one in which this proxy has joined.
     generation: Generation,
     joined_in: AtomicU64,
-}
-
-#[derive(Default)]
-struct Told {
-    /// By token: words, server process, and whether it may change the schema.
-    writes: HashMap<u64, (WordSet, i32, bool)>,
-    /// Was there ever one?
-    begun: bool,
-    peers: Vec<Peer>,
-}
-
-/// Somebody who is told.
-#[derive(Clone)]
-struct Peer {
-    id: u64,
-    link: Arc<Link>,
-    /// The epoch with which it joined, as it was when we attached.
-    joined: u64,
-    /// It has said that it heard who attached.
-    heard: bool,
-}
-
-#[derive(Default)]
-struct Heard {
-    attached: HashMap<u64, Attached>,
-    /// By the member that makes them, and token.
-    writes: HashMap<(u64, u64), Foreign>,
-    /// Who may have written what is still to be heard of, where others push.
-    counted: BTreeSet<u64>,
-}
-
-/// What somebody says who attaches.
-#[derive(Clone, Copy)]
-pub(super) struct Attach<'a> {
-    pub from: u64,
-    pub joined: u64,
-    pub serves: bool,
-    pub complete: bool,
-    pub writes: &'a [Write],
-    pub orphans: &'a [Write],
-}
-
-/// Somebody who tells.
-#[derive(Clone, Copy)]
-struct Attached {
-    /// The connection on which it does. What comes late on an older one is not heard any more.
-    connection: u64,
-    /// The epoch of our joining that it knew.
-    joined: u64,
-    /// It answered from its cache then.
-    serves: bool,
-    /// All that it had announced by then is heard of, where it pushes.
-    until_us: u64,
-}
-
-/// Why an announcement is not taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Unheard {
-    /// Who announces has not attached on that connection, or not last.
-    Unattached,
-    NoRoom,
 }
 
 /// A write of another proxy.
@@ -211,22 +124,19 @@ impl Member {
 
     /// May reads be answered from the cache or by replicas? Ask after the words were looked at.
     pub fn may_serve(&self) -> bool {
-        let has_lease = || now_us() < self.served_until_us() || unsound::is(Variant::NoLease);
-        self.fleet.is_none() || (self.serves.load(SeqCst) && has_lease())
-    }
-
-    fn served_until_us(&self) -> u64 {
-        self.leased_until_us().min(self.hears_until_us.load(SeqCst))
+        let serves = || self.serves.load(SeqCst);
+        self.fleet.is_none() || self.term().may_serve(serves(), now_us()) || unsound::is(Variant::NoLease) && serves()
     }
 
     /// A lease from a primary that was replaced is none.
-    fn leased_until_us(&self) -> u64 {
+    fn term(&self) -> Term {
         let is_replaced = self.joined_in.load(SeqCst) != self.generation.load(SeqCst);
-        if is_replaced { 0 } else { self.lease_until_us.load(SeqCst) }
+        let leased_until_us = if is_replaced { 0 } else { self.lease_until_us.load(SeqCst) };
+        Term { leased_until_us, hears_until_us: self.hears_until_us.load(SeqCst) }
     }
 
     fn may_write(&self) -> bool {
-        *self.standing.borrow() >= Standing::Writes && now_us() < self.leased_until_us()
+        self.term().may_write(self.standing(), now_us())
     }
 
     pub fn standing(&self) -> Standing {
@@ -235,7 +145,7 @@ impl Member {
 
     /// How long it may serve without another answer, of the primary or of those who push.
     pub fn lease_left(&self) -> Duration {
-        Duration::from_micros(self.served_until_us().saturating_sub(now_us()))
+        Duration::from_micros(self.term().served_until_us().saturating_sub(now_us()))
     }
 
     /// Is another proxy writing what may change the schema?
@@ -256,13 +166,12 @@ impl Member {
         let write = || Write { token, pid, schema, words: words.indexes().to_vec() };
         let waits = {
             let mut told = self.told.lock();
-            told.writes.insert(token, (words.clone(), pid, schema));
-            told.begun = true;
+            told.begin(token, UnderWay { words: words.clone(), pid, schema });
             if self.is_pushed(schema) {
-                told.peers.iter().for_each(|peer| self.push(peer, write()));
+                told.peers().iter().for_each(|peer| self.push(peer, write()));
                 false
             } else {
-                !told.peers.is_empty()
+                !told.peers().is_empty()
             }
         };
         if !waits && self.may_write() {
@@ -283,9 +192,9 @@ impl Member {
         let pushed = self.is_pushed(write.schema);
         loop {
             if self.may_write() {
-                let peers = self.told.lock().peers.clone();
+                let peers = self.told.lock().peers().to_vec();
                 let deaf = if pushed { Vec::new() } else { self.tell_each(&peers, write).await };
-                if deaf.is_empty() && self.may_write() {
+                if self.term().may_forward(!deaf.is_empty(), self.standing(), now_us()) {
                     return Ok(());
                 }
                 if !deaf.is_empty() {
@@ -301,7 +210,7 @@ impl Member {
     }
 
     /// Who did not hear.
-    async fn tell_each(&self, peers: &[Peer], write: &Write) -> Vec<u64> {
+    async fn tell_each(&self, peers: &[Peer<Arc<Link>>], write: &Write) -> Vec<u64> {
         let asked = peers.iter().map(|peer| async move {
             let announce = Message::Announce { from: self.id, to: peer.id, write: write.clone() };
             let answer = peer.link.ask(announce, peer.id, write.token);
@@ -331,8 +240,8 @@ impl Member {
             }
             // Under the lock: whoever attaches finds it among those under way, or does not hear of its end either.
             let told = told.get_or_insert_with(|| self.told.lock());
-            told.writes.remove(&token);
-            for peer in &told.peers {
+            told.end(token);
+            for peer in told.peers() {
                 peer.link.send(Message::Over { from: self.id, to: peer.id, token, ending });
             }
         }
@@ -343,23 +252,12 @@ impl Member {
     /// Another proxy announces a write on `connection`. True: it may change the schema.
     pub(super) fn hear(&self, from: u64, write: &Write, connection: u64) -> Result<bool, Unheard> {
         let mut heard = self.heard.lock();
-        let Heard { attached, writes, .. } = &mut *heard;
-        attached.get(&from).filter(|attached| attached.connection == connection).ok_or(Unheard::Unattached)?;
-        self.begin_foreign(writes, from, write).ok_or(Unheard::NoRoom)
+        let kept = heard.announce((from, connection), write.token, || self.begin_foreign(from, write))?;
+        Ok(kept.announcement.schema)
     }
 
-    fn begin_foreign(&self, writes: &mut HashMap<(u64, u64), Foreign>, from: u64, write: &Write) -> Option<bool> {
-        let full = writes.len() >= FOREIGN_MAX;
-        match writes.entry((from, write.token)) {
-            Entry::Occupied(known) => Some(known.get().announcement.schema),
-            Entry::Vacant(_) if full => None,
-            Entry::Vacant(place) => {
-                let announcement = self.begin_for(from, write)?;
-                let schema = announcement.schema;
-                place.insert(Foreign { announcement, pid: write.pid });
-                Some(schema)
-            }
-        }
+    fn begin_foreign(&self, from: u64, write: &Write) -> Option<Foreign> {
+        Some(Foreign { announcement: self.begin_for(from, write)?, pid: write.pid })
     }
 
     fn begin_for(&self, from: u64, write: &Write) -> Option<Announcement> {
@@ -371,11 +269,7 @@ impl Member {
 
     /// Another proxy's write is over.
     pub(super) fn hear_end(&self, from: u64, token: u64, ending: Ending, (connection, clock): (u64, &Clock)) {
-        let write = {
-            let mut heard = self.heard.lock();
-            let here = heard.attached.get(&from).is_some_and(|attached| attached.connection == connection);
-            if here { heard.writes.remove(&(from, token)) } else { None }
-        };
+        let write = self.heard.lock().end((from, connection), token);
         let Some(Foreign { announcement, .. }) = write else { return };
         match ending {
             Ending::Nothing => self.over([announcement], None),
@@ -390,25 +284,22 @@ impl Member {
     /// Another proxy will announce all its writes from now on, on `connection`, and names those under way: its others have
     /// ended. `None`: not all can be kept in mind.
     pub(super) fn hear_attach(&self, attach: &Attach<'_>, (connection, clock): (u64, &Clock)) -> Option<()> {
-        let Attach { from, joined, serves, complete, writes, orphans } = *attach;
-        let under_way: HashSet<u64> = writes.iter().map(|write| write.token).collect();
         let mut heard = self.heard.lock();
-        heard.attached.remove(&from);
-        let ended = |(member, token): &(u64, u64), _: &mut Foreign| *member == from && !under_way.contains(token);
-        heard.writes.extract_if(ended).for_each(|(_, write)| {
+        let taken = heard.attach(attach, connection, |write| self.begin_foreign(attach.from, write));
+        for write in taken.ended {
             clock.post(write.announcement);
-        });
-        for write in writes {
-            self.begin_foreign(&mut heard.writes, from, write)?;
         }
-        for orphan in orphans {
-            clock.unknown_outcome(self.begin_for(from, orphan)?, orphan.pid);
+        for write in taken.orphans {
+            clock.unknown_outcome(write.announcement, write.pid);
         }
-        if self.pushes() && !complete {
+        if !taken.whole {
+            return None;
+        }
+        if self.pushes() && !attach.complete {
             // What was lost on its way here may have overwritten what was read before.
             clock.begin_anew();
         }
-        heard.attached.insert(from, Attached { connection, joined, serves, until_us: 0 });
+        drop(heard);
         self.poke();
         Some(())
     }
@@ -416,18 +307,18 @@ impl Member {
     /// A member is gone: its writes end when their server processes are. Were there any?
     pub(super) fn orphan(&self, member: u64, clock: &Clock) -> bool {
         let mut heard = self.heard.lock();
-        heard.attached.remove(&member);
-        let mut any = false;
-        for (_, write) in heard.writes.extract_if(|(from, _), _| *from == member) {
+        let orphans = heard.orphan(member);
+        let any = !orphans.is_empty();
+        // Under the lock: who attaches finds them there or here.
+        for write in orphans {
             clock.unknown_outcome(write.announcement, write.pid);
-            any = true;
         }
         any
     }
 
     /// The members whose writes are kept in mind.
     pub(super) fn heard_of(&self) -> BTreeSet<u64> {
-        self.heard.lock().writes.keys().map(|(from, _)| *from).collect()
+        self.heard.lock().writers()
     }
 
     /// What may have changed the schema is over: `look` doubts it once more, and then it is doubted on no other ground.
@@ -447,8 +338,7 @@ impl Member {
     /// serve must not keep them waiting.
     pub(super) async fn attach(&self, id: u64, joined: u64, link: Arc<Link>, clock: &Clock) -> bool {
         let Some(fleet) = &self.fleet else { return false };
-        // A new joining of its: it has served nothing since the last one ended.
-        self.told.lock().peers.retain(|peer| peer.id != id || peer.joined == joined);
+        self.told.lock().meet(id, joined);
         let asked = fleet.token();
         let there = link.ask(Message::Ask { to: id, token: asked }, id, asked);
         if !is_heard(there).await {
@@ -457,49 +347,33 @@ impl Member {
         let (token, orphans) = (fleet.token(), clock.lost());
         let answer = {
             let mut told = self.told.lock();
-            let writes = told.writes.iter().map(|(token, (words, pid, schema))| {
+            let writes = told.writes().iter().map(|(token, UnderWay { words, pid, schema })| {
                 let words = words.indexes().to_vec();
                 Write { token: *token, pid: *pid, schema: *schema, words }
             });
             let writes = writes.collect();
-            told.peers.retain(|peer| peer.id != id);
-            told.peers.push(Peer { id, link: Arc::clone(&link), joined, heard: false });
-            let (serves, complete) = (self.serves.load(SeqCst), !told.begun);
+            told.attach(id, joined, Arc::clone(&link));
+            let (serves, complete) = (self.serves.load(SeqCst), !told.has_written());
             let from = self.id;
             link.ask(Message::Attach { from, to: id, token, joined, serves, complete, writes, orphans }, id, token)
         };
         let heard = is_heard(answer).await;
-        let mut told = self.told.lock();
-        let attached = |peer: &&mut Peer| peer.id == id && Arc::ptr_eq(&peer.link, &link);
-        if let Some(peer) = told.peers.iter_mut().find(attached) {
-            peer.heard = heard;
-        }
-        drop(told);
+        self.told.lock().attached(id, &link, heard);
         self.standing.send_modify(|_| {});
         heard
     }
 
-    /// Is it told over a connection that works, for that joining of its?
-    pub(super) fn tells(&self, id: u64, joined: u64) -> bool {
-        let told = self.told.lock();
-        told.peers.iter().any(|peer| peer.id == id && peer.joined == joined && peer.heard && !peer.link.is_down())
+    /// What binds this member, which joined with epoch `joined`, to another.
+    pub(super) fn tie(&self, row: &Row, joined: u64) -> Tie {
+        let told = self.told.lock().tells(row.id, row.joined, |link| !link.is_down());
+        Tie { told, attached: self.heard.lock().attached(row.id, joined) }
     }
 
     /// Nobody else is told any more: they serve nothing. Their absence may be what a write waits for.
     pub(super) fn tell_only(&self, ids: impl Fn(u64) -> bool) {
-        let mut told = self.told.lock();
-        let before = told.peers.len();
-        told.peers.retain(|peer| ids(peer.id));
-        if told.peers.len() != before {
-            drop(told);
+        if self.told.lock().tell_only(ids) {
             self.standing.send_modify(|_| {});
         }
-    }
-
-    /// Has it attached to this joining of ours, and did it serve?
-    pub(super) fn attached(&self, id: u64, joined: u64) -> Option<bool> {
-        let attached = self.heard.lock().attached.get(&id).copied();
-        attached.filter(|attached| attached.joined == joined).map(|attached| attached.serves)
     }
 
     pub(super) fn know(&self, others: Vec<(u64, String, bool)>) {
@@ -521,7 +395,7 @@ impl Member {
 
     /// The primary has answered a question asked at `asked_us`.
     pub(super) fn extend(&self, asked_us: u64, lease: Duration) {
-        self.lease_until_us.store(asked_us + lease.as_micros() as u64, SeqCst);
+        self.lease_until_us.store(Term::lease_until(asked_us, lease.as_micros() as u64), SeqCst);
     }
 
     /// Before this proxy joins: on this life of the primary, in this generation.
@@ -534,7 +408,7 @@ impl Member {
         self.serves.store(standing == Standing::Serves, SeqCst);
         if standing < Standing::Writes {
             self.lease_until_us.store(0, SeqCst);
-            self.told.lock().peers.clear();
+            self.told.lock().tell_only(|_| false);
         }
         self.standing.send_if_modified(|now| std::mem::replace(now, standing) != standing);
     }

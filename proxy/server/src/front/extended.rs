@@ -110,17 +110,13 @@ impl Session {
             batch.ops.clear();
             return self.give_up_batch(failure, ending);
         }
-        let mut view = self.view();
-        if view.apart.is_some() {
-            // Boxed: rare.
-            match Box::pin(self.view_to_survey(batch)).await {
-                Ok(passed) => view = passed,
-                Err(error) => {
-                    batch.ops.clear();
-                    return self.give_up_batch(error.into(), ending);
-                }
+        let view = match self.view_of_batch(batch).await {
+            Ok(view) => view,
+            Err(error) => {
+                batch.ops.clear();
+                return self.give_up_batch(error.into(), ending);
             }
-        }
+        };
         let mut survey = self.survey(batch, view).await;
         let result = if survey.stepwise {
             // Boxed, as other rare ways are: their room would be part of every session's task.

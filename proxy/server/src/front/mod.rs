@@ -14,6 +14,7 @@ pub mod listen;
 pub mod mode;
 mod moving;
 pub mod names;
+mod noting;
 pub mod replication;
 pub mod session;
 pub mod simple;

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError};
 use weir_core::id::ShardId;
 use weir_core::plan::{Plan, Values};
+use weir_core::sql::class::Class;
 use weir_core::sql::normal::Literal;
 use weir_core::topology::Topology;
 use weir_core::topology::moves::Apart;
@@ -21,6 +22,8 @@ use super::session::{Held, Session};
 use crate::database::View;
 use crate::statements::{Prepared, Understood};
 
+/// Definitions that may change what a row of a table is.
+const REDEFINES: [&str; 6] = ["ALTER TABLE", "DROP TABLE", "ALTER TYPE", "DROP TYPE", "ALTER SCHEMA", "DROP SCHEMA"];
 /// Longest wait for a shard to confirm the map.
 const MAP_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for the new owner.
@@ -89,6 +92,7 @@ impl Session {
     ) -> Result<Arc<View>, UserError> {
         loop {
             let (view, Some(apart)) = self.view_anew() else { return Ok(self.view()) };
+            stays_as_defined(&understood.shape.class, &view)?;
             let touch = self.touch_of_text(&apart, understood, (sql, literals));
             if self.passes(touch, &view).await? {
                 return Ok(view);
@@ -103,6 +107,7 @@ impl Session {
             let mut touch = Touch::Nothing;
             for text in texts {
                 let understood = self.db.statements.understand(text, &view, &mut self.scratch);
+                stays_as_defined(&understood.shape.class, &view)?;
                 touch = touch.max(self.touch_of_text(&apart, &understood, (text, &self.scratch.normal.literals)));
             }
             if self.passes(touch, &view).await? {
@@ -124,8 +129,17 @@ impl Session {
         (view, apart)
     }
 
-    /// The same for a batch of the extended protocol.
-    pub async fn view_to_survey(&mut self, batch: &Batch) -> Result<Arc<View>, UserError> {
+    /// The view a batch of the extended protocol is to be planned by.
+    pub async fn view_of_batch(&mut self, batch: &Batch) -> Result<Arc<View>, UserError> {
+        let view = self.view();
+        match view.apart {
+            None => Ok(view),
+            // Boxed: rare.
+            Some(_) => Box::pin(self.view_to_survey(batch)).await,
+        }
+    }
+
+    async fn view_to_survey(&mut self, batch: &Batch) -> Result<Arc<View>, UserError> {
         loop {
             let (view, Some(apart)) = self.view_anew() else { return Ok(self.view()) };
             let mut parsed: SmallVec<[(bytes::Bytes, Arc<Prepared>); 2]> = SmallVec::new();
@@ -141,6 +155,7 @@ impl Session {
                         else {
                             continue;
                         };
+                        stays_as_defined(&prepared.shape.class, &view)?;
                         let here = Touch::of(&apart, |topology| {
                             let view = View { topology: topology.clone(), ..View::clone(&view) };
                             bind(&self.db, &prepared, body, &view).ok()
@@ -202,6 +217,17 @@ impl Session {
 /// The schema as it is now, the map as it was.
 fn kept(map: &View, now: &View) -> View {
     View { topology: map.topology.clone(), shards: map.shards, apart: None, ..now.clone() }
+}
+
+/// What the mover has read of the tables must hold while rows of them are on their way.
+fn stays_as_defined(class: &Class, view: &View) -> Result<(), UserError> {
+    let Class::Ddl(ddl) = class else { return Ok(()) };
+    if view.topology.moves.is_empty() || ddl.temporary || !REDEFINES.contains(&ddl.what) {
+        return Ok(());
+    }
+    Err(UserError::new(Blame::Client, "55006", format!("{} has to wait while slots are on their way between shards", ddl.what))
+        .detail("The rows that arrive must fit the tables as they were when they left.")
+        .hint("Run it again when the move is over: SHOW MOVES tells how far it is. New tables and indexes may be made meanwhile."))
 }
 
 fn still_handed_over() -> UserError {

@@ -246,8 +246,10 @@ impl Follower {
                 self.relations.insert(relation.id, known);
             }
             Message::Insert { relation, new, .. } => self.on_change(*relation, None, Some(new))?,
-            Message::Update { relation, old, new, .. } => self.on_change(*relation, Some(old.as_ref()), Some(new))?,
-            Message::Delete { relation, old, .. } => self.on_change(*relation, Some(Some(old)), None)?,
+            Message::Update { relation, old, new, .. } => {
+                self.on_change(*relation, Some(old.as_ref().map_or(new, Old::tuple)), Some(new))?;
+            }
+            Message::Delete { relation, old, .. } => self.on_change(*relation, Some(old.tuple()), None)?,
             _ => {}
         }
         Ok(())
@@ -276,8 +278,8 @@ impl Follower {
         }))
     }
 
-    /// `old`: there was a row, maybe with values of its own.
-    fn on_change(&mut self, relation: u32, old: Option<Option<&Old<'_>>>, new: Option<&Tuple<'_>>) -> Result<()> {
+    /// `was`: what is known of the row before.
+    fn on_change(&mut self, relation: u32, was: Option<&Tuple<'_>>, new: Option<&Tuple<'_>>) -> Result<()> {
         let shape = match self.relations.get(&relation) {
             Some(Known::Moved(shape)) => shape,
             Some(Known::Applied) => {
@@ -291,10 +293,6 @@ impl Follower {
         if self.skips {
             return Ok(());
         }
-        let was = match old {
-            None => None,
-            Some(old) => Some(old.map(Old::tuple).or(new).context("a change without a row")?),
-        };
         let moves = |row: &Tuple<'_>| -> Result<bool> { Ok(self.slots[slot_of(shape, row)?.index()]) };
         let (from, to) = (was.map(&moves).transpose()?.unwrap_or(false), new.map(&moves).transpose()?.unwrap_or(false));
         let mut sql = String::new();
@@ -378,7 +376,7 @@ fn put_value(sql: &mut String, value: Value<'_>) -> Result<()> {
     match value {
         Value::Null => sql.push_str("NULL"),
         Value::Text(text) => {
-            sql.push_str(&quote_literal(std::str::from_utf8(text).context("a value that is not UTF-8")?))
+            sql.push_str(&quote_literal(std::str::from_utf8(text).context("a value that is not UTF-8")?));
         }
         Value::Unchanged => bail!("a row comes to the slots with a value that is not in the WAL"),
         Value::Binary(_) => bail!("a value in binary form"),

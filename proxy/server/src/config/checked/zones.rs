@@ -10,8 +10,7 @@ use crate::config::error::Source;
 
 pub(super) fn zones(
     source: &Source,
-    zone: Option<&Spanned<String>>,
-    zone_env: Option<&Spanned<String>>,
+    (zone, zone_env): (Option<&Spanned<String>>, Option<&Spanned<String>>),
     servers: &BTreeMap<Spanned<String>, Spanned<String>>,
 ) -> Checked<Zones> {
     let own = match (zone, zone_env) {

@@ -12,25 +12,17 @@
 //! Writes that may change the schema are waited for in this mode too: else others would announce their own writes by what was true before.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
 
+use weir_core::fresh::fleet::Heard;
+use weir_core::fresh::fleet::told::Peer;
 use weir_wire::peer::{Message, Write};
 
-use super::{Heard, Member, Peer, now_us};
+use super::super::link::Link;
+use super::{Foreign, Member, now_us};
 use crate::clock::Clock;
 use crate::config::PeersMode;
-
-impl Heard {
-    /// Is it counted on and heard, or need not be heard?
-    pub(super) fn is_fresh(&self, member: u64, lease: Duration) -> bool {
-        !self.counted.contains(&member) || now_us() < self.until_us(member).saturating_add(lease.as_micros() as u64)
-    }
-
-    fn until_us(&self, member: u64) -> u64 {
-        self.attached.get(&member).map_or(0, |attached| attached.until_us)
-    }
-}
 
 impl Member {
     /// Do proxies tell each other without waiting?
@@ -44,14 +36,14 @@ impl Member {
     }
 
     /// Call it under the lock of what is under way, so that answers to questions go behind it.
-    pub(super) fn push(&self, peer: &Peer, write: Write) {
+    pub(super) fn push(&self, peer: &Peer<Arc<Link>>, write: Write) {
         peer.link.send(Message::Announce { from: self.id, to: peer.id, write });
     }
 
     /// Asks all who are told to say something on the connection on which they announce.
     pub(in crate::fleet) fn ping(&self) {
         let at_us = now_us();
-        for peer in &self.told.lock().peers {
+        for peer in self.told.lock().peers() {
             peer.link.send(Message::Ping { from: self.id, to: peer.id, at_us });
         }
     }
@@ -59,7 +51,7 @@ impl Member {
     /// `from` asks, and is answered behind all that was announced to it.
     pub(in crate::fleet) fn answer_ping(&self, from: u64, at_us: u64) {
         let told = self.told.lock();
-        if let Some(peer) = told.peers.iter().find(|peer| peer.id == from) {
+        if let Some(peer) = told.peer(from) {
             peer.link.send(Message::Pong { from: self.id, to: from, at_us });
         }
     }
@@ -67,10 +59,7 @@ impl Member {
     /// `from` has answered on `connection` what it was asked at `at_us`.
     pub(in crate::fleet) fn hear_pong(&self, from: u64, at_us: u64, connection: u64) {
         let mut heard = self.heard.lock();
-        let attached = heard.attached.get_mut(&from);
-        // An answer on an older connection may have overtaken what comes on this one.
-        let Some(attached) = attached.filter(|attached| attached.connection == connection) else { return };
-        attached.until_us = attached.until_us.max(at_us);
+        heard.answer((from, connection), at_us);
         self.reckon(&heard);
     }
 
@@ -83,25 +72,19 @@ impl Member {
     /// its last writes may have been announced to nobody.
     pub(in crate::fleet) fn count_on(&self, ids: BTreeSet<u64>, clock: &Clock) {
         let mut heard = self.heard.lock();
-        if !heard.counted.is_subset(&ids) {
+        if !heard.count_on(ids) {
             clock.begin_anew();
         }
-        heard.counted = ids;
         self.reckon(&heard);
     }
 
-    fn reckon(&self, heard: &Heard) {
+    fn reckon(&self, heard: &Heard<Foreign>) {
         let Some(fleet) = &self.fleet else { return };
-        let lease_us = fleet.lease.as_micros() as u64;
-        let until = |member: &u64| match heard.until_us(*member) {
-            0 => 0,
-            until_us => until_us + lease_us,
-        };
-        self.hears_until_us.store(heard.counted.iter().map(until).min().unwrap_or(u64::MAX), SeqCst);
+        self.hears_until_us.store(heard.hears_until_us(fleet.lease.as_micros() as u64), SeqCst);
     }
 
     /// May this proxy's row go when it leaves? Not while a write is under way that others may not have heard of.
     pub(in crate::fleet) fn is_through(&self) -> bool {
-        !self.pushes() || self.told.lock().writes.is_empty()
+        !self.pushes() || self.told.lock().writes().is_empty()
     }
 }

@@ -2,7 +2,7 @@
 
 use weir_core::admin::PeerRow;
 
-use super::Member;
+use super::{Member, now_us};
 use crate::config::PeersMode;
 
 impl Member {
@@ -16,19 +16,23 @@ impl Member {
         let own = PeerRow {
             state: self.standing().as_str(),
             lease_ms: Some(self.lease_left().as_millis() as u64),
-            writes: self.told.lock().writes.len() as u64,
+            writes: self.told.lock().writes().len() as u64,
             ..row("self", &fleet.address)
         };
         let others = self.others.lock().clone();
         let (told, heard) = (self.told.lock(), self.heard.lock());
         let other = |(id, address, out): &(u64, String, bool)| PeerRow {
-            state: match told.peers.iter().find(|peer| peer.id == *id) {
+            state: match told.peer(*id) {
                 _ if *out => "out",
-                _ if fleet.mode == PeersMode::Push && !heard.is_fresh(*id, fleet.lease) => "silent",
-                Some(peer) if peer.heard && !peer.link.is_down() => "told",
+                _ if fleet.mode == PeersMode::Push
+                    && !heard.is_fresh(*id, fleet.lease.as_micros() as u64, now_us()) =>
+                {
+                    "silent"
+                }
+                Some(peer) if peer.is_told(|link| !link.is_down()) => "told",
                 _ => "unheard",
             },
-            writes: heard.writes.keys().filter(|(from, _)| from == id).count() as u64,
+            writes: heard.count(*id) as u64,
             ..row("peer", address)
         };
         std::iter::once(own).chain(others.iter().map(other)).collect()

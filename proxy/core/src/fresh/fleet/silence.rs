@@ -4,20 +4,19 @@
 //! blame. Non-goals: whether this proxy may serve; that is for how long the last answers hold.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// Questions without an answer after which somebody is put out. They are asked every third of a lease, so nothing has been
 /// served for a while by then.
 const UNANSWERED_MAX: u32 = 5;
 
-#[derive(Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
 pub(super) struct Silence {
     counted_at_us: u64,
     /// By member.
     answers: BTreeMap<u64, Answers>,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 struct Answers {
     /// When the question was asked that was answered last; 0: none was.
     until_us: u64,
@@ -25,9 +24,9 @@ struct Answers {
 }
 
 impl Silence {
-    /// Everybody was just asked. `answers`: all members, and the questions that they have answered. Counts once in `every`.
-    pub fn note(&mut self, now_us: u64, every: Duration, answers: Vec<(u64, u64)>) {
-        if now_us < self.counted_at_us + every.as_micros() as u64 {
+    /// Everybody was just asked. `answers`: all members, and the questions that they have answered. Counts once in `every_us`.
+    pub fn note(&mut self, now_us: u64, every_us: u64, answers: Vec<(u64, u64)>) {
+        if now_us < self.counted_at_us + every_us {
             return;
         }
         self.counted_at_us = now_us;
@@ -54,19 +53,19 @@ impl Silence {
 mod tests {
     use super::*;
 
-    const EVERY: Duration = Duration::from_micros(10);
+    const EVERY_US: u64 = 10;
 
     #[test]
     fn questions_are_counted_and_not_time() {
         let mut silence = Silence::default();
-        (0..5).for_each(|round| silence.note(100 + round * 10, EVERY, vec![(7, 1)]));
+        (0..5).for_each(|round| silence.note(100 + round * 10, EVERY_US, vec![(7, 1)]));
         assert!(!silence.is_long(7) && !silence.is_heard(7));
         // In quick succession they count as one, and time alone as none.
-        silence.note(141, EVERY, vec![(7, 1)]);
+        silence.note(141, EVERY_US, vec![(7, 1)]);
         assert!(!silence.is_long(7));
-        silence.note(1_000_000, EVERY, vec![(7, 1)]);
+        silence.note(1_000_000, EVERY_US, vec![(7, 1)]);
         assert!(silence.is_long(7));
-        silence.note(2_000_000, EVERY, vec![(7, 1_999_999), (8, 0)]);
+        silence.note(2_000_000, EVERY_US, vec![(7, 1_999_999), (8, 0)]);
         assert!(silence.is_heard(7) && !silence.is_long(7) && !silence.is_long(8));
     }
 }
