@@ -30,6 +30,9 @@ impl Files {
         files.write("redis.pw", "s3cret-redis\n", 0o600);
         let signed = rcgen::generate_simple_self_signed(Vec::new()).expect("a certificate");
         files.write("redis-ca.crt", &signed.cert.pem(), 0o644);
+        files.write("peers-ca.crt", &signed.cert.pem(), 0o644);
+        files.write("peer.crt", &signed.cert.pem(), 0o644);
+        files.write("peer.key", &signed.signing_key.serialize_pem(), 0o600);
         let pem = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
         files.write("servers-ca.crt", &pem("CERTIFICATE"), 0o644);
         files.write("weir.crt", &pem("CERTIFICATE"), 0o644);
@@ -373,6 +376,10 @@ fn peers_must_be_reachable_and_share_a_secret() {
         ("lease = \"1s\"", "lease = \"10ms\"", "lease must be from"),
         ("mode = \"leased\"", "mode = \"pushed\"", "unknown mode of peers"),
         ("mode = \"leased\"", "mode = \"checked\"", "is not supported"),
+        ("key = \"peer.key\"", "", "needs all of ca, certificate and key"),
+        ("certificate = \"peer.crt\"", "certificate = \"weir.crt\"", "do not fit each other"),
+        ("zone = \"eu-1a\"", "zone = \"eu-1a\"\nzone_env = \"PATH\"", "say zone or zone_env"),
+        ("-replica.example.com:5432\" = \"eu-1a\"", "\" = \"eu-1a\"", "is not host:port"),
     ] {
         let text = uncommented();
         assert!(text.contains(from), "{from}");
