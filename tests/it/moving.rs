@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use weir_harness::Tier;
 
@@ -269,5 +270,42 @@ async fn a_shard_is_added_and_taken_away() -> Result<()> {
     added.kill9();
     client.batch_execute("INSERT INTO products VALUES (4, 'pad', 70)").await?;
     assert_eq!(column(&client, "SELECT count(*) FROM users").await?, [USERS.to_string()]);
+    nothing_is_left(&tier).await
+}
+
+/// A proxy that stands still is waited for until its right to the old map has ended, and shows nothing of before when it wakes up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_stands_still_neither_holds_a_cut_over_up_nor_shows_what_was() -> Result<()> {
+    let tier = Tier::builder().shards(2).peers(true).start().await?;
+    let (lives, stands) = (tier.another().await?, tier.another().await?);
+    filled(&tier).await?;
+    let (here, there) = (lives.connect().await?, stands.connect().await?);
+    let console = weir_harness::connect(&lives.admin_dsn()).await?;
+    // Who drives must be one that lives.
+    tier.stop_weir();
+    let process = |proxy: &weir_harness::Proxy| {
+        Pid::from_raw(proxy.weir_pid().context("it runs")?.cast_signed()).context("a pid")
+    };
+    let name = "SELECT name FROM users WHERE user_id = $1";
+    for user in 1..=40_i64 {
+        there.query_one(name, &[&user]).await?;
+    }
+    kill_process(process(&stands)?, Signal::STOP)?;
+    rows(&console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
+    order(&console, "RESHARD CUTOVER").await?;
+    let moved = reaches(&console, "reverse").await;
+    for user in 1..=40_i64 {
+        here.execute("UPDATE users SET name = 'new' WHERE user_id = $1", &[&user]).await?;
+    }
+    kill_process(process(&stands)?, Signal::CONT)?;
+    moved?;
+    for user in 1..=40_i64 {
+        let row = there.query_one(name, &[&user]).await?;
+        assert_eq!(row.get::<_, &str>(0), "new", "user {user}");
+        there.execute("UPDATE users SET name = 'newer' WHERE user_id = $1", &[&user]).await?;
+        assert_eq!(here.query_one(name, &[&user]).await?.get::<_, &str>(0), "newer", "user {user}");
+    }
+    order(&console, "RESHARD COMPLETE").await?;
+    reaches(&console, "done").await?;
     nothing_is_left(&tier).await
 }
