@@ -90,6 +90,13 @@ async fn rows(client: &impl GenericClient, database: &str, which: &str) -> Resul
     client.query(&sql, &[&database]).await?.iter().map(|found| row(found, database)).collect()
 }
 
+async fn owned(client: &impl GenericClient, (database, shard): (&str, &str), slots: &SlotSet) -> Result<i64, HubError> {
+    let numbers: Vec<i16> = slots.iter().map(|slot| slot.index() as i16).collect();
+    let sql = "SELECT count(*) FROM weir.slot l JOIN weir.shard s ON s.database = l.database AND s.id = l.shard \
+               WHERE l.database = $1 AND s.name = $2 AND l.slot = ANY ($3)";
+    Ok(client.query_one(sql, &[&database, &shard, &numbers]).await?.try_get(0)?)
+}
+
 /// What statements must know.
 pub(super) async fn read(
     client: &impl GenericClient,
@@ -122,7 +129,7 @@ impl Hub {
         bounded(async { rows(&*self.client().await?, database, which).await }).await
     }
 
-    /// Puts moves down, all or none, unless some are still under way. Their numbers; `None`: some are.
+    /// Puts moves down, all or none. Their numbers; `None`: some are still under way, or the slots have another owner by now.
     pub async fn add_moves(&self, database: &str, moves: &[NewMove]) -> Result<Option<Vec<i32>>, HubError> {
         bounded(async {
             let mut client = self.client().await?;
@@ -134,6 +141,10 @@ impl Hub {
             }
             let mut ids = Vec::new();
             for one in moves {
+                // The map may have changed since they were planned.
+                if owned(&transaction, (database, &one.from), &one.slots).await? != one.slots.len() as i64 {
+                    return Ok(None);
+                }
                 let sql = "INSERT INTO weir.move (database, source, target, slots, phase, aim) \
                            SELECT $1, s.id, t.id, $4, 'queued', $5 FROM weir.shard s, weir.shard t \
                            WHERE (s.database, s.name, t.database, t.name) = ($1, $2, $1, $3) RETURNING id";
@@ -274,6 +285,11 @@ impl Driving {
             Ok(())
         })
         .await
+    }
+
+    /// How many of these slots a shard owns.
+    pub async fn owned(&self, shard: &str, slots: &SlotSet) -> Result<i64, HubError> {
+        bounded(owned(&self.client, (&self.database, shard), slots)).await
     }
 
     /// The epoch in force.

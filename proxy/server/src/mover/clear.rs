@@ -10,8 +10,6 @@ use crate::hub::moves::MoveRow;
 
 /// Rows that one statement deletes.
 const ROWS: u32 = 5000;
-/// How often a lock that writers hold is tried for.
-const ATTEMPTS: u32 = 60;
 
 impl Mover {
     /// The rows of the side that lost the slots go, then everybody learns that nothing moves, then the guards go: until the last moment
@@ -26,12 +24,13 @@ impl Mover {
             let client = sql::plain(self.pair.login(side)).await?;
             sql::drop_slot(&client, &name).await?;
         }
+        self.owns_nothing(row, loser).await?;
         let client = sql::as_replica(self.pair.login(loser)).await?;
         rows(&client, &self.pair).await.with_context(|| format!("rows on the {}", loser.name()))?;
         for side in [Side::Source, Side::Target] {
             let client = sql::plain(self.pair.login(side)).await?;
             for table in &self.pair.tables {
-                sql::patiently(&client, &self.pair.script.drop_guard(table), ATTEMPTS).await.context("the guards")?;
+                sql::patiently(&client, &self.pair.script.drop_guard(table)).await.context("the guards")?;
             }
             client.batch_execute(&self.pair.script.forget(self.pair.tables.len())).await.context("the fence")?;
         }
@@ -42,6 +41,16 @@ impl Mover {
         };
         self.driving.note(self.pair.id, &self.progress).await?;
         self.driving.step(row, end, None).await?;
+        Ok(())
+    }
+}
+
+impl Mover {
+    /// Before anything is deleted: the map itself says that these rows are not this side's. Errors: it says otherwise.
+    pub(super) async fn owns_nothing(&self, row: &MoveRow, side: Side) -> Result<()> {
+        let name = if side == Side::Source { &row.from } else { &row.to };
+        let owned = self.driving.owned(name, &self.pair.slots).await?;
+        anyhow::ensure!(owned == 0, "shard {name} owns {owned} of these slots by the map; nothing is deleted there");
         Ok(())
     }
 }

@@ -11,17 +11,19 @@ use super::apply::Follower;
 use super::guard::SLOT_WAIT;
 use super::{Mover, Side, clear, sql};
 use crate::back::walsender::Walsender;
+use crate::hub::moves::MoveRow;
 
 /// Longest wait for a piece of a table.
 const PIECE_WAIT: Duration = Duration::from_secs(600);
 
 impl Mover {
     /// Begins at the beginning: what an earlier attempt has left on the target is taken away.
-    pub(super) async fn copy(&mut self) -> Result<Follower> {
+    pub(super) async fn copy(&mut self, row: &MoveRow) -> Result<Follower> {
         let slot = self.pair.script.name();
         let source = sql::plain(&self.pair.source).await.context("the source")?;
         let target = sql::as_replica(&self.pair.target).await.context("the target")?;
         sql::drop_slot(&source, &slot).await?;
+        self.owns_nothing(row, Side::Target).await?;
         clear::rows(&target, &self.pair).await.context("rows of an earlier attempt")?;
         target.batch_execute(&self.pair.script.end_apply(0)).await?;
         let mut server = Walsender::connect(&self.pair.source, "weir mover", &sql::WALSENDER_SETTINGS).await?;

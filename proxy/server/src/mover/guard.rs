@@ -8,8 +8,6 @@ use tokio::time::timeout;
 use super::{Pair, Side, sql};
 use crate::back::walsender::Walsender;
 
-/// How often a lock that writers hold is tried for.
-const ATTEMPTS: u32 = 60;
 /// A slot is made when all transactions that write now are over.
 pub(super) const SLOT_WAIT: Duration = Duration::from_secs(600);
 
@@ -23,12 +21,12 @@ pub(super) async fn prepare(pair: &Pair) -> Result<()> {
         client.batch_execute(&script).await.with_context(|| format!("fence and guards of the {}", side.name()))?;
         for number in 0..pair.tables.len() {
             let set = pair.script.set_guard(&pair.tables, number);
-            sql::patiently(&client, &set, ATTEMPTS)
+            sql::patiently(&client, &set)
                 .await
                 .with_context(|| format!("the guard of {}", pair.tables[number].quoted()))?;
         }
         let publish = format!("BEGIN; {}; COMMIT", pair.script.publish(&pair.tables));
-        sql::patiently(&client, &publish, ATTEMPTS).await.context("the publication")?;
+        sql::patiently(&client, &publish).await.context("the publication")?;
     }
     Ok(())
 }

@@ -234,7 +234,7 @@ impl Mover {
             }
             Phase::Prepare => self.prepare(row).await?,
             Phase::Copy => {
-                self.follower = Some(self.copy().await?);
+                self.follower = Some(self.copy(row).await?);
                 self.note().await?;
                 self.driving.step(row, Phase::Catchup, None).await?;
             }

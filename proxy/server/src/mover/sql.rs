@@ -15,7 +15,9 @@ const SETTINGS: &str = "SET datestyle = 'ISO, MDY'; SET intervalstyle = 'postgre
                         SET timezone = 'UTC'; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
 /// Triggers and foreign keys have done their work on the other server. Guards do not hold here.
 const AS_REPLICA: &str = "SET session_replication_role = replica";
-const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// Others queue behind who waits for a lock, so it is never waited for longer.
+const LOCK_WAIT: Duration = Duration::from_millis(100);
+const LOCK_ATTEMPTS: u32 = 600;
 
 /// The same of a replication connection.
 pub(super) const WALSENDER_SETTINGS: [(&str, &str); 6] = [
@@ -100,14 +102,14 @@ pub(super) async fn first(client: &Client, sql: &str) -> Result<String> {
 }
 
 /// Does what waits for a lock that writers hold, in short attempts, so that nobody queues behind it for long.
-pub(super) async fn patiently(client: &Client, sql: &str, attempts: u32) -> Result<()> {
+pub(super) async fn patiently(client: &Client, sql: &str) -> Result<()> {
     let millis = LOCK_WAIT.as_millis();
     for attempt in 1.. {
         let done = client.batch_execute(&format!("SET lock_timeout = {millis}; {sql}; SET lock_timeout = 0")).await;
         match done {
             Ok(()) => return Ok(()),
-            Err(error) if error.code().is_some_and(|code| code.code() == "55P03") && attempt < attempts => {
-                tokio::time::sleep(LOCK_WAIT / 4).await;
+            Err(error) if error.code().is_some_and(|code| code.code() == "55P03") && attempt < LOCK_ATTEMPTS => {
+                tokio::time::sleep(LOCK_WAIT).await;
             }
             Err(error) => return Err(error.into()),
         }
