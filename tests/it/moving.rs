@@ -83,6 +83,15 @@ pub async fn filled(tier: &Tier) -> Result<()> {
     Ok(())
 }
 
+/// A filled tier whose slots begin to move: a client, the console, and what the shards had before.
+async fn begun(tier: &Tier) -> Result<(Client, Client, Vec<BTreeMap<i64, String>>)> {
+    filled(tier).await?;
+    let before = on_shards(tier).await?;
+    let console = weir_harness::connect(&tier.admin_dsn()).await?;
+    rows(&console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
+    Ok((tier.connect().await?, console, before))
+}
+
 /// User and name, as each shard has them itself.
 pub async fn on_shards(tier: &Tier) -> Result<Vec<BTreeMap<i64, String>>> {
     let mut found = Vec::new();
@@ -115,11 +124,7 @@ pub async fn nothing_is_left(tier: &Tier) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_move_there_and_stay() -> Result<()> {
     let tier = Tier::builder().shards(2).start().await?;
-    filled(&tier).await?;
-    let client = tier.connect().await?;
-    let console = weir_harness::connect(&tier.admin_dsn()).await?;
-    let before = on_shards(&tier).await?;
-    rows(&console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
+    let (client, console, before) = begun(&tier).await?;
     reaches(&console, "ready").await?;
     // What changes after the copy comes along.
     for user in 1..=USERS {
@@ -139,6 +144,8 @@ async fn slots_move_there_and_stay() -> Result<()> {
     let row = reaches(&console, "reverse").await?;
     let pause_us: i64 = row.get("pause_us").context("it took a while")?.parse()?;
     println!("statements waited for {pause_us} us");
+    let (_, page) = tier.http_get("/metrics").await?;
+    assert!(page.lines().any(|line| line == "weir_moves{database=\"shop\"} 1"), "one is under way");
     for (user, name) in &expected {
         let row = client.query_one("SELECT name FROM users WHERE user_id = $1", &[user]).await?;
         assert_eq!(row.get::<_, &str>(0), name);
@@ -157,11 +164,7 @@ async fn slots_move_there_and_stay() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_after_the_cut_over_comes_back_with_a_rollback() -> Result<()> {
     let tier = Tier::builder().shards(2).start().await?;
-    filled(&tier).await?;
-    let client = tier.connect().await?;
-    let console = weir_harness::connect(&tier.admin_dsn()).await?;
-    let before = on_shards(&tier).await?;
-    rows(&console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
+    let (client, console, before) = begun(&tier).await?;
     order(&console, "RESHARD CUTOVER").await?;
     reaches(&console, "reverse").await?;
     // Who goes past weir is refused by the server that does not own the rows any more.

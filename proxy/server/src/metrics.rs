@@ -39,7 +39,7 @@ const ENROLLED_MAX: usize = 200;
 const OTHERS: &str = "*";
 
 /// Name, type and help of every metric.
-const DESCRIBED: [(&str, Type, &str); 37] = [
+const DESCRIBED: [(&str, Type, &str); 41] = [
     ("weir_client_connections", Type::Gauge, "Client connections of a database by state (active, idle, waiting)."),
     ("weir_server_connections", Type::Gauge, "Server connections by shard, role and state (active, idle, login)."),
     ("weir_query_duration_seconds", Type::Histogram, "From the statement's arrival to the end of its reply."),
@@ -74,6 +74,10 @@ const DESCRIBED: [(&str, Type, &str); 37] = [
     ("weir_redis_servers", Type::Gauge, "Redis servers that hold cached replies, by state (up, down)."),
     ("weir_slots", Type::Gauge, "Slots owned by a shard."),
     ("weir_topology_epoch", Type::Gauge, "Epoch of the slot map in force."),
+    ("weir_moves", Type::Gauge, "Moves of slots between shards that are not over."),
+    ("weir_moves_failing", Type::Gauge, "Moves whose last attempt has failed."),
+    ("weir_move_lag_bytes", Type::Gauge, "WAL that is still to be applied by the move that is furthest behind."),
+    ("weir_move_pause_seconds", Type::Gauge, "How long the last change of owner made statements of its slots wait."),
     ("weir_pins_total", Type::Counter, "Sessions that kept their server connection, by reason."),
     (
         "weir_decoding_up",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tokio_postgres::Client;
@@ -25,6 +25,8 @@ struct Tally {
     singles: AtomicU64,
     transfers: AtomicU64,
     again: AtomicU64,
+    /// The longest that a single statement has taken, in microseconds.
+    slowest_us: AtomicU64,
 }
 
 /// Adds to accounts of its own, a statement each, and looks what they have; and moves money between accounts of all.
@@ -36,6 +38,7 @@ async fn client(tier_dsn: String, number: u64, tally: Arc<Tally>) -> Result<i64>
     while !tally.stop.load(Relaxed) {
         let which = dice.roll(own.len());
         let account = own[which];
+        let begun = Instant::now();
         connection
             .execute("UPDATE ledger SET added = added + 1 WHERE user_id = $1", &[&account])
             .await
@@ -47,6 +50,7 @@ async fn client(tier_dsn: String, number: u64, tally: Arc<Tally>) -> Result<i64>
             .context("a single read")?
             .get(0);
         ensure!(seen == added[which], "account {account} has {seen} of {}", added[which]);
+        tally.slowest_us.fetch_max(begun.elapsed().as_micros() as u64, Relaxed);
         tally.singles.fetch_add(2, Relaxed);
         let mut any = || dice.roll(ACCOUNTS as usize) as i64 + 1;
         let (from, to) = (any(), any());
@@ -132,7 +136,10 @@ impl Market {
         }
         let [singles, transfers, again] =
             [&self.tally.singles, &self.tally.transfers, &self.tally.again].map(|count| count.load(Relaxed));
-        println!("{singles} single statements, {transfers} transfers, {again} begun again");
+        let slowest_ms = self.tally.slowest_us.load(Relaxed) / 1000;
+        println!(
+            "{singles} single statements, the slowest pair took {slowest_ms} ms; {transfers} transfers, {again} begun again"
+        );
         Ok(added)
     }
 }

@@ -555,6 +555,7 @@ fn publish_gauges(db: &Database) {
     let (hottest, total) = db.stats.hot.hottest(1);
     let most = hottest.first().map_or(0, |hot| hot.count - hot.error);
     metrics.hot_share.set(most as f64 / total.max(1) as f64);
+    publish_moves(db);
     metrics.clients_active.set(busy as f64);
     metrics.clients_idle.set((live.len() - busy) as f64);
     metrics.clients_waiting.set(waiting as f64);
@@ -583,4 +584,14 @@ fn publish_gauges(db: &Database) {
     }
     let view = db.view();
     metrics.topology(view.topology.epoch, &view.topology.slots);
+}
+
+fn publish_moves(db: &Database) {
+    let (metrics, moves) = (&db.stats.database.moves, db.moves.lock());
+    let open = || moves.iter().filter(|one| !one.phase.is_final());
+    metrics.open.set(open().count() as f64);
+    metrics.failing.set(open().filter(|one| one.error.is_some()).count() as f64);
+    metrics.lag_bytes.set(open().map(|one| one.progress.lag_bytes).max().unwrap_or_default() as f64);
+    let pause_us = moves.iter().rev().find_map(|one| one.progress.paused_us).unwrap_or_default();
+    metrics.pause_seconds.set(pause_us as f64 / 1e6);
 }

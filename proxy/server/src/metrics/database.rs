@@ -175,6 +175,7 @@ pub struct DatabaseMetrics {
     epoch: Gauge,
     /// Share of the hottest key in all that is read and written.
     pub hot_share: Gauge,
+    pub moves: MoveMetrics,
     period: Mutex<Period>,
 }
 
@@ -221,6 +222,7 @@ impl DatabaseMetrics {
             pins: Tally::default(),
             epoch: registry.gauge("weir_topology_epoch", &[("database", name)]),
             hot_share: registry.gauge("weir_hot_key_share", &[("database", name)]),
+            moves: MoveMetrics::new(registry, name),
             period: Mutex::default(),
         })
     }
@@ -374,6 +376,29 @@ impl ShardMetrics {
             promotions: registry.counter("weir_promotions_total", &[("database", database), ("shard", shard)]),
             slots: registry.gauge("weir_slots", &[("database", database), ("shard", shard)]),
             decoding: DecodingMetrics::new(registry, &[("database", database), ("shard", shard)]),
+        }
+    }
+}
+
+/// Slots on their way between shards.
+pub struct MoveMetrics {
+    /// Moves that are not over.
+    pub open: Gauge,
+    /// Of those, the ones whose last attempt has failed.
+    pub failing: Gauge,
+    pub lag_bytes: Gauge,
+    /// How long the last change of owner took.
+    pub pause_seconds: Gauge,
+}
+
+impl MoveMetrics {
+    fn new(registry: &Registry, database: &str) -> Self {
+        let gauge = |name| registry.gauge(name, &[("database", database)]);
+        MoveMetrics {
+            open: gauge("weir_moves"),
+            failing: gauge("weir_moves_failing"),
+            lag_bytes: gauge("weir_move_lag_bytes"),
+            pause_seconds: gauge("weir_move_pause_seconds"),
         }
     }
 }
