@@ -312,3 +312,50 @@ async fn a_proxy_that_stands_still_neither_holds_a_cut_over_up_nor_shows_what_wa
     reaches(&console, "done").await?;
     nothing_is_left(&tier).await
 }
+
+/// What `weir doctor` says.
+fn doctor(tier: &Tier, arguments: &[&str]) -> Result<String> {
+    let said = std::process::Command::new(weir_harness::weir_binary()?)
+        .arg("doctor")
+        .arg(tier.run.path().join("weir.toml"))
+        .args(arguments)
+        .output()?;
+    anyhow::ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    Ok(String::from_utf8(said.stdout)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_is_found_and_taken_away() -> Result<()> {
+    let tier = Tier::builder().shards(2).start().await?;
+    let (_, console, _) = begun(&tier).await?;
+    reaches(&console, "ready").await?;
+    let well = "Nothing is left of any move, and every row is where it belongs.";
+    assert!(doctor(&tier, &["--repair"])?.contains(well), "a move that is under way is left alone");
+    order(&console, "RESHARD CUTOVER").await?;
+    reaches(&console, "reverse").await?;
+    order(&console, "RESHARD COMPLETE").await?;
+    reaches(&console, "done").await?;
+    assert!(doctor(&tier, &[])?.contains(well));
+    // As a server has it that was restored from before the end.
+    let direct = tier.shards[0].primary.admin("shop").await?;
+    direct
+        .batch_execute(
+            "CREATE SEQUENCE weir.move_1_fence;
+             CREATE FUNCTION weir.move_1_guard_0() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+             CREATE TRIGGER zzzz_weir_move_1 BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION weir.move_1_guard_0();
+             CREATE PUBLICATION weir_move_1 FOR TABLE users",
+        )
+        .await?;
+    direct.query("SELECT pg_create_logical_replication_slot('weir_move_1', 'pgoutput')", &[]).await?;
+    let stranger = "INSERT INTO users (user_id, name) SELECT n, 'stray' FROM generate_series(100000, 101000) n
+                    WHERE (hashint8extended(n, 0) >> 52) & 4095 < 2048 LIMIT 3";
+    direct.batch_execute(stranger).await?;
+    let said = doctor(&tier, &[])?;
+    assert_eq!(said.matches("of move 1, which is over").count(), 5, "{said}");
+    assert!(said.contains("3 rows of \"public\".\"users\" are of slots that another shard owns"), "{said}");
+    let said = doctor(&tier, &["--repair"])?;
+    assert_eq!(said.matches("taken away").count(), 5, "{said}");
+    nothing_is_left(&tier).await?;
+    assert_eq!(column(&direct, "SELECT count(*) FROM users WHERE name = 'stray'").await?, ["3"], "no row is deleted");
+    Ok(())
+}

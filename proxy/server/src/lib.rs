@@ -22,6 +22,7 @@ pub mod databases;
 pub mod decode;
 pub mod dev;
 pub mod digests;
+pub mod doctor;
 pub mod engine;
 pub mod exec;
 pub mod explain;

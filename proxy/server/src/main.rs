@@ -38,7 +38,9 @@ enum Command {
     Explain(weir::explain::ExplainArgs),
     /// Propose which tables of a database to shard, and by which keys, from the statements it gets. Changes nothing.
     Advise(weir::advise::AdviseArgs),
-    /// Move slots between shards: what would move, and what stands in the way. Changes nothing.
+    /// Find what interrupted moves have left on the shards, and rows that lie where they do not belong.
+    Doctor(weir::doctor::DoctorArgs),
+    /// Move slots between shards while clients go on: plan, start, watch, hand over, go back.
     Reshard(weir::reshard::cli::ReshardArgs),
     /// Fill a running weir's cache before its clients come.
     Cache(weir::warm::CacheArgs),
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Command::Explain(arguments) => say(weir::explain::run(arguments)),
         Command::Advise(arguments) => say(weir::advise::run(arguments)),
         Command::Reshard(arguments) => say(weir::reshard::cli::run(arguments)),
+        Command::Doctor(arguments) => say(weir::doctor::run(arguments)),
         Command::Cache(arguments) => say(weir::warm::run(arguments)),
         Command::Dev(arguments) => runtime(DEV_WORKERS).and_then(|runtime| runtime.block_on(weir::dev::run(arguments))),
     };
