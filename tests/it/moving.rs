@@ -65,7 +65,8 @@ pub async fn order(console: &Client, command: &str) -> Result<()> {
     for _ in 0..100 {
         match console.simple_query(command).await {
             Ok(_) => return Ok(()),
-            Err(error) if error.code().is_some_and(|code| code.code() == "55000") => {
+            // It has just gone on, or this weir does not know yet that the last one is over.
+            Err(error) if error.code().is_some_and(|code| matches!(code.code(), "55000" | "55006")) => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             Err(error) => return Err(error.into()),

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use tokio_postgres::Client;
 use weir_harness::Tier;
 
-use super::{SLOTS, nothing_is_left, order, reaches, rows};
+use super::{SLOTS, nothing_is_left, order, reaches};
 use crate::differential::Dice;
 use crate::placement::column;
 
@@ -159,19 +159,24 @@ async fn balances(tier: &Tier, added: i64) -> Result<()> {
     nothing_is_left(tier).await
 }
 
-/// There and back; then there for good.
-async fn there_and_back(console: &Client) -> Result<()> {
-    rows(console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
+/// The slots go to this shard, and the way back is open.
+async fn there(console: &Client, to: &str) -> Result<()> {
+    order(console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO {to}")).await?;
     order(console, "RESHARD CUTOVER").await?;
     let row = reaches(console, "reverse").await?;
     println!("there: {:?} us", row.get("pause_us"));
     tokio::time::sleep(Duration::from_millis(500)).await;
+    Ok(())
+}
+
+async fn back(console: &Client) -> Result<()> {
     order(console, "RESHARD ROLLBACK").await?;
     let row = reaches(console, "rolled_back").await?;
     println!("back: {:?} us", row.get("pause_us"));
-    rows(console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
-    order(console, "RESHARD CUTOVER").await?;
-    reaches(console, "reverse").await?;
+    Ok(())
+}
+
+async fn stay(console: &Client) -> Result<()> {
     order(console, "RESHARD COMPLETE").await?;
     reaches(console, "done").await?;
     Ok(())
@@ -184,16 +189,24 @@ async fn money_is_conserved_while_slots_move_there_and_back() -> Result<()> {
     ledger(&tier).await?;
     let market = Market::open(&[tier.dsn("shop"), other.dsn("shop")]);
     let console = weir_harness::connect(&tier.admin_dsn()).await?;
-    let moved = there_and_back(&console).await;
+    let moving = async {
+        there(&console, "shard1").await?;
+        back(&console).await?;
+        there(&console, "shard1").await?;
+        stay(&console).await
+    };
+    let moved = moving.await;
     let added = market.close().await;
     moved?;
     balances(&tier, added?).await
 }
 
 /// The proxies that may drive the move are killed one after the other; clients and orders come through one that lives.
+/// `WEIR_MOVING_SEED`, and `WEIR_MOVING_ROUNDS` for a longer run.
 #[tokio::test(flavor = "multi_thread")]
 async fn money_is_conserved_while_movers_are_killed() -> Result<()> {
-    let seed = std::env::var("WEIR_MOVING_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let given = |name| std::env::var(name).ok().and_then(|number| number.parse().ok());
+    let (seed, rounds) = (given("WEIR_MOVING_SEED").unwrap_or(1), given("WEIR_MOVING_ROUNDS").unwrap_or(1));
     let tier = Tier::builder().shards(2).peers(true).config_extra(TABLE).start().await?;
     let (lives, dies) = (tier.another().await?, tier.another().await?);
     ledger(&tier).await?;
@@ -213,7 +226,20 @@ async fn money_is_conserved_while_movers_are_killed() -> Result<()> {
         anyhow::Ok(kills)
     };
     let moving = async {
-        let moved = there_and_back(&console).await;
+        let moved = async {
+            let (mut dice, mut to) = (Dice::new(!seed), ["shard1", "shard0"]);
+            for _ in 0..rounds {
+                there(&console, to[0]).await?;
+                if dice.percent(50) {
+                    back(&console).await?;
+                } else {
+                    stay(&console).await?;
+                    to.swap(0, 1);
+                }
+            }
+            Ok(())
+        };
+        let moved = moved.await;
         over.store(true, Relaxed);
         moved
     };
