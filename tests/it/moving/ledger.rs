@@ -237,7 +237,7 @@ async fn money_is_conserved_while_movers_are_killed() -> Result<()> {
                     to.swap(0, 1);
                 }
             }
-            Ok(())
+            anyhow::Ok(())
         };
         let moved = moved.await;
         over.store(true, Relaxed);
