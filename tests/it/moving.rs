@@ -29,7 +29,7 @@ pub async fn rows(console: &Client, command: &str) -> Result<Vec<SimpleQueryRow>
 pub async fn reaches(console: &Client, phase: &str) -> Result<SimpleQueryRow> {
     let begun = Instant::now();
     let mut last = String::new();
-    while begun.elapsed() < Duration::from_secs(60) {
+    while begun.elapsed() < Duration::from_secs(120) {
         let moves = rows(console, "SHOW MOVES").await?;
         if let Some(row) = moves.into_iter().last() {
             if row.get("phase") == Some(phase) {
@@ -46,7 +46,7 @@ pub async fn reaches(console: &Client, phase: &str) -> Result<SimpleQueryRow> {
 async fn all_reach(console: &Client, phase: &str) -> Result<()> {
     let begun = Instant::now();
     let mut last = Vec::new();
-    while begun.elapsed() < Duration::from_secs(90) {
+    while begun.elapsed() < Duration::from_secs(180) {
         let moves = rows(console, "SHOW MOVES").await?;
         let over = |phase: Option<&str>| matches!(phase, Some("done" | "cancelled" | "rolled_back"));
         if moves.iter().any(|row| row.get("phase") == Some(phase))
