@@ -340,7 +340,7 @@ async fn servers_are_reached_over_verified_tls() -> Result<()> {
     let count = "SELECT count(*) FILTER (WHERE ssl), count(*) FROM pg_stat_activity JOIN pg_stat_ssl USING (pid)
                  WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name LIKE $1";
     for (server, names) in
-        [(&*tier.shards[0].primary, "weir%"), (&*tier.hub, "weir hub"), (&*tier.shards[0].primary, "weir probe")]
+        [(&*tier.shards[0].primary, "weir%"), (&*tier.hub, "weir hub%"), (&*tier.shards[0].primary, "weir probe")]
     {
         let row = server.admin("postgres").await?.query_one(count, &[&names]).await?;
         let (encrypted, all) = (row.get::<_, i64>(0), row.get::<_, i64>(1));
