@@ -51,15 +51,7 @@ async fn what_is_changed_behind_weir_is_found() -> Result<()> {
     assert!(found("public.users constraint named ", "CHECK ((name <> ''::text))"), "{shown:#?}");
     assert_eq!(shown.len(), 8, "{shown:#?}");
     // The command line says the same, and ends with 2.
-    let config = tier.run.path().join("weir.toml");
-    let check = || {
-        std::process::Command::new(weir_harness::weir_binary()?)
-            .args(["check", "--connect"])
-            .arg(&config)
-            .output()
-            .context("weir check")
-    };
-    let output = check()?;
+    let output = compared(&tier)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(text.contains("column extra of public.users") && text.contains(": missing"), "{text}");
@@ -71,7 +63,7 @@ async fn what_is_changed_behind_weir_is_found() -> Result<()> {
         second.batch_execute(sql).await?;
     }
     drift(&tier, <[String]>::is_empty).await?;
-    assert_eq!(check()?.status.code(), Some(0));
+    assert_eq!(compared(&tier)?.status.code(), Some(0));
     Ok(())
 }
 
@@ -108,4 +100,11 @@ async fn what_stops_half_way_says_where_and_can_go_on() -> Result<()> {
     }
     drift(&tier, <[String]>::is_empty).await?;
     Ok(())
+}
+
+/// What `weir check --connect` says of a tier.
+pub fn compared(tier: &Tier) -> Result<std::process::Output> {
+    let config = tier.run.path().join("weir.toml");
+    let mut check = std::process::Command::new(weir_harness::weir_binary()?);
+    check.args(["check", "--connect"]).arg(config).output().context("weir check")
 }

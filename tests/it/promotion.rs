@@ -299,15 +299,7 @@ async fn who_may_log_in_and_what_is_compared_is_asked_of_the_promoted_one() -> R
     create_schema(&tier.connect().await?).await?;
     let (old, heir) = (&tier.shards[0].primary, &tier.shards[0].replicas[0]);
     heir.catch_up().await?;
-    let config = tier.run.path().join("weir.toml");
-    let check = || {
-        std::process::Command::new(weir_harness::weir_binary()?)
-            .args(["check", "--connect"])
-            .arg(&config)
-            .output()
-            .context("weir check")
-    };
-    let output = check()?;
+    let output = crate::drift::compared(&tier)?;
     ensure!(output.status.success(), "{output:?}");
     // The old one goes on, and is wrong about everything.
     heir.promote().await?;
@@ -324,7 +316,7 @@ async fn who_may_log_in_and_what_is_compared_is_asked_of_the_promoted_one() -> R
         let refused = connect(&dsn(user, "old")).await.err().with_context(|| format!("{user} was let in"))?;
         ensure!(format!("{refused:?}").contains("password authentication failed"), "{refused:?}");
     }
-    let said = String::from_utf8_lossy(&check()?.stdout).into_owned();
+    let said = String::from_utf8_lossy(&crate::drift::compared(&tier)?.stdout).into_owned();
     ensure!(said.contains("column extra of public.users"), "{said}");
     Ok(())
 }

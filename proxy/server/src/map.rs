@@ -32,7 +32,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Maps {
     in_force: watch::Sender<Epoch>,
-    /// All slots that are on their way now have been since this epoch.
+    /// All slots that are on their way now have been since this epoch, and so has a shard that enters.
     same_moves_since: AtomicU64,
 }
 
@@ -44,7 +44,8 @@ impl Maps {
     /// Call after `new` is in force in place of `old`.
     pub fn note(&self, old: &Topology, new: &Topology) {
         let known = |id| old.moves.iter().any(|one| one.id == id);
-        if !new.moves.iter().all(|one| known(one.id)) {
+        let enters = new.roster.is_anyone_entering() && !old.roster.is_anyone_entering();
+        if enters || !new.moves.iter().all(|one| known(one.id)) {
             self.same_moves_since.store(new.epoch.0, Relaxed);
         }
         fence(SeqCst);

@@ -29,8 +29,7 @@ pub struct MoveRow {
     pub aim: Aim,
     pub paused: bool,
     pub progress: MoveProgress,
-    /// Seconds since it was made, and since its phase began.
-    pub age: f64,
+    /// Seconds since its phase began.
     pub since: f64,
     /// What the last attempt failed at.
     pub error: Option<String>,
@@ -51,10 +50,15 @@ pub struct MoveProgress {
 }
 
 const COLUMNS: &str = "m.id, s.name, t.name, m.slots, m.phase, m.aim, m.paused, m.rows_total, m.rows_done, m.bytes_done, m.changes, \
-                       m.lag_bytes, m.paused_us, extract(epoch FROM clock_timestamp() - m.made_at)::float8, \
+                       m.lag_bytes, m.paused_us, \
                        extract(epoch FROM clock_timestamp() - m.since)::float8, m.error \
                        FROM weir.move m JOIN weir.shard s ON s.database = m.database AND s.id = m.source \
                        JOIN weir.shard t ON t.database = m.database AND t.id = m.target";
+
+/// Moves that are not over; and also those of the last hundred that are.
+const OPEN: &str = "AND m.phase NOT IN ('done', 'cancelled', 'rolled_back')";
+const RECENT: &str =
+    "AND (m.phase NOT IN ('done', 'cancelled', 'rolled_back') OR m.id > (SELECT max(id) - 100 FROM weir.move))";
 
 fn damaged(database: &str, id: i32, what: &str) -> HubError {
     HubError::Damaged { database: database.to_owned(), what: format!("move {id}: {what}") }
@@ -79,9 +83,8 @@ fn row(row: &Row, database: &str) -> Result<MoveRow, HubError> {
             lag_bytes: row.try_get(11)?,
             paused_us: row.try_get(12)?,
         },
-        age: row.try_get(13)?,
-        since: row.try_get(14)?,
-        error: row.try_get(15)?,
+        since: row.try_get(13)?,
+        error: row.try_get(14)?,
     })
 }
 
@@ -97,6 +100,11 @@ async fn owned(client: &impl GenericClient, (database, shard): (&str, &str), slo
     Ok(client.query_one(sql, &[&database, &shard, &numbers]).await?.try_get(0)?)
 }
 
+pub(super) async fn epoch(client: &impl GenericClient, database: &str) -> Result<Epoch, HubError> {
+    let row = client.query_one("SELECT epoch FROM weir.topology WHERE database = $1", &[&database]).await?;
+    Ok(Epoch(row.try_get::<_, i64>(0)? as u64))
+}
+
 /// What statements must know.
 pub(super) async fn read(
     client: &impl GenericClient,
@@ -104,7 +112,7 @@ pub(super) async fn read(
     ids: &BTreeMap<&str, ShardId>,
 ) -> Result<Moves, HubError> {
     let mut moves = Vec::new();
-    for row in rows(client, database, "AND m.phase NOT IN ('queued', 'done', 'cancelled', 'rolled_back')").await? {
+    for row in rows(client, database, OPEN).await? {
         let Some(stage) = row.phase.stage() else { continue };
         let shard =
             |name: &str| ids.get(name).copied().ok_or_else(|| damaged(database, row.id, "its shard is not known"));
@@ -123,9 +131,9 @@ pub struct NewMove {
 }
 
 impl Hub {
-    /// All moves, or those that are not over.
+    /// The moves that are not over, or (`all`) also the last ones that are.
     pub async fn moves(&self, database: &str, all: bool) -> Result<Vec<MoveRow>, HubError> {
-        let which = if all { "" } else { "AND m.phase NOT IN ('done', 'cancelled', 'rolled_back')" };
+        let which = if all { RECENT } else { OPEN };
         bounded(async { rows(&*self.client().await?, database, which).await }).await
     }
 
@@ -135,7 +143,7 @@ impl Hub {
             let mut client = self.client().await?;
             let transaction = client.transaction().await?;
             schema::lock(&transaction).await?;
-            let open = rows(&transaction, database, "AND m.phase NOT IN ('done', 'cancelled', 'rolled_back')").await?;
+            let open = rows(&transaction, database, OPEN).await?;
             if !open.is_empty() {
                 return Ok(None);
             }
@@ -219,7 +227,7 @@ pub struct Driving {
 
 impl Driving {
     pub async fn moves(&self) -> Result<Vec<MoveRow>, HubError> {
-        bounded(rows(&self.client, &self.database, "")).await
+        bounded(rows(&self.client, &self.database, RECENT)).await
     }
 
     pub async fn move_now(&self, id: i32) -> Result<MoveRow, HubError> {
@@ -294,12 +302,7 @@ impl Driving {
 
     /// The epoch in force.
     pub async fn epoch(&self) -> Result<Epoch, HubError> {
-        bounded(async {
-            let sql = "SELECT epoch FROM weir.topology WHERE database = $1";
-            let row = self.client.query_one(sql, &[&self.database]).await?;
-            Ok(Epoch(row.try_get::<_, i64>(0)? as u64))
-        })
-        .await
+        bounded(epoch(&self.client, &self.database)).await
     }
 
     pub async fn note_error(&self, id: i32, error: &str) -> Result<(), HubError> {

@@ -248,21 +248,13 @@ impl Hub {
     /// From the next epoch on nobody changes what all shards have, so that this one can be given it. Errors: it is not joining.
     pub async fn enter(&self, database: &str, shard: &str) -> Result<Epoch, HubError> {
         self.step(database, shard, (ShardState::Joining, ShardState::Entering)).await?;
-        self.epoch(database).await
+        bounded(async { super::moves::epoch(&*self.client().await?, database).await }).await
     }
 
     /// It has what all shards have (`has_all`) and takes part, or it goes on joining.
     pub async fn entered(&self, database: &str, shard: &str, has_all: bool) -> Result<(), HubError> {
         let to = if has_all { ShardState::Active } else { ShardState::Joining };
         self.step(database, shard, (ShardState::Entering, to)).await
-    }
-
-    async fn epoch(&self, database: &str) -> Result<Epoch, HubError> {
-        bounded(async {
-            let sql = "SELECT epoch FROM weir.topology WHERE database = $1";
-            Ok(Epoch(self.client().await?.query_one(sql, &[&database]).await?.try_get::<_, i64>(0)? as u64))
-        })
-        .await
     }
 
     /// Takes a shard out of all that statements do. Errors: it owns slots, or is joining.

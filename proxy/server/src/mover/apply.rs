@@ -97,7 +97,6 @@ impl Follower {
         let out = sql::plain(pair.login(from)).await?;
         let into = sql::as_replica(pair.login(from.other())).await?;
         let applied: i64 = into.query_one(&pair.script.ask_applied(), &[]).await?.try_get(0)?;
-        // The row of before counts the other way.
         let name = pair.script.name();
         let start =
             format!("START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names '\"{name}\"')");

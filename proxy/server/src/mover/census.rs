@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use weir_core::id::Epoch;
 
-use super::{Pair, sql};
+use super::sql;
+use crate::back::connect::Login;
 use crate::database::lease::{ASKS, LEASE};
 use crate::hub::moves::Driving;
 
@@ -41,13 +42,13 @@ impl Census {
     /// Waits until no proxy works by an older epoch. Those that still may after `longest`.
     pub(super) async fn settled(
         &mut self,
-        (driving, pair): (&Driving, &Pair),
+        (driving, logins): (&Driving, [&Login; 2]),
         epoch: Epoch,
         longest: Duration,
     ) -> Result<Vec<String>> {
         let (begun, mut look) = (Instant::now(), LOOK);
         let mut behind = self.behind(driving, epoch).await?;
-        self.write(pair, epoch).await?;
+        self.write(logins, epoch).await?;
         let written = Instant::now();
         loop {
             for id in &behind {
@@ -80,13 +81,13 @@ impl Census {
     }
 
     /// From here on a proxy that asks one of the servers learns that its map is old.
-    async fn write(&mut self, pair: &Pair, epoch: Epoch) -> Result<()> {
+    async fn write(&mut self, [source, target]: [&Login; 2], epoch: Epoch) -> Result<()> {
         if self.servers.iter().any(Client::is_closed) {
             self.servers.clear();
             self.written = Epoch(0);
         }
         if self.servers.is_empty() {
-            self.servers = vec![sql::plain(&pair.source).await?, sql::plain(&pair.target).await?];
+            self.servers = vec![sql::plain(source).await?, sql::plain(target).await?];
         }
         if self.written < epoch {
             for server in &self.servers {

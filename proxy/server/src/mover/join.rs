@@ -8,12 +8,13 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_postgres::Client;
-use weir_core::reshard::script::{MovedTable, Script};
-use weir_core::topology::{ShardState, SlotSet};
+use weir_core::reshard::script::MovedTable;
+use weir_core::topology::ShardState;
 
 use super::census::{Census, SETTLED_MAX};
-use super::{Pair, sql};
+use super::sql;
 use crate::app::{App, primary_login};
+use crate::back::connect::Login;
 use crate::database::Database;
 use crate::hub::Hub;
 use crate::hub::moves::Driving;
@@ -52,14 +53,12 @@ impl Joiner<'_> {
                 tracing::warn!(database = %self.db.name, shard = self.shard, "{left}");
             }
         }
-        let slots = SlotSet::default();
-        let pair = Pair { id: 0, script: Script::new(0, &slots), slots, tables: Vec::new(), source: home, target };
         let epoch = self.hub.enter(&self.db.name, self.shard).await?;
         let mut census = Census::default();
         let given = async {
-            let behind = census.settled((self.driving, &pair), epoch, SETTLED_MAX).await?;
+            let behind = census.settled((self.driving, [&home, &target]), epoch, SETTLED_MAX).await?;
             ensure!(behind.is_empty(), "waits for proxies that still work by an older map: {}", behind.join(", "));
-            self.give(&pair).await
+            self.give(&home, &target).await
         };
         let given = given.await;
         if given.is_err() {
@@ -69,16 +68,16 @@ impl Joiner<'_> {
     }
 
     /// Copies the reference tables under a lock that keeps writers out, and lets it take part before the lock is gone.
-    async fn give(&self, pair: &Pair) -> Result<()> {
-        let (home, target) = (sql::plain(&pair.source).await?, sql::as_replica(&pair.target).await?);
+    async fn give(&self, from: &Login, to: &Login) -> Result<()> {
+        let (home, target) = (sql::plain(from).await?, sql::as_replica(to).await?);
         let tables = sql::reference_tables(&home, &self.db.view().rules).await?;
         home.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_WAIT}'")).await?;
         for table in &tables {
             let lock = format!("LOCK TABLE ONLY {} IN SHARE MODE", table.quoted());
             home.batch_execute(&lock).await.with_context(|| format!("{} is being written", table.quoted()))?;
         }
-        let looks = crate::control::connect(&pair.source).await?;
-        let had = schema::had(&looks, &crate::control::connect(&pair.target).await?).await?;
+        let looks = crate::control::connect(from).await?;
+        let had = schema::had(&looks, &crate::control::connect(to).await?).await?;
         ensure!(matches!(had, Had::All), "the schema has changed since it was made there; it is compared again");
         target.batch_execute("BEGIN").await?;
         for table in &tables {

@@ -308,7 +308,8 @@ impl Mover {
 
     /// Waits until no proxy works by an older epoch. Those that still do after `longest`.
     async fn settled(&mut self, epoch: Epoch, longest: Duration) -> Result<Vec<String>> {
-        self.census.settled((&self.driving, &self.pair), epoch, longest).await
+        let logins = [&self.pair.source, &self.pair.target];
+        self.census.settled((&self.driving, logins), epoch, longest).await
     }
 }
 
