@@ -10,6 +10,8 @@ SHELL := bash
 DEMO_ARGS ?=
 # How long each fuzz target runs, for example: make fuzz FUZZ_SECONDS=60
 FUZZ_SECONDS ?= 300
+# For an optimised weir in the long run of the checker: make checker CHECKER_ARGS=--release
+CHECKER_ARGS ?=
 # Extra arguments for the benchmark, for example: make bench BENCH_ARGS="--quick"
 BENCH_ARGS ?=
 
@@ -30,7 +32,7 @@ test: ## Build everything and run every test against real servers, then print th
 
 checker: ## Break weir on purpose, a step at a time, and print what the freshness checker notices (a quarter of an hour)
 	@scripts/deps.sh test
-	@scripts/checker.sh
+	@scripts/checker.sh $(CHECKER_ARGS)
 
 service: ## Build target/service/weir, optimised for service (takes some minutes)
 	@scripts/deps.sh bench

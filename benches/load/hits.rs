@@ -1,4 +1,4 @@
-//! Repeated reads of one 512-byte value: out of weir's cache, out of Redis, and from Postgres itself.
+//! Repeated reads of one value: out of weir's cache, out of Redis, and from Postgres itself.
 //!
 //! Closed loop: each connection asks again as soon as it has its answer. The clients are in this process and cost about the
 //! same on every path, so what differs is the way to the value.
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::task::JoinSet;
 
 use crate::cost::{Usage, usage};
-use crate::stage::{Stage, VALUE_BYTES};
+use crate::stage::Stage;
 
 const WARM_UP: Duration = Duration::from_millis(500);
 const REDIS_KEY: &str = "bench_value";
@@ -50,6 +50,8 @@ impl Reader {
 pub struct HitSample {
     pub reader: Reader,
     pub connections: usize,
+    /// Length of the value.
+    pub bytes: usize,
     /// Reads per second, over all connections.
     pub reads: f64,
     pub p50_us: f64,
@@ -64,8 +66,9 @@ impl fmt::Display for HitSample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}, {} connections: {:.0} reads/s, p99 {:.0} µs",
+            "{}, {} bytes, {} connections: {:.0} reads/s, p99 {:.0} µs",
             self.reader.name(),
+            self.bytes,
             self.connections,
             self.reads,
             self.p99_us
@@ -80,11 +83,11 @@ enum Client {
 }
 
 impl Client {
-    async fn open(stage: &Stage, reader: Reader) -> Result<Client> {
+    async fn open(stage: &Stage, reader: Reader, bytes: usize) -> Result<Client> {
         let dsn = match reader {
             Reader::RedisGet => {
                 let mut connection = redis::Client::open(stage.redis.url())?.get_multiplexed_async_connection().await?;
-                let value = "v".repeat(VALUE_BYTES);
+                let value = "v".repeat(bytes);
                 redis::cmd("SET").arg(REDIS_KEY).arg(value).exec_async(&mut connection).await?;
                 return Ok(Client::Redis(connection));
             }
@@ -97,14 +100,14 @@ impl Client {
     }
 
     /// Reads the value once; gives its length.
-    async fn read(&mut self) -> Result<usize> {
+    async fn read(&mut self, key: i32) -> Result<usize> {
         Ok(match self {
             Client::Redis(connection) => {
                 let value: Vec<u8> = redis::cmd("GET").arg(REDIS_KEY).query_async(connection).await?;
                 value.len()
             }
             Client::Postgres(client, statement) => {
-                let row = client.query_one(statement, &[&1_i32]).await?;
+                let row = client.query_one(statement, &[&key]).await?;
                 row.try_get::<_, &str>(0)?.len()
             }
         })
@@ -113,15 +116,15 @@ impl Client {
     /// Reads until `until`; gives each read's time in microseconds, without those before `from`.
     ///
     /// The client comes back too: a Postgres backend whose client is gone takes its count of processor time with it.
-    async fn loop_until(mut self, from: Instant, until: Instant) -> Result<(Client, Vec<f32>)> {
+    async fn loop_until(mut self, bytes: usize, (from, until): (Instant, Instant)) -> Result<(Client, Vec<f32>)> {
         let mut times = Vec::new();
         loop {
             let began = Instant::now();
             if began >= until {
                 return Ok((self, times));
             }
-            let length = self.read().await?;
-            ensure!(length == VALUE_BYTES, "the value has {length} bytes, not {VALUE_BYTES}");
+            let length = self.read(bytes as i32).await?;
+            ensure!(length == bytes, "the value has {length} bytes, not {bytes}");
             if began >= from {
                 times.push(began.elapsed().as_secs_f32() * 1e6);
             }
@@ -130,17 +133,22 @@ impl Client {
 }
 
 /// All connections read for `length`, after a warm-up.
-pub async fn run(stage: &Stage, reader: Reader, connections: usize, length: Duration) -> Result<HitSample> {
+pub async fn run(
+    stage: &Stage,
+    reader: Reader,
+    (connections, bytes): (usize, usize),
+    length: Duration,
+) -> Result<HitSample> {
     let what = || format!("{} with {connections} connections", reader.name());
     let mut clients = Vec::with_capacity(connections);
     for _ in 0..connections {
-        clients.push(Client::open(stage, reader).await.with_context(what)?);
+        clients.push(Client::open(stage, reader, bytes).await.with_context(what)?);
     }
     let from = Instant::now() + WARM_UP;
     let until = from + length;
     let mut loops = JoinSet::new();
     for client in clients {
-        loops.spawn(client.loop_until(from, until));
+        loops.spawn(client.loop_until(bytes, (from, until)));
     }
     tokio::time::sleep_until(from.into()).await;
     let (counted, used) = (cache_counts(stage, reader).await?, used_by(stage, reader));
@@ -158,6 +166,7 @@ pub async fn run(stage: &Stage, reader: Reader, connections: usize, length: Dura
     Ok(HitSample {
         reader,
         connections,
+        bytes,
         reads: times.len() as f64 / length.as_secs_f64(),
         p50_us: at(0.5),
         p99_us: at(0.99),

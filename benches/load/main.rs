@@ -2,12 +2,13 @@
 //!
 //! Paths are measured in turn, round after round, and medians are compared: what else the machine does hits all alike, so
 //! the ratios are worth more than the figures. Reading order: [`stage`] starts the servers; [`pgbench`], [`hits`],
-//! [`crowd`], [`bulk`] and [`prepared`] put load on them ([`raw`] is their client); [`mixed`], [`shards`] and [`tpch`] start tiers
+//! [`crowd`], [`bulk`] and [`prepared`] put load on them ([`raw`] is their client); [`mixed`], [`shards`], [`copying`] and [`tpch`] start tiers
 //! of their own,
-//! [`planning`] needs none; [`cost`] reads what it cost from /proc, [`report`] prints.
+//! as do [`replicas`] and [`reshard`], [`planning`] needs none; [`cost`] reads what it cost from /proc, [`report`] prints.
 //! Non-goals: several machines, any judgement (the exit code only says whether all of it ran).
 
 mod bulk;
+mod copying;
 mod cost;
 mod crowd;
 mod hits;
@@ -16,7 +17,9 @@ mod pgbench;
 mod planning;
 mod prepared;
 mod raw;
+mod replicas;
 mod report;
+mod reshard;
 mod shards;
 mod stage;
 mod tpch;
@@ -25,6 +28,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::builder::TypedValueParser as _;
 use clap::{Parser, ValueEnum as _};
 
 use bulk::{BulkSample, Load};
@@ -55,14 +59,20 @@ enum Part {
     Prepared,
     /// The same rows on 2, 4 and 8 shards: COPY in, scattered statements, merged reads.
     Shards,
+    /// A table copied by a move, and by a pipe between the same servers.
+    ReshardCopy,
     /// The queries of TPC-H on two shards.
     Tpch,
+    /// How much a lagging replica and the cache take off the primary.
+    Replicas,
+    /// What clients feel of slots that move, and how many rows a fourth shard gets.
+    Reshard,
 }
 
 impl Part {
     /// It is measured on servers of its own, or on none.
     fn has_own_stage(self) -> bool {
-        matches!(self, Part::Mixed | Part::Planning | Part::Shards | Part::Tpch)
+        !matches!(self, Part::Pgbench | Part::Reads | Part::Crowd | Part::Bulk | Part::Prepared)
     }
 }
 
@@ -94,6 +104,15 @@ struct Args {
     /// Writes among them, in percent.
     #[arg(long, value_delimiter = ',', default_values_t = mixed::WRITE_PERCENT)]
     writes: Vec<u32>,
+    /// Lengths of the value that is read again and again, of 64, 512 and 4096.
+    #[arg(long, value_delimiter = ',', default_values_t = [512], value_parser = clap::builder::PossibleValuesParser::new(["64", "512", "4096"]).map(|bytes| bytes.parse::<usize>().unwrap_or_default()))]
+    bytes: Vec<usize>,
+    /// Rows of the tables whose slots move.
+    #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000, 1_000_000])]
+    rows: Vec<i64>,
+    /// Writes per second while they do.
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    rate: u32,
     /// Clients of pgbench.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=200))]
     clients: u32,
@@ -103,6 +122,9 @@ struct Args {
     /// Clients of the crowd. Both ends' sockets count against the limit of open files of their processes.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     crowd: u32,
+    /// Megabytes of the table that a move copies.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    copy_mb: u32,
     /// The weir to measure; left out: the one beside this program.
     #[arg(long, value_name = "FILE")]
     weir: Option<std::path::PathBuf>,
@@ -123,6 +145,7 @@ async fn run(mut args: Args) -> Result<()> {
     const LIGHT: [Part; 3] = [Part::Pgbench, Part::Reads, Part::Planning];
     if args.quick {
         (args.secs, args.rounds, args.scale, args.crowd) = (2, 1, 1, args.crowd.min(1000));
+        args.rows.truncate(1);
     }
     if args.parts.is_empty() {
         args.parts = if args.quick { LIGHT.to_vec() } else { Part::value_variants().to_vec() };
@@ -140,9 +163,20 @@ async fn run(mut args: Args) -> Result<()> {
         let rows = if args.quick { 20_000 } else { 500_000 };
         report.spread = shards::run(rows, args.rounds, args.weir.clone()).await?;
     }
+    if args.parts.contains(&Part::ReshardCopy) {
+        let megabytes = if args.quick { 20 } else { args.copy_mb };
+        report.copies = copying::run(megabytes as usize, args.rounds, args.weir.clone()).await?;
+    }
     if args.parts.contains(&Part::Tpch) {
         let scale = if args.quick { 0.002 } else { 0.01 };
         (report.tpch_scale, report.tpch) = (scale, tpch::run(scale, args.rounds, args.weir.clone()).await?);
+    }
+    if args.parts.contains(&Part::Replicas) {
+        report.off_primary = replicas::run(Duration::from_secs(args.secs), args.rounds, args.weir.clone()).await?;
+    }
+    if args.parts.contains(&Part::Reshard) {
+        let (rows, rounds, rate, weir) = (args.rows.clone(), args.rounds, args.rate, args.weir.clone());
+        (report.pauses, report.fourth_shard) = reshard::run(&reshard::Wanted { rows, rounds, rate, weir }).await?;
     }
     if args.parts.iter().any(|part| !part.has_own_stage()) {
         eprintln!("starting PostgreSQL, PgBouncer, Redis and weir …");
@@ -168,7 +202,13 @@ async fn on_servers(stage: &Stage, args: &Args, report: &mut Report) -> Result<(
         match part {
             Part::Pgbench => report.transactions = transactions(stage, args).await?,
             Part::Reads => report.hits = hits_everywhere(stage, args).await?,
-            Part::Mixed | Part::Planning | Part::Shards | Part::Tpch => {}
+            Part::Mixed
+            | Part::Planning
+            | Part::Shards
+            | Part::ReshardCopy
+            | Part::Tpch
+            | Part::Replicas
+            | Part::Reshard => {}
             Part::Crowd => report.crowds = crowds(stage, args).await?,
             Part::Bulk => (report.bulk, report.slow) = bulk_everywhere(stage, args).await?,
             Part::Prepared => report.prepared = prepared_everywhere(stage, args).await?,
@@ -237,13 +277,13 @@ async fn prepared_everywhere(stage: &Stage, args: &Args) -> Result<Vec<PreparedS
     Ok(samples)
 }
 
-/// Repeated reads of one 512-byte value from weir's cache, from Redis, and from Postgres itself.
+/// Repeated reads of one value from weir's cache, from Redis, and from Postgres itself.
 async fn hits_everywhere(stage: &Stage, args: &Args) -> Result<Vec<HitSample>> {
     let mut samples = Vec::new();
     for round in 1..=args.rounds {
-        for connections in [16, 64, 256] {
+        for kind in args.bytes.iter().flat_map(|bytes| [16, 64, 256].map(|connections| (connections, *bytes))) {
             for reader in Reader::ALL {
-                let sample = hits::run(stage, reader, connections, Duration::from_secs(args.secs)).await?;
+                let sample = hits::run(stage, reader, kind, Duration::from_secs(args.secs)).await?;
                 eprintln!("round {round}/{}: {sample}", args.rounds);
                 samples.push(sample);
             }

@@ -206,7 +206,7 @@ async fn keep_asking(
 }
 
 /// xorshift64: cheap, and the same keys in every run.
-fn next(seed: &mut u64) -> u64 {
+pub fn next(seed: &mut u64) -> u64 {
     *seed ^= *seed << 13;
     *seed ^= *seed >> 7;
     *seed ^= *seed << 17;

@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::bulk::{BulkSample, Load};
+use crate::copying::CopySample;
 use crate::cost::{first_line, load_average, processors};
 use crate::crowd::{CrowdSample, LOGINS_PER_SECOND, SERVER_CONNECTIONS};
 use crate::hits::{HitSample, Reader};
@@ -13,8 +14,10 @@ use crate::mixed::{CONNECTIONS, Care, KEYS, MixedSample};
 use crate::pgbench::{Mode, TxSample};
 use crate::planning::PlanSample;
 use crate::prepared::PreparedSample;
+use crate::replicas::OffSample;
+use crate::reshard::{PauseSample, ShareSample};
 use crate::shards::{Deed, SHARDS, SpreadSample};
-use crate::stage::{Path, Pooler, Stage, VALUE_BYTES};
+use crate::stage::{Path, Pooler, Stage};
 use crate::tpch::TpchSample;
 
 /// What the figures depend on.
@@ -76,8 +79,12 @@ pub struct Report {
     pub slow: Vec<BulkSample>,
     pub prepared: Vec<PreparedSample>,
     pub spread: Vec<SpreadSample>,
+    pub copies: Vec<CopySample>,
     pub tpch_scale: f64,
     pub tpch: Vec<TpchSample>,
+    pub off_primary: Vec<OffSample>,
+    pub pauses: Vec<PauseSample>,
+    pub fourth_shard: Option<ShareSample>,
 }
 
 impl Report {
@@ -101,7 +108,10 @@ impl Report {
         self.slow_table(&mut text);
         self.prepared_table(&mut text);
         self.spread_table(&mut text);
+        crate::copying::put_table(&self.copies, &mut text);
         self.tpch_table(&mut text);
+        text.push_str(&crate::replicas::table(&self.off_primary, median));
+        text.push_str(&crate::reshard::table(&self.pauses, self.fourth_shard.as_ref()));
         self.planning_table(&mut text);
         text
     }
@@ -129,16 +139,16 @@ impl Report {
         if self.hits.is_empty() {
             return;
         }
-        let _ =
-            writeln!(text, "\nOne value of {VALUE_BYTES} bytes, read again and again, clients on the same machine:\n");
-        text.push_str("| Connections | From | reads/s | ÷ Redis | p50 µs | p99 µs | server CPU µs/read | hits |\n");
-        text.push_str("|--:|---|--:|--:|--:|--:|--:|--:|\n");
-        let mut connections: Vec<usize> = self.hits.iter().map(|sample| sample.connections).collect();
-        connections.sort_unstable();
-        connections.dedup();
-        for connections in connections {
+        text.push_str("\nOne value, read again and again, clients on the same machine:\n\n");
+        text.push_str("| Bytes | Connections | From | reads/s | ÷ Redis | ÷ Postgres | p50 µs | p99 µs | server CPU µs/read | hits |\n");
+        text.push_str("|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|\n");
+        let mut kinds: Vec<(usize, usize)> =
+            self.hits.iter().map(|sample| (sample.bytes, sample.connections)).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        for kind in kinds {
             for reader in Reader::ALL {
-                self.hit_row(text, connections, reader);
+                self.hit_row(text, kind, reader);
             }
         }
     }
@@ -365,10 +375,10 @@ impl Report {
         let _ = writeln!(text, "| {cpu:.1} | {} | {switches:.2} |", ratio(cpu, cpu_of(Path::PgBouncer)));
     }
 
-    fn hit_row(&self, text: &mut String, connections: usize, reader: Reader) {
+    fn hit_row(&self, text: &mut String, (bytes, connections): (usize, usize), reader: Reader) {
         let of = |reader: Reader, figure: fn(&HitSample) -> f64| {
-            let samples =
-                self.hits.iter().filter(|sample| sample.connections == connections && sample.reader == reader);
+            let alike = |sample: &&HitSample| sample.connections == connections && sample.bytes == bytes;
+            let samples = self.hits.iter().filter(alike).filter(|sample| sample.reader == reader);
             median(samples.map(figure).collect())
         };
         let Some(reads) = of(reader, |sample| sample.reads) else { return };
@@ -379,9 +389,10 @@ impl Report {
         };
         let _ = writeln!(
             text,
-            "| {connections} | {} | {reads:.0} | {} | {:.0} | {:.0} | {:.1} | {hits} |",
+            "| {bytes} | {connections} | {} | {reads:.0} | {} | {} | {:.0} | {:.0} | {:.1} | {hits} |",
             reader.name(),
             ratio(reads, of(Reader::RedisGet, |sample| sample.reads)),
+            ratio(reads, of(Reader::Postgres, |sample| sample.reads)),
             figure(|sample| sample.p50_us),
             figure(|sample| sample.p99_us),
             figure(|sample| sample.server_us),
@@ -436,7 +447,7 @@ impl Report {
         }).collect();
         let hits: Vec<Value> = self.hits.iter().map(|sample| {
             json!({
-                "from": sample.reader.name(), "connections": sample.connections, "reads_per_second": sample.reads,
+                "from": sample.reader.name(), "connections": sample.connections, "bytes": sample.bytes, "reads_per_second": sample.reads,
                 "p50_us": sample.p50_us, "p99_us": sample.p99_us, "server_cpu_us": sample.server_us, "hit_ratio": sample.hit_ratio,
             })
         }).collect();
@@ -446,7 +457,10 @@ impl Report {
             "secs": self.secs, "rounds": self.rounds, "clients": self.clients,
             "transactions": transactions, "reads": hits, "mixed": self.mixed_json(), "crowds": crowds, "bulk": bulk(&self.bulk),
             "slow_readers": bulk(&self.slow), "prepared": prepared, "planning": planning, "shards": self.spread_json(),
+            "reshard_copy": crate::copying::json(&self.copies),
             "tpch_scale": self.tpch_scale, "tpch": self.tpch_json(),
+            "off_primary": crate::replicas::to_json(&self.off_primary),
+            "resharding": crate::reshard::to_json(&self.pauses, self.fourth_shard.as_ref()),
         })
     }
 
@@ -486,7 +500,7 @@ impl Report {
 }
 
 /// None of nothing; of an even number, the mean of the middle two.
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

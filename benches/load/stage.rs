@@ -19,8 +19,8 @@ use weir_local::{Cluster, ClusterSpec, Database, Process, Redis, Run, StopSignal
 
 /// Server connections of each pooler: PgBouncer's and weir's default alike.
 const POOL_SIZE: u32 = 20;
-/// Length of the value that cache hits are measured with.
-pub const VALUE_BYTES: usize = 512;
+/// Lengths of the values that cache hits can be measured with, which are their keys as well.
+pub const VALUE_BYTES: [usize; 3] = [64, 512, 4096];
 const USER: &str = "bench";
 /// PgBouncer's name for the database in session mode.
 const SESSION_MODE: &str = "bench_session";
@@ -266,7 +266,8 @@ async fn fill(run: &Run, cluster: &Cluster, password: &str, scale: u32) -> Resul
     }
     let client = weir_harness::connect(&cluster.dsn("bench", USER)).await?;
     client.batch_execute("CREATE TABLE bench_value(id int PRIMARY KEY, body text NOT NULL)").await?;
-    client.execute("INSERT INTO bench_value VALUES (1, repeat('v', $1))", &[&(VALUE_BYTES as i32)]).await?;
+    let sizes = VALUE_BYTES.map(|bytes| bytes as i32);
+    client.execute("INSERT INTO bench_value SELECT n, repeat('v', n) FROM unnest($1::int[]) n", &[&&sizes[..]]).await?;
     client.batch_execute("ANALYZE bench_value").await?;
     Ok(())
 }

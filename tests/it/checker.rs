@@ -8,6 +8,7 @@
 mod desk;
 mod disturbance;
 mod naive;
+mod own_rows;
 mod traffic;
 
 use std::path::PathBuf;
@@ -25,6 +26,8 @@ use crate::differential::Dice;
 
 /// Reads that are checked unless more are asked for.
 const READS: u64 = 6_000;
+/// How often a run says how far it has come.
+const PROGRESS: Duration = Duration::from_secs(10);
 
 /// What a run is like.
 pub struct Settings {
@@ -37,6 +40,10 @@ pub struct Settings {
     /// Per shard.
     replicas: u32,
     registers: usize,
+    /// Each has its own registers, as many as the others have.
+    writers: usize,
+    /// Are registers written beside weir as well?
+    beside: bool,
     /// Percent of statements; otherwise 5 to 50 take turns.
     writes: Option<u64>,
     /// About how long a disturbance lasts, and how long it is calm in between.
@@ -81,6 +88,8 @@ impl Settings {
             shards: 2,
             replicas: if long { 3 } else { 1 },
             registers: if long { 400 } else { 80 },
+            writers: if long { 8 } else { 4 },
+            beside: true,
             writes: number("WEIR_CHECKER_WRITES"),
             moment: Duration::from_millis(if long { 1500 } else { 300 }),
             calm: Duration::from_millis(if long { 4000 } else { 200 }),
@@ -111,6 +120,7 @@ async fn run(settings: Settings) -> Result<Report> {
     let seed = settings.seed;
     let desk = Arc::new(Desk::set_up(settings).await?);
     let mut workers = traffic::begin(&desk, seed);
+    workers.spawn(tell_progress(Arc::clone(&desk)));
     let disturbed = disturb(&desk, Dice::new(seed ^ 0x4d)).await;
     let compared = if desk.found().is_none() && disturbed.is_ok() { desk.last_rest().await } else { Ok(()) };
     desk.close();
@@ -128,7 +138,7 @@ async fn run(settings: Settings) -> Result<Report> {
         found: desk.found(),
         reads: figure(&desk.figures.reads),
         right_after: figure(&desk.figures.right_after),
-        disturbances: *disturbed.as_ref().unwrap_or(&0),
+        disturbances: figure(&desk.figures.disturbances),
         elapsed: desk.elapsed(),
         lost_commits: figure(&desk.figures.lost_commits),
     };
@@ -138,6 +148,32 @@ async fn run(settings: Settings) -> Result<Report> {
         compared?;
     }
     Ok(report)
+}
+
+/// Until the run ends: one line each time.
+async fn tell_progress(desk: Arc<Desk>) -> Result<()> {
+    let figure = |count: &AtomicU64| count.load(SeqCst);
+    let mut told = (0, desk.elapsed());
+    while !desk.is_closed() {
+        sleep(Duration::from_millis(200)).await;
+        let (reads, elapsed) = (figure(&desk.figures.reads), desk.elapsed());
+        if elapsed < told.1 + PROGRESS {
+            continue;
+        }
+        let rate = (reads - told.0) as f64 / elapsed.saturating_sub(told.1).as_secs_f64();
+        told = (reads, elapsed);
+        eprintln!(
+            "checker: {elapsed:.0?}: {reads} of {} reads ({rate:.0}/s), {} writes, {} statements failed, {} disturbances, \
+            {} times all compared, violations: {}",
+            if desk.settings.reads == u64::MAX { "any number of".to_owned() } else { desk.settings.reads.to_string() },
+            figure(&desk.figures.writes),
+            figure(&desk.figures.failed),
+            figure(&desk.figures.disturbances),
+            figure(&desk.figures.rests),
+            u8::from(desk.found().is_some()),
+        );
+    }
+    Ok(())
 }
 
 fn tell(desk: &Desk, report: &Report) {
@@ -166,10 +202,9 @@ fn tell(desk: &Desk, report: &Report) {
     );
 }
 
-/// Until enough was read: one disturbance after the other, each at another place. Gives how many there were.
-async fn disturb(desk: &Desk, mut dice: Dice) -> Result<u64> {
+/// Until enough was read: one disturbance after the other, each at another place.
+async fn disturb(desk: &Desk, mut dice: Dice) -> Result<()> {
     let settings = &desk.settings;
-    let mut disturbances = 0;
     // At least one of each kind, in the order the dice give, however soon enough was read.
     let mut left = settings.disturbances.clone();
     let enough = || desk.figures.reads.load(SeqCst) >= settings.reads;
@@ -191,11 +226,11 @@ async fn disturb(desk: &Desk, mut dice: Dice) -> Result<u64> {
             let happened = timeout(4 * PATIENCE, kind.happen(desk, &mut dice)).await;
             happened.with_context(|| format!("{kind:?} never ends"))?.with_context(|| format!("{kind:?}"))?;
         }
-        disturbances += 1;
+        let disturbances = desk.figures.disturbances.fetch_add(1, SeqCst) + 1;
         desk.next_pace();
-        if disturbances % settings.rest_every == 0 {
+        if disturbances.is_multiple_of(settings.rest_every) {
             desk.rest().await?;
         }
     }
-    Ok(disturbances)
+    Ok(())
 }

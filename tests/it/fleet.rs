@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -15,6 +15,7 @@ use weir_harness::{Proxy, Tier};
 
 use crate::freshness::{cache_figure, until};
 use crate::placement::{column, create_schema};
+use crate::tls::Authority;
 
 pub async fn name_of(client: &Client, user: i64) -> Result<String> {
     Ok(client.query_one("SELECT name FROM users WHERE user_id = $1", &[&user]).await?.get(0))
@@ -375,15 +376,62 @@ async fn client_of(tier: &Tier) -> Result<Client> {
     tier.shards[0].primary.admin("shop").await
 }
 
+/// Lines of the section of a peer whose certificate is for these hosts.
+fn section(authority: &Authority, hosts: &[&str], name: &str) -> Result<String> {
+    authority.sign(name, hosts)?;
+    let file = |end: &str| authority.path(&format!("{name}.{end}")).display().to_string();
+    let ca = authority.path("ca.crt");
+    Ok(format!("ca = '{}'\ncertificate = '{}'\nkey = '{}'\n", ca.display(), file("crt"), file("key")))
+}
+
+/// Each reads at once what the other has written.
+async fn hear_each_other(here: &Client, there: &Client) -> Result<()> {
+    for round in 0..40_usize {
+        warm_once(here).await?;
+        let name = format!("round {round}");
+        let (writer, reader) = if round % 2 == 0 { (here, there) } else { (there, here) };
+        writer.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&name]).await?;
+        assert_eq!(name_of(reader, 1).await?, name);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_peers_are_read_again() -> Result<()> {
+    let (first, next) = (Authority::new()?, Authority::new()?);
+    let tier =
+        Tier::builder().shards(1).peers_with(&section(&first, &["127.0.0.1"], "one")?).lease("2s").start().await?;
+    let here = tier.connect().await?;
+    create_schema(&here).await?;
+    here.execute("INSERT INTO users (user_id, name) VALUES (1, 'Ann')", &[]).await?;
+    let hang_up = || {
+        let pid = Pid::from_raw(tier.weir_pid().context("it runs")?.cast_signed()).context("a pid")?;
+        anyhow::Ok(kill_process(pid, Signal::HUP)?)
+    };
+    let said = async |text: &str| until(async || Ok(tier.weir_log().contains(text))).await;
+    // A file that is wrong changes nothing; the files of another authority count for whoever comes from then on.
+    let key = std::fs::read(first.path("one.key"))?;
+    std::fs::write(first.path("one.key"), "no key")?;
+    hang_up()?;
+    said("the configuration stays as it is").await?;
+    std::fs::write(first.path("one.key"), key)?;
+    section(&next, &["127.0.0.1"], "one")?;
+    for file in ["ca.crt", "one.crt", "one.key"] {
+        std::fs::copy(next.path(file), first.path(file))?;
+    }
+    hang_up()?;
+    said("configuration reloaded").await?;
+    ensure!(!tier.weir_log().contains("need a restart"), "{}", tier.weir_log());
+    let other = tier.another_with(&section(&next, &["127.0.0.1"], "two")?).await?;
+    let there = other.connect().await?;
+    hear_each_other(&here, &there).await?;
+    warm(&other, &there, 1).await?;
+    warm(tier.proxy(), &here, 1).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_speak_tls_and_only_to_their_own() -> Result<()> {
-    let (ours, others) = (crate::tls::Authority::new()?, crate::tls::Authority::new()?);
-    let section = |authority: &crate::tls::Authority, hosts: &[&str], name: &str| {
-        authority.sign(name, hosts)?;
-        let file = |end: &str| authority.path(&format!("{name}.{end}")).display().to_string();
-        let ca = authority.path("ca.crt");
-        anyhow::Ok(format!("ca = '{}'\ncertificate = '{}'\nkey = '{}'\n", ca.display(), file("crt"), file("key")))
-    };
+    let (ours, others) = (Authority::new()?, Authority::new()?);
     let tier =
         Tier::builder().shards(1).peers_with(&section(&ours, &["127.0.0.1"], "one")?).lease("2s").start().await?;
     let here = tier.connect().await?;
@@ -391,13 +439,7 @@ async fn peers_speak_tls_and_only_to_their_own() -> Result<()> {
     here.execute("INSERT INTO users (user_id, name) VALUES (1, 'Ann')", &[]).await?;
     let other = tier.another_with(&section(&ours, &["127.0.0.1"], "two")?).await?;
     let there = other.connect().await?;
-    for round in 0..40_usize {
-        warm_once(&here).await?;
-        let name = format!("round {round}");
-        let (writer, reader) = if round % 2 == 0 { (&here, &there) } else { (&there, &here) };
-        writer.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&name]).await?;
-        assert_eq!(name_of(reader, 1).await?, name);
-    }
+    hear_each_other(&here, &there).await?;
     warm(&other, &there, 1).await?;
     warm(tier.proxy(), &here, 1).await?;
     other.stop_weir();

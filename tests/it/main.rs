@@ -2,6 +2,7 @@
 
 mod advise;
 mod auth;
+mod balance;
 mod browse;
 mod cancel;
 mod carried;
@@ -26,6 +27,7 @@ mod guests;
 mod habits;
 mod hostile;
 mod hot;
+mod hub_promotion;
 mod hub_replica;
 mod joining;
 mod journey;

@@ -72,13 +72,16 @@ async fn nobody_waits_for_long_and_nobody_where_it_is_switched_off() -> Result<(
     let tier = delayed("1min", "20ms").await?;
     let (writer, reader) = (tier.connect().await?, tier.connect().await?);
     let before = Instant::now();
-    for round in 0..200 {
+    let mut round = 0;
+    while round < 200 || before.elapsed() < Duration::from_secs(1) {
         let name = round.to_string();
+        round += 1;
         writer.execute("UPDATE users SET name = $1 WHERE user_id = 1", &[&name]).await?;
         assert_eq!(column(&reader, READ).await?, [name]);
     }
     let (took, in_vain) = (before.elapsed(), waits(&tier, "in_vain").await?);
-    assert!((1..=60).contains(&in_vain), "now and then one tries, ten times a second: {in_vain} in {took:?}");
+    let most = 10 * (took.as_secs() + 2);
+    assert!((1..=most).contains(&in_vain), "now and then one tries, ten times a second: {in_vain} in {took:?}");
     assert_eq!(waits(&tier, "caught_up").await?, 0);
 
     let tier = delayed("100ms", "0ms").await?;

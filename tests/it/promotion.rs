@@ -40,7 +40,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Resu
     Ok(start.elapsed())
 }
 
-async fn until_role(proxy: &Proxy, address: &str, role: &str) -> Result<Duration> {
+pub async fn until_role(proxy: &Proxy, address: &str, role: &str) -> Result<Duration> {
     let is_so = async || Ok(shown(proxy, address, "role").await? == role && shown(proxy, address, "up").await? == "t");
     until(&format!("{address} is {role}\n{}", proxy.weir_log()), is_so).await
 }
@@ -251,6 +251,15 @@ async fn a_replaced_primary_that_comes_back_to_life_is_neither_read_nor_written(
     old.freeze();
     let sent = tier.connect().await?;
     let sent = tokio::spawn(async move { sent.execute("UPDATE users SET name = 'sent' WHERE user_id = 1", &[]).await });
+    // Besides the open transaction.
+    let console = weir_harness::connect(&tier.admin_dsn()).await?;
+    crate::freshness::until(async || {
+        let pools = crate::moving::rows(&console, "SHOW POOLS").await?;
+        let busy = pools.iter().filter_map(|row| row.get("sv_active")?.parse::<u32>().ok());
+        Ok(busy.sum::<u32>() >= 2)
+    })
+    .await
+    .context("the write is not sent")?;
     heir.promote().await?;
     until_role(tier.proxy(), &heir.address(), "primary").await?;
     until_written(tier.proxy(), "after").await?;

@@ -11,14 +11,14 @@ use weir_core::plan::{Datum, Plan, Schema, Values, WithoutGuests};
 use weir_core::sql::lex::lex;
 use weir_core::sql::normal::Normal;
 use weir_core::sql::parse::facts;
-use weir_core::topology::SlotSet;
+use weir_core::topology::KeySet;
 use weir_core::topology::moves::{Move, Moves, Stage};
 
 /// Shard 2 of four has guests.
 fn fixture() -> Fixture {
     let mut fixture = Fixture::storefront(4);
-    let slots = SlotSet::parse("3-5").expect("a set");
-    let one = Move { id: 1, from: ShardId(0), to: ShardId(1), slots, stage: Stage::Copying };
+    let keys = KeySet::parse("3-5").expect("a set");
+    let one = Move { id: 1, from: ShardId(0), to: ShardId(1), keys, stage: Stage::Copying };
     fixture.topology.moves = Moves::new(vec![one]);
     fixture
 }

@@ -70,6 +70,17 @@ impl Replica {
         self.server.poll("stream", (&primary, STREAMS), &[&self.name()]).await
     }
 
+    /// Waits until everything the primary has written by now is visible here.
+    pub async fn catch_up(&self) -> Result<()> {
+        let primary = connect(&self.primary_admin_dsn).await?;
+        let lsn: String = primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?.get(0);
+        let admin = self.admin("postgres").await?;
+        let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+        self.server.poll("catch up", (&admin, sql), &[&lsn]).await
+    }
+}
+
+impl Server {
     /// Stops replay: WAL still arrives, but queries see nothing newer. Returns when replay stands still.
     pub async fn pause_replay(&self) -> Result<()> {
         let admin = self.admin("postgres").await?;
@@ -80,21 +91,12 @@ impl Replica {
         } else {
             "SELECT pg_is_wal_replay_paused()"
         };
-        self.server.poll("pause replay", (&admin, sql), &[]).await
+        self.poll("pause replay", (&admin, sql), &[]).await
     }
 
     /// Lets replay go on.
     pub async fn resume_replay(&self) -> Result<()> {
         Ok(self.admin("postgres").await?.batch_execute("SELECT pg_wal_replay_resume()").await?)
-    }
-
-    /// Waits until everything the primary has written by now is visible here.
-    pub async fn catch_up(&self) -> Result<()> {
-        let primary = connect(&self.primary_admin_dsn).await?;
-        let lsn: String = primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?.get(0);
-        let admin = self.admin("postgres").await?;
-        let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
-        self.server.poll("catch up", (&admin, sql), &[&lsn]).await
     }
 
     /// Makes it a primary of its own; returns when it accepts writes.
@@ -106,9 +108,7 @@ impl Replica {
         }
         Ok(())
     }
-}
 
-impl Server {
     /// A standby receives from another primary from now on, also after a restart. Returns when it streams.
     pub async fn follow(&self, primary: &Server) -> Result<()> {
         let conninfo = conninfo(primary, self.name())?.replace('\'', "''");

@@ -192,7 +192,8 @@ impl Running {
             meet_any(&config, wildcard).await?;
         }
         let hub = match &config.hub {
-            Some(hub) => Some(Hub::connect(hub).await.context("hub")?),
+            // Boxed: it is only done once, and all of the start would carry room for it.
+            Some(hub) => Some(Box::pin(Hub::connect(hub)).await.context("hub")?),
             None => None,
         };
         let mut tasks = JoinSet::new();
@@ -287,6 +288,7 @@ impl App {
     fn look_after(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
         for db in self.databases() {
             if let Some(hub) = db.hub.clone().filter(|_| db.shards.len() > 1) {
+                db.spawn(crate::load::run(hub.clone(), Arc::clone(&db)));
                 db.spawn(crate::mover::run(Arc::clone(self), hub, Arc::clone(&db)));
             }
         }
@@ -359,7 +361,8 @@ pub async fn start_database(config: &Config, basis: &Basis, map: HubMap) -> Resu
         stats: DatabaseStats::new(Arc::clone(&basis.metrics), figures),
         on_demand: basis.on_demand,
         sequences: Sequences::new(&database.name, basis.hub.clone(), Arc::clone(&primaries)),
-        engine: served(several && !basis.on_demand).and_then(|shards| Engine::new(config, database, shards)),
+        engine: served(several && !basis.on_demand)
+            .and_then(|shards| Engine::new((config, basis.hub.as_ref()), database, shards)),
         unique: unique.clone(),
         snapshots: served(several).map(Snapshots::new),
         hub: basis.hub.clone(),

@@ -233,6 +233,14 @@ impl Clock {
     pub fn unknown_outcome(&self, write: Announcement, pid: i32) {
         self.shared.counters.lost.fetch_add(1, Ordering::Relaxed);
         let mut queue = self.shared.queue.lock();
+        let same = |lost: &&mut Lost| lost.pid == pid && lost.write.covers(&write);
+        if let Some(known) = queue.lost.iter_mut().find(same) {
+            // Proxies tell each other of these whenever they meet, and what was told must not come back as one more. If another
+            // process has that number by now it is waited for as well.
+            known.seen = Seen::NotYet;
+            self.shared.member.over([write], None);
+            return;
+        }
         if queue.lost.len() >= LOST_MAX {
             self.shared.counters.stuck.fetch_add(1, Ordering::Relaxed);
             tracing::error!(pid, "clock: too many lost backends; some words stay pending");
@@ -642,6 +650,17 @@ mod tests {
         assert!(words.observe(&set(3)).pending());
         let seen = words.observe(&set(4));
         assert_eq!((seen.pending(), seen.lsn()), (false, UNPLACED));
+    }
+
+    #[tokio::test]
+    async fn what_is_told_again_is_kept_once() {
+        let (clock, words) = unreachable();
+        for (index, pid) in [(4, 77), (4, 77), (5, 77), (4, 78), (4, 77)] {
+            clock.unknown_outcome(begun(&words, index), pid);
+        }
+        assert_eq!(clock.waiting(), (0, 3));
+        assert_eq!(clock.lost().len(), 3);
+        assert!([4, 5].iter().all(|index| words.observe(&set(*index)).pending()));
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 mod act;
 mod figures;
 mod flush;
+mod gauges;
 pub mod source;
 
 use std::io;

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{Client, Connection, Socket};
+use tokio_postgres::{AsyncMessage, Client, Connection, Socket};
 
 use crate::auth::credential::Credential;
 use crate::back::connect::Login;
@@ -45,7 +46,7 @@ pub enum OpenError {
 
 impl OpenError {
     /// What the driver or the server said, for who looks for that in an error.
-    fn into_anyhow(self) -> anyhow::Error {
+    pub fn into_anyhow(self) -> anyhow::Error {
         match self {
             OpenError::Driver(error) => error.into(),
             other => other.into(),
@@ -112,13 +113,23 @@ impl Target {
     /// Logs in; the connection lives as long as the client does, and its errors come back through the client as well. One to a
     /// primary is cut when another server becomes it.
     pub async fn open(&self) -> Result<Client, OpenError> {
+        self.open_with(None).await
+    }
+
+    /// The same; each notification that comes is told, unless one that was told has not been looked at. The sender is dropped with the
+    /// connection.
+    pub async fn open_hearing(&self, heard: mpsc::Sender<()>) -> Result<Client, OpenError> {
+        self.open_with(Some(heard)).await
+    }
+
+    async fn open_with(&self, heard: Option<mpsc::Sender<()>>) -> Result<Client, OpenError> {
         let way = self.route.as_ref().map(Route::now).transpose()?;
-        let Some(way) = way else { return Ok(drive(self.connect().await?, None)) };
+        let Some(way) = way else { return Ok(drive(self.connect().await?, None, heard)) };
         let Endpoint { host, port } = way.endpoint;
         if !way.follows() {
             let mut config = self.config.clone();
             config.host(host).port(*port);
-            return Ok(drive(config.connect(self.tls.clone()).await?, None));
+            return Ok(drive(config.connect(self.tls.clone()).await?, None, heard));
         }
         let patience = self.config.get_connect_timeout().copied().unwrap_or(CONNECT_MAX);
         let opened = tokio::time::timeout(patience, TcpStream::connect((host.as_str(), *port)));
@@ -126,19 +137,36 @@ impl Target {
         stream.set_nodelay(true)?;
         let cut = way.guard(&stream)?;
         let tls = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut self.tls.clone(), host)?;
-        Ok(drive(self.config.connect_raw(stream, tls).await?, cut))
+        Ok(drive(self.config.connect_raw(stream, tls).await?, cut, heard))
     }
 }
 
 /// Lets a connection run until its client is dropped.
-fn drive<S, T>((client, connection): (Client, Connection<S, T>), cut: Option<Arc<Cut>>) -> Client
+fn drive<S, T>(
+    (client, mut connection): (Client, Connection<S, T>),
+    cut: Option<Arc<Cut>>,
+    heard: Option<mpsc::Sender<()>>,
+) -> Client
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!("control connection ended: {error}");
+        loop {
+            match std::future::poll_fn(|task| connection.poll_message(task)).await {
+                Some(Ok(AsyncMessage::Notification(_))) => {
+                    if let Some(heard) = &heard {
+                        // A full queue says it already.
+                        let _ = heard.try_send(());
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => {
+                    tracing::debug!("control connection ended: {error}");
+                    break;
+                }
+                None => break,
+            }
         }
         drop(cut);
     });

@@ -86,8 +86,6 @@ pub struct View {
 /// The servers of one shard and what is known of them. Databases of the wildcard entry share theirs.
 pub struct Shard {
     pub name: Box<str>,
-    /// Its share of the slots when they are placed anew.
-    pub weight: u32,
     /// Which of them is the primary.
     pub roles: Arc<Roles>,
     /// In the order of the configuration; the first is the one that it calls the primary.
@@ -106,6 +104,8 @@ pub struct Database {
     view: ArcSwap<View>,
     /// By number; [`crate::servers`] appends those that join.
     pub shards: Growing<Arc<Shard>>,
+    /// Their shares of the slots when those are placed anew, by number, as the hub has them.
+    weights: Mutex<Vec<u32>>,
     /// How weir itself logs in to them.
     pub primaries: Arc<Primaries>,
     pub statements: Statements,
@@ -215,13 +215,16 @@ impl Database {
             topology,
         };
         let maps = Maps::new(view.topology.epoch);
+        stats.load.follow(&view.topology.slots);
         for shard in &shards {
             shard.map.install(view.topology.epoch);
         }
         let alone = shards.len() == 1 && cache.is_none() && !shards[0].has_replicas();
         let statements = Statements::new();
         let database_name = database.name.clone();
+        let weights = database.shards.iter().map(|shard| shard.weight).collect();
         Arc::new(Database {
+            weights: Mutex::new(weights),
             name: database.name.as_str().into(),
             stats,
             config: database,
@@ -268,6 +271,16 @@ impl Database {
 
     pub fn shard(&self, shard: ShardId) -> &Shard {
         &self.shards[shard]
+    }
+
+    /// Its share of the slots when those are placed anew; nothing for one that the hub has not told of yet.
+    pub fn weight(&self, shard: ShardId) -> u32 {
+        self.weights.lock().get(usize::from(shard.0)).copied().unwrap_or_default()
+    }
+
+    /// By number.
+    pub fn set_weights(&self, weights: Vec<u32>) {
+        *self.weights.lock() = weights;
     }
 
     /// Must writes be announced? Only where somebody else than the primary may answer reads.
@@ -404,6 +417,7 @@ impl Database {
             topology: topology.clone(),
             ..View::clone(view)
         });
+        self.stats.load.follow(&topology.slots);
         self.maps.note(&old.topology, &topology);
         self.shards.iter().for_each(|shard| shard.map.install(topology.epoch));
         for shard in old.topology.active().iter().filter(|shard| !topology.roster.is_active(**shard)) {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio_postgres::Client;
 use weir_core::id::ShardId;
 use weir_core::sql::word::quote_name;
-use weir_core::topology::{Placement, ShardState, SlotSet, Topology, in_sql};
+use weir_core::topology::{ShardState, Topology, in_sql};
 
 use crate::app::control_login;
 use crate::config::{Config, DatabaseConfig};
@@ -30,11 +30,11 @@ pub struct DoctorArgs {
 /// Everything that bears a move's number: what it is, the number, and what takes it away. Triggers come before their functions.
 const LEFT: &str = r"
 SELECT * FROM (
-    SELECT 1 AS turn, 'trigger ' || tgname || ' of ' || tgrelid::regclass AS what, substring(tgname from '\d+$')::int AS id,
+    SELECT 1 AS turn, 'trigger ' || tgname || ' of ' || tgrelid::regclass AS what, substring(tgname from '\d+')::int AS id,
            format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass) AS remedy
-    FROM pg_trigger WHERE tgname ~ '^zzzz_weir_move_\d+$'
+    FROM pg_trigger WHERE tgname ~ '^zzzz_weir_move_\d+(_all)?$'
     UNION ALL SELECT 2, 'function weir.' || proname, substring(proname from '^move_(\d+)_')::int, format('DROP FUNCTION weir.%I()', proname)
-    FROM pg_proc WHERE pronamespace = to_regnamespace('weir') AND proname ~ '^move_\d+_guard_\d+$'
+    FROM pg_proc WHERE pronamespace = to_regnamespace('weir') AND proname ~ '^move_\d+_guard_(\d+|all)$'
     UNION ALL SELECT 3, 'sequence weir.' || relname, substring(relname from '^move_(\d+)_')::int, format('DROP SEQUENCE weir.%I', relname)
     FROM pg_class WHERE relnamespace = to_regnamespace('weir') AND relname ~ '^move_\d+_fence$'
     UNION ALL SELECT 4, 'publication ' || pubname, substring(pubname from '\d+$')::int, format('DROP PUBLICATION %I', pubname)
@@ -111,32 +111,30 @@ async fn left_of_moves(client: &Client, place: &str, open: &BTreeSet<i32>, findi
     Ok(())
 }
 
-/// Rows of slots that the shard does not own, and that no move explains.
+/// Rows of keys that the shard does not own, and that no move explains.
 async fn strangers(
     client: &Client,
     place: &str,
     (map, id): (&Topology, ShardId),
     findings: &mut Findings,
 ) -> Result<()> {
-    let owned = map.slots.owners().iter().zip(weir_core::id::Slot::all());
-    let mut expected: SlotSet = owned.filter(|(owner, _)| **owner == id).map(|(_, slot)| slot).collect();
+    let mut expected = map.slots.owned_by(id);
     if let Some(guests) = map.moves.guests(id) {
         expected = expected.with(guests);
     }
-    for (schema, name, placement) in map.tables.iter() {
-        let Placement::Sharded { key, key_type } = placement else { continue };
+    for (schema, name, key, key_type) in map.tables.sharded() {
         let table = format!("{}.{}", quote_name(schema), quote_name(name));
         if client.query_one("SELECT to_regclass($1) IS NULL", &[&table]).await?.try_get(0)? {
             continue;
         }
         let sql =
-            format!("SELECT count(*) FROM {table} WHERE {}", in_sql::outside(&expected, &quote_name(key), *key_type));
+            format!("SELECT count(*) FROM {table} WHERE {}", in_sql::outside(&expected, &quote_name(key), key_type));
         let rows: i64 = client.query_one(&sql, &[]).await.context(table.clone())?.try_get(0)?;
         if rows > 0 {
             findings.count += 1;
             let _ = writeln!(
                 findings.text,
-                "{place}: {rows} rows of {table} are of slots that another shard owns. Statements that ask several shards may see them. \
+                "{place}: {rows} rows of {table} are of keys that another shard owns. Statements that ask several shards may see them. \
                  They were written past weir, or restored from before a move: compare them with their owner's, then delete them."
             );
         }

@@ -37,7 +37,7 @@ use crate::control::Target;
 use crate::database::{Database, Shard};
 use crate::front::cancel::CancelRegistry;
 use link::Link;
-use tls::PeerTls;
+use tls::{Ends, PeerTls};
 
 /// Longest wait for the members to leave their tables when the process ends.
 const LEAVE_MAX: Duration = Duration::from_secs(2);
@@ -132,6 +132,11 @@ impl Fleet {
         let mut databases = self.databases.lock();
         databases.retain(|known| known.strong_count() > 0);
         databases.push(Arc::downgrade(database));
+    }
+
+    /// Connections to others begin with these certificates from now on.
+    pub fn renew_tls(&self, ends: Ends) {
+        self.tls.renew(ends);
     }
 
     /// Before the process ends: the others need not wait for its lease.

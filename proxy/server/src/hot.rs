@@ -18,6 +18,8 @@ use weir_wire::frontend::Bind;
 pub const SAMPLE: u32 = 16;
 /// Keys counted per database: about 40 KiB.
 const PLACES: usize = 256;
+/// What is kept of a key's text.
+pub const TEXT_BYTES_MAX: usize = 64;
 /// Keys of one statement that are counted.
 const KEYS_MAX: usize = 4;
 
@@ -86,7 +88,6 @@ fn subjects(touched: &Dependencies) -> SmallVec<[Subject; KEYS_MAX]> {
 
 /// The key's value as people write it, if the statement has one and it can be read.
 fn key_text(plan: &Plan, values: Given<'_>) -> Option<String> {
-    const TEXT_BYTES_MAX: usize = 64;
     let RouteReason::Key { name, .. } = &plan.reason else { return None };
     let text = match (name.value.strip_prefix('$'), name.value.strip_prefix("literal "), values) {
         (Some(number), _, Given::Bind(bind)) => {

@@ -4,27 +4,30 @@
 //! losing the hub changes nothing for running sessions: the last map stays in force, with a log line and a metric.
 //! Non-goals: moving slots (that is resharding), and rows of applications.
 
+mod load;
 pub mod moves;
 mod schema;
-mod sequence;
+pub mod sequence;
+pub mod servers;
 mod shards;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bb8_postgres::PostgresConnectionManager;
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio_postgres::{AsyncMessage, Client};
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
 use weir_core::id::{Epoch, ShardId};
+use weir_core::topology::follow::{self, Shown};
 use weir_core::topology::moves::Moves;
 use weir_core::topology::ring::{self, RingShard};
 use weir_core::topology::{Placement, Roster, SlotMap, TableRules, Topology};
 
-use crate::back::tls::ServerTls;
 use crate::config::{DatabaseConfig, HubConfig};
 use crate::control::{OpenError, Target};
+use crate::roles::Route;
 
+use self::servers::{Connections, Servers};
 pub use shards::{HubMap, SHARDS_MAX};
 
 /// How they are named in the hub; the proxy's own name follows.
@@ -35,6 +38,8 @@ const CONNECTIONS: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The map is read again this often, whatever was notified.
 const REREAD: Duration = Duration::from_secs(5);
+/// Pause before notifications are listened for again.
+const LISTEN_AGAIN: Duration = Duration::from_millis(250);
 /// Notifications not yet looked at; one is as good as many, since each leads to a full read.
 const HINTS: usize = 1;
 
@@ -77,8 +82,8 @@ impl From<OpenError> for HubError {
 pub enum HubEvent {
     /// The map was read and its epoch is higher than what was told before.
     Changed(HubMap),
-    /// Reading worked again, or went on working.
-    Reachable,
+    /// The map was read: how it stands to what was told before, and its epoch. One that is backward is never told as a change.
+    Read(Shown, Epoch),
     /// Reading failed; the last map stays in force.
     Lost(HubError),
 }
@@ -86,8 +91,11 @@ pub enum HubEvent {
 /// A handle; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    pool: bb8::Pool<PostgresConnectionManager<ServerTls>>,
+    pool: bb8::Pool<Connections>,
     server: Target,
+    route: Option<Route>,
+    /// They end with the last handle.
+    _probes: Arc<JoinSet<()>>,
 }
 
 /// The map of a database that needs no hub: one shard that owns everything, at epoch 1.
@@ -107,23 +115,16 @@ pub fn without_hub(database: &DatabaseConfig) -> HubMap {
 impl Hub {
     /// Connects and makes sure that the schema is there; any number of proxies may do so at once.
     pub async fn connect(hub: &HubConfig) -> Result<Hub, HubError> {
-        let mut config: tokio_postgres::Config = hub.dsn.expose().parse().map_err(|_| HubError::Dsn)?;
-        config.connect_timeout(PATIENCE).application_name(format!("{NAME}{}", crate::map::proxy_id()));
-        if let Some(password) = &hub.password {
-            config.password(password.expose());
-        }
-        let server = Target::new(config, hub.tls.clone());
+        let Servers { server, route, probes } = Servers::find(hub).await?;
         if let Some(other) = &hub.made_from {
             bounded(make_database(&server, other)).await?;
         }
-        let manager = PostgresConnectionManager::new(server.config.clone(), hub.tls.clone());
         let pool = bb8::Pool::builder()
             .max_size(CONNECTIONS)
             .connection_timeout(PATIENCE)
-            .build(manager)
-            .await
-            .map_err(HubError::Postgres)?;
-        let hub = Hub { pool, server };
+            .build(Connections(server.clone()))
+            .await?;
+        let hub = Hub { pool, server, route, _probes: Arc::new(probes) };
         let prepare = || {
             bounded(async {
                 let mut client = hub.client().await?;
@@ -172,18 +173,18 @@ impl Hub {
     }
 
     /// Reads the map every five seconds, when `weir_topology` is notified and after every reconnect, for ever; dropping the
-    /// future ends it. `known` is the epoch in force; only a higher one is told as a change.
-    pub async fn watch(&self, database: DatabaseConfig, known: Epoch, tell: impl Fn(HubEvent) + Send) {
+    /// future ends it. `known` is the map in force; only one with a higher epoch is told as a change.
+    pub async fn watch(&self, database: DatabaseConfig, mut known: Topology, tell: impl Fn(HubEvent) + Send) {
         let (hint, mut hints) = mpsc::channel(HINTS);
         let listen = self.listen(hint);
         let reread = async {
-            let mut epoch = known;
             loop {
                 match self.read(&database).await {
                     Ok(map) => {
-                        tell(HubEvent::Reachable);
-                        if map.topology.epoch > epoch {
-                            epoch = map.topology.epoch;
+                        let shown = follow::compare(&known, &map.topology);
+                        tell(HubEvent::Read(shown, map.topology.epoch));
+                        if shown == Shown::Newer {
+                            known = map.topology.clone();
                             tell(HubEvent::Changed(map));
                         }
                     }
@@ -203,38 +204,39 @@ impl Hub {
             if let Err(error) = self.listen_once(&hint).await {
                 tracing::debug!(%error, "the hub's notifications are interrupted");
             }
-            tokio::time::sleep(REREAD).await;
+            // Sooner, if another server has become the primary.
+            self.server.pause(LISTEN_AGAIN).await;
         }
     }
 
     async fn listen_once(&self, hint: &mpsc::Sender<()>) -> Result<(), HubError> {
-        let (client, mut connection) = bounded(async { Ok(self.server.connect().await?) }).await?;
-        let mut messages = futures_util::stream::poll_fn(move |task| connection.poll_message(task));
-        let statements = async {
-            client.batch_execute("LISTEN weir_topology").await?;
+        let (tell, mut heard) = mpsc::channel(HINTS);
+        // The client must outlive the loop below, or the connection would close.
+        let client = bounded(async { Ok(self.server.open_hearing(tell).await?) }).await?;
+        bounded(async { Ok(client.batch_execute("LISTEN weir_topology").await?) }).await?;
+        let _ = hint.try_send(());
+        while heard.recv().await.is_some() {
+            // A full queue already promises a read.
             let _ = hint.try_send(());
-            // The client must outlive the loop below, or the connection would close.
-            std::future::pending::<Result<(), HubError>>().await
-        };
-        let received = async {
-            while let Some(message) = messages.next().await {
-                if let AsyncMessage::Notification(_) = message? {
-                    // A full queue already promises a read.
-                    let _ = hint.try_send(());
-                }
-            }
-            Err(HubError::Unreachable("the connection was closed".to_owned()))
-        };
-        // Cancel-safe: both are abandoned when one ends, together with the connection they share.
-        tokio::select! {
-            ended = statements => ended,
-            ended = received => ended,
         }
+        Err(HubError::Unreachable("the connection was closed".to_owned()))
     }
 
-    async fn client(&self) -> Result<bb8::PooledConnection<'_, PostgresConnectionManager<ServerTls>>, HubError> {
+    /// Where clients' connections find its primary. `None`: by a socket file, which they cannot use.
+    pub fn route(&self) -> Option<&Route> {
+        self.route.as_ref()
+    }
+
+    /// The primary as somebody else asks it, who is named so.
+    pub fn target(&self, application: &str) -> Target {
+        let mut server = self.server.clone();
+        server.config.application_name(application);
+        server
+    }
+
+    async fn client(&self) -> Result<bb8::PooledConnection<'_, Connections>, HubError> {
         self.pool.get().await.map_err(|error| match error {
-            bb8::RunError::User(error) => HubError::Postgres(error),
+            bb8::RunError::User(error) => error.into(),
             bb8::RunError::TimedOut => HubError::Unreachable(format!("no connection within {}s", PATIENCE.as_secs())),
         })
     }
@@ -244,8 +246,7 @@ impl Hub {
 async fn make_database(hub: &Target, other: &str) -> Result<(), HubError> {
     let mut server = hub.clone();
     server.config.dbname(other);
-    let (client, connection) = server.connect().await?;
-    let driver = tokio::spawn(connection);
+    let client = server.open().await?;
     let name = hub.config.get_dbname().unwrap_or_default();
     let made = async {
         if client.query_opt("SELECT FROM pg_catalog.pg_database WHERE datname = $1", &[&name]).await?.is_none() {
@@ -260,9 +261,7 @@ async fn make_database(hub: &Target, other: &str) -> Result<(), HubError> {
         }
         Ok(())
     };
-    let made = made.await;
-    driver.abort();
-    made
+    made.await
 }
 
 /// A hub that hangs is a hub that is lost.

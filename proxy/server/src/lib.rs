@@ -35,6 +35,7 @@ pub mod hot;
 pub mod http;
 pub mod hub;
 pub mod level;
+pub mod load;
 pub mod log;
 pub mod map;
 pub mod metrics;

@@ -5,7 +5,7 @@
 //! Non-goal: what becomes of requests that touch such slots ([`crate::front`] lets them wait).
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicU64, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use weir_core::id::Epoch;
 use weir_core::topology::Topology;
+use weir_core::topology::follow::Shown;
 
 use crate::app::Basis;
 use crate::config::Config;
@@ -34,11 +35,17 @@ pub struct Maps {
     in_force: watch::Sender<Epoch>,
     /// All slots that are on their way now have been since this epoch, and so has a shard that enters.
     same_moves_since: AtomicU64,
+    /// The hub shows an older map than the one in force, or another one under its number.
+    hub_is_behind: AtomicBool,
 }
 
 impl Maps {
     pub fn new(epoch: Epoch) -> Self {
-        Maps { in_force: watch::Sender::new(epoch), same_moves_since: AtomicU64::new(epoch.0) }
+        Maps {
+            in_force: watch::Sender::new(epoch),
+            same_moves_since: AtomicU64::new(epoch.0),
+            hub_is_behind: AtomicBool::new(false),
+        }
     }
 
     /// Call after `new` is in force in place of `old`.
@@ -50,6 +57,12 @@ impl Maps {
         }
         fence(SeqCst);
         self.in_force.send_replace(new.epoch);
+    }
+
+    /// Has the hub forgotten the map in force? Then this proxy works on by that one, and helps nobody to change maps: it neither drives
+    /// moves nor says by which epoch it works.
+    pub fn hub_is_behind(&self) -> bool {
+        self.hub_is_behind.load(Relaxed)
     }
 
     /// Waits until another epoch than this one is in force. False: it took longer than `longest`.
@@ -81,11 +94,11 @@ pub fn proxy_id() -> &'static str {
 pub async fn run(hub: Hub, db: Arc<Database>, config: Arc<Config>, basis: Basis) {
     // Of several maps only the newest counts.
     let (newest, maps) = watch::channel(None);
-    let told = hub.watch(db.config.clone(), db.view().topology.epoch, |event| match event {
+    let told = hub.watch(db.config.clone(), db.view().topology.clone(), |event| match event {
         HubEvent::Changed(map) => {
             newest.send_replace(Some(map));
         }
-        HubEvent::Reachable => {}
+        HubEvent::Read(shown, epoch) => note_shown(&db, shown, epoch),
         HubEvent::Lost(error) => {
             tracing::warn!(database = %db.name, "the hub is out of reach, the last map stays in force: {error}");
         }
@@ -93,6 +106,24 @@ pub async fn run(hub: Hub, db: Arc<Database>, config: Arc<Config>, basis: Basis)
     let (news, heard) = watch::channel(None);
     let joining = Joining::new(&db, config, basis);
     tokio::join!(told, admit(&joining, maps, news), keep(&hub, &db, heard));
+}
+
+/// Said once each time.
+fn note_shown(db: &Database, shown: Shown, epoch: Epoch) {
+    let (behind, ours) = (shown.is_backward(), db.view().topology.epoch);
+    if db.maps.hub_is_behind.swap(behind, Relaxed) == behind {
+        return;
+    }
+    db.stats.database.hub_is_behind(behind);
+    if behind {
+        tracing::error!(
+            database = %db.name, hub = %epoch, ours = %ours,
+            "the hub shows an older map than the one in force, or another one under its number: it was restored, or promoted without its last \
+             transactions. It is not followed, and no slots move, until its epoch is higher than ours: see \"The hub\" in docs/operator.md"
+        );
+    } else {
+        tracing::info!(database = %db.name, hub = %epoch, "the hub's map is followed again");
+    }
 }
 
 /// Brings up the shards of each map, then passes it on.
@@ -120,7 +151,9 @@ async fn keep(hub: &Hub, db: &Arc<Database>, mut heard: watch::Receiver<Option<T
         let safe = db.maps.safe(db);
         let silent = told_at.map_or(HEARTBEAT, |at| at.elapsed());
         let mut pause = HEARTBEAT.saturating_sub(silent);
-        if safe > told || pause.is_zero() {
+        if db.maps.hub_is_behind() {
+            pause = HEARTBEAT;
+        } else if safe > told || pause.is_zero() {
             match hub.acknowledge(&db.name, proxy_id(), safe).await {
                 Ok(()) => (told, told_at, pause) = (safe, Some(Instant::now()), HEARTBEAT),
                 Err(error) => {

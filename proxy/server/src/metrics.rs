@@ -39,7 +39,7 @@ const ENROLLED_MAX: usize = 200;
 const OTHERS: &str = "*";
 
 /// Name, type and help of every metric.
-const DESCRIBED: [(&str, Type, &str); 41] = [
+const DESCRIBED: [(&str, Type, &str); 48] = [
     ("weir_client_connections", Type::Gauge, "Client connections of a database by state (active, idle, waiting)."),
     ("weir_server_connections", Type::Gauge, "Server connections by shard, role and state (active, idle, login)."),
     ("weir_query_duration_seconds", Type::Histogram, "From the statement's arrival to the end of its reply."),
@@ -73,9 +73,24 @@ const DESCRIBED: [(&str, Type, &str); 41] = [
     ("weir_cache_leases_total", Type::Counter, "Fills of which proxies agreed that one does them, by what came of it."),
     ("weir_redis_servers", Type::Gauge, "Redis servers that hold cached replies, by state (up, down)."),
     ("weir_slots", Type::Gauge, "Slots owned by a shard."),
+    (
+        "weir_shard_load_share",
+        Type::Gauge,
+        "Share of a shard's slots in the time of all statements that one key routes, lately.",
+    ),
+    ("weir_hot_slot_share", Type::Gauge, "The same of the slot that has most."),
     ("weir_topology_epoch", Type::Gauge, "Epoch of the slot map in force."),
+    (
+        "weir_hub_behind",
+        Type::Gauge,
+        "1 if the hub shows an older map than the one in force, or another one under its number.",
+    ),
     ("weir_moves", Type::Gauge, "Moves of slots between shards that are not over."),
     ("weir_moves_failing", Type::Gauge, "Moves whose last attempt has failed."),
+    ("weir_moves_waiting", Type::Gauge, "Moves that wait: paused in their copy, held by a limit, or for other moves."),
+    ("weir_move_rows_copied", Type::Gauge, "Rows that moves which are not over have copied."),
+    ("weir_move_rows_expected", Type::Gauge, "Rows that they are expected to copy, estimated until the copy is done."),
+    ("weir_move_bytes_copied", Type::Gauge, "Bytes that they have copied."),
     ("weir_move_lag_bytes", Type::Gauge, "WAL that is still to be applied by the move that is furthest behind."),
     ("weir_move_pause_seconds", Type::Gauge, "How long the last change of owner made statements of its slots wait."),
     ("weir_pins_total", Type::Counter, "Sessions that kept their server connection, by reason."),

@@ -228,13 +228,20 @@ SELECT r, CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_cur
        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
 FROM pg_is_in_recovery() AS r";
 
-fn target(view: &EndpointView, auth: &ServerAuth, database: &str) -> Target {
+/// A server as it is probed.
+pub fn prepared(mut server: Target) -> Target {
+    server.config.application_name("weir probe").connect_timeout(PATIENCE);
+    server
+}
+
+/// The same for a server of a shard.
+pub fn target(view: &EndpointView, auth: &ServerAuth, database: &str) -> Target {
     let mut config = tokio_postgres::Config::new();
-    config.user(&auth.user).dbname(database).application_name("weir probe").connect_timeout(PATIENCE);
+    config.user(&auth.user).dbname(database);
     if let Some(password) = auth.password(&view.endpoint.host, view.endpoint.port, database) {
         config.password(password);
     }
-    Target::routed(config, Route::Server(Arc::clone(&view.endpoint)), auth.tls.clone())
+    prepared(Target::routed(config, Route::Server(Arc::clone(&view.endpoint)), auth.tls.clone()))
 }
 
 /// The servers of a shard, each asked once: for commands, which do not go on asking.
@@ -256,8 +263,7 @@ pub async fn once(shard: &ShardConfig, auth: &ServerAuth, database: &str) -> Arc
 }
 
 /// Probes one server for ever; dropping the future ends it and its connection.
-pub async fn run(view: Arc<EndpointView>, roles: Arc<Roles>, auth: ServerAuth, database: String) {
-    let server = target(&view, &auth, &database);
+pub async fn run(view: Arc<EndpointView>, roles: Arc<Roles>, server: Target) {
     let start = Instant::now();
     let mut health = EndpointHealth::new();
     let mut client = None;

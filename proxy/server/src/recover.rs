@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
+use weir_core::sql::word::quote_name;
 
 use crate::back::connect::Login;
 use crate::control::MAKE_SCHEMA;
@@ -189,7 +190,7 @@ impl Sweeper {
             let told = commits.announced.announce(db, (prepared.shard, *pid), &anything).await;
             told.map_err(|error| anyhow!("{}", error.message))?;
         }
-        let done = client.batch_execute(&format!("{verb} PREPARED '{gid}'")).await;
+        let done = finish_as(client, &prepared.owner, &format!("{verb} PREPARED '{gid}'")).await;
         commits.announced.publish();
         match done {
             Ok(()) => Ok(true),
@@ -207,6 +208,19 @@ impl Sweeper {
                 tracing::debug!("old decisions stay: {error}");
             }
         }
+    }
+}
+
+/// Finishes a transaction that this account has not prepared: superusers may, and who may take the part of its owner.
+async fn finish_as(client: &Client, owner: &str, sql: &str) -> Result<(), tokio_postgres::Error> {
+    match client.batch_execute(sql).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            client.batch_execute(&format!("SET ROLE {}", quote_name(owner))).await?;
+            let done = client.batch_execute(sql).await;
+            client.batch_execute("RESET ROLE").await?;
+            done
+        }
+        done => done,
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use weir_core::error::{Blame, UserError};
 
 use crate::app::App;
-use crate::config::{Config, DatabaseConfig};
+use crate::config::{Config, DatabaseConfig, PeersConfig};
+use crate::fleet::tls::Ends;
 use crate::front::tls::ClientTls;
 
 /// SQLSTATE of a configuration file that cannot be used (ERRCODE_CONFIG_FILE_ERROR).
@@ -18,6 +19,8 @@ const CONFIG_FILE_ERROR: &str = "F0000";
 pub fn reload(app: &App) -> Result<Vec<String>, UserError> {
     let fresh = app.source.read().map_err(|error| unusable(app, error.to_string()))?;
     let tls = ClientTls::of(&fresh).map_err(|error| unusable(app, format!("tls: {error:#}")))?;
+    let peers = fresh.peers.as_ref().and_then(|peers| peers.tls.as_ref()).map(Ends::read).transpose();
+    let peers = peers.map_err(|error| unusable(app, format!("peers: {error}")))?;
     let old = app.config();
     let fixed = fixed(&old, &fresh);
     if let Some(level) = &app.source.log_level {
@@ -25,6 +28,9 @@ pub fn reload(app: &App) -> Result<Vec<String>, UserError> {
     }
     app.install(merged(&old, fresh));
     app.tls.store(tls);
+    if let (Some(fleet), Some(ends)) = (&app.fleet, peers) {
+        fleet.renew_tls(ends);
+    }
     app.metrics.set_reload_success(true);
     if fixed.is_empty() {
         tracing::info!("configuration reloaded");
@@ -67,7 +73,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     differs("hub", old.hub != new.hub);
     differs("engine", old.engine != new.engine);
     differs("cache", old.cache != new.cache);
-    differs("peers", old.peers != new.peers);
+    differs("peers", peers(old, new) != new.peers);
     differs("zone", old.zones != new.zones);
     differs("server_auth", old.server_auth != new.server_auth);
     differs("auth_query", old.auth_query != new.auth_query);
@@ -84,6 +90,13 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
         differs(&format!("database.{}", name(gone)), true);
     }
     keys
+}
+
+/// Of the peers only certificates can change, where there are some.
+fn peers(old: &Config, new: &Config) -> Option<PeersConfig> {
+    let old = old.peers.clone()?;
+    let fresh = new.peers.as_ref().and_then(|new| new.tls.clone()).filter(|_| old.tls.is_some());
+    Some(PeersConfig { tls: fresh.or(old.tls.clone()), ..old })
 }
 
 /// Apart from its limits.
@@ -104,6 +117,7 @@ fn merged(old: &Config, new: Config) -> Config {
     };
     let databases = old.databases.iter().map(limits_of).collect();
     let wildcard = old.wildcard.as_ref().map(limits_of);
+    let peers = peers(old, &new);
     let mut limits = new.limits.clone();
     limits.connect_time_max = old.limits.connect_time_max;
     let mut log = new.log.clone();
@@ -124,8 +138,9 @@ fn merged(old: &Config, new: Config) -> Config {
         overrides: new.overrides,
         pool: new.pool,
         limits,
+        reshard: new.reshard,
         cache: old.cache.clone(),
-        peers: old.peers.clone(),
+        peers,
         zones: old.zones.clone(),
         tls: new.tls,
         server_auth: old.server_auth.clone(),

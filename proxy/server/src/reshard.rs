@@ -5,7 +5,9 @@
 //! Non-goals: moving anything ([`crate::mover`]), and judging what servers say (`weir_core::reshard`).
 
 mod ask;
+mod balance;
 pub mod cli;
+pub mod late;
 mod roles;
 pub mod schema;
 
@@ -20,7 +22,9 @@ use weir_core::reshard::phase::{self, Aim, Made, Order, Phase};
 use weir_core::reshard::survey::{
     Finding, Gravity, Rows, ServerSaid, TableSaid, judge_pair, judge_server, judge_table, judge_unique,
 };
-use weir_core::reshard::{Goal, Step, Weighed, draft};
+use weir_core::reshard::throttle::{Held, Limit};
+use weir_core::reshard::{Goal, Step, Today, Weighed, draft};
+use weir_core::topology::KeySet;
 
 use crate::app::{App, control_login, primary_login};
 use crate::config::{Endpoint, ShardConfig};
@@ -55,34 +59,42 @@ pub async fn run(app: &App, command: &Reshard) -> Result<Table, UserError> {
     match command {
         Reshard::Plan(request) => {
             let Drafted { steps, asked, findings, .. } = drafted(app, request).await?;
-            Ok(plan_table(&lines(&steps, &asked), &findings))
+            Ok(plan_table(&lines(request, &steps, &asked), &findings))
         }
         Reshard::Start(request) => start(app, request).await,
         Reshard::Order { order, which } => order_moves(app, *order, which).await,
+        Reshard::Throttle { limits, which } => throttle(app, limits, which).await,
     }
 }
 
 async fn drafted(app: &App, request: &PlanRequest) -> Result<Drafted, UserError> {
     let db = app.database_meant(request.database.as_deref(), ("RESHARD", "RESHARD PLAN <database> …"))?;
     let view = db.view_arc();
-    if !view.rules.any_sharded() || view.topology.is_single() && !matches!(request.goal, Goal::Add { .. }) {
+    if !view.rules.any_sharded() || view.topology.is_single() && request.goal.adds().is_none() {
         return Err(UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "there is nothing to reshard")
             .detail(format!("Database {} has one shard, or no sharded tables.", db.name))
             .hint("Declare sharded tables in the config file (weir advise proposes some), with [hub] and shards."));
     }
     // What does not take part has no share, until it does.
     let share = |(id, shard): (ShardId, &Arc<Shard>)| {
-        let weight = if view.topology.roster.is_active(id) { shard.weight } else { 0 };
+        let weight = if view.topology.roster.is_active(id) { db.weight(id) } else { 0 };
         Weighed { name: shard.name.clone(), weight }
     };
     let shards: Vec<Weighed> = db.shards.by_shard().map(share).collect();
-    let steps = draft(&request.goal, &shards, &view.topology.slots)?;
-    let asked = timeout(PATIENCE, ask_all(app, &db, request, &steps)).await;
-    let asked = asked.map_err(|_| {
+    let drafted = timeout(PATIENCE, async {
+        if request.goal == Goal::Balance {
+            return balance::drafted(app, &db, request, &shards).await;
+        }
+        let steps = draft(&request.goal, Today { shards: &shards, slots: &view.topology.slots, rules: &view.rules })?;
+        let servers = steps.iter().flat_map(|step| [&step.from, &step.to]).map(|name| (&**name, given(&steps, name)));
+        let asked = ask_all(app, &db, request, servers.collect()).await?;
+        Ok((steps, asked, Vec::new()))
+    });
+    let (steps, asked, said) = drafted.await.map_err(|_| {
         UserError::new(Blame::Proxy, sqlstate::QUERY_CANCELED, "the servers took too long to say what there is")
             .detail(format!("Counting rows and asking for settings took more than {} s.", PATIENCE.as_secs()))
     })??;
-    let mut findings = findings(request, &steps, &asked);
+    let mut findings = findings(&db, request, (&steps, &asked), said);
     if view.rules.any_unique() {
         findings.insert(0, judge_unique());
     }
@@ -102,18 +114,21 @@ async fn start(app: &App, request: &PlanRequest) -> Result<Table, UserError> {
             .hint("RESHARD PLAN lists it all. Nothing was changed."));
     }
     let hub = hub_of(&db)?;
-    if let Goal::Add { shard, address, weight } = &request.goal {
-        let shard =
-            ShardConfig { name: shard.clone(), primary: endpoint(address)?, replicas: Vec::new(), weight: *weight };
+    if let Some((name, address, weight)) = request.goal.adds().filter(|(name, ..)| is_new(&db, name)) {
+        let shard = ShardConfig { name: name.to_owned(), primary: endpoint(address)?, replicas: Vec::new(), weight };
         hub.add_shard(&db.name, &shard).await.map_err(|error| hub_failed(&error))?;
     }
     let new = steps.into_iter().map(|step| NewMove {
         from: step.from.to_string(),
         to: step.to.to_string(),
-        slots: step.slots,
+        keys: step.keys,
+        key: request.goal.key().map(|key| key.text.clone()),
         aim: Aim::Ready,
     });
-    let made = hub.add_moves(&db.name, &new.collect::<Vec<_>>()).await.map_err(|error| hub_failed(&error))?;
+    let made = hub
+        .add_moves(&db.name, &new.collect::<Vec<_>>(), &weights(&request.goal))
+        .await
+        .map_err(|error| hub_failed(&error))?;
     if made.is_none() {
         return Err(UserError::new(Blame::Client, "55006", "slots of this database are on their way already")
             .hint("SHOW MOVES lists them. RESHARD COMPLETE or RESHARD CANCEL ends them."));
@@ -121,16 +136,21 @@ async fn start(app: &App, request: &PlanRequest) -> Result<Table, UserError> {
     moves_now(&db, hub, "RESHARD START").await
 }
 
+/// The weights that a goal gives. Who goes has none, which counts where it cannot be retired, as the home shard.
+fn weights(goal: &Goal) -> Vec<(String, u32)> {
+    match goal {
+        Goal::Add { shard, weight, .. } => vec![(shard.clone(), *weight)],
+        Goal::Remove { shard } => vec![(shard.clone(), 0)],
+        Goal::Weigh(weights) => weights.clone(),
+        Goal::Move { .. } | Goal::Balance | Goal::Isolate { .. } | Goal::Release { .. } => Vec::new(),
+    }
+}
+
 async fn order_moves(app: &App, order: Order, which: &Which) -> Result<Table, UserError> {
     let db = app.database_meant(which.database.as_deref(), ("RESHARD", "RESHARD CUTOVER <database>"))?;
     let hub = hub_of(&db)?;
     let moves = hub.moves(&db.name, which.id.is_some()).await.map_err(|error| hub_failed(&error))?;
-    let meant: Vec<&MoveRow> = moves.iter().filter(|one| which.id.is_none_or(|id| id == one.id)).collect();
-    if meant.is_empty() {
-        return Err(
-            UserError::new(Blame::Client, "42704", "there is no such move").hint("SHOW MOVES lists what there is.")
-        );
-    }
+    let meant = meant(&moves, which)?;
     // All or none: what may not be said to one of them is said to nobody.
     let made: Vec<(&MoveRow, Made)> =
         meant.into_iter().map(|one| Ok((one, phase::order(one.phase, order)?))).collect::<Result<_, UserError>>()?;
@@ -149,6 +169,31 @@ async fn order_moves(app: &App, order: Order, which: &Which) -> Result<Table, Us
     moves_now(&db, hub, "RESHARD").await
 }
 
+fn meant<'m>(moves: &'m [MoveRow], which: &Which) -> Result<Vec<&'m MoveRow>, UserError> {
+    let meant: Vec<&MoveRow> = moves.iter().filter(|one| which.id.is_none_or(|id| id == one.id)).collect();
+    if meant.is_empty() {
+        return Err(
+            UserError::new(Blame::Client, "42704", "there is no such move").hint("SHOW MOVES lists what there is.")
+        );
+    }
+    Ok(meant)
+}
+
+/// Whoever drives the moves reads it within a second.
+async fn throttle(app: &App, limits: &[Limit], which: &Which) -> Result<Table, UserError> {
+    let db = app.database_meant(which.database.as_deref(), ("RESHARD", "RESHARD THROTTLE <database> …"))?;
+    let hub = hub_of(&db)?;
+    let moves = hub.moves(&db.name, false).await.map_err(|error| hub_failed(&error))?;
+    for one in meant(&moves, which)? {
+        let mut all = one.limits;
+        for limit in limits {
+            all.set(*limit);
+        }
+        hub.limit_move(one.id, &all).await.map_err(|error| hub_failed(&error))?;
+    }
+    moves_now(&db, hub, "RESHARD").await
+}
+
 async fn moves_now(db: &Database, hub: &Hub, tag: &'static str) -> Result<Table, UserError> {
     let moves = hub.moves(&db.name, false).await.map_err(|error| hub_failed(&error))?;
     Ok(moves_table(&moves.iter().map(|one| moves_row(db, one)).collect::<Vec<_>>(), tag))
@@ -157,6 +202,10 @@ async fn moves_now(db: &Database, hub: &Hub, tag: &'static str) -> Result<Table,
 /// A move as the console shows it.
 pub fn moves_row(db: &Database, row: &MoveRow) -> MovesRow {
     let done = row.progress;
+    let view = db.view();
+    let isolated = view.topology.slots.isolated().iter();
+    let names: Vec<&str> =
+        isolated.filter(|key| row.keys.beside().any(|hash| hash == key.hash)).map(|key| &*key.name).collect();
     let is_copying = row.phase == Phase::Copy;
     let rate = (is_copying && row.since >= 1.0).then(|| (done.rows_done as f64 / row.since) as i64);
     MovesRow {
@@ -164,7 +213,8 @@ pub fn moves_row(db: &Database, row: &MoveRow) -> MovesRow {
         id: row.id,
         from: row.from.clone(),
         to: row.to.clone(),
-        slots: row.slots.len(),
+        slots: row.keys.slots().len(),
+        key: (!names.is_empty()).then(|| names.join(", ")),
         phase: row.phase.as_str(),
         aim: row.aim.as_str(),
         is_paused: row.paused,
@@ -177,6 +227,9 @@ pub fn moves_row(db: &Database, row: &MoveRow) -> MovesRow {
         changes: done.changes,
         lag_bytes: done.lag_bytes,
         pause_us: done.paused_us,
+        throttled_by: done.held.map(Held::as_str),
+        limits: row.limits.to_string(),
+        notice: row.notice.clone(),
         error: row.error.clone(),
     }
 }
@@ -194,27 +247,37 @@ fn hub_failed(error: &HubError) -> UserError {
         .hint("Nothing moves without the hub. What is under way goes on when it is back.")
 }
 
-/// Every server of a step, each once.
-async fn ask_all(app: &App, db: &Database, request: &PlanRequest, steps: &[Step]) -> Result<Vec<Asked>, UserError> {
+/// What a shard gives away, if anything.
+fn given(steps: &[Step], shard: &str) -> Option<KeySet> {
+    let given = steps.iter().filter(|step| *step.from == *shard).map(|step| &step.keys);
+    given.fold(None, |all, keys| Some(all.map_or_else(|| keys.clone(), |all: KeySet| all.with(keys))))
+}
+
+/// Every server, each once; of one that these keys may be taken from also its tables.
+async fn ask_all(
+    app: &App,
+    db: &Database,
+    request: &PlanRequest,
+    servers: Vec<(&str, Option<KeySet>)>,
+) -> Result<Vec<Asked>, UserError> {
     let config = app.config();
     let rules = Arc::clone(&db.view().rules);
     let mut asked: Vec<Asked> = Vec::new();
-    for name in steps.iter().flat_map(|step| [&step.from, &step.to]) {
-        if asked.iter().any(|known| known.name == *name) {
+    for (name, given) in servers {
+        if asked.iter().any(|known| *known.name == *name) {
             continue;
         }
-        let login = match (&request.goal, db.shards.iter().find(|shard| *shard.name == **name)) {
+        let login = match (request.goal.adds(), db.shards.iter().find(|shard| *shard.name == *name)) {
             (_, Some(shard)) => primary_login(&config, &db.config, &shard.roles),
-            (Goal::Add { address, .. }, None) => control_login(&config, &db.config, &endpoint(address)?),
+            (Some((_, address, _)), None) => control_login(&config, &db.config, &endpoint(address)?),
             _ => continue,
         };
-        let is_source = steps.iter().any(|step| step.from == *name);
-        let answers = ask::server(&login, &rules, is_source).await.map_err(|error| {
+        let answers = ask::server(&login, &rules, given.as_ref()).await.map_err(|error| {
             UserError::new(Blame::Proxy, sqlstate::CANNOT_CONNECT, format!("shard {name} cannot be asked"))
                 .detail(format!("{}: {error:#}", login.route.endpoint()))
                 .hint("weir logs in there as [server_auth] says, to the database of the same name.")
         })?;
-        asked.push(Asked { name: name.clone(), said: answers.said, tables: answers.tables, rate: answers.rate });
+        asked.push(Asked { name: name.into(), said: answers.said, tables: answers.tables, rate: answers.rate });
     }
     Ok(asked)
 }
@@ -232,7 +295,7 @@ fn of<'a>(asked: &'a [Asked], name: &str) -> Option<&'a Asked> {
 }
 
 /// Each step with its tables, the whole step first.
-fn lines(steps: &[Step], asked: &[Asked]) -> Vec<PlanLine> {
+fn lines(request: &PlanRequest, steps: &[Step], asked: &[Asked]) -> Vec<PlanLine> {
     let mut lines = Vec::new();
     for step in steps {
         let Some(source) = of(asked, &step.from) else { continue };
@@ -241,7 +304,7 @@ fn lines(steps: &[Step], asked: &[Asked]) -> Vec<PlanLine> {
             from: step.from.to_string(),
             to: step.to.to_string(),
             table,
-            slots: step.slots.len(),
+            slots: step.keys.slots().len(),
             rows: rows.rows.round() as u64,
             bytes: rows.bytes.round() as u64,
             seconds: seconds(rows.bytes),
@@ -250,31 +313,49 @@ fn lines(steps: &[Step], asked: &[Asked]) -> Vec<PlanLine> {
         let mut sum = Rows::default();
         let mut of_tables = Vec::new();
         for table in &source.tables {
-            let rows = table.within(&step.slots);
+            let rows = table.within(&step.keys);
             sum += rows;
             let note = if table.is_sampled { "estimated from a part of its pages" } else { "counted" };
             of_tables.push(line(Some(table.name.clone()), rows, note.to_owned()));
         }
-        lines.push(line(None, sum, format!("slots {}", step.slots)));
+        lines.push(line(None, sum, what_moves(request, step)));
         lines.append(&mut of_tables);
     }
     lines
 }
 
-/// Blockers first.
-fn findings(request: &PlanRequest, steps: &[Step], asked: &[Asked]) -> Vec<Finding> {
-    let mut found: Vec<Finding> = Vec::new();
+/// In words, for people.
+fn what_moves(request: &PlanRequest, step: &Step) -> String {
+    match request.goal.key() {
+        Some(key) => format!("key {}", key.text),
+        None => format!("slots {}", step.keys),
+    }
+}
+
+/// Does this shard not take part yet?
+fn is_new(db: &Database, name: &str) -> bool {
+    let view = db.view();
+    !db.shards.by_shard().any(|(id, shard)| *shard.name == *name && view.topology.roster.is_active(id))
+}
+
+/// Blockers first. `found`: what the draft itself has to say.
+fn findings(
+    db: &Database,
+    request: &PlanRequest,
+    (steps, asked): (&[Step], &[Asked]),
+    mut found: Vec<Finding>,
+) -> Vec<Finding> {
     for one in asked {
         found.extend(judge_server(&one.name, &one.said));
         found.extend(one.tables.iter().flat_map(|table| judge_table(&one.name, table)));
     }
     for step in steps {
         if let (Some(source), Some(target)) = (of(asked, &step.from), of(asked, &step.to)) {
-            let is_new = matches!(&request.goal, Goal::Add { shard, .. } if *shard == *step.to);
+            let is_new = request.goal.adds().is_some_and(|(shard, ..)| *shard == *step.to && is_new(db, shard));
             found.extend(judge_pair((&source.name, &source.said), (&target.name, &target.said), is_new));
         }
     }
     found.dedup();
-    found.sort_by_key(|finding| finding.gravity == Gravity::Warning);
+    found.sort_by_key(|finding| finding.gravity);
     found
 }

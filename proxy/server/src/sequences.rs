@@ -1,7 +1,7 @@
 //! Numbers for the sequences of sharded and reference tables: taken from the hub in blocks, handed out by this process.
 //!
 //! Invariant: the hub's row only ever grows, and starts above every number that any shard's sequence or column has, so no
-//! number is handed out twice, by any proxy; a block whose proxy dies is a gap, as after a crash of Postgres. Waits are bounded by the hub's
+//! number is handed out twice, by any proxy; a promoted hub's row, which may have forgotten the last blocks, starts so again; a block whose proxy dies is a gap, as after a crash of Postgres. Waits are bounded by the hub's
 //! own; while it is away, blocks that are there go on, and after a failure nobody asks it again for a second.
 //! Non-goals: which statement needs which number (that is `weir_core::plan`'s Filling).
 
@@ -18,11 +18,14 @@ use weir_core::topology::catalog::RelationName;
 
 use crate::database::Primaries;
 use crate::hub::Hub;
+use crate::hub::sequence::{Rebase, Taken};
 
 /// After the hub has failed, others are told so without asking it for this long.
 const QUIET: Duration = Duration::from_secs(1);
 /// Longest wait for what the shards' sequences and columns have.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Numbers that a promoted hub leaves out: as many may have been given away in blocks that it has never heard of.
+const LOST_MAX: i64 = 100_000;
 
 /// The sequences of one database.
 pub struct Sequences {
@@ -160,15 +163,26 @@ impl Sequences {
     async fn started(&self, sequence: &Sequence, span: i64) -> Result<i64, UserError> {
         let hub = self.hub.as_ref().ok_or_else(|| away(sequence, "there is none"))?;
         let lost = |error: crate::hub::HubError| away(sequence, &error.to_string());
-        if let Some(next) = hub.take_numbers(&self.database, &sequence.name, span).await.map_err(lost)? {
+        let taken = hub.take_numbers(&self.database, &sequence.name, span).await.map_err(lost)?;
+        if let Taken::From(next) = taken {
             return Ok(next);
         }
         let first = tokio::time::timeout(PATIENCE, self.first(sequence));
         let first = first.await.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {PATIENCE:?}")));
         let first = first.map_err(|error| away(sequence, &format!("a shard's numbers cannot be read: {error:#}")))?;
-        hub.start_sequence(&self.database, &sequence.name, first).await.map_err(lost)?;
-        let next = hub.take_numbers(&self.database, &sequence.name, span).await.map_err(lost)?;
-        next.ok_or_else(|| away(sequence, "its row has gone again"))
+        if taken == Taken::Promoted {
+            let (max, step) = (sequence.rule.max, sequence.rule.increment.max(1));
+            let skip = LOST_MAX.saturating_mul(step);
+            tracing::warn!(sequence = %sequence.name.1, first, "the hub has been promoted or restored: numbers are left out");
+            let rebase = Rebase { first, skip, max, step };
+            hub.rebase_sequence(&self.database, &sequence.name, rebase).await.map_err(lost)?;
+        } else {
+            hub.start_sequence(&self.database, &sequence.name, first).await.map_err(lost)?;
+        }
+        match hub.take_numbers(&self.database, &sequence.name, span).await.map_err(lost)? {
+            Taken::From(next) => Ok(next),
+            Taken::Unknown | Taken::Promoted => Err(away(sequence, "its row has gone again")),
+        }
     }
 
     /// The first number above all that any shard has, in the sequence itself or in a column that is filled from it.

@@ -113,8 +113,8 @@ fn watch_one(
     let views: Vec<_> = views.map(|endpoint| EndpointView::new(endpoint.clone())).collect();
     let roles = Roles::new(&shard.name, views.clone());
     for view in &views {
-        let (view, auth) = (Arc::clone(view), config.server_auth.clone());
-        tasks.spawn(probe::run(view, Arc::clone(&roles), auth, database.server_database.clone()));
+        let server = probe::target(view, &config.server_auth, &database.server_database);
+        tasks.spawn(probe::run(Arc::clone(view), Arc::clone(&roles), server));
     }
     let servers = views.into_iter().map(|view| {
         let progress = Progress::new();
@@ -133,7 +133,6 @@ fn watch_one(
     let sole = Sole::new(crate::names::sign(config, database), config.cache.other_weirs);
     let made = Arc::new(Shard {
         name: shard.name.as_str().into(),
-        weight: shard.weight,
         roles,
         servers,
         clock: Clock::start(server.clone(), Arc::clone(&words), Arc::clone(&member), sole),
@@ -202,6 +201,7 @@ impl Joining {
                 return None;
             }
         }
+        db.set_weights(map.shards.iter().map(|shard| shard.weight).collect());
         let begins = |shard: &ShardId| !last.topology.roster.is_active(*shard);
         let begin: Vec<ShardId> = topology.active().iter().copied().filter(begins).collect();
         self.wait_for(&begin).await;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use weir_core::cache::CacheKey;
 use weir_core::fresh::PrimaryBecause;
 use weir_core::hot::Use;
-use weir_core::id::{Epoch, ShardId};
+use weir_core::id::{Epoch, ShardId, Slot};
 use weir_core::plan::{Access, NoCacheReason, Plan, Target};
 use weir_core::pool::Mode;
 use weir_core::session::pin::Pin;
@@ -26,8 +26,12 @@ use crate::front::cancel::CancelSlot;
 use crate::front::client::Client;
 use crate::front::time_out::Order;
 use crate::hot::{Given, HotKeys, SAMPLE};
+use crate::load::SlotCounts;
 use crate::metrics::{CacheResult, DatabaseMetrics, Fill, Metrics, Role, RouteKind, SessionMetrics};
 use crate::seats::Seats;
+
+/// Of a packed charge: the slot's number from 1; above are microseconds since the session's start.
+const SLOT_BITS: u32 = 16;
 
 /// One connected session.
 pub struct SessionStats {
@@ -40,6 +44,10 @@ pub struct SessionStats {
     started: Instant,
     /// When the current request began, in microseconds since `started`; 0: none is running.
     busy_since_us: AtomicU64,
+    /// Which slot the time since then is charged to, packed; 0: none.
+    charge: AtomicU64,
+    /// How long the current statement has waited for a server connection.
+    waited_us: AtomicU64,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
     /// The epoch that the current request is planned by, times two; odd: no slot that moves matters to it. 0: none.
@@ -51,6 +59,7 @@ pub struct SessionStats {
     waker: OnceLock<Waker>,
     metrics: SessionMetrics,
     hot: Arc<HotKeys>,
+    load: Arc<SlotCounts>,
     digests: Arc<Digests>,
     /// Statements since the last one that was sampled.
     unsampled: AtomicU32,
@@ -154,6 +163,7 @@ impl SessionStats {
     }
 
     pub fn begin(&self) {
+        self.waited_us.store(0, Relaxed);
         self.busy_since_us.store(self.started.elapsed().as_micros().max(1) as u64, Relaxed);
     }
 
@@ -163,6 +173,7 @@ impl SessionStats {
         let rests = self.rests.load(Relaxed);
         self.rests.store(if in_transaction { rests | 1 } else { (rests & !1) + 2 }, Relaxed);
         let now_us = self.started.elapsed().as_micros() as u64;
+        self.settle(now_us);
         let took = Duration::from_micros(now_us.saturating_sub(self.busy_since_us.swap(0, Relaxed)));
         self.metrics.query(took);
         let received = client.received_bytes - self.received_bytes.swap(client.received_bytes, Relaxed);
@@ -187,11 +198,41 @@ impl SessionStats {
 
     /// What a statement reads or writes was used once more.
     pub fn used(&self, plan: &Plan, used: Use, values: Given<'_>) {
+        if used != Use::Hit {
+            self.charge(plan);
+        }
         // The session's task alone counts here.
         let turn = self.unsampled.load(Relaxed) + 1;
         self.unsampled.store(turn % SAMPLE, Relaxed);
         if turn == SAMPLE {
             self.hot.record(plan, used, values);
+        }
+    }
+
+    /// From here on, or from the start of the request if this is its first, time is spent for the slot of this statement.
+    fn charge(&self, plan: &Plan) {
+        let charged = self.load.charged(plan);
+        let mut since_us = self.busy_since_us.load(Relaxed);
+        if self.charge.load(Relaxed) != 0 {
+            since_us = self.started.elapsed().as_micros() as u64;
+            self.settle(since_us);
+        }
+        if let Some(slot) = charged {
+            self.charge.store(since_us << SLOT_BITS | (slot.index() as u64 + 1), Relaxed);
+        }
+    }
+
+    /// What was charged until now is counted.
+    fn settle(&self, now_us: u64) {
+        let charge = self.charge.load(Relaxed);
+        if charge == 0 {
+            return;
+        }
+        self.charge.store(0, Relaxed);
+        let time_us = now_us.saturating_sub(charge >> SLOT_BITS).saturating_sub(self.waited_us.load(Relaxed));
+        self.waited_us.store(0, Relaxed);
+        if let Some(slot) = Slot::new((charge & ((1 << SLOT_BITS) - 1)) as u16 - 1) {
+            self.load.count(slot, time_us);
         }
     }
 
@@ -204,6 +245,9 @@ impl SessionStats {
 
     /// A server connection was handed over after this wait.
     pub fn assigned(&self, wait: Duration) {
+        if !wait.is_zero() {
+            self.waited_us.store(self.waited_us.load(Relaxed) + wait.as_micros() as u64, Relaxed);
+        }
         self.metrics.assigned(wait);
     }
 
@@ -263,6 +307,7 @@ pub struct DatabaseStats {
     metrics: Arc<Metrics>,
     pub database: Arc<DatabaseMetrics>,
     pub hot: Arc<HotKeys>,
+    pub load: Arc<SlotCounts>,
     pub digests: Arc<Digests>,
 }
 
@@ -276,6 +321,7 @@ impl DatabaseStats {
             metrics,
             database,
             hot: Arc::default(),
+            load: Arc::default(),
             digests: Arc::default(),
         }
     }
@@ -293,6 +339,9 @@ impl DatabaseStats {
             connected: SystemTime::now(),
             started: Instant::now(),
             busy_since_us: AtomicU64::new(0),
+            charge: AtomicU64::new(0),
+            waited_us: AtomicU64::new(0),
+            load: Arc::clone(&self.load),
             received_bytes: AtomicU64::new(client.received_bytes),
             sent_bytes: AtomicU64::new(client.sent_bytes),
             works_by: AtomicU64::new(0),

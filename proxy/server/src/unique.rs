@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use tokio_postgres::Client;
 use weir_core::id::ShardId;
 use weir_core::topology::catalog::UniqueState;
-use weir_core::topology::{Placement, TableRules, Topology};
+use weir_core::topology::{TableRules, Topology};
 use weir_core::unique::{Rule, RuleId, script};
 
 use self::inspect::{Seen, State};
@@ -231,8 +231,7 @@ pub fn state_of<'v>(view: &'v View, rule: &Rule) -> Option<&'v UniqueState> {
 
 fn declared(rules: &TableRules) -> Vec<Rule> {
     let mut declared = Vec::new();
-    for (schema, table, placement) in rules.iter() {
-        let Placement::Sharded { key, .. } = placement else { continue };
+    for (schema, table, key, _) in rules.sharded() {
         for column in rules.unique_columns(schema, table) {
             declared.push(Rule {
                 schema: schema.to_owned(),

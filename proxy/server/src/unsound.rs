@@ -1,8 +1,8 @@
 //! weir, broken on purpose: what the freshness checker switches on to prove that it would notice (docs/freshness-checker.md).
 //!
 //! With the feature `unsound` the variable `WEIR_UNSOUND` names one [`Variant`], which breaks one step of the protocol;
-//! `WEIR_FAILPOINT=<step>:<nth>` kills the process at the nth time it comes to a [`Place`]; and `WEIR_LINGER_MS` makes it linger at
-//! steps, up to so long and now and then, which widens what is otherwise a matter of microseconds.
+//! `WEIR_FAILPOINT=<step>:<nth>` kills the process at the nth time it comes to a [`Place`]; and `WEIR_LINGER=<step>:<ms>` makes it linger
+//! there, or with `anywhere` at all steps, up to so long and now and then, which widens what is otherwise a matter of microseconds.
 //!
 //! Invariant: without the feature nothing here is more than a constant, and an optimised build with it does not compile. Non-goal:
 //! faults that are not in weir itself; those the checker makes from outside.

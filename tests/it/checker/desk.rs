@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::RwLock;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{Client, Statement};
-use weir_harness::{Proxy, Tier};
+use weir_harness::{Proxy, Server, Tier};
 
 use super::Settings;
 use super::traffic::{BATCH, READ, query_all};
@@ -24,9 +24,9 @@ use crate::placement::create_schema;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Registers that are written beside weir; they come behind the others.
 const BESIDE: usize = 24;
-/// From here on: rows whose commits are lost on purpose, see `disturbance`.
-pub const ASYNCHRONOUS: i64 = 20_000;
-pub const ASYNCHRONOUS_COUNT: i64 = 16;
+/// From here on: rows of disturbances, see `own_rows`.
+pub const OWN: i64 = 20_000;
+pub const OWN_COUNT: i64 = 16;
 /// Shares of writes that take turns, in percent.
 const WRITES: [u64; 6] = [5, 5, 10, 5, 30, 50];
 /// Readers and writers may run ahead of each other by so many statements.
@@ -39,6 +39,8 @@ pub struct Desk {
     pub settings: Settings,
     pub tier: Tier,
     more: Vec<Proxy>,
+    /// By shard: which of its servers is the primary now.
+    heads: Mutex<Vec<usize>>,
     registers: Vec<Register>,
     zipf: Zipf,
     /// Held by everybody who asks, and as a whole by whoever needs all to be still.
@@ -84,6 +86,7 @@ pub struct Figures {
     pub writes: AtomicU64,
     pub writes_beside: AtomicU64,
     pub failed: AtomicU64,
+    pub disturbances: AtomicU64,
     pub rests: AtomicU64,
     pub lost_commits: AtomicU64,
 }
@@ -114,12 +117,13 @@ impl Desk {
         let client = tier.connect().await?;
         create_schema(&client).await?;
         let count = settings.registers + BESIDE;
-        let ids = (0..count as i64).chain(ASYNCHRONOUS..ASYNCHRONOUS + ASYNCHRONOUS_COUNT);
+        let ids = (0..count as i64).chain(OWN..OWN + OWN_COUNT);
         let rows: Vec<String> = ids.map(|id| format!("({id}, '0')")).collect();
         client.batch_execute(&format!("INSERT INTO users (user_id, name) VALUES {}", rows.join(", "))).await?;
         let more = vec![tier.another().await?, tier.another().await?];
         Ok(Desk {
             zipf: Zipf::new(settings.registers),
+            heads: Mutex::new(vec![0; tier.shards.len()]),
             registers: std::iter::repeat_with(Register::default).take(count).collect(),
             settings,
             tier,
@@ -143,6 +147,23 @@ impl Desk {
 
     pub fn proxies(&self) -> impl Iterator<Item = &Proxy> {
         std::iter::once(self.tier.proxy()).chain(&self.more)
+    }
+
+    /// The servers of a shard: the primary of now, and the others.
+    pub fn servers(&self, shard: usize) -> (&Server, Vec<&Server>) {
+        let mut servers: Vec<&Server> = self.tier.shards[shard].servers().collect();
+        let primary = servers.remove(self.heads.lock()[shard]);
+        (primary, servers)
+    }
+
+    pub fn primary(&self, shard: usize) -> &Server {
+        self.servers(shard).0
+    }
+
+    /// Another server of the shard has become the primary.
+    pub fn promoted(&self, shard: usize, heir: &Server) {
+        let number = self.tier.shards[shard].servers().position(|server| server.port() == heir.port());
+        self.heads.lock()[shard] = number.unwrap_or_default();
     }
 
     pub fn is_closed(&self) -> bool {
@@ -364,9 +385,9 @@ impl Desk {
     /// Every register as its primary has it.
     async fn truth(&self) -> Result<BTreeMap<usize, i64>> {
         let mut truth = BTreeMap::new();
-        for shard in &self.tier.shards {
-            let rows = shard.primary.admin("shop").await?.query("SELECT user_id, name FROM users", &[]).await?;
-            for row in rows.iter().filter(|row| row.get::<_, i64>(0) < ASYNCHRONOUS) {
+        for shard in 0..self.tier.shards.len() {
+            let rows = self.primary(shard).admin("shop").await?.query("SELECT user_id, name FROM users", &[]).await?;
+            for row in rows.iter().filter(|row| row.get::<_, i64>(0) < OWN) {
                 truth.insert(row.get::<_, i64>(0) as usize, row.get::<_, &str>(1).parse().context("a number")?);
             }
         }

@@ -2,16 +2,16 @@
 //! is in order again when it returns.
 
 use std::path::PathBuf;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::sleep;
-use weir_harness::{Redis, Server, Shard};
+use weir_harness::{Redis, Server};
 
-use super::desk::{ASYNCHRONOUS, Desk};
-use super::traffic::{READ, ask, query_all};
+use super::desk::{Desk, PATIENCE};
+use super::own_rows;
+use super::traffic::{READ, ask};
 use crate::differential::Dice;
 
 /// Where a weir built with the feature `unsound` can die on the way of a write (`weir::unsound::Place`).
@@ -43,13 +43,15 @@ pub enum Disturbance {
     PrimaryKilled,
     /// A primary's crash loses commits with `synchronous_commit = off`, which had been read and cached.
     CommitsLost,
+    /// The primary is killed under load, the replica that has most takes its place, and the old primary becomes a replica of it.
+    Promoted,
     /// Only with a weir that can be told where to die.
     ProxyDiesOnItsWay,
 }
 
 impl Disturbance {
     /// All that can be done to a weir as it is.
-    pub const ALL: [Disturbance; 13] = [
+    pub const ALL: [Disturbance; 14] = [
         Disturbance::ReplayPaused,
         Disturbance::ReplayDelayed,
         Disturbance::ReplicaKilled,
@@ -63,12 +65,14 @@ impl Disturbance {
         Disturbance::WritesOrphaned,
         Disturbance::PrimaryKilled,
         Disturbance::CommitsLost,
+        Disturbance::Promoted,
     ];
 
     pub async fn happen(self, desk: &Desk, dice: &mut Dice) -> Result<()> {
         let place = dice.roll(1000);
-        let shard = &desk.tier.shards[place % desk.tier.shards.len()];
-        let replica = || shard.replicas.get(place % shard.replicas.len().max(1)).context("a replica");
+        let shard = place % desk.tier.shards.len();
+        let (primary, replicas) = desk.servers(shard);
+        let replica = || replicas.get(place % replicas.len().max(1)).copied().context("a replica");
         let proxy = desk.proxy(place);
         let moment = desk.settings.moment.mul_f64(0.5 + dice.roll(100) as f64 / 100.0);
         match self {
@@ -88,7 +92,7 @@ impl Disturbance {
                 sleep(moment).await;
                 replica()?.restart().await
             }
-            Disturbance::StandbyStalled => stall_standby(shard, moment).await,
+            Disturbance::StandbyStalled => stall_standby((primary, &replicas), moment).await,
             Disturbance::RedisKilled => {
                 redis(desk)?.kill9();
                 sleep(moment).await;
@@ -108,12 +112,13 @@ impl Disturbance {
                 proxy.restart_weir().await
             }
             Disturbance::ProxyStopped => stop_proxy(desk, place).await,
-            Disturbance::WritesOrphaned => orphan_writes(desk, place, moment).await,
+            Disturbance::WritesOrphaned => own_rows::orphan_writes(desk, place, moment).await,
             Disturbance::PrimaryKilled => {
-                shard.primary.kill9();
-                shard.primary.restart().await
+                primary.kill9();
+                primary.restart().await
             }
-            Disturbance::CommitsLost => lose_commits(desk, shard, place).await,
+            Disturbance::CommitsLost => own_rows::lose_commits(desk, shard).await,
+            Disturbance::Promoted => promote(desk, shard).await,
             Disturbance::ProxyDiesOnItsWay => {
                 desk.count_answers(proxy).await;
                 let failpoint = format!("{}:{}", dice.pick(&PLACES), 1 + dice.roll(100));
@@ -137,14 +142,14 @@ async fn set(server: &Server, name: &str, value: Option<&str>) -> Result<()> {
     Ok(admin.batch_execute("SELECT pg_reload_conf()").await?)
 }
 
-fn signal(pid: Option<u32>, signal: Signal) -> Result<()> {
+pub fn signal(pid: Option<u32>, signal: Signal) -> Result<()> {
     let pid = Pid::from_raw(pid.context("it runs")?.cast_signed()).context("a pid")?;
     Ok(kill_process(pid, signal)?)
 }
 
-async fn stall_standby(shard: &Shard, moment: Duration) -> Result<()> {
+async fn stall_standby((primary, replicas): (&Server, &[&Server]), moment: Duration) -> Result<()> {
     let mut stopped = Vec::new();
-    for replica in &shard.replicas {
+    for replica in replicas {
         const SESSIONS: &str =
             "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
         let rows = replica.admin("postgres").await?.query(SESSIONS, &[]).await?;
@@ -152,14 +157,72 @@ async fn stall_standby(shard: &Shard, moment: Duration) -> Result<()> {
     }
     // One that has ended meanwhile needs no stopping.
     stopped.retain(|pid| signal(Some(*pid), Signal::STOP).is_ok());
-    let stalled = set(&shard.primary, "synchronous_standby_names", Some("nobody")).await;
+    let stalled = set(primary, "synchronous_standby_names", Some("nobody")).await;
     sleep(Duration::from_millis(150)).await;
     for pid in stopped {
         let _ = signal(Some(pid), Signal::CONT);
     }
     stalled?;
     sleep(moment).await;
-    set(&shard.primary, "synchronous_standby_names", None).await
+    set(primary, "synchronous_standby_names", None).await
+}
+
+// ---- promotion ----
+
+/// From the moment when it is sure that every commit waits for all replicas, nothing that was acknowledged can be lost.
+async fn promote(desk: &Desk, shard: usize) -> Result<()> {
+    let (old, replicas) = desk.servers(shard);
+    set(old, "synchronous_standby_names", Some(&format!("ANY {} (*)", replicas.len()))).await?;
+    wait_for_synchronous(old, &replicas).await?;
+    old.kill9();
+    let mut received = Vec::new();
+    for replica in &replicas {
+        let sql = "SELECT (pg_last_wal_receive_lsn() - '0/0'::pg_lsn)::bigint";
+        received.push((replica.admin("postgres").await?.query_one(sql, &[]).await?.get::<_, i64>(0), *replica));
+    }
+    let (_, heir) = received.into_iter().max_by_key(|(position, _)| *position).context("a replica")?;
+    heir.promote().await?;
+    desk.promoted(shard, heir);
+    for other in replicas.into_iter().filter(|other| other.port() != heir.port()) {
+        other.follow(heir).await?;
+    }
+    old.rejoin(heir).await
+}
+
+/// A replica stands still until a commit is seen to wait for it: then the setting is in force, and not only written.
+async fn wait_for_synchronous(primary: &Server, replicas: &[&Server]) -> Result<()> {
+    let admin = primary.admin("postgres").await?;
+    let still = replicas.first().context("a replica")?;
+    still.freeze();
+    let began = Instant::now();
+    let seen = async {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        while admin.query_one(waits, &[]).await?.get::<_, i64>(0) == 0 {
+            ensure!(began.elapsed() < PATIENCE, "no commit waits for a replica that stands still");
+            sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    };
+    let commits = async {
+        loop {
+            commit_something(primary).await?;
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Cancel-safe: nobody minds whether the last of these commits came to be.
+    let seen = tokio::select! {
+        seen = seen => seen,
+        failed = commits => failed,
+    };
+    still.thaw();
+    seen?;
+    // It comes back when all replicas have it, and all that was acknowledged before.
+    commit_something(primary).await
+}
+
+async fn commit_something(server: &Server) -> Result<()> {
+    let admin = server.admin("postgres").await?;
+    Ok(admin.batch_execute("SELECT pg_logical_emit_message(true, 'checker', '')").await?)
 }
 
 // ---- Redis ----
@@ -213,89 +276,4 @@ async fn stop_proxy(desk: &Desk, place: usize) -> Result<()> {
     let (answered, woken) = tokio::join!(futures_util::future::join_all(waiting), woken);
     woken?;
     answered.into_iter().try_for_each(|answer| answer.map(drop))
-}
-
-async fn orphan_writes(desk: &Desk, place: usize, moment: Duration) -> Result<()> {
-    let proxy = desk.proxy(place);
-    let mut holders = Vec::new();
-    for shard in &desk.tier.shards {
-        let holder = shard.primary.admin("shop").await?;
-        holder.batch_execute("BEGIN; SELECT FROM users WHERE user_id < 8 FOR UPDATE").await?;
-        holders.push(holder);
-    }
-    // Writers come to wait for them.
-    sleep(Duration::from_millis(200)).await;
-    desk.count_answers(proxy).await;
-    proxy.kill_weir();
-    // What the others think of its writes shows now: they are read, and kept if nothing seems to be under way.
-    sleep(Duration::from_millis(1500) + moment).await;
-    for holder in holders {
-        holder.batch_execute("COMMIT").await?;
-    }
-    proxy.restart_weir().await
-}
-
-// ---- lost commits ----
-
-/// Rows of their own, so that nobody else is told of what will be lost.
-async fn lose_commits(desk: &Desk, shard: &Shard, place: usize) -> Result<()> {
-    set(&shard.primary, "wal_writer_delay", Some("10s")).await?;
-    let rows = asynchronous(shard).await?;
-    let ids: Vec<usize> = rows.iter().map(|(id, _)| *id).collect();
-    let Some((client, _)) = desk.open(place, READ).await else { return Ok(()) };
-    let mut connections = Vec::new();
-    for number in 0..3 {
-        let Some(opened) = desk.open(number, READ).await else { return Ok(()) };
-        connections.push(opened);
-    }
-    {
-        // A synchronous commit of anybody would save them.
-        let _still = desk.still.write().await;
-        for (id, value) in &rows {
-            let value = value + 1;
-            let write = format!("UPDATE users SET name = '{value}' WHERE user_id = {id}");
-            // One that is refused, because others could not be told of it, is not lost.
-            let _ = client.batch_execute(&format!("BEGIN; SET LOCAL synchronous_commit = off; {write}; COMMIT")).await;
-        }
-        for (client, read) in &connections {
-            for _ in 0..2 {
-                query_all((client, read), &ids).await?;
-            }
-        }
-        shard.primary.kill9();
-    }
-    shard.primary.restart().await?;
-    set(&shard.primary, "wal_writer_delay", None).await?;
-    let truth = asynchronous(shard).await?;
-    let lost = rows.iter().zip(&truth).filter(|((_, before), (_, after))| before == after).count();
-    desk.figures.lost_commits.fetch_add(lost as u64, SeqCst);
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_millis(1500) {
-        for number in 0..3 {
-            check_lost(desk, number, &ids, &truth).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Through one proxy all is as the primary has it; a proxy that cannot ask it yet says so.
-async fn check_lost(desk: &Desk, proxy: usize, ids: &[usize], truth: &[(usize, i64)]) -> Result<()> {
-    let Some((client, read)) = desk.open(proxy, READ).await else { return Ok(()) };
-    let values = query_all((&client, &read), ids).await?;
-    for ((id, truth), value) in truth.iter().zip(values) {
-        if let Ok(value) = value
-            && value != *truth
-        {
-            desk.find("lost commit", format!("row {id} is {truth} since the crash, and proxy {proxy} says {value}"));
-        }
-    }
-    Ok(())
-}
-
-/// Rows and values, by row.
-async fn asynchronous(shard: &Shard) -> Result<Vec<(usize, i64)>> {
-    let sql = "SELECT user_id, name::int8 FROM users WHERE user_id >= $1 ORDER BY user_id";
-    let rows = shard.primary.admin("shop").await?.query(sql, &[&ASYNCHRONOUS]).await?;
-    ensure!(!rows.is_empty(), "no such row is on {}", shard.name);
-    Ok(rows.iter().map(|row| (row.get::<_, i64>(0) as usize, row.get(1))).collect())
 }

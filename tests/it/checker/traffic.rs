@@ -23,20 +23,19 @@ const COUNT_UP: &str = "UPDATE users SET name = name::int8 + 1 WHERE user_id = $
 pub const BATCH: usize = 30;
 /// Batches or writes on one connection before another is opened.
 const PER_CONNECTION: usize = 300;
-const WRITERS: usize = 4;
 const READERS: usize = 8;
 /// Percent of reads that are of registers which are written beside weir.
 const READS_BESIDE: usize = 8;
 
 pub fn begin(desk: &Arc<Desk>, seed: u64) -> tokio::task::JoinSet<Result<()>> {
     let mut workers = tokio::task::JoinSet::new();
-    for writer in 0..WRITERS {
+    for writer in 0..desk.settings.writers {
         workers.spawn(keep_writing(Arc::clone(desk), writer, Dice::new(seed ^ writer as u64)));
     }
     for reader in 0..READERS {
         workers.spawn(keep_reading(Arc::clone(desk), reader, Dice::new(seed ^ (1000 + reader as u64))));
     }
-    for shard in 0..desk.tier.shards.len() {
+    for shard in (0..desk.tier.shards.len()).filter(|_| desk.settings.beside) {
         workers.spawn(keep_writing_beside(Arc::clone(desk), shard, Dice::new(seed ^ (2000 + shard as u64))));
     }
     workers
@@ -123,7 +122,7 @@ async fn keep_writing(desk: Arc<Desk>, writer: usize, mut dice: Dice) -> Result<
             }
             let _moving = desk.still.read().await;
             let register = if dice.percent(50) { desk.popular(&mut dice) } else { desk.any(&mut dice) };
-            let register = register / WRITERS * WRITERS + writer;
+            let register = register / desk.settings.writers * desk.settings.writers + writer;
             next[register] += 1;
             let value = next[register];
             let (name, id) = (value.to_string(), register as i64);
@@ -145,9 +144,8 @@ async fn keep_writing(desk: Arc<Desk>, writer: usize, mut dice: Dice) -> Result<
 
 /// Straight to a primary.
 async fn keep_writing_beside(desk: Arc<Desk>, shard: usize, mut dice: Dice) -> Result<()> {
-    let primary = &desk.tier.shards[shard].primary;
     while !desk.is_closed() {
-        let Ok(client) = primary.admin("shop").await else {
+        let Ok(client) = desk.primary(shard).admin("shop").await else {
             sleep(Duration::from_millis(50)).await;
             continue;
         };

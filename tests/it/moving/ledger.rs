@@ -169,6 +169,22 @@ async fn there(console: &Client, to: &str) -> Result<()> {
     Ok(())
 }
 
+/// One account gets to the other shard than it is on, and the way back is open.
+async fn isolated(console: &Client) -> Result<()> {
+    let isolate = |shard: &str| format!("RESHARD START ISOLATE KEY 7 TYPE bigint TO {shard}");
+    if let Err(error) = order(console, &isolate("shard0")).await {
+        // It is there already.
+        let code = error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code);
+        ensure!(code.is_some_and(|code| code.code() == "22023"), "{error:?}");
+        order(console, &isolate("shard1")).await?;
+    }
+    order(console, "RESHARD CUTOVER").await?;
+    let row = reaches(console, "reverse").await?;
+    println!("isolated: {:?} us", row.get("pause_us"));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    Ok(())
+}
+
 async fn back(console: &Client) -> Result<()> {
     order(console, "RESHARD ROLLBACK").await?;
     let row = reaches(console, "rolled_back").await?;
@@ -193,6 +209,10 @@ async fn money_is_conserved_while_slots_move_there_and_back() -> Result<()> {
         there(&console, "shard1").await?;
         back(&console).await?;
         there(&console, "shard1").await?;
+        stay(&console).await?;
+        isolated(&console).await?;
+        back(&console).await?;
+        isolated(&console).await?;
         stay(&console).await
     };
     let moved = moving.await;

@@ -50,6 +50,7 @@ pub fn show(show: Show, snapshot: &Snapshot) -> Table {
         Show::Replicas => replicas(&snapshot.endpoints),
         Show::Servers => sockets(snapshot, true),
         Show::Shards => shards(&snapshot.shards),
+        Show::SlotLoad => slot_load(&snapshot.slot_load),
         Show::Slots => slots(&snapshot.slots),
         Show::State => pairs(["'key", "'value"], &snapshot.state),
         Show::Stats => stats(&snapshot.stats),
@@ -249,7 +250,7 @@ fn shards(rows: &[ShardRow]) -> Table {
 
 fn slots(rows: &[SlotRange]) -> Table {
     let cells = |row: &SlotRange| {
-        let count = i64::from(row.last) - i64::from(row.first) + 1;
+        let count = if row.key.is_some() { 0 } else { i64::from(row.last) - i64::from(row.first) + 1 };
         vec![
             Cell::from(&row.database),
             row.first.into(),
@@ -258,12 +259,23 @@ fn slots(rows: &[SlotRange]) -> Table {
             row.shard.0.into(),
             (&row.shard_name).into(),
             row.epoch.0.into(),
+            row.key.as_ref().into(),
         ]
     };
     table(
-        &["'database", "first_slot", "last_slot", "slots", "shard", "'name", "epoch"],
+        &["'database", "first_slot", "last_slot", "slots", "shard", "'name", "epoch", "'key"],
         rows.iter().map(cells).collect(),
     )
+}
+
+#[rustfmt::skip]
+fn slot_load(rows: &[SlotLoadRow]) -> Table {
+    let names =
+        ["'database", "slot", "shard", "'name", "statements_per_min", "time_us_per_s", "share_permille"];
+    table(&names, rows.iter().map(|row| vec![
+        Cell::from(&row.database), row.slot.into(), row.shard.into(), (&row.shard_name).into(),
+        row.statements_per_min.into(), row.time_us_per_s.into(), row.permille.into(),
+    ]).collect())
 }
 
 #[rustfmt::skip]
@@ -363,10 +375,11 @@ fn hot_keys(rows: &[HotRow]) -> Table {
             row.hits.into(),
             row.writes.into(),
             row.permille.into(),
+            row.isolate.as_deref().into(),
         ]
     };
     table(
-        &["'database", "'table", "'key", "reads", "hits", "writes", "share_permille"],
+        &["'database", "'table", "'key", "reads", "hits", "writes", "share_permille", "'isolate"],
         rows.iter().map(cells).collect(),
     )
 }

@@ -81,6 +81,7 @@ pub enum Show {
     Replicas,
     Servers,
     Shards,
+    SlotLoad,
     Slots,
     State,
     Stats,
@@ -93,7 +94,7 @@ pub enum Show {
 }
 
 impl Show {
-    pub const ALL: [Show; 28] = [
+    pub const ALL: [Show; 29] = [
         Show::Cache,
         Show::Clients,
         Show::Config,
@@ -113,6 +114,7 @@ impl Show {
         Show::Replicas,
         Show::Servers,
         Show::Shards,
+        Show::SlotLoad,
         Show::Slots,
         Show::State,
         Show::Stats,
@@ -157,7 +159,8 @@ impl Show {
             Show::Replicas => ("REPLICAS", "health, replay position and lag of every server"),
             Show::Servers => ("SERVERS", "server connections"),
             Show::Shards => ("SHARDS", "shards with their servers, slots and health"),
-            Show::Slots => ("SLOTS", "which shard owns which slots"),
+            Show::SlotLoad => ("SLOT LOAD", "which slots take most of the servers' time, as this weir has measured it"),
+            Show::Slots => ("SLOTS", "which shard owns which slots, and keys that are isolated"),
             Show::State => ("STATE", "is weir active, draining, ready"),
             Show::Stats => ("STATS", "totals and averages per database"),
             Show::StatsAverages => ("STATS_AVERAGES", "averages per database"),

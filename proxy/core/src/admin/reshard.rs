@@ -5,10 +5,11 @@
 use super::command::{quoted, usage};
 use super::table::{Cell, Column, Kind, Table};
 use crate::error::UserError;
-use crate::reshard::Goal;
 use crate::reshard::phase::Order;
-use crate::reshard::survey::{Finding, Gravity};
-use crate::topology::SlotSet;
+use crate::reshard::survey::Finding;
+use crate::reshard::throttle::Limit;
+use crate::reshard::{Goal, NamedKey};
+use crate::topology::{KeyType, SlotSet};
 
 /// One command.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +20,8 @@ pub enum Reshard {
     Start(PlanRequest),
     /// Say something to moves that run.
     Order { order: Order, which: Which },
+    /// How much moves may burden their servers.
+    Throttle { limits: Vec<Limit>, which: Which },
 }
 
 /// Which moves are meant.
@@ -62,9 +65,10 @@ pub struct PlanLine {
     pub note: String,
 }
 
-const WORDS: [&str; 4] = ["ADD", "REMOVE", "WEIGHT", "MOVE"];
+const WORDS: [&str; 7] = ["ADD", "REMOVE", "WEIGHT", "BALANCE", "MOVE", "ISOLATE", "RELEASE"];
 const HINT: &str = "RESHARD PLAN | START [database] ADD SHARD shard2 'db3.example.com:5432' [WEIGHT 1]; REMOVE SHARD shard2; WEIGHT shard0 = 2, shard1 = 1; \
-                    MOVE SLOTS 0-99, 200 TO shard1. RESHARD CUTOVER | COMPLETE | ROLLBACK | CANCEL | PAUSE | RESUME | VERIFY [database] [MOVE number].";
+                    MOVE SLOTS 0-99, 200 TO shard1; BALANCE; ISOLATE KEY '42' [TYPE bigint] TO shard1 [AT 'db3.example.com:5432']; RELEASE KEY '42' [TYPE bigint]. RESHARD CUTOVER | COMPLETE | ROLLBACK | CANCEL | PAUSE | RESUME | VERIFY [database] [MOVE number]. \
+                    RESHARD THROTTLE [database] [MOVE number] rate = 20MiB, lag = 10s, active = 8, wal = 50GiB; off takes a limit away.";
 
 /// What follows RESHARD.
 pub(super) fn command(rest: &str) -> Result<Reshard, UserError> {
@@ -75,21 +79,40 @@ pub(super) fn command(rest: &str) -> Result<Reshard, UserError> {
     match verb.to_ascii_uppercase().as_str() {
         "PLAN" => Ok(Reshard::Plan(request(rest)?)),
         "START" => Ok(Reshard::Start(request(rest)?)),
+        "THROTTLE" => {
+            // The first pair begins a word before its `=`.
+            let begin = rest.iter().position(|word| *word == "=").and_then(|at| at.checked_sub(1)).ok_or_else(wrong)?;
+            let limits = limits(&rest[begin..]).ok_or_else(wrong)?;
+            Ok(Reshard::Throttle { limits, which: which(&rest[..begin]).ok_or_else(wrong)? })
+        }
         verb => {
             let order = Order::ALL.into_iter().find(|order| order.as_str() == verb).ok_or_else(wrong)?;
-            let number = |text: &str| text.parse().map(Some).map_err(|_| wrong());
-            let (database, id) = match rest {
-                [] => (None, None),
-                [word, id] if word.eq_ignore_ascii_case("MOVE") => (None, number(id)?),
-                [database] => (Some((*database).to_owned()), None),
-                [database, word, id] if word.eq_ignore_ascii_case("MOVE") => {
-                    (Some((*database).to_owned()), number(id)?)
-                }
-                _ => return Err(wrong()),
-            };
-            Ok(Reshard::Order { order, which: Which { database, id } })
+            Ok(Reshard::Order { order, which: which(rest).ok_or_else(wrong)? })
         }
     }
+}
+
+/// `[database] [MOVE number]`
+fn which(words: &[&str]) -> Option<Which> {
+    let (database, id) = match words {
+        [] => (None, None),
+        [word, id] if word.eq_ignore_ascii_case("MOVE") => (None, Some(id.parse().ok()?)),
+        [database] => (Some((*database).to_owned()), None),
+        [database, word, id] if word.eq_ignore_ascii_case("MOVE") => {
+            (Some((*database).to_owned()), Some(id.parse().ok()?))
+        }
+        _ => return None,
+    };
+    Some(Which { database, id })
+}
+
+/// `rate = 20MiB, lag = off`, cut into words.
+fn limits(words: &[&str]) -> Option<Vec<Limit>> {
+    let pair = |pair: &[&str]| match pair {
+        [name, "=", value] => Limit::parse(name, value),
+        _ => None,
+    };
+    words.split(|word| *word == ",").map(pair).collect()
 }
 
 fn request(words: &[&str]) -> Result<PlanRequest, UserError> {
@@ -111,14 +134,39 @@ fn request(words: &[&str]) -> Result<PlanRequest, UserError> {
             Goal::Add { shard: (*name).to_owned(), address: (*address).to_owned(), weight }
         }
         ("REMOVE", [shard, name]) if is(Some(shard), "SHARD") => Goal::Remove { shard: (*name).to_owned() },
+        ("BALANCE", []) => Goal::Balance,
         ("WEIGHT", pairs) if !pairs.is_empty() => Goal::Weigh(weights(pairs).ok_or_else(wrong)?),
         ("MOVE", [slots, set @ .., to, name]) if is(Some(slots), "SLOTS") && is(Some(to), "TO") => {
             let slots = SlotSet::parse(&set.concat()).ok_or_else(wrong)?;
             Goal::Move { slots, to: (*name).to_owned() }
         }
+        ("ISOLATE", [key, text, rest @ ..]) if is(Some(key), "KEY") => {
+            let (key, rest) = named_key(text, rest).ok_or_else(wrong)?;
+            let (to, address) = match rest {
+                [to, name] if is(Some(to), "TO") => (*name, None),
+                [to, name, at, address] if is(Some(to), "TO") && is(Some(at), "AT") => (*name, Some(*address)),
+                _ => return Err(wrong()),
+            };
+            Goal::Isolate { key, to: to.to_owned(), address: address.map(str::to_owned) }
+        }
+        ("RELEASE", [key, text, rest @ ..]) if is(Some(key), "KEY") => match named_key(text, rest) {
+            Some((key, [])) => Goal::Release { key },
+            _ => return Err(wrong()),
+        },
         _ => return Err(wrong()),
     };
     Ok(PlanRequest { database, goal })
+}
+
+/// A key and maybe its type, and what follows.
+fn named_key<'a, 'w>(text: &str, rest: &'a [&'w str]) -> Option<(NamedKey, &'a [&'w str])> {
+    let (key_type, rest) = match rest {
+        [word, name, rest @ ..] if word.eq_ignore_ascii_case("TYPE") => {
+            (Some(KeyType::parse(&name.to_ascii_lowercase())?), rest)
+        }
+        rest => (None, rest),
+    };
+    Some((NamedKey { text: text.to_owned(), key_type }, rest))
 }
 
 /// `shard0 = 2 , shard1 = 1`, cut into words.
@@ -187,12 +235,11 @@ pub fn plan_table(lines: &[PlanLine], findings: &[Finding]) -> Table {
         ]
     };
     let finding = |finding: &Finding| {
-        let what = if finding.gravity == Gravity::Blocker { "blocker" } else { "warning" };
         let table = Some(&finding.table).filter(|table| !table.is_empty());
         let note = format!("{}. {}", finding.what, finding.remedy);
         let nothing = || Cell::Null;
         vec![
-            what.into(),
+            finding.gravity.as_str().into(),
             (&finding.shard).into(),
             nothing(),
             table.into(),
@@ -200,7 +247,7 @@ pub fn plan_table(lines: &[PlanLine], findings: &[Finding]) -> Table {
             nothing(),
             nothing(),
             nothing(),
-            note.into(),
+            note.trim_end().into(),
         ]
     };
     Table { columns, rows: lines.iter().map(line).chain(findings.iter().map(finding)).collect(), tag: "RESHARD PLAN" }
@@ -214,6 +261,8 @@ pub struct MovesRow {
     pub from: String,
     pub to: String,
     pub slots: usize,
+    /// The key that is isolated or released.
+    pub key: Option<String>,
     pub phase: &'static str,
     /// What it is to reach.
     pub aim: &'static str,
@@ -232,6 +281,12 @@ pub struct MovesRow {
     pub lag_bytes: i64,
     /// How long the last change of owner made statements wait, in microseconds.
     pub pause_us: Option<i64>,
+    /// Why it waits at the moment.
+    pub throttled_by: Option<&'static str>,
+    /// How much it may burden its servers.
+    pub limits: String,
+    /// What has happened to it that is over, and is worth knowing.
+    pub notice: Option<String>,
     pub error: Option<String>,
 }
 
@@ -245,6 +300,7 @@ pub fn moves_table(rows: &[MovesRow], tag: &'static str) -> Table {
         text("from"),
         text("to"),
         number("slots"),
+        text("key"),
         text("phase"),
         text("aim"),
         text("paused"),
@@ -257,6 +313,9 @@ pub fn moves_table(rows: &[MovesRow], tag: &'static str) -> Table {
         number("changes"),
         number("lag_bytes"),
         number("pause_us"),
+        text("throttled_by"),
+        text("limits"),
+        text("notice"),
         text("error"),
     ];
     let cells = |row: &MovesRow| {
@@ -266,6 +325,7 @@ pub fn moves_table(rows: &[MovesRow], tag: &'static str) -> Table {
             (&row.from).into(),
             (&row.to).into(),
             Cell::Int(row.slots as i64),
+            row.key.as_ref().into(),
             row.phase.into(),
             row.aim.into(),
             row.is_paused.into(),
@@ -278,6 +338,9 @@ pub fn moves_table(rows: &[MovesRow], tag: &'static str) -> Table {
             Cell::Int(row.changes),
             Cell::Int(row.lag_bytes),
             row.pause_us.into(),
+            row.throttled_by.map(str::to_owned).as_ref().into(),
+            (&row.limits).into(),
+            row.notice.as_ref().into(),
             row.error.as_ref().into(),
         ]
     };
@@ -291,6 +354,7 @@ mod tests {
     #[test]
     fn goals_are_read() {
         let slots = |text| SlotSet::parse(text).expect("slots");
+        let key = |text: &str, key_type| NamedKey { text: text.into(), key_type };
         for (text, database, goal) in [
             (
                 "PLAN ADD SHARD shard2 'db3:5432'",
@@ -304,7 +368,19 @@ mod tests {
             ),
             ("PLAN shop REMOVE SHARD shard1", Some("shop"), Goal::Remove { shard: "shard1".into() }),
             ("PLAN WEIGHT a=2,b = 0", None, Goal::Weigh(vec![("a".into(), 2), ("b".into(), 0)])),
+            ("PLAN shop BALANCE", Some("shop"), Goal::Balance),
             ("PLAN MOVE SLOTS 0-9, 12 TO b", None, Goal::Move { slots: slots("0-9,12"), to: "b".into() }),
+            ("PLAN ISOLATE KEY 42 TO b", None, Goal::Isolate { key: key("42", None), to: "b".into(), address: None }),
+            (
+                "PLAN shop isolate key 'O''Hara to' type TEXT to b at 'db3:5432'",
+                Some("shop"),
+                Goal::Isolate {
+                    key: key("O'Hara to", Some(KeyType::Text)),
+                    to: "b".into(),
+                    address: Some("db3:5432".into()),
+                },
+            ),
+            ("PLAN RELEASE KEY '-1' TYPE bigint", None, Goal::Release { key: key("-1", Some(KeyType::Int)) }),
         ] {
             assert_eq!(
                 command(text),
@@ -321,13 +397,29 @@ mod tests {
             let which = Which { database: database.map(Into::into), id };
             assert_eq!(command(text), Ok(Reshard::Order { order, which }), "{text}");
         }
+        assert_eq!(
+            command("THROTTLE shop MOVE 7 rate = '20MiB', lag=off"),
+            Ok(Reshard::Throttle {
+                limits: vec![Limit::Rate(Some(20 << 20)), Limit::Lag(None)],
+                which: Which { database: Some("shop".into()), id: Some(7) }
+            })
+        );
         for wrong in [
             "",
+            "THROTTLE",
+            "THROTTLE shop",
+            "THROTTLE = 5s",
+            "THROTTLE rate = 20",
+            "THROTTLE shop 7 rate = 20MiB",
+            "THROTTLE rate = 20MiB,",
             "PLAN",
             "BEGIN ADD SHARD a b:1",
             "CUTOVER shop 7",
             "CUTOVER MOVE seven",
             "PLAN ADD SHARD a",
+            "PLAN ISOLATE KEY 42",
+            "PLAN ISOLATE KEY 42 TYPE point TO b",
+            "PLAN RELEASE KEY 42 TO b",
             "PLAN ADD a b:1",
             "PLAN ADD SHARD a b:1 WEIGHT",
             "PLAN ADD SHARD a b:1 WEIGHT 0",
@@ -335,6 +427,7 @@ mod tests {
             "PLAN WEIGHT",
             "PLAN WEIGHT a 2",
             "PLAN WEIGHT a = 2,",
+            "PLAN BALANCE now",
             "PLAN MOVE SLOTS TO b",
             "PLAN MOVE SLOTS 5000 TO b",
             "PLAN MOVE SLOTS 1 2 TO b c",

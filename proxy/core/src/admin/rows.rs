@@ -13,6 +13,7 @@ pub struct Snapshot {
     pub users: Vec<UserRow>,
     pub shards: Vec<ShardRow>,
     pub slots: Vec<SlotRange>,
+    pub slot_load: Vec<SlotLoadRow>,
     pub endpoints: Vec<EndpointRow>,
     pub pins: Vec<PinRow>,
     pub moves: Vec<super::MovesRow>,
@@ -197,7 +198,7 @@ pub struct ShardRow {
     pub lag_ms: Option<u64>,
 }
 
-/// Neighbouring slots of one owner.
+/// Neighbouring slots of one owner, or a key that has an owner of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotRange {
     pub database: String,
@@ -206,6 +207,22 @@ pub struct SlotRange {
     pub shard: ShardId,
     pub shard_name: String,
     pub epoch: Epoch,
+    /// Of the slot `first`: only this key.
+    pub key: Option<String>,
+}
+
+/// A slot whose statements take time, over the last minutes and by this weir alone.
+#[derive(Clone, Debug, Default)]
+pub struct SlotLoadRow {
+    pub database: String,
+    pub slot: u16,
+    pub shard: u16,
+    pub shard_name: String,
+    pub statements_per_min: u64,
+    /// Microseconds of statements in each second.
+    pub time_us_per_s: u64,
+    /// Of the time of all slots, in thousandths.
+    pub permille: u64,
 }
 
 /// One probed server.
@@ -276,6 +293,8 @@ pub struct HotRow {
     pub writes: u64,
     /// Of all that was counted, in thousandths.
     pub permille: u64,
+    /// What would give it a shard to itself, where it has so much that this is worth a thought.
+    pub isolate: Option<String>,
 }
 
 /// A cacheable read, with all that its cached answer depends on.
@@ -340,23 +359,34 @@ pub struct ConfigRow {
     pub is_changeable: bool,
 }
 
-/// The slot map of one database as ranges, for [`Snapshot::slots`].
-pub fn slot_ranges(database: &str, epoch: Epoch, slots: &SlotMap, names: &[Box<str>]) -> Vec<SlotRange> {
+/// The map of one database as ranges of slots and isolated keys, for [`Snapshot::slots`]. Keys are named to who `sees_keys`, and told
+/// by their hash to others.
+pub fn slot_ranges(
+    database: &str,
+    (epoch, slots): (Epoch, &SlotMap),
+    names: &[Box<str>],
+    sees_keys: bool,
+) -> Vec<SlotRange> {
     let mut ranges: Vec<SlotRange> = Vec::new();
+    let range = |slot: Slot, owner: ShardId, key: Option<String>| SlotRange {
+        database: database.to_owned(),
+        first: slot.index() as u16,
+        last: slot.index() as u16,
+        shard: owner,
+        shard_name: names.get(usize::from(owner.0)).map_or_else(String::new, ToString::to_string),
+        epoch,
+        key,
+    };
     for slot in Slot::all() {
         let owner = slots.owner(slot);
-        let index = slot.index() as u16;
         match ranges.last_mut() {
-            Some(range) if range.shard == owner => range.last = index,
-            _ => ranges.push(SlotRange {
-                database: database.to_owned(),
-                first: index,
-                last: index,
-                shard: owner,
-                shard_name: names.get(usize::from(owner.0)).map_or_else(String::new, ToString::to_string),
-                epoch,
-            }),
+            Some(range) if range.shard == owner => range.last = slot.index() as u16,
+            _ => ranges.push(range(slot, owner, None)),
         }
+    }
+    for key in slots.isolated() {
+        let name = if sees_keys { key.name.to_string() } else { format!("#{:016x}", key.hash) };
+        ranges.push(range(Slot::of_hash(key.hash), key.owner, Some(name)));
     }
     ranges
 }

@@ -17,6 +17,7 @@ impl AdminSource for Fake {
         let names: Vec<Box<str>> = vec!["a".into(), "b".into()];
         let mut owners = vec![ShardId(0); 4096];
         owners[10..=20].fill(ShardId(1));
+        let map = SlotMap::new(owners).expect("all slots");
         Snapshot {
             pools: vec![PoolRow { database: "shop".into(), wait_us_max: 2_000_003, ..PoolRow::default() }],
             stats: vec![stat.clone(), stat],
@@ -37,7 +38,8 @@ impl AdminSource for Fake {
                 replicas_up: 2,
                 lag_ms: None,
             }],
-            slots: slot_ranges("shop", Epoch(4), &SlotMap::new(owners).expect("all slots"), &names),
+            slot_load: vec![SlotLoadRow { database: "shop".into(), slot: 7, ..SlotLoadRow::default() }],
+            slots: slot_ranges("shop", (Epoch(4), &map), &names, true),
             endpoints: vec![EndpointRow {
                 database: "shop".into(),
                 shard: ShardId(0),
@@ -125,8 +127,9 @@ fn columns_are_those_of_pgbouncer() {
         ("clients", &format!("{sockets}, pool_mode")),
         ("servers", sockets),
         ("shards", "database, shard, name, primary, replicas, slots, weight, up, replicas_up, lag_ms, epoch, state"),
-        ("hot keys", "database, table, key, reads, hits, writes, share_permille"),
-        ("slots", "database, first_slot, last_slot, slots, shard, name, epoch"),
+        ("hot keys", "database, table, key, reads, hits, writes, share_permille, isolate"),
+        ("slot load", "database, slot, shard, name, statements_per_min, time_us_per_s, share_permille"),
+        ("slots", "database, first_slot, last_slot, slots, shard, name, epoch, key"),
     ];
     for (show, expected) in golden {
         assert_eq!(names(&run(&format!("SHOW {show}"))), expected, "{show}");

@@ -10,6 +10,7 @@ use super::options::Format;
 use super::text::Counted;
 use super::{Layout, Misfit, binary, text};
 use crate::error::UserError;
+use crate::id::ShardId;
 use crate::topology::{Key, SlotMap};
 
 /// Takes the bytes that are for a part.
@@ -19,7 +20,8 @@ pub type Sink<'s> = dyn FnMut(usize, &[u8]) + 's;
 pub struct Splitter {
     layout: Arc<Layout>,
     /// Slot → part.
-    owners: Box<[u16]>,
+    /// Parts in place of shards.
+    slots: SlotMap,
     parts: usize,
     row_bytes_max: usize,
     /// The start of a row whose end has not come.
@@ -48,12 +50,12 @@ struct Bad {
 
 impl Splitter {
     /// `parts`: the shards that take part, and `slots` says who owns what; a part is an index among `parts`.
-    pub fn new(layout: Arc<Layout>, parts: &[crate::id::ShardId], slots: &SlotMap, row_bytes_max: usize) -> Self {
+    pub fn new(layout: Arc<Layout>, parts: &[ShardId], slots: &SlotMap, row_bytes_max: usize) -> Self {
         let part = |owner| parts.iter().position(|part| *part == owner).unwrap_or(0) as u16;
         let header = layout.options.header || layout.options.format == Format::Binary;
         Splitter {
             layout,
-            owners: slots.owners().iter().map(|owner| part(*owner)).collect(),
+            slots: slots.renumbered(|owner| ShardId(part(owner))),
             parts: parts.len(),
             row_bytes_max,
             carry: Vec::new(),
@@ -210,6 +212,6 @@ impl Splitter {
     }
 
     fn part(&self, key: &Key<'_>) -> usize {
-        usize::from(self.owners[key.slot().index()])
+        usize::from(self.slots.owner_of(key.hash()).0)
     }
 }

@@ -15,7 +15,7 @@ mod script;
 pub use script::{reach, script};
 
 use crate::id::Epoch;
-use crate::topology::{SlotMap, SlotSet, TableRules};
+use crate::topology::{KeySet, SlotMap, TableRules};
 
 /// Schema of weir's own objects in that database.
 pub const SCHEMA: &str = "weir_engine";
@@ -130,8 +130,8 @@ pub struct Target<'a> {
     pub home: usize,
     pub slots: &'a SlotMap,
     pub rules: &'a TableRules,
-    /// Slots of which each of the shards may have rows that it does not own.
-    pub guests: &'a [Option<&'a SlotSet>],
+    /// Keys of which each of the shards may have rows that it does not own.
+    pub guests: &'a [Option<&'a KeySet>],
     /// The hub's account may make operator classes.
     pub partitions: bool,
     /// It is a superuser.

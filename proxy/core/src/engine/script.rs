@@ -121,17 +121,26 @@ pub fn script(home: &Home, target: &Target<'_>) -> String {
     text.0
 }
 
-/// `part(hash)`: the owner of the hash's slot, so that hashing once more by Postgres leaves the shard as the remainder.
+/// `part(hash)`: the owner of the hash, so that hashing once more by Postgres leaves the shard as the remainder.
 fn slot_function(target: &Target<'_>) -> String {
     let mut map = String::with_capacity(4 * Slot::COUNT);
     for owner in target.slots.owners() {
         // Writing to a String cannot fail.
         let _ = write!(map, "{:04x}", owner.0);
     }
+    let by_slot = format!(
+        "get_byte(''\\x{map}''::bytea, (2 * (($1 >> 52) & 4095))::integer) * 256::bigint \
+         + get_byte(''\\x{map}''::bytea, (2 * (($1 >> 52) & 4095))::integer + 1)"
+    );
+    let mut owner = by_slot.clone();
+    if !target.slots.isolated().is_empty() {
+        let isolated = target.slots.isolated().iter();
+        let cases = isolated.map(|key| format!("WHEN ''{}''::bigint THEN {}::bigint", key.hash as i64, key.owner.0));
+        owner = format!("CASE $1 {} ELSE {by_slot} END", cases.collect::<Vec<_>>().join(" "));
+    }
     format!(
         "CREATE FUNCTION {SCHEMA}.part(bigint) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS \
-         'SELECT get_byte(''\\x{map}''::bytea, (2 * (($1 >> 52) & 4095))::integer) * 256::bigint \
-         + get_byte(''\\x{map}''::bytea, (2 * (($1 >> 52) & 4095))::integer + 1) - {COMBINED}'"
+         'SELECT {owner} - {COMBINED}'"
     )
 }
 

@@ -113,7 +113,7 @@ type AllBound = SmallVec<[Bound; 1]>;
 
 impl Bound {
     fn add(&mut self, hash: u64, topology: &Topology) {
-        let shard = topology.slots.owner(Slot::of_hash(hash));
+        let shard = topology.slots.owner_of(hash);
         self.hashes.push(hash);
         if let Err(at) = self.shards.binary_search(&shard) {
             self.shards.insert(at, shard);
@@ -447,7 +447,7 @@ impl Shape {
 /// Each row with its owner: keys are bound in the order of rows, one for each.
 fn dealt(deal: &Arc<Deal>, bound: &AllBound, topology: &Topology) -> Arc<Dealt> {
     let hashes = &bound[deal.demand].hashes;
-    let owners = hashes.iter().map(|hash| topology.slots.owner(Slot::of_hash(*hash))).collect();
+    let owners = hashes.iter().map(|hash| topology.slots.owner_of(*hash)).collect();
     Arc::new(Dealt { deal: Arc::clone(deal), owners, hashes: hashes.as_slice().into() })
 }
 

@@ -5,7 +5,7 @@ use crate::id::ShardId;
 use crate::merge::{FoldKind, MergeSpec};
 use crate::sql::lex::Token;
 use crate::sql::word;
-use crate::topology::{SlotSet, Topology};
+use crate::topology::{KeySet, Topology};
 
 impl ExplainFormat {
     /// The format that the tokens in front of the explained statement ask for; `None`: another one.
@@ -180,7 +180,7 @@ fn guests(plan: &Plan, topology: &Topology) -> Option<String> {
     };
     let met = plan.guests.as_ref()?.iter().filter(|(shard, _)| asked(**shard));
     let one =
-        |(shard, slots): (&ShardId, &SlotSet)| format!("slots {slots} of {}", shards(&Target::One(*shard), topology));
+        |(shard, keys): (&ShardId, &KeySet)| format!("slots {keys} of {}", shards(&Target::One(*shard), topology));
     let met: Vec<String> = met.map(one).collect();
     (!met.is_empty()).then(|| format!("left out: {}", met.join(", ")))
 }

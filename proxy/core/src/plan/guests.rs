@@ -21,7 +21,7 @@ use crate::sql::parse::{Site, Unparsed, sites};
 use crate::sql::rows::FromQuery;
 use crate::sql::word::{self, quote_name};
 use crate::topology::catalog::{DefaultKind, RelationKind};
-use crate::topology::{KeyType, Placement, SlotSet, in_sql};
+use crate::topology::{KeySet, KeyType, Placement, in_sql};
 
 /// Where in a statement guests have to be left out.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -81,14 +81,14 @@ impl Template {
 
 impl WithoutGuests {
     /// The statement that `tokens` were cut from, edited by `merged` if several answers are put together, as a shard is asked that
-    /// has rows of these slots and does not own them.
-    pub fn text(&self, (sql, tokens): (&str, &[Token]), merged: Option<&Rewrite>, slots: &SlotSet) -> String {
+    /// has rows of these and does not own them.
+    pub fn text(&self, (sql, tokens): (&str, &[Token]), merged: Option<&Rewrite>, foreign: &KeySet) -> String {
         let mut edits = Vec::new();
         for spot in &self.spots {
             match spot {
-                Spot::Block { filter, keys } => filter.edit(keys, slots, &mut edits),
+                Spot::Block { filter, keys } => filter.edit(keys, foreign, &mut edits),
                 Spot::Table { named, head, key, tail } => {
-                    let query = format!("({head} WHERE {}){tail}", key.outside(slots));
+                    let query = format!("({head} WHERE {}){tail}", key.outside(foreign));
                     edits.push(Edit { range: named.clone(), pieces: vec![Piece::Text(query.into())] });
                 }
             }
@@ -122,8 +122,8 @@ impl KeyColumn {
         KeyColumn { expression, column: column.into(), key_type }
     }
 
-    fn outside(&self, slots: &SlotSet) -> String {
-        in_sql::outside(slots, &self.expression, self.key_type)
+    fn outside(&self, foreign: &KeySet) -> String {
+        in_sql::outside(foreign, &self.expression, self.key_type)
     }
 }
 
@@ -143,11 +143,11 @@ impl Filter {
         Filter { word, either, end }
     }
 
-    fn edit(&self, keys: &[KeyColumn], slots: &SlotSet, edits: &mut Vec<Edit>) {
+    fn edit(&self, keys: &[KeyColumn], foreign: &KeySet, edits: &mut Vec<Edit>) {
         let mut insert = |at: usize, text: String| {
             edits.push(Edit { range: at..at, pieces: vec![Piece::Text(text.into())] });
         };
-        let conditions: Vec<String> = keys.iter().map(|key| key.outside(slots)).collect();
+        let conditions: Vec<String> = keys.iter().map(|key| key.outside(foreign)).collect();
         let conditions = conditions.join(" AND ");
         match self.word {
             None => insert(self.end, format!(" WHERE {conditions}")),

@@ -131,10 +131,7 @@ fn relations<'c>(name: &'c str, catalog: &'c Catalog) -> impl Iterator<Item = &'
 pub fn created_from(text: &str, tokens: &[Token], schema: &Schema<'_>) -> Option<String> {
     let query = tokens.iter().position(|token| token.depth == 0 && token.is_word(text, "as"))?;
     named(text, &tokens[query..], schema).filter(|name| {
-        let of_rules = schema
-            .rules
-            .iter()
-            .any(|(_, table, placement)| table == name && matches!(placement, Placement::Sharded { .. }));
+        let of_rules = schema.rules.sharded().any(|(_, table, ..)| table == name);
         of_rules
             || relations(name, schema.catalog).any(|relation| behind(&relation.reads, schema).sharded.is_some())
             || function_refusal(name, schema).is_some()

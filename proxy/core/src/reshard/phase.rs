@@ -17,6 +17,8 @@ pub enum Phase {
     Copy,
     /// Changes since that snapshot are applied.
     Catchup,
+    /// What a new shard still lacks of indexes is made.
+    Index,
     /// Both sides are compared at one position.
     Verify,
     /// In step; waits for the cut-over.
@@ -25,6 +27,8 @@ pub enum Phase {
     Cutover,
     /// The target owns the slots; what it writes is applied to the source, so that there is a way back.
     Reverse,
+    /// The target owns the slots and what led back is lost: nothing can be given back any more, and the move waits for its end.
+    Forward,
     /// As [`Phase::Cutover`], the other way round.
     Cutback,
     /// The source owns the slots; what the target has of them is deleted.
@@ -37,15 +41,17 @@ pub enum Phase {
 }
 
 impl Phase {
-    pub const ALL: [Phase; 14] = [
+    pub const ALL: [Phase; 16] = [
         Phase::Queued,
         Phase::Prepare,
         Phase::Copy,
         Phase::Catchup,
+        Phase::Index,
         Phase::Verify,
         Phase::Ready,
         Phase::Cutover,
         Phase::Reverse,
+        Phase::Forward,
         Phase::Cutback,
         Phase::ClearTarget,
         Phase::ClearSource,
@@ -60,10 +66,12 @@ impl Phase {
             Phase::Prepare => "prepare",
             Phase::Copy => "copy",
             Phase::Catchup => "catchup",
+            Phase::Index => "index",
             Phase::Verify => "verify",
             Phase::Ready => "ready",
             Phase::Cutover => "cutover",
             Phase::Reverse => "reverse",
+            Phase::Forward => "forward",
             Phase::Cutback => "cutback",
             Phase::ClearTarget => "clear_target",
             Phase::ClearSource => "clear_source",
@@ -81,17 +89,31 @@ impl Phase {
     pub fn stage(self) -> Option<Stage> {
         match self {
             Phase::Queued | Phase::Done | Phase::Cancelled | Phase::RolledBack => None,
-            Phase::Prepare | Phase::Copy | Phase::Catchup | Phase::Verify | Phase::Ready | Phase::ClearTarget => {
-                Some(Stage::Copying)
-            }
+            Phase::Prepare
+            | Phase::Copy
+            | Phase::Catchup
+            | Phase::Index
+            | Phase::Verify
+            | Phase::Ready
+            | Phase::ClearTarget => Some(Stage::Copying),
             Phase::Cutover => Some(Stage::Cutting),
-            Phase::Reverse | Phase::ClearSource => Some(Stage::Moved),
+            Phase::Reverse | Phase::Forward | Phase::ClearSource => Some(Stage::Moved),
             Phase::Cutback => Some(Stage::Returning),
         }
     }
 
     pub fn is_final(self) -> bool {
         matches!(self, Phase::Done | Phase::Cancelled | Phase::RolledBack)
+    }
+
+    /// Do statements wait for its end?
+    pub fn is_awaited(self) -> bool {
+        matches!(self, Phase::Cutover | Phase::Cutback)
+    }
+
+    /// Does it stay there until somebody says something?
+    pub fn rests(self) -> bool {
+        self.is_final() || matches!(self, Phase::Ready | Phase::Reverse | Phase::Forward)
     }
 
     /// Before the owner has changed: may it be given up without a trace?
@@ -102,15 +124,26 @@ impl Phase {
                 | Phase::Prepare
                 | Phase::Copy
                 | Phase::Catchup
+                | Phase::Index
                 | Phase::Verify
                 | Phase::Ready
                 | Phase::Cutover
         )
     }
 
+    /// Does a slot of the source keep WAL for it, and is what it was copied from still needed?
+    pub fn follows_source(self) -> bool {
+        matches!(self, Phase::Catchup | Phase::Index | Phase::Verify | Phase::Ready)
+    }
+
+    /// Has it something that it would have to begin again without: guards, and a slot of the source?
+    pub fn may_begin_again(self) -> bool {
+        self == Phase::Copy || self.follows_source()
+    }
+
     /// Does it read or write so much that it is worth a pause?
     fn may_pause(self) -> bool {
-        matches!(self, Phase::Queued | Phase::Copy | Phase::Catchup | Phase::Verify | Phase::Ready | Phase::Reverse)
+        self.may_begin_again() || matches!(self, Phase::Queued | Phase::Reverse)
     }
 }
 
@@ -151,11 +184,10 @@ impl Aim {
 pub fn next(phase: Phase, aim: Aim) -> Option<Phase> {
     match (phase, aim) {
         (Phase::Queued, Aim::Cancelled) => Some(Phase::Cancelled),
-        (Phase::Prepare | Phase::Copy | Phase::Catchup | Phase::Verify | Phase::Ready, Aim::Cancelled) => {
-            Some(Phase::ClearTarget)
-        }
+        (Phase::Prepare, Aim::Cancelled) => Some(Phase::ClearTarget),
+        (phase, Aim::Cancelled) if phase.may_begin_again() => Some(Phase::ClearTarget),
         (Phase::Ready, Aim::Moved | Aim::Complete) => Some(Phase::Cutover),
-        (Phase::Reverse, Aim::Complete) => Some(Phase::ClearSource),
+        (Phase::Reverse | Phase::Forward, Aim::Complete) => Some(Phase::ClearSource),
         (Phase::Reverse, Aim::Back) => Some(Phase::Cutback),
         _ => None,
     }
@@ -203,7 +235,9 @@ pub enum Made {
 pub fn order(phase: Phase, order: Order) -> Result<Made, UserError> {
     let made = match order {
         Order::Cutover if phase.is_before_cutover() => Made::Aim(Aim::Moved),
-        Order::Complete if matches!(phase, Phase::Reverse | Phase::ClearSource) => Made::Aim(Aim::Complete),
+        Order::Complete if matches!(phase, Phase::Reverse | Phase::Forward | Phase::ClearSource) => {
+            Made::Aim(Aim::Complete)
+        }
         Order::Rollback if matches!(phase, Phase::Reverse | Phase::Cutback) => Made::Aim(Aim::Back),
         Order::Cancel if phase.is_before_cutover() => Made::Aim(Aim::Cancelled),
         Order::Pause if phase.may_pause() => Made::Paused(true),
@@ -216,6 +250,11 @@ pub fn order(phase: Phase, order: Order) -> Result<Made, UserError> {
 
 fn not_now(phase: Phase, order: Order) -> UserError {
     let hint = match phase {
+        Phase::Forward if order == Order::Rollback => {
+            "What the target has written since cannot be told any more (SHOW MOVES says why). RESHARD COMPLETE ends the move; \
+             then RESHARD START MOVE SLOTS … TO … moves them back."
+        }
+        Phase::Forward => "RESHARD COMPLETE ends it.",
         Phase::Reverse => "RESHARD COMPLETE ends it, RESHARD ROLLBACK gives the slots back.",
         phase if phase.is_final() => "It is over. SHOW MOVES lists all.",
         phase if phase.is_before_cutover() => "RESHARD CUTOVER hands the slots over, RESHARD CANCEL gives the move up.",
@@ -246,7 +285,8 @@ mod tests {
             Phase::Queued => Phase::Prepare,
             Phase::Prepare => Phase::Copy,
             Phase::Copy => Phase::Catchup,
-            Phase::Catchup => Phase::Verify,
+            Phase::Catchup => Phase::Index,
+            Phase::Index => Phase::Verify,
             Phase::Verify => Phase::Ready,
             Phase::Cutover => Phase::Reverse,
             Phase::ClearSource => Phase::Done,
@@ -303,6 +343,8 @@ mod tests {
             (Phase::Copy, Order::Rollback),
             (Phase::Done, Order::Cutover),
             (Phase::ClearSource, Order::Rollback),
+            (Phase::Forward, Order::Rollback),
+            (Phase::Forward, Order::Cancel),
             (Phase::Copy, Order::Complete),
         ] {
             let error = order(phase, said).expect_err("refused");

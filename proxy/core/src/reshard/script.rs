@@ -9,10 +9,13 @@
 use std::fmt::Write as _;
 
 use crate::sql::word::{quote_literal, quote_name};
-use crate::topology::{KeyType, SlotSet, in_sql};
+use crate::topology::{KeySet, KeyType, in_sql};
 
 /// First half of the advisory lock of a move: "wmve" as bytes.
 pub const LOCK: i32 = i32::from_be_bytes(*b"wmve");
+
+/// The same of the lock that copies hold: "wmcp" as bytes.
+const COPY_LOCK: i32 = i32::from_be_bytes(*b"wmcp");
 
 /// How far each move's changes are applied here, and marks that are written here to be found in the WAL.
 pub const APPLIED: &str = "
@@ -65,12 +68,12 @@ impl MovedTable {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Script {
     id: i32,
-    bitmap: String,
+    keys: KeySet,
 }
 
 impl Script {
-    pub fn new(id: i32, slots: &SlotSet) -> Script {
-        Script { id, bitmap: in_sql::bitmap(slots) }
+    pub fn new(id: i32, keys: &KeySet) -> Script {
+        Script { id, keys: keys.clone() }
     }
 
     /// Of the publication and of the replication slot.
@@ -86,14 +89,23 @@ impl Script {
         format!("weir.move_{}_guard_{table}", self.id)
     }
 
+    /// The guard of whole tables.
+    fn whole_guard(&self) -> String {
+        format!("weir.move_{}_guard_all", self.id)
+    }
+
+    fn whole_trigger(&self) -> String {
+        format!("{}_all", self.trigger())
+    }
+
     /// Sorted behind all others: BEFORE triggers fire by name, and one of them may change the key.
-    fn trigger(&self) -> String {
+    pub fn trigger(&self) -> String {
         format!("zzzz_weir_move_{}", self.id)
     }
 
-    /// Is a row of the table in a slot that moves?
+    /// Does a row of the table move?
     pub fn moves(&self, table: &MovedTable, row: &str) -> String {
-        format!("pg_catalog.get_bit({}, {}) = 1", self.bitmap, table.slot(row))
+        in_sql::inside(&self.keys, &format!("{row}{}", quote_name(&table.key)), table.key_type)
     }
 
     /// Fence, progress and the guards' functions; may be run again. `open`: the fence is made open, where there is none yet.
@@ -106,6 +118,17 @@ impl Script {
             id = self.id,
             fence = self.fence(),
             value = if open { 1 } else { 2 },
+        );
+        let _ = write!(
+            sql,
+            "CREATE OR REPLACE FUNCTION {guard}() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $weir$\n\
+             BEGIN RAISE EXCEPTION USING ERRCODE = '55006', CONSTRAINT = 'weir_move', SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME,\n\
+             MESSAGE = 'TRUNCATE has to wait while slots are on their way between shards',\n\
+             DETAIL = 'It would take away rows of other slots on the other server (move {id}).',\n\
+             HINT = 'Use DELETE, or run it again when the move is over: SHOW MOVES tells how far it is.';\n\
+             END $weir$; ",
+            guard = self.whole_guard(),
+            id = self.id,
         );
         for (number, table) in tables.iter().enumerate() {
             let _ = write!(
@@ -144,7 +167,10 @@ impl Script {
         format!(
             "DO $weir$ BEGIN IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {literal}::regclass AND tgname = '{trigger}') THEN \
              CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {guard}(); \
+             CREATE TRIGGER {whole} BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {whole_guard}(); \
              END IF; END $weir$",
+            whole = self.whole_trigger(),
+            whole_guard = self.whole_guard(),
             literal = quote_literal(&table),
             guard = self.guard(number),
         )
@@ -152,12 +178,14 @@ impl Script {
 
     /// Takes a table's guard away.
     pub fn drop_guard(&self, table: &MovedTable) -> String {
-        format!("DROP TRIGGER IF EXISTS {} ON {}", self.trigger(), table.quoted())
+        let (each, whole, table) = (self.trigger(), self.whole_trigger(), table.quoted());
+        format!("DROP TRIGGER IF EXISTS {each} ON {table}; DROP TRIGGER IF EXISTS {whole} ON {table}")
     }
 
     /// Takes away what [`Script::prepare`] has made; the guards must be gone.
     pub fn forget(&self, tables: usize) -> String {
-        let mut sql = format!("DROP SEQUENCE IF EXISTS {}; ", self.fence());
+        let (fence, whole) = (self.fence(), self.whole_guard());
+        let mut sql = format!("DROP SEQUENCE IF EXISTS {fence}; DROP FUNCTION IF EXISTS {whole}(); ");
         for number in 0..tables {
             let _ = write!(sql, "DROP FUNCTION IF EXISTS {}(); ", self.guard(number));
         }
@@ -171,20 +199,38 @@ impl Script {
         sql
     }
 
-    /// What the decoder is shown of this server. TRUNCATE is left out: it would empty the other slots of the other side.
+    /// What the decoder is shown of this server. TRUNCATE is left out: the guards let nobody do it.
     pub fn publish(&self, tables: &[MovedTable]) -> String {
-        let tables: Vec<String> = tables.iter().map(MovedTable::quoted).collect();
+        // There may be no other yet.
+        let tables: String = tables.iter().flat_map(|table| [table.quoted(), ", ".to_owned()]).collect();
         format!(
-            "DROP PUBLICATION IF EXISTS {name}; CREATE PUBLICATION {name} FOR TABLE {}, weir.move_applied \
+            "DROP PUBLICATION IF EXISTS {name}; CREATE PUBLICATION {name} FOR TABLE {tables}weir.move_applied \
              WITH (publish = 'insert, update, delete')",
-            tables.join(", "),
             name = self.name()
+        )
+    }
+
+    /// Is there everything that [`Script::prepare`], [`Script::set_guard`] and [`Script::publish`] make, but for the row of
+    /// [`Script::ask_applied`]?
+    pub fn ask_standing(&self, tables: usize) -> String {
+        format!(
+            "SELECT (SELECT count(*) FROM pg_trigger WHERE tgname = '{trigger}' AND tgenabled = 'O') = {tables} \
+             AND to_regclass('{fence}') IS NOT NULL AND to_regclass('weir.move_applied') IS NOT NULL \
+             AND EXISTS (SELECT FROM pg_publication WHERE pubname = '{name}')",
+            trigger = self.trigger(),
+            fence = self.fence(),
+            name = self.name(),
         )
     }
 
     /// Opens or closes this server's fence. Durable with the commit.
     pub fn set_fence(&self, open: bool) -> String {
         format!("SELECT setval('{}', {})", self.fence(), if open { 1 } else { 2 })
+    }
+
+    /// Is there one?
+    pub fn has_fence(&self) -> String {
+        format!("SELECT to_regclass('{}') IS NOT NULL", self.fence())
     }
 
     /// Is it open?
@@ -220,15 +266,23 @@ impl Script {
         format!("SELECT (lsn - '0/0')::int8 FROM weir.move_applied WHERE move = {}", self.id)
     }
 
-    pub fn copy_out(&self, table: &MovedTable) -> String {
+    /// `within`: a condition on the place of rows.
+    pub fn copy_out(&self, table: &MovedTable, within: Option<&str>) -> String {
         let (columns, name, moves, format) =
             (table.column_list(), table.quoted(), self.moves(table, ""), table.format());
-        format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {moves}) TO STDOUT (FORMAT {format})")
+        let within = within.map_or_else(String::new, |within| format!("{within} AND "));
+        format!("COPY (SELECT {columns} FROM ONLY {name} WHERE {within}{moves}) TO STDOUT (FORMAT {format})")
     }
 
-    /// Rows that are to move, as the planner does not know.
-    pub fn count(&self, table: &MovedTable) -> String {
-        format!("SELECT count(*) FROM ONLY {} WHERE {}", table.quoted(), self.moves(table, ""))
+    /// Rows that are to move, as the planner does not know: in so many of a hundred pages.
+    pub fn count(&self, table: &MovedTable, percent: f64) -> String {
+        let sample = if percent < 100.0 { format!(" TABLESAMPLE SYSTEM ({percent:.4})") } else { String::new() };
+        format!("SELECT count(*) FROM ONLY {}{sample} WHERE {}", table.quoted(), self.moves(table, ""))
+    }
+
+    /// Held by who copies, shared: the next attempt waits for the end of the last one, however that ended.
+    pub fn copy_lock(&self) -> (i32, i32) {
+        (COPY_LOCK, self.id)
     }
 
     /// Per slot the rows, and a sum of their hashes that says whether they are the same.
@@ -244,12 +298,12 @@ impl Script {
         )
     }
 
-    /// Deletes some of the rows that moved.
-    pub fn clear(&self, table: &MovedTable, rows: u32) -> String {
-        let (name, moves) = (table.quoted(), self.moves(table, ""));
-        format!(
-            "DELETE FROM ONLY {name} WHERE ctid = ANY (ARRAY(SELECT ctid FROM ONLY {name} WHERE {moves} LIMIT {rows}))"
-        )
+    /// Deletes the rows that moved, where the fence is closed still: of a side that owns them nothing is deleted, whoever believes that it
+    /// should be. `within`: a condition on the place of rows. Errors: the move is over.
+    pub fn clear(&self, table: &MovedTable, within: Option<&str>) -> String {
+        let within = within.map_or_else(String::new, |within| format!("{within} AND "));
+        let (name, moves, fence) = (table.quoted(), self.moves(table, ""), self.fence());
+        format!("DELETE FROM ONLY {name} WHERE {within}{moves} AND (SELECT last_value FROM {fence}) = 2")
     }
 }
 
@@ -269,16 +323,8 @@ mod tests {
     }
 
     #[test]
-    fn bits_are_counted_as_get_bit_counts_them() {
-        let script = Script::new(7, &SlotSet::parse("0, 9, 4095").expect("slots"));
-        assert!(script.bitmap.starts_with("pg_catalog.decode('010200"), "{}", script.bitmap);
-        assert!(script.bitmap.ends_with("80', 'hex')"));
-        assert_eq!(script.bitmap.len(), "pg_catalog.decode('', 'hex')".len() + 1024);
-    }
-
-    #[test]
     fn names_are_quoted_and_bear_the_number() {
-        let script = Script::new(7, &SlotSet::parse("1").expect("slots"));
+        let script = Script::new(7, &KeySet::parse("1").expect("slots"));
         let tables = [users()];
         assert!(script.set_guard(&tables, 0).contains("ON \"public\".\"Users\" FOR EACH ROW"));
         assert!(script.publish(&tables).contains("weir_move_7 FOR TABLE \"public\".\"Users\", weir.move_applied"));

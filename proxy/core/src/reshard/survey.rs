@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::Slot;
-use crate::topology::SlotSet;
+use crate::topology::KeySet;
 use crate::topology::drift::{Objects, drift};
 
 /// Slots and senders that one move takes on each of its two servers: one stream there, one back.
@@ -30,6 +30,10 @@ pub struct ServerSaid {
     pub may_replicate: bool,
     /// It may make schema `weir`, publications and triggers: CREATE on the database.
     pub may_create: bool,
+    /// It may set session_replication_role, so that guards, triggers and foreign keys let pass what it applies.
+    pub may_apply: bool,
+    /// Sharded tables that it does not own, and so may not guard.
+    pub foreign: Vec<String>,
     pub extensions: BTreeSet<String>,
     pub encoding: String,
     /// Age of the oldest open transaction, in seconds.
@@ -47,13 +51,11 @@ pub struct TableSaid {
     /// Rows can be told apart in the WAL: by a primary key, another unique index, or whole.
     pub has_identity: bool,
     pub unlogged: bool,
-    /// weir's account owns it, or is a superuser: it may put a guard on it.
-    pub is_own: bool,
     /// Unique constraints and indexes without the shard key among their columns.
     pub unique_elsewhere: Vec<String>,
-    /// Triggers of users, which must not fire again for rows that arrive.
-    pub triggers: Vec<String>,
     pub rows: BTreeMap<Slot, Rows>,
+    /// Of single keys that were asked for, by hash; they are part of their slot's.
+    pub keys: BTreeMap<u64, Rows>,
     /// Rows were counted in a part of its pages.
     pub is_sampled: bool,
 }
@@ -73,11 +75,20 @@ impl std::ops::AddAssign for Rows {
     }
 }
 
+impl std::ops::SubAssign for Rows {
+    fn sub_assign(&mut self, other: Rows) {
+        self.rows = (self.rows - other.rows).max(0.0);
+        self.bytes = (self.bytes - other.bytes).max(0.0);
+    }
+}
+
 impl TableSaid {
-    /// What it has in these slots.
-    pub fn within(&self, slots: &SlotSet) -> Rows {
+    /// What it has of these keys.
+    pub fn within(&self, keys: &KeySet) -> Rows {
         let mut sum = Rows::default();
-        slots.iter().filter_map(|slot| self.rows.get(&slot)).for_each(|rows| sum += *rows);
+        keys.slots().iter().filter_map(|slot| self.rows.get(&slot)).for_each(|rows| sum += *rows);
+        keys.beside().filter_map(|hash| self.keys.get(&hash)).for_each(|rows| sum += *rows);
+        keys.except().filter_map(|hash| self.keys.get(&hash)).for_each(|rows| sum -= *rows);
         sum
     }
 
@@ -96,6 +107,18 @@ impl TableSaid {
 pub enum Gravity {
     Blocker,
     Warning,
+    /// Just to be known.
+    Note,
+}
+
+impl Gravity {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Gravity::Blocker => "blocker",
+            Gravity::Warning => "warning",
+            Gravity::Note => "note",
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -130,6 +153,17 @@ pub fn judge_server(shard: &str, said: &ServerSaid) -> Vec<Finding> {
     if !said.may_create {
         let remedy = "GRANT CREATE ON DATABASE … to weir's account.";
         list.blocker("weir's account may not create publications and schema weir".to_owned(), remedy);
+    }
+    if !said.may_apply {
+        let remedy = "Postgres 15 and later: GRANT SET ON PARAMETER session_replication_role TO weir's account. Before that it must be superuser, \
+                      or a member of what stands for it on managed Postgres and may set it (rds_superuser).";
+        list.blocker("weir's account may not set session_replication_role".to_owned(), remedy);
+    }
+    for table in &said.foreign {
+        let mut of_table = Findings { shard, table, found: Vec::new() };
+        let remedy = "ALTER TABLE … OWNER TO weir's account, or make that account a member of the owner.";
+        of_table.blocker("weir's account does not own it, and so may not guard or publish it".to_owned(), remedy);
+        list.found.append(&mut of_table.found);
     }
     if said.prepared > 0 {
         let what = format!("{} prepared transactions wait for their decision", said.prepared);
@@ -205,17 +239,6 @@ pub fn judge_table(shard: &str, table: &TableSaid) -> Vec<Finding> {
     if !table.has_identity {
         let what = "its rows cannot be told apart in the WAL: no primary key, no replica identity".to_owned();
         list.blocker(what, "Add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL.");
-    }
-    if !table.is_own {
-        let remedy = "ALTER TABLE … OWNER TO weir's account, or make that account a member of the owner.";
-        list.blocker("weir's account does not own it, and so may not guard or publish it".to_owned(), remedy);
-    }
-    if !table.triggers.is_empty() {
-        let what = format!("triggers must not fire again for rows that arrive: {}", table.triggers.join(", "));
-        list.warning(
-            what,
-            "weir's account needs SET on session_replication_role (Postgres 15: GRANT SET ON PARAMETER).",
-        );
     }
     if !table.unique_elsewhere.is_empty() {
         let what =

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::{ShardId, Slot};
+use crate::topology::Placement;
 
 fn shards(weights: &[u32]) -> Vec<Weighed> {
     let weighed = |(index, weight): (usize, &u32)| Weighed { name: format!("shard{index}").into(), weight: *weight };
@@ -22,23 +22,33 @@ fn levelled_map(weights: &[u32]) -> SlotMap {
 
 /// The map after all steps.
 fn after(steps: &[Step], names: &[&str], slots: &SlotMap) -> SlotMap {
-    let mut owners = slots.owners().to_vec();
+    let mut map = slots.clone();
     for step in steps {
-        let number = |name: &str| names.iter().position(|known| *known == name).expect(name);
-        for slot in step.slots.iter() {
-            assert_eq!(usize::from(owners[slot.index()].0), number(&step.from), "a step takes from who has it");
-            owners[slot.index()] = ShardId(number(&step.to) as u16);
+        let number = |name: &str| ShardId(names.iter().position(|known| *known == name).expect(name) as u16);
+        for hash in step.keys.slots().iter().map(|slot| (slot.index() as u64) << 52).chain(step.keys.beside()) {
+            assert_eq!(map.owner_of(hash), number(&step.from), "a step takes from who has it");
         }
+        map = map.giving(&step.keys, number(&step.to));
     }
-    SlotMap::new(owners).expect("all slots")
+    map
+}
+
+fn drafted(goal: &Goal, shards: &[Weighed], slots: &SlotMap) -> Result<Vec<Step>, UserError> {
+    draft(goal, Today { shards, slots, rules: &rules() })
+}
+
+fn rules() -> TableRules {
+    let mut rules = TableRules::default();
+    rules.insert("public", "users", Placement::Sharded { key: "id".into(), key_type: KeyType::Int });
+    rules
 }
 
 #[test]
 fn the_fourth_of_four_shards_takes_a_quarter_and_nothing_else_moves() {
     let map = levelled_map(&[1, 1, 1]);
-    let steps = draft(&add("shard3"), &shards(&[1, 1, 1]), &map).expect("a draft");
+    let steps = drafted(&add("shard3"), &shards(&[1, 1, 1]), &map).expect("a draft");
     assert!(steps.iter().all(|step| &*step.to == "shard3"));
-    let moved: usize = steps.iter().map(|step| step.slots.len()).sum();
+    let moved: usize = steps.iter().map(|step| step.keys.slots().len()).sum();
     assert_eq!(moved, Slot::COUNT / 4);
     let map = after(&steps, &["shard0", "shard1", "shard2", "shard3"], &map);
     assert_eq!(map.counts(4), [1024; 4]);
@@ -47,7 +57,7 @@ fn the_fourth_of_four_shards_takes_a_quarter_and_nothing_else_moves() {
 #[test]
 fn a_shard_that_goes_gives_up_all_it_has() {
     let map = levelled_map(&[1, 1, 2]);
-    let steps = draft(&Goal::Remove { shard: "shard2".into() }, &shards(&[1, 1, 2]), &map).expect("a draft");
+    let steps = drafted(&Goal::Remove { shard: "shard2".into() }, &shards(&[1, 1, 2]), &map).expect("a draft");
     assert!(steps.iter().all(|step| &*step.from == "shard2"));
     assert_eq!(after(&steps, &["shard0", "shard1", "shard2"], &map).counts(3), [2048, 2048, 0]);
 }
@@ -58,11 +68,49 @@ fn given_slots_move_from_wherever_they_are() {
     let wanted = SlotSet::parse("0-99").expect("a set");
     let there = wanted.iter().filter(|slot| map.owner(*slot) == ShardId(1)).count();
     let goal = Goal::Move { slots: wanted.clone(), to: "shard1".into() };
-    let steps = draft(&goal, &shards(&[1, 1]), &map).expect("a draft");
-    assert_eq!(steps.iter().map(|step| step.slots.len()).sum::<usize>(), 100 - there);
+    let steps = drafted(&goal, &shards(&[1, 1]), &map).expect("a draft");
+    assert_eq!(steps.iter().map(|step| step.keys.slots().len()).sum::<usize>(), 100 - there);
     let map = after(&steps, &["shard0", "shard1"], &map);
     assert!(wanted.iter().all(|slot| map.owner(slot) == ShardId(1)));
-    assert_eq!(draft(&goal, &shards(&[1, 1]), &map).expect_err("nothing is left").sqlstate, "22023");
+    assert_eq!(drafted(&goal, &shards(&[1, 1]), &map).expect_err("nothing is left").sqlstate, "22023");
+}
+
+#[test]
+fn one_key_moves_and_nothing_else() {
+    let map = levelled_map(&[1, 1]);
+    let all = shards(&[1, 1]);
+    let key = |text: &str| NamedKey { text: text.into(), key_type: None };
+    let hash = key("42").hash(&rules()).expect("a key");
+    let [here, there] = if map.owner_of(hash) == ShardId(0) { ["shard0", "shard1"] } else { ["shard1", "shard0"] };
+    let isolate = |to: &str| Goal::Isolate { key: key("42"), to: to.into(), address: None };
+    let steps = drafted(&isolate(there), &all, &map).expect("a draft");
+    let expected = Step { from: here.into(), to: there.into(), keys: KeySet::single(hash) };
+    assert_eq!(steps, [expected]);
+    let isolated = after(&steps, &["shard0", "shard1"], &map);
+    assert_ne!(isolated.owner_of(hash), map.owner_of(hash));
+    assert_eq!(isolated.owners(), map.owners());
+    // Its slot goes without it.
+    let slot = Slot::of_hash(hash);
+    let with_slot = Goal::Move { slots: [slot].into_iter().collect(), to: there.into() };
+    let steps = drafted(&with_slot, &all, &isolated).expect("a draft");
+    assert!(!steps[0].keys.contains(hash) && steps[0].keys.contains(hash ^ 1));
+    // It goes back, by itself or with the shard it was given to.
+    for goal in [Goal::Release { key: key("42") }, Goal::Remove { shard: there.into() }] {
+        let steps = drafted(&goal, &all, &isolated).expect("a draft");
+        assert!(steps.iter().all(|step| *step.from == *there && *step.to == *here));
+        assert!(steps.iter().any(|step| step.keys.contains(hash)));
+    }
+    // A new shard for it alone.
+    let alone = Goal::Isolate { key: key("42"), to: "star".into(), address: Some("db9:5432".into()) };
+    assert_eq!(drafted(&alone, &all, &map).expect("a draft")[0].keys, KeySet::single(hash));
+    for (goal, code) in [
+        (isolate(here), "22023"),
+        (isolate("star"), "42704"),
+        (Goal::Release { key: key("43") }, "42704"),
+        (Goal::Isolate { key: key("a lot"), to: there.into(), address: None }, "22P02"),
+    ] {
+        assert_eq!(drafted(&goal, &all, &map).expect_err("refused").sqlstate, code, "{goal:?}");
+    }
 }
 
 #[test]
@@ -76,7 +124,7 @@ fn what_makes_no_sense_is_refused() {
         (Goal::Weigh(vec![("shard0".into(), 3), ("shard1".into(), 3)]), "22023"),
         (Goal::Move { slots: SlotSet::parse("1").expect("a slot"), to: "nobody".into() }, "42704"),
     ] {
-        assert_eq!(draft(&goal, &all, &map).expect_err("refused").sqlstate, code, "{goal:?}");
+        assert_eq!(drafted(&goal, &all, &map).expect_err("refused").sqlstate, code, "{goal:?}");
     }
 }
 
@@ -91,7 +139,7 @@ proptest! {
         prop_assume!(weights.iter().any(|weight| *weight > 0));
         let names: Vec<String> = (0..before.len()).map(|index| format!("shard{index}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        match draft(&goal, &shards(&before), &map) {
+        match drafted(&goal, &shards(&before), &map) {
             Ok(steps) => {
                 // Only to or from the shard whose weight changed.
                 let name = names[which];

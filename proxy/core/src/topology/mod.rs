@@ -5,9 +5,11 @@
 
 pub mod catalog;
 pub mod drift;
+pub mod follow;
 pub mod hash;
 pub mod in_sql;
 pub mod key;
+pub mod keyset;
 pub mod moves;
 pub mod ring;
 pub mod roster;
@@ -18,6 +20,7 @@ use std::sync::Arc;
 
 use crate::id::{Epoch, ShardId, Slot};
 pub use key::{Key, KeyType};
+pub use keyset::KeySet;
 pub use roster::{Roster, ShardState};
 pub use slots::SlotSet;
 
@@ -39,7 +42,7 @@ pub struct Topology {
 impl Topology {
     /// The shard that owns `key` now.
     pub fn shard_of(&self, key: &Key<'_>) -> ShardId {
-        self.slots.owner(key.slot())
+        self.slots.owner_of(key.hash())
     }
 
     /// The shards that take part, ascending.
@@ -63,39 +66,108 @@ impl Topology {
     }
 }
 
-/// Slot → shard, for every slot. The truth lives in the hub; this is one read of it.
+/// Slot → shard, for every slot, and the keys that have an owner of their own. The truth lives in the hub; this is one read of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SlotMap(Arc<[ShardId]>);
+pub struct SlotMap {
+    owners: Arc<[ShardId]>,
+    /// By hash, ascending.
+    isolated: Arc<[Isolated]>,
+}
+
+/// A key that has an owner of its own, whatever its slot says; and what hashes alike.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Isolated {
+    pub hash: u64,
+    pub owner: ShardId,
+    /// The key as it was written when it was isolated.
+    pub name: Box<str>,
+}
 
 impl SlotMap {
     /// `None` unless there is exactly one owner per slot.
     pub fn new(owners: Vec<ShardId>) -> Option<Self> {
-        (owners.len() == Slot::COUNT).then(|| SlotMap(owners.into()))
+        (owners.len() == Slot::COUNT).then(|| SlotMap { owners: owners.into(), isolated: Arc::default() })
     }
 
     /// Every slot on one shard.
     pub fn single(shard: ShardId) -> Self {
-        SlotMap(vec![shard; Slot::COUNT].into())
+        SlotMap { owners: vec![shard; Slot::COUNT].into(), isolated: Arc::default() }
     }
 
+    /// With owners of their own for these keys, each named once.
+    #[must_use]
+    pub fn isolating(self, keys: impl IntoIterator<Item = Isolated>) -> Self {
+        let mut isolated: Vec<_> = keys.into_iter().collect();
+        isolated.sort_unstable_by_key(|key| key.hash);
+        SlotMap { isolated: isolated.into(), ..self }
+    }
+
+    /// The owner of a slot, but for the keys of it that are isolated.
     pub fn owner(&self, slot: Slot) -> ShardId {
-        self.0[slot.index()]
+        self.owners[slot.index()]
+    }
+
+    /// The owner of a key with this hash.
+    pub fn owner_of(&self, hash: u64) -> ShardId {
+        // Asked with every statement; keys are isolated rarely.
+        if !self.isolated.is_empty()
+            && let Ok(at) = self.isolated.binary_search_by_key(&hash, |key| key.hash)
+        {
+            return self.isolated[at].owner;
+        }
+        self.owner(Slot::of_hash(hash))
     }
 
     pub fn owners(&self) -> &[ShardId] {
-        &self.0
+        &self.owners
+    }
+
+    /// Keys with owners of their own, ascending by hash.
+    pub fn isolated(&self) -> &[Isolated] {
+        &self.isolated
+    }
+
+    /// Everything that a shard owns.
+    pub fn owned_by(&self, shard: ShardId) -> KeySet {
+        let slots = Slot::all().filter(|slot| self.owner(*slot) == shard).collect();
+        KeySet::new(slots, self.isolated.iter().map(|key| (key.hash, key.owner == shard)))
+    }
+
+    /// These slots without what is isolated of them.
+    pub fn plain(&self, slots: SlotSet) -> KeySet {
+        KeySet::new(slots, self.isolated.iter().map(|key| (key.hash, false)))
+    }
+
+    /// The same with all these keys on one shard.
+    #[must_use]
+    pub fn giving(&self, keys: &KeySet, shard: ShardId) -> Self {
+        let mut owners = self.owners.to_vec();
+        keys.slots().iter().for_each(|slot| owners[slot.index()] = shard);
+        let mut isolated = self.isolated.to_vec();
+        for key in isolated.iter_mut().filter(|key| keys.contains(key.hash)) {
+            key.owner = shard;
+        }
+        for hash in keys.beside() {
+            if let Err(at) = isolated.binary_search_by_key(&hash, |key| key.hash) {
+                isolated.insert(at, Isolated { hash, owner: shard, name: Box::default() });
+            }
+        }
+        SlotMap { owners: owners.into(), isolated: isolated.into() }
     }
 
     /// The same with other numbers for the shards.
     #[must_use]
     pub fn renumbered(&self, number: impl Fn(ShardId) -> ShardId) -> Self {
-        SlotMap(self.0.iter().map(|owner| number(*owner)).collect())
+        SlotMap {
+            owners: self.owners.iter().map(|owner| number(*owner)).collect(),
+            isolated: self.isolated.iter().map(|key| Isolated { owner: number(key.owner), ..key.clone() }).collect(),
+        }
     }
 
     /// Slots per shard, for the shards `0..shards`.
     pub fn counts(&self, shards: usize) -> Vec<usize> {
         let mut counts = vec![0; shards];
-        for owner in self.0.iter() {
+        for owner in self.owners.iter() {
             if let Some(count) = counts.get_mut(usize::from(owner.0)) {
                 *count += 1;
             }
@@ -188,8 +260,16 @@ impl TableRules {
         self.stale_ms.get(&(schema.into(), name.into())).copied()
     }
 
+    /// Schema, name, key and its type of every table that is spread by key.
+    pub fn sharded(&self) -> impl Iterator<Item = (&str, &str, &str, KeyType)> {
+        self.iter().filter_map(|(schema, name, placement)| match placement {
+            Placement::Sharded { key, key_type } => Some((schema, name, &**key, *key_type)),
+            Placement::Reference | Placement::Global => None,
+        })
+    }
+
     /// Is anything spread by key at all?
     pub fn any_sharded(&self) -> bool {
-        self.rules.values().any(|placement| matches!(placement, Placement::Sharded { .. }))
+        self.sharded().next().is_some()
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{SlotMap, SlotSet, Topology};
+use super::{KeySet, Topology};
 use crate::id::ShardId;
 
 /// How far a move has come.
@@ -28,34 +28,34 @@ pub struct Move {
     pub id: i64,
     pub from: ShardId,
     pub to: ShardId,
-    pub slots: SlotSet,
+    pub keys: KeySet,
     pub stage: Stage,
 }
 
-/// For each shard that may hold rows it does not own, the slots of those rows.
-pub type Guests = BTreeMap<ShardId, SlotSet>;
+/// For each shard that may hold rows it does not own, the keys of those rows.
+pub type Guests = BTreeMap<ShardId, KeySet>;
 
 /// All moves of an epoch. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Moves {
     all: Arc<[Move]>,
     guests: Arc<Guests>,
-    waiting: Arc<SlotSet>,
+    waiting: Arc<KeySet>,
 }
 
 impl Moves {
     pub fn new(all: Vec<Move>) -> Self {
         let mut guests = Guests::new();
-        let mut waiting = SlotSet::default();
+        let mut waiting = KeySet::default();
         for one in &all {
             let host = match one.stage {
                 Stage::Copying | Stage::Cutting => one.to,
                 Stage::Moved | Stage::Returning => one.from,
             };
             let set = guests.entry(host).or_default();
-            *set = set.with(&one.slots);
+            *set = set.with(&one.keys);
             if matches!(one.stage, Stage::Cutting | Stage::Returning) {
-                waiting = waiting.with(&one.slots);
+                waiting = waiting.with(&one.keys);
             }
         }
         Moves { all: all.into(), guests: guests.into(), waiting: waiting.into() }
@@ -70,8 +70,8 @@ impl Moves {
         self.all.is_empty()
     }
 
-    /// Slots of which a shard may hold rows that it does not own. `None`: all it has is its own.
-    pub fn guests(&self, shard: ShardId) -> Option<&SlotSet> {
+    /// Keys of which a shard may hold rows that it does not own. `None`: all it has is its own.
+    pub fn guests(&self, shard: ShardId) -> Option<&KeySet> {
         // Asked with every statement that several shards answer; moves are rare.
         if self.guests.is_empty() { None } else { self.guests.get(&shard) }
     }
@@ -81,8 +81,8 @@ impl Moves {
         Some(&self.guests).filter(|guests| !guests.is_empty())
     }
 
-    /// Slots whose owner is about to change.
-    pub fn waiting(&self) -> &SlotSet {
+    /// Keys whose owner is about to change.
+    pub fn waiting(&self) -> &KeySet {
         &self.waiting
     }
 
@@ -100,12 +100,12 @@ impl Moves {
         self.all.iter().flat_map(|one| [one.from, one.to])
     }
 
-    fn moving(&self) -> SlotSet {
-        self.all.iter().flat_map(|one| one.slots.iter()).collect()
+    fn moving(&self) -> KeySet {
+        self.all.iter().fold(KeySet::default(), |all, one| all.with(&one.keys))
     }
 }
 
-/// Maps on which slots that move lie on a shard that does not exist: a plan made on one of them tells whether a statement touches
+/// Maps on which keys that move lie on a shard that does not exist: a plan made on one of them tells whether a statement touches
 /// such a slot, however it names its keys.
 #[derive(Clone, Debug)]
 pub struct Apart {
@@ -123,17 +123,15 @@ impl Apart {
         if topology.moves.is_empty() && !shared_waits {
             return None;
         }
-        let apart = |slots: &SlotSet| {
+        let apart = |keys: &KeySet| {
             let nobody = ShardId(topology.shards.len() as u16);
-            let mut owners = topology.slots.owners().to_vec();
-            slots.iter().for_each(|slot| owners[slot.index()] = nobody);
             let shards = topology.shards.iter().cloned().chain(["moving".into()]).collect();
-            SlotMap::new(owners).map(|slots| Topology { shards, slots, ..topology.clone() })
+            Topology { shards, slots: topology.slots.giving(keys, nobody), ..topology.clone() }
         };
         let waiting = topology.moves.waiting();
         Some(Apart {
-            moving: apart(&topology.moves.moving())?,
-            waiting: if waiting.is_empty() { None } else { apart(waiting) },
+            moving: apart(&topology.moves.moving()),
+            waiting: if waiting.is_empty() { None } else { Some(apart(waiting)) },
             shared_waits,
         })
     }
@@ -150,10 +148,10 @@ mod tests {
 
     #[test]
     fn who_does_not_own_has_guests() {
-        let slots = SlotSet::parse("1-3").expect("a set");
-        let more = SlotSet::parse("9").expect("a set");
-        let one = Move { id: 1, from: ShardId(0), to: ShardId(1), slots: slots.clone(), stage: Stage::Copying };
-        let two = Move { id: 2, from: ShardId(2), to: ShardId(1), slots: more.clone(), stage: Stage::Cutting };
+        let slots = KeySet::parse("1-3").expect("a set");
+        let more = KeySet::parse("9").expect("a set");
+        let one = Move { id: 1, from: ShardId(0), to: ShardId(1), keys: slots.clone(), stage: Stage::Copying };
+        let two = Move { id: 2, from: ShardId(2), to: ShardId(1), keys: more.clone(), stage: Stage::Cutting };
         let moves = Moves::new(vec![one.clone(), two.clone()]);
         assert_eq!(moves.guests(ShardId(1)), Some(&slots.with(&more)));
         assert_eq!((moves.guests(ShardId(0)), moves.guests(ShardId(2))), (None, None));

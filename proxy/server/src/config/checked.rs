@@ -86,6 +86,7 @@ pub(super) fn check(source: Source, flags: &Flags) -> Checked<Config> {
         overrides: limits::of_users(&source, &file.user)?,
         pool: limits::pool(&source, &file.pool)?,
         limits: limits::limits(&source, &file.limits)?,
+        reshard: limits::reshard(&source, &file.reshard)?,
         cache: cache(&source, &file.cache, flags.redis.as_ref())?,
         zones: zones::zones(&source, (file.zone.as_ref(), file.zone_env.as_ref()), &file.server_zones)?,
         peers: peers::peers(&source, file.peers.as_ref())?,

@@ -38,6 +38,17 @@ pub struct PoolConfig {
     pub lifetime_max: Duration,
 }
 
+/// How moves work at their servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReshardConfig {
+    /// Connections to each server that rows are copied by at the same time.
+    pub copies: usize,
+    /// maintenance_work_mem for indexes of a new shard, in bytes; `None`: what the server has.
+    pub index_memory: Option<usize>,
+    /// max_parallel_maintenance_workers for them; `None`: what the server has.
+    pub index_workers: Option<usize>,
+}
+
 /// What one user or one database has otherwise than the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
@@ -196,6 +207,15 @@ pub(super) fn limits(source: &Source, raw: &raw::Limits) -> Checked<LimitsConfig
     })
 }
 
+pub(super) fn reshard(source: &Source, raw: &raw::Reshard) -> Checked<ReshardConfig> {
+    let memory = raw.index_memory.as_ref();
+    Ok(ReshardConfig {
+        copies: count(source, raw.copies.as_ref(), "copies", 1..=32, 2)?,
+        index_memory: memory.map(|memory| bytes(source, Some(memory), "index_memory", 0)).transpose()?,
+        index_workers: some(source, raw.index_workers.as_ref(), "index_workers", 0..=64)?,
+    })
+}
+
 fn some(
     source: &Source,
     raw: Option<&Spanned<i64>>,
@@ -217,5 +237,12 @@ fn some_time(source: &Source, raw: Option<&Spanned<Time>>, key: &str) -> Checked
 impl Default for LimitsConfig {
     fn default() -> Self {
         limits(&Source::none(), &raw::Limits::default()).expect("the defaults are valid")
+    }
+}
+
+#[cfg(test)]
+impl Default for ReshardConfig {
+    fn default() -> Self {
+        reshard(&Source::none(), &raw::Reshard::default()).expect("the defaults are valid")
     }
 }

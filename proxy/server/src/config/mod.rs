@@ -30,7 +30,7 @@ use crate::auth::credential::Credential;
 use crate::back::tls::ServerTls;
 
 pub use error::ConfigError;
-pub use limits::{Overrides, PoolConfig};
+pub use limits::{Overrides, PoolConfig, ReshardConfig};
 pub use passfile::PassFile;
 pub use secret::Secret;
 pub use upstream::Flags;
@@ -63,6 +63,7 @@ pub struct Config {
     pub overrides: BTreeMap<String, Overrides>,
     pub pool: PoolConfig,
     pub limits: LimitsConfig,
+    pub reshard: ReshardConfig,
     pub cache: CacheConfig,
     pub zones: Zones,
     /// `None`: this is the only proxy in front of its servers.

@@ -45,6 +45,8 @@ pub(super) struct File {
     #[serde(default)]
     pub limits: Limits,
     #[serde(default)]
+    pub reshard: Reshard,
+    #[serde(default)]
     pub cache: Cache,
     pub peers: Option<Spanned<Peers>>,
     pub tls: Option<Tls>,
@@ -166,6 +168,14 @@ pub(super) struct Limits {
     pub prepared_per_server_max: Option<Spanned<i64>>,
     pub sequence_block: Option<Spanned<i64>>,
     pub drain_time_max: Option<Spanned<Time>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reshard {
+    pub copies: Option<Spanned<i64>>,
+    pub index_memory: Option<Spanned<Size>>,
+    pub index_workers: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize, Default)]

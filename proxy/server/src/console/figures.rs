@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
-use weir_core::admin::{DigestRow, HotRow};
+use weir_core::admin::{DigestRow, HotRow, SlotLoadRow};
 use weir_core::cache::CacheKey;
 use weir_core::fresh::TableHash;
 use weir_core::hot::Hot;
+use weir_core::id::Slot;
+use weir_core::reshard::load::Cost;
+use weir_core::sql::word::{quote_literal, quote_name};
+use weir_core::topology::{Key, Placement};
 
-use crate::database::Database;
+use crate::database::{Database, View};
 
 pub(super) fn cache(db: &Database) -> Vec<(String, i64)> {
     let name = |figure: &str| format!("{}.{figure}", db.name);
@@ -96,6 +101,53 @@ pub(super) fn hot_keys(db: &Database, sees_keys: bool) -> Vec<HotRow> {
         hits: hot.hits,
         writes: hot.writes,
         permille: (hot.count - hot.error) * 1000 / total.max(1),
+        isolate: None,
     };
-    hottest.into_iter().map(row).collect()
+    let mut rows: Vec<HotRow> = hottest.into_iter().map(row).collect();
+    for row in rows.iter_mut().filter(|_| sees_keys && !view.topology.is_single()) {
+        row.isolate = isolating(&view, row);
+    }
+    rows
+}
+
+/// The command that gives a key a shard to itself, where its share of all uses is at least half of what a shard has of them.
+fn isolating(view: &View, row: &HotRow) -> Option<String> {
+    let shards = view.topology.active().len() as u64;
+    let (schema, table) = row.table.split_once('.')?;
+    let Placement::Sharded { key_type, .. } = view.rules.placement(schema, table) else { return None };
+    let text = row.key.as_deref().filter(|text| row.permille * shards >= 500 && !text.starts_with('#'))?;
+    // A literal has its quotes on. What has been cut off is nobody's key.
+    let inner = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\'')).unwrap_or(text);
+    if inner.contains(['\'', '\\']) || inner.len() >= crate::hot::TEXT_BYTES_MAX {
+        return None;
+    }
+    let key = Key::parse(inner.as_bytes().into(), *key_type)?;
+    if view.topology.slots.isolated().iter().any(|isolated| isolated.hash == key.hash()) {
+        return None;
+    }
+    let owner = view.topology.shard_of(&key);
+    let to = view.topology.active().iter().rev().find(|shard| **shard != owner)?;
+    let to = quote_name(&view.topology.name_of(*to));
+    Some(format!("RESHARD START ISOLATE KEY {} TYPE {} TO {}", quote_literal(inner), key_type.name(), to))
+}
+
+/// The slots whose statements take most of the time.
+pub(super) fn slot_load(db: &Database) -> Vec<SlotLoadRow> {
+    const SHOWN: usize = 50;
+    let rates = db.stats.load.rates(Instant::now());
+    let total = rates.total().time_us.max(f64::MIN_POSITIVE);
+    let view = db.view();
+    let row = |(slot, cost): (Slot, Cost)| {
+        let owner = view.topology.slots.owner(slot);
+        SlotLoadRow {
+            database: db.name.to_string(),
+            slot: slot.index() as u16,
+            shard: owner.0,
+            shard_name: view.topology.name_of(owner),
+            statements_per_min: (cost.statements * 60.0).round() as u64,
+            time_us_per_s: cost.time_us.round() as u64,
+            permille: (cost.time_us / total * 1000.0).round() as u64,
+        }
+    };
+    rates.costliest(SHOWN).into_iter().map(row).collect()
 }

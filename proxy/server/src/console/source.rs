@@ -14,12 +14,11 @@ use weir_core::topology::ShardState;
 use weir_core::topology::catalog::UniqueState;
 use weir_core::topology::drift::Drift;
 
-use super::figures::{cache, digests, hot_keys};
+use super::figures::{cache, digests, hot_keys, slot_load};
 use crate::app::App;
 use crate::database::{Database, Server, Shard};
 use crate::engine::{Standing, State};
 use crate::http::{Condition, Operator};
-use crate::metrics::Role as PoolRole;
 
 /// Borrows the process for one answer.
 pub struct Source<'a> {
@@ -43,9 +42,10 @@ impl AdminSource for Source<'_> {
                 Show::Shards => snapshot.shards.extend(shards(db)),
                 Show::Slots => {
                     let view = db.view();
-                    let topology = &view.topology;
-                    snapshot.slots.extend(slot_ranges(&db.name, topology.epoch, &topology.slots, &topology.shards));
+                    let map = (view.topology.epoch, &view.topology.slots);
+                    snapshot.slots.extend(slot_ranges(&db.name, map, &view.topology.shards, self.sees_keys));
                 }
+                Show::SlotLoad => snapshot.slot_load.extend(slot_load(db)),
                 Show::Replicas => snapshot.endpoints.extend(endpoints(db)),
                 Show::Peers => snapshot.peers.extend(crate::fleet::rows(db)),
                 Show::Pins => snapshot.pins.extend(pins(db)),
@@ -214,7 +214,7 @@ fn shards(db: &Database) -> Vec<ShardRow> {
         primary: shard.roles.view().endpoint.to_string(),
         replicas: others(shard).map(|server| server.view.endpoint.to_string()).collect(),
         slots: slots.get(usize::from(id.0)).copied().unwrap_or_default() as u64,
-        weight: shard.weight,
+        weight: db.weight(id),
         epoch: view.topology.epoch,
         is_up: shard.roles.is_up(),
         replicas_up: others(shard).filter(|server| server.stands_by()).count() as u64,
@@ -474,7 +474,7 @@ impl AdminSource for HttpSource {
 impl Operator for HttpSource {
     fn metrics(&self) -> String {
         for db in self.0.databases().iter().filter(|db| db.stats.database.name() == &*db.name) {
-            publish_gauges(db);
+            super::gauges::publish(db);
         }
         // All databases have the same.
         if let Some(cache) = self.0.databases().iter().find_map(|db| db.cache.clone()) {
@@ -532,66 +532,4 @@ fn server_conditions((database, required): (&str, bool), shard: &Shard, conditio
 
 fn condition(name: &str, ok: bool, required: bool, reason: &str) -> Condition {
     Condition { name: name.to_owned(), ok, required, reason: reason.to_owned() }
-}
-
-/// Gauges are read off the state when somebody asks.
-fn publish_gauges(db: &Database) {
-    let metrics = &db.stats.database;
-    let live = db.stats.live();
-    let busy = live.iter().filter(|session| session.is_busy()).count();
-    let mut waiting = 0;
-    let mut totals = vec![[(0, 0); 2]; db.shards.len()];
-    for (_, pools) in db.all_pools() {
-        for (shard, primary, pool) in pools.iter() {
-            let counts = pool.counts();
-            waiting += counts.waiting;
-            let role = if primary { PoolRole::Primary } else { PoolRole::Replica };
-            // The engine is no shard.
-            let Some(total) = totals.get_mut(usize::from(shard.0)) else { continue };
-            let total = &mut total[role as usize];
-            *total = (total.0 + counts.busy, total.1 + counts.idle);
-        }
-    }
-    let (hottest, total) = db.stats.hot.hottest(1);
-    let most = hottest.first().map_or(0, |hot| hot.count - hot.error);
-    metrics.hot_share.set(most as f64 / total.max(1) as f64);
-    publish_moves(db);
-    metrics.clients_active.set(busy as f64);
-    metrics.clients_idle.set((live.len() - busy) as f64);
-    metrics.clients_waiting.set(waiting as f64);
-    for (number, roles) in totals.iter().enumerate() {
-        for role in PoolRole::ALL {
-            if let Some(pool) = metrics.pool(ShardId(number as u16), role) {
-                pool.active.set(roles[role as usize].0 as f64);
-                pool.idle.set(roles[role as usize].1 as f64);
-            }
-        }
-    }
-    for (id, shard) in db.shards.by_shard() {
-        let primary = shard.roles.primary();
-        metrics.primary(id, primary, shard.roles.standing().generation);
-        for (index, Server { view, is_near, .. }) in shard.servers.iter().enumerate() {
-            if let Some(endpoint) = metrics.endpoint(id, index) {
-                let is_primary = index == primary && shard.roles.is_up();
-                endpoint.probed(
-                    view.is_up(),
-                    is_primary,
-                    *is_near,
-                    view.lag_ms().map(std::time::Duration::from_millis),
-                );
-            }
-        }
-    }
-    let view = db.view();
-    metrics.topology(view.topology.epoch, &view.topology.slots);
-}
-
-fn publish_moves(db: &Database) {
-    let (metrics, moves) = (&db.stats.database.moves, db.moves.lock());
-    let open = || moves.iter().filter(|one| !one.phase.is_final());
-    metrics.open.set(open().count() as f64);
-    metrics.failing.set(open().filter(|one| one.error.is_some()).count() as f64);
-    metrics.lag_bytes.set(open().map(|one| one.progress.lag_bytes).max().unwrap_or_default() as f64);
-    let pause_us = moves.iter().rev().find_map(|one| one.progress.paused_us).unwrap_or_default();
-    metrics.pause_seconds.set(pause_us as f64 / 1e6);
 }

@@ -55,14 +55,15 @@ impl Database {
         (config, user): (&Config, &str),
         (wanted, keyring): (&PoolConfig, &Keyring),
     ) -> Arc<Pool> {
-        let (endpoint, name) = match server {
-            HubServer::Primary => (&engine.endpoint, format!("{}/engine", self.name)),
+        let (route, name) = match server {
+            HubServer::Primary => (engine.route.clone(), format!("{}/engine", self.name)),
             HubServer::Replica(number) => {
-                (&engine.replicas[number].endpoint, format!("{}/engine/replica{number}", self.name))
+                let at = Arc::new(engine.replicas[number].endpoint.clone());
+                (Route::Server(at), format!("{}/engine/replica{number}", self.name))
             }
         };
         let login = Login {
-            route: Route::Server(Arc::new(endpoint.clone())),
+            route,
             user: user.into(),
             database: engine.database.as_str().into(),
             credential: keyring.clone(),

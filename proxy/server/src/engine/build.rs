@@ -178,9 +178,7 @@ fn same_kind(home: &Kind, other: &Kind, where_: &str) -> Result<(), Problem> {
 
 /// A connection to the engine's database, which is made if it is missing; and whether the account is a superuser.
 async fn hub(engine: &Engine, home: &Kind) -> Result<(Client, bool), Problem> {
-    let invalid = || Problem::Unfit("the hub's dsn is not valid".to_owned());
-    let mut config = super::login(&engine.hub, None).ok_or_else(invalid)?;
-    let server = control::Target::new(config.clone(), engine.hub.tls.clone()).open().await?;
+    let server = engine.hub.open().await?;
     let superuser: bool =
         server.query_one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[]).await?.try_get(0)?;
     if kind(&server, &engine.database).await?.is_none() {
@@ -188,8 +186,9 @@ async fn hub(engine: &Engine, home: &Kind) -> Result<(Client, bool), Problem> {
     }
     let own = kind(&server, &engine.database).await?.ok_or_else(gone)?;
     same_kind(home, &own, "the hub")?;
-    config.dbname(&engine.database);
-    Ok((control::Target::new(config, engine.hub.tls.clone()).open().await?, superuser))
+    let mut own = engine.hub.clone();
+    own.config.dbname(&engine.database);
+    Ok((own.open().await?, superuser))
 }
 
 async fn make_database(server: &Client, name: &str, home: &Kind) -> Result<(), Problem> {

@@ -26,10 +26,12 @@ use weir_core::plan::{Plan, Template, Values};
 use weir_core::topology::Topology;
 
 use crate::back::tls::ServerTls;
-use crate::config::{Config, DatabaseConfig, Endpoint, EngineConfig, HubConfig};
+use crate::config::{Config, DatabaseConfig, EngineConfig};
 use crate::control::Target;
 use crate::database::{Database, Primaries};
-use crate::roles;
+use crate::hub::Hub;
+use crate::hub::servers::account;
+use crate::roles::{self, Route};
 use crate::statements::Prepared;
 
 pub use mended::Asker;
@@ -37,6 +39,8 @@ use mended::Mended;
 use replica::{Confirm, Replica};
 pub use replica::{HubServer, Standing};
 
+/// How its connections to the hub are named.
+const NAMED: &str = "weir engine";
 /// Longest wait of a statement for the engine to be brought into step.
 const WAIT: Duration = Duration::from_secs(5);
 /// A failure this young is told at once; after an older one a statement waits for another attempt.
@@ -59,9 +63,11 @@ pub struct Engine {
     pub config: EngineConfig,
     /// Its own database on the hub's server.
     pub database: String,
-    /// Where clients' connections find it.
-    pub endpoint: Endpoint,
-    hub: HubConfig,
+    /// Where clients' connections find it: the hub's primary.
+    pub route: Route,
+    /// The same for weir's own, to the hub's database.
+    hub: Target,
+    tls: ServerTls,
     pub replicas: Vec<Replica>,
     /// Whose turn it is among them.
     turn: AtomicUsize,
@@ -116,31 +122,39 @@ pub enum Problem {
 
 impl Engine {
     /// `None`: the configuration has no use for one. The caller says whether there are several shards.
-    pub fn new(config: &Config, database: &DatabaseConfig, shards: Arc<Primaries>) -> Option<Arc<Self>> {
-        let hub = config.hub.clone()?;
+    pub fn new(
+        (config, hub): (&Config, Option<&Hub>),
+        database: &DatabaseConfig,
+        shards: Arc<Primaries>,
+    ) -> Option<Arc<Self>> {
+        let (hub, at) = (hub?, config.hub.as_ref()?);
         if !config.engine.enabled {
             return None;
         }
-        let Some(endpoint) = endpoint(&hub) else {
+        let Some(route) = hub.route().cloned() else {
             tracing::warn!("no fallback engine: the hub's dsn names no host, and clients' connections need one");
             return None;
         };
         let name = config.engine.database_of(&database.name);
-        let target = |at: Option<&Endpoint>| {
-            let mut login = login(&hub, at)?;
-            login.dbname(&name);
-            Some(Target::new(login, hub.tls.clone()))
-        };
-        let replicas = hub.replicas.iter().map(|at| Some(Replica::new(at.clone(), target(Some(at))?)));
+        let mut primary = hub.target(NAMED);
+        let mut own = primary.clone();
+        own.config.dbname(&name);
+        primary.config.connect_timeout(WAIT);
+        let replicas = at.replicas.iter().map(|replica| {
+            let mut login = account(at).ok()?;
+            login.host(&replica.host).port(replica.port).dbname(&name).connect_timeout(WAIT).application_name(NAMED);
+            Some(Replica::new(replica.clone(), Target::new(login, at.tls.clone())))
+        });
         Some(Arc::new(Engine {
-            endpoint,
+            route,
             config: config.engine.clone(),
             replicas: replicas.collect::<Option<_>>()?,
             turn: AtomicUsize::new(0),
-            confirm: Confirm::new(target(None)?),
+            confirm: Confirm::new(own),
             mended: Mended::new(),
             database: name,
-            hub,
+            hub: primary,
+            tls: at.tls.clone(),
             shards,
             state: watch::Sender::new(State::Starting),
             needed: Notify::new(),
@@ -149,7 +163,7 @@ impl Engine {
     }
 
     pub fn tls(&self) -> &ServerTls {
-        &self.hub.tls
+        &self.tls
     }
 
     pub fn state(&self) -> State {
@@ -221,37 +235,6 @@ impl Database {
     pub fn plan_refused(&self, template: &Template, refusal: UserError) -> Result<Plan, UserError> {
         if self.engine.is_some() { template.on_engine(refusal) } else { Err(refusal) }
     }
-}
-
-/// `None`: the hub is reached by a socket file.
-fn endpoint(hub: &HubConfig) -> Option<Endpoint> {
-    let dsn: tokio_postgres::Config = hub.dsn.expose().parse().ok()?;
-    let tokio_postgres::config::Host::Tcp(host) = dsn.get_hosts().first()? else { return None };
-    Some(Endpoint { host: host.clone(), port: dsn.get_ports().first().copied().unwrap_or(5432) })
-}
-
-/// How weir logs in to the hub's server, or to a replica of it. `None`: the dsn is not valid.
-fn login(hub: &HubConfig, replica: Option<&Endpoint>) -> Option<tokio_postgres::Config> {
-    let dsn: tokio_postgres::Config = hub.dsn.expose().parse().ok()?;
-    let mut login = match replica {
-        None => dsn,
-        Some(at) => {
-            let mut login = tokio_postgres::Config::new();
-            login.host(&at.host).port(at.port);
-            if let Some(user) = dsn.get_user() {
-                login.user(user);
-            }
-            if let Some(password) = dsn.get_password() {
-                login.password(password);
-            }
-            login
-        }
-    };
-    login.connect_timeout(WAIT).application_name("weir engine");
-    if let Some(password) = &hub.password {
-        login.password(password.expose());
-    }
-    Some(login)
 }
 
 /// Begins to look after a database's engine, as long as the database is there.

@@ -115,7 +115,7 @@ impl Engine {
     /// A server of the hub, for people.
     pub fn name_of(&self, server: HubServer) -> String {
         match server {
-            HubServer::Primary => format!("primary {}", self.endpoint),
+            HubServer::Primary => format!("primary {}", self.route.endpoint()),
             HubServer::Replica(number) => format!("replica {}", self.replicas[number].endpoint),
         }
     }

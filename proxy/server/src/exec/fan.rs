@@ -15,7 +15,7 @@ use weir_core::merge::{MergeLimits, MergeSpec, Merger, ResultColumn, Wants, stri
 use weir_core::plan::{Combine, Plan, Template, Wrap};
 use weir_core::session::replies::{Replies, Verdict};
 use weir_core::sql::class::Class;
-use weir_wire::backend::{Status, command_rows, command_tag, tag};
+use weir_wire::backend::{Status, command_rows, command_tag, report_field, tag};
 use weir_wire::frame;
 use weir_wire::row;
 
@@ -489,7 +489,13 @@ impl Session {
                 }
                 Verdict::HiddenFailed => {
                     lease.doubt("a statement of weir's own failed");
-                    return Err(unexpected("a shard could not take over this session's state"));
+                    let code = report_field(&body, b'C').unwrap_or_default();
+                    // Then it was not this session's state: the server is going.
+                    return Err(if code.starts_with(b"57P") {
+                        lost_shard(&std::io::Error::other("the server is shutting down"))
+                    } else {
+                        unexpected("a shard could not take over this session's state")
+                    });
                 }
                 Verdict::Failed { .. } => {
                     source.failed = Some(body.clone());

@@ -72,7 +72,7 @@ impl Session {
         let merged = template.rewrite().filter(|_| plan.merge.is_some());
         let hidden = if merged.is_some() { template.hidden_columns() } else { 0 };
         let asked = (sql, self.scratch.tokens.as_slice());
-        let texts = guests.iter().map(|(shard, slots)| (*shard, found.text(asked, merged, slots))).collect();
+        let texts = guests.iter().map(|(shard, foreign)| (*shard, found.text(asked, merged, foreign))).collect();
         Ok(Some(Guarded { question, texts, hidden }))
     }
 }

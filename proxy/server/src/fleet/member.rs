@@ -55,6 +55,11 @@ impl Announcement {
     pub fn alone(intent: Intent) -> Self {
         Announcement { intent, token: 0, schema: false }
     }
+
+    /// Whatever the other one keeps pending this one does, too, and nobody else waits to hear of the other one's end.
+    pub fn covers(&self, other: &Announcement) -> bool {
+        other.token == 0 && (self.schema || !other.schema) && self.intent.words().contains_all(other.intent.words())
+    }
 }
 
 pub struct Member {

@@ -2,12 +2,14 @@
 //!
 //! Invariant: with TLS configured nothing is said before both certificates have been verified, the called one's for the host that was
 //! dialled; without it nobody is talked to who speaks TLS. Who has it and who has not do not talk to each other at all, and say why.
-//! Non-goals: the secret, which is proven besides ([`super::link::greet`]), and reading the files again.
+//! Files that were read again count for connections that begin later. Non-goal: the secret, which is proven besides
+//! ([`super::link::greet`]).
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
@@ -31,9 +33,15 @@ pub trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Both for S {}
 
+/// What certificate and key are used for, on either side.
+pub struct Ends {
+    connector: TlsConnector,
+    acceptor: TlsAcceptor,
+}
+
 /// How connections between proxies begin.
 pub struct PeerTls {
-    ends: Option<(TlsConnector, TlsAcceptor)>,
+    ends: Option<ArcSwap<Ends>>,
     /// When somebody was last complained about.
     said: Mutex<Option<Instant>>,
 }
@@ -41,16 +49,23 @@ pub struct PeerTls {
 impl PeerTls {
     /// `None`: plain TCP. Errors are sentences for whoever wrote the configuration.
     pub fn new(config: Option<&PeersTlsConfig>) -> Result<Self, String> {
-        let ends = config.map(ends).transpose()?;
+        let ends = config.map(Ends::read).transpose()?.map(ArcSwap::from_pointee);
         Ok(PeerTls { ends, said: Mutex::default() })
+    }
+
+    /// From now on connections begin so; whether they speak TLS at all does not change.
+    pub fn renew(&self, fresh: Ends) {
+        if let Some(ends) = &self.ends {
+            ends.store(Arc::new(fresh));
+        }
     }
 
     /// Begins a connection that this process has opened to `address`.
     pub async fn call(&self, address: &str, stream: TcpStream) -> io::Result<PeerStream> {
-        let Some((connector, _)) = &self.ends else { return Ok(Box::new(stream)) };
+        let Some(ends) = &self.ends else { return Ok(Box::new(stream)) };
         let host = Endpoint::parse(address).map_or_else(|| address.to_owned(), |endpoint| endpoint.host);
         let name = ServerName::try_from(host).map_err(io::Error::other)?;
-        match connector.connect(name, stream).await {
+        match ends.load_full().connector.connect(name, stream).await {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => Err(self.refused(address, &format!("TLS failed: {error}"))),
         }
@@ -65,7 +80,7 @@ impl PeerTls {
             (None, false) => Ok(Box::new(stream)),
             (None, true) => Err(self.refused(&from, "it speaks TLS, and [peers] names no certificate here")),
             (Some(_), false) => Err(self.refused(&from, "it speaks plain TCP, and [peers] demands TLS here")),
-            (Some((_, acceptor)), true) => match acceptor.accept(stream).await {
+            (Some(ends), true) => match ends.load_full().acceptor.accept(stream).await {
                 Ok(stream) => Ok(Box::new(stream)),
                 Err(error) => Err(self.refused(&from, &format!("TLS failed: {error}"))),
             },
@@ -85,30 +100,33 @@ impl PeerTls {
     }
 }
 
-fn ends(config: &PeersTlsConfig) -> Result<(TlsConnector, TlsAcceptor), String> {
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(&config.authorities)? {
-        roots.add(authority).map_err(|error| format!("`ca` holds a certificate that cannot be used: {error}"))?;
+impl Ends {
+    /// Errors are sentences for whoever wrote the configuration.
+    pub fn read(config: &PeersTlsConfig) -> Result<Ends, String> {
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(&config.authorities)? {
+            roots.add(authority).map_err(|error| format!("`ca` holds a certificate that cannot be used: {error}"))?;
+        }
+        let roots = Arc::new(roots);
+        let chain = certificates(&config.certificate)?;
+        let key = || PrivateKeyDer::from_pem_slice(config.key.expose().as_bytes()).map_err(|error| error.to_string());
+        let unfit = |error: rustls::Error| format!("certificate and key do not fit each other: {error}");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .with_root_certificates(Arc::clone(&roots))
+            .with_client_auth_cert(chain.clone(), key()?)
+            .map_err(unfit)?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+        let server = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .with_client_cert_verifier(verifier.build().map_err(|error| format!("`ca`: {error}"))?)
+            .with_single_cert(chain, key()?)
+            .map_err(unfit)?;
+        Ok(Ends { connector: TlsConnector::from(Arc::new(client)), acceptor: TlsAcceptor::from(Arc::new(server)) })
     }
-    let roots = Arc::new(roots);
-    let chain = certificates(&config.certificate)?;
-    let key = || PrivateKeyDer::from_pem_slice(config.key.expose().as_bytes()).map_err(|error| error.to_string());
-    let unfit = |error: rustls::Error| format!("certificate and key do not fit each other: {error}");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let client = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(Arc::clone(&roots))
-        .with_client_auth_cert(chain.clone(), key()?)
-        .map_err(unfit)?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
-    let server = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_client_cert_verifier(verifier.build().map_err(|error| format!("`ca`: {error}"))?)
-        .with_single_cert(chain, key()?)
-        .map_err(unfit)?;
-    Ok((TlsConnector::from(Arc::new(client)), TlsAcceptor::from(Arc::new(server))))
 }
 
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -401,6 +401,8 @@ impl Session {
                 self.held.remove(index);
                 Failure::Refused(super::cancel::cancelled())
             }
+            // It was not this session's state: the server is going, or is not there yet.
+            Broken::Hidden(why) if why.starts_with("57P") => Failure::End(End::Fatal(lost(&name, &why))),
             Broken::Hidden(why) => {
                 self.held.remove(index);
                 Failure::Refused(state_not_taken_over(&name, &why))

@@ -4,17 +4,25 @@
 //! lock: who has lost the lock changes nothing. Non-goal: deciding what the next step is (`weir_core::reshard::phase`).
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, Row};
 use weir_core::id::{Epoch, ShardId};
 use weir_core::reshard::phase::{Aim, Phase};
-use weir_core::topology::SlotSet;
+use weir_core::reshard::throttle::{Held, Limits};
+use weir_core::topology::KeySet;
 use weir_core::topology::moves::{Move, Moves};
 
 use super::{Hub, HubError, bounded, schema};
 
 /// First half of the advisory lock under which one proxy drives the moves of a database: "wmov" as bytes.
 const MOVER: i32 = i32::from_be_bytes(*b"wmov");
+/// A proxy that drives the moves and is not heard of for so long drives them no more: it is stopped, or cut off. It asks every second.
+/// Postgres 14; before that TCP alone tells.
+const SILENT_MAX: &str = "4s";
+/// How long one waits in line to drive the moves, before it looks again whether there are any.
+const IN_LINE: &str = "4s";
 /// Entries of proxies that have not been heard of for so long are taken away.
 const FORGOTTEN_AFTER: &str = "1 hour";
 
@@ -24,7 +32,7 @@ pub struct MoveRow {
     pub id: i32,
     pub from: String,
     pub to: String,
-    pub slots: SlotSet,
+    pub keys: KeySet,
     pub phase: Phase,
     pub aim: Aim,
     pub paused: bool,
@@ -33,6 +41,9 @@ pub struct MoveRow {
     pub since: f64,
     /// What the last attempt failed at.
     pub error: Option<String>,
+    /// What has happened to it, and is over.
+    pub notice: Option<String>,
+    pub limits: Limits,
 }
 
 /// How much is done.
@@ -47,11 +58,13 @@ pub struct MoveProgress {
     pub lag_bytes: i64,
     /// How long the last change of owner made statements wait, by the mover's clock.
     pub paused_us: Option<i64>,
+    /// Why it waits.
+    pub held: Option<Held>,
 }
 
 const COLUMNS: &str = "m.id, s.name, t.name, m.slots, m.phase, m.aim, m.paused, m.rows_total, m.rows_done, m.bytes_done, m.changes, \
                        m.lag_bytes, m.paused_us, \
-                       extract(epoch FROM clock_timestamp() - m.since)::float8, m.error \
+                       extract(epoch FROM clock_timestamp() - m.since)::float8, m.error, m.notice, m.limits, m.held_by \
                        FROM weir.move m JOIN weir.shard s ON s.database = m.database AND s.id = m.source \
                        JOIN weir.shard t ON t.database = m.database AND t.id = m.target";
 
@@ -66,12 +79,13 @@ fn damaged(database: &str, id: i32, what: &str) -> HubError {
 
 fn row(row: &Row, database: &str) -> Result<MoveRow, HubError> {
     let id: i32 = row.try_get(0)?;
-    let (slots, phase, aim): (&str, &str, &str) = (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
+    let (keys, phase, aim): (&str, &str, &str) = (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
+    let (limits, held): (&str, Option<&str>) = (row.try_get(16)?, row.try_get(17)?);
     Ok(MoveRow {
         id,
         from: row.try_get(1)?,
         to: row.try_get(2)?,
-        slots: SlotSet::parse(slots).ok_or_else(|| damaged(database, id, "its slots cannot be read"))?,
+        keys: KeySet::parse(keys).ok_or_else(|| damaged(database, id, "its slots cannot be read"))?,
         phase: Phase::parse(phase).ok_or_else(|| damaged(database, id, "its phase is not known"))?,
         aim: Aim::parse(aim).ok_or_else(|| damaged(database, id, "its aim is not known"))?,
         paused: row.try_get(6)?,
@@ -82,9 +96,12 @@ fn row(row: &Row, database: &str) -> Result<MoveRow, HubError> {
             changes: row.try_get(10)?,
             lag_bytes: row.try_get(11)?,
             paused_us: row.try_get(12)?,
+            held: held.and_then(Held::parse),
         },
         since: row.try_get(13)?,
         error: row.try_get(14)?,
+        notice: row.try_get(15)?,
+        limits: Limits::parse(limits).ok_or_else(|| damaged(database, id, "its limits cannot be read"))?,
     })
 }
 
@@ -93,11 +110,30 @@ async fn rows(client: &impl GenericClient, database: &str, which: &str) -> Resul
     client.query(&sql, &[&database]).await?.iter().map(|found| row(found, database)).collect()
 }
 
-async fn owned(client: &impl GenericClient, (database, shard): (&str, &str), slots: &SlotSet) -> Result<i64, HubError> {
-    let numbers: Vec<i16> = slots.iter().map(|slot| slot.index() as i16).collect();
-    let sql = "SELECT count(*) FROM weir.slot l JOIN weir.shard s ON s.database = l.database AND s.id = l.shard \
-               WHERE l.database = $1 AND s.name = $2 AND l.slot = ANY ($3)";
-    Ok(client.query_one(sql, &[&database, &shard, &numbers]).await?.try_get(0)?)
+/// How many of the slots and of the keys beside them a shard owns.
+async fn owned(client: &impl GenericClient, (database, shard): (&str, &str), keys: &KeySet) -> Result<i64, HubError> {
+    let sql = "SELECT (SELECT count(*) FROM weir.slot l WHERE l.database = $1 AND l.shard = s.id AND l.slot = ANY ($3)) \
+               + (SELECT count(*) FROM unnest($4::int8[]) AS h(hash) \
+                  JOIN weir.slot l ON l.database = $1 AND l.slot = (h.hash >> 52) & 4095 \
+                  LEFT JOIN weir.isolated_key k ON k.database = $1 AND k.hash = h.hash \
+                  WHERE coalesce(k.shard, l.shard) = s.id) \
+               FROM weir.shard s WHERE s.database = $1 AND s.name = $2";
+    let beside: Vec<i64> = keys.beside().map(|hash| hash as i64).collect();
+    Ok(client.query_one(sql, &[&database, &shard, &numbers(keys), &beside]).await?.try_get(0)?)
+}
+
+/// Are these the keys of the slots that stay behind?
+async fn stays(client: &impl GenericClient, database: &str, keys: &KeySet) -> Result<bool, HubError> {
+    let sql = "SELECT hash FROM weir.isolated_key WHERE database = $1 AND ((hash >> 52) & 4095)::int2 = ANY ($2) ORDER BY hash";
+    let rows = client.query(sql, &[&database, &numbers(keys)]).await?;
+    let found = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
+    let mut expected: Vec<i64> = keys.except().map(|hash| hash as i64).collect();
+    expected.sort_unstable();
+    Ok(found == expected)
+}
+
+fn numbers(keys: &KeySet) -> Vec<i16> {
+    keys.slots().iter().map(|slot| slot.index() as i16).collect()
 }
 
 pub(super) async fn epoch(client: &impl GenericClient, database: &str) -> Result<Epoch, HubError> {
@@ -116,7 +152,7 @@ pub(super) async fn read(
         let Some(stage) = row.phase.stage() else { continue };
         let shard =
             |name: &str| ids.get(name).copied().ok_or_else(|| damaged(database, row.id, "its shard is not known"));
-        moves.push(Move { id: row.id.into(), from: shard(&row.from)?, to: shard(&row.to)?, slots: row.slots, stage });
+        moves.push(Move { id: row.id.into(), from: shard(&row.from)?, to: shard(&row.to)?, keys: row.keys, stage });
     }
     Ok(Moves::new(moves))
 }
@@ -126,7 +162,9 @@ pub(super) async fn read(
 pub struct NewMove {
     pub from: String,
     pub to: String,
-    pub slots: SlotSet,
+    pub keys: KeySet,
+    /// What a single key is called.
+    pub key: Option<String>,
     pub aim: Aim,
 }
 
@@ -138,7 +176,13 @@ impl Hub {
     }
 
     /// Puts moves down, all or none. Their numbers; `None`: some are still under way, or the slots have another owner by now.
-    pub async fn add_moves(&self, database: &str, moves: &[NewMove]) -> Result<Option<Vec<i32>>, HubError> {
+    /// `weights`, by shard, count once all of them are done; if one is given up or taken back, those of before stay.
+    pub async fn add_moves(
+        &self,
+        database: &str,
+        moves: &[NewMove],
+        weights: &[(String, u32)],
+    ) -> Result<Option<Vec<i32>>, HubError> {
         bounded(async {
             let mut client = self.client().await?;
             let transaction = client.transaction().await?;
@@ -147,19 +191,34 @@ impl Hub {
             if !open.is_empty() {
                 return Ok(None);
             }
+            let next = "UPDATE weir.shard SET next_weight = (SELECT weight FROM unnest($2::text[], $3::int[]) AS w(name, weight) \
+                        WHERE w.name = weir.shard.name) WHERE database = $1";
+            let (names, shares): (Vec<&str>, Vec<i32>) =
+                weights.iter().map(|(name, weight)| (name.as_str(), *weight as i32)).unzip();
+            transaction.execute(next, &[&database, &names, &shares]).await?;
             let mut ids = Vec::new();
             for one in moves {
                 // The map may have changed since they were planned.
-                if owned(&transaction, (database, &one.from), &one.slots).await? != one.slots.len() as i64 {
+                let expected = one.keys.slots().len() + one.keys.beside().count();
+                let is_as_planned = owned(&transaction, (database, &one.from), &one.keys).await? == expected as i64
+                    && stays(&transaction, database, &one.keys).await?;
+                if !is_as_planned {
                     return Ok(None);
                 }
                 let sql = "INSERT INTO weir.move (database, source, target, slots, phase, aim) \
                            SELECT $1, s.id, t.id, $4, 'queued', $5 FROM weir.shard s, weir.shard t \
                            WHERE (s.database, s.name, t.database, t.name) = ($1, $2, $1, $3) RETURNING id";
-                let slots = one.slots.to_string();
+                let keys = one.keys.to_string();
                 let made =
-                    transaction.query_one(sql, &[&database, &one.from, &one.to, &slots, &one.aim.as_str()]).await?;
+                    transaction.query_one(sql, &[&database, &one.from, &one.to, &keys, &one.aim.as_str()]).await?;
                 ids.push(made.try_get(0)?);
+                // While it moves a key has an owner of its own: the one it has now.
+                let sql = "INSERT INTO weir.isolated_key (database, hash, key, shard) SELECT $1, $2, $3, id FROM weir.shard \
+                           WHERE (database, name) = ($1, $4) ON CONFLICT DO NOTHING";
+                for hash in one.keys.beside() {
+                    let name = one.key.as_deref().unwrap_or_default();
+                    transaction.execute(sql, &[&database, &(hash as i64), &name, &one.from]).await?;
+                }
             }
             transaction.commit().await?;
             Ok(Some(ids))
@@ -186,6 +245,16 @@ impl Hub {
         .await
     }
 
+    /// How much a move may burden its servers from now on.
+    pub async fn limit_move(&self, id: i32, limits: &Limits) -> Result<(), HubError> {
+        bounded(async {
+            let sql = "UPDATE weir.move SET limits = $2 WHERE id = $1";
+            self.client().await?.execute(sql, &[&id, &limits.to_string()]).await?;
+            Ok(())
+        })
+        .await
+    }
+
     /// This proxy works by `epoch` and nothing below it. Also says that it is there.
     pub async fn acknowledge(&self, database: &str, proxy: &str, epoch: Epoch) -> Result<(), HubError> {
         bounded(async {
@@ -207,13 +276,23 @@ impl Hub {
         .await
     }
 
-    /// Tries to become the one who drives the moves of a database. `None`: another proxy does.
+    /// Waits in line to become the one who drives the moves of a database, so that nobody has to find out that the last one is gone.
+    /// `None`: another proxy does still.
     pub async fn drive(&self, database: &str) -> Result<Option<Driving>, HubError> {
         bounded(async {
             let client = self.server.open().await?;
-            let sql = "SELECT pg_try_advisory_lock($1, hashtext($2))";
-            let got: bool = client.query_one(sql, &[&MOVER, &database]).await?.try_get(0)?;
-            Ok(got.then(|| Driving { client, database: database.to_owned() }))
+            let settings = format!(
+                "SET lock_timeout = '{IN_LINE}'; SELECT set_config('idle_session_timeout', '{SILENT_MAX}', false) \
+                 WHERE current_setting('server_version_num')::int >= 140000"
+            );
+            client.batch_execute(&settings).await?;
+            match client.query_one("SELECT pg_advisory_lock($1, hashtext($2))", &[&MOVER, &database]).await {
+                Ok(_) => {}
+                Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+            client.batch_execute("SET lock_timeout = 0").await?;
+            Ok(Some(Driving { client, database: database.to_owned() }))
         })
         .await
     }
@@ -226,6 +305,11 @@ pub struct Driving {
 }
 
 impl Driving {
+    /// The right is still there. Errors: it is lost, or nobody knows.
+    pub async fn holds(&self) -> Result<(), HubError> {
+        bounded(async { Ok(self.client.batch_execute("SELECT").await?) }).await
+    }
+
     pub async fn moves(&self) -> Result<Vec<MoveRow>, HubError> {
         bounded(rows(&self.client, &self.database, RECENT)).await
     }
@@ -241,23 +325,23 @@ impl Driving {
         let text = match (from.phase.stage() == to.stage() && owner.is_none(), owner) {
             (true, _) => String::new(),
             (false, None) => RAISE.to_owned(),
-            (false, Some(owner)) => {
-                let slots: Vec<String> = from.slots.iter().map(|slot| slot.index().to_string()).collect();
-                format!(
-                    "UPDATE weir.slot SET shard = (SELECT id FROM weir.shard WHERE database = {database} AND name = {owner}) \
-                     WHERE database = {database} AND slot IN ({slots}); {RAISE}",
-                    database = quoted(&self.database),
-                    owner = quoted(owner),
-                    slots = slots.join(","),
-                )
-            }
+            (false, Some(owner)) => format!("{}{RAISE}", self.give(&from.keys, owner)),
         };
+        let weights = match to {
+            Phase::Done => KEEP_WEIGHTS,
+            Phase::Cancelled | Phase::RolledBack => DROP_WEIGHTS,
+            _ => "",
+        };
+        let keys = if to.is_final() { FORGET_KEYS } else { "" };
+        let text = format!("{text}{weights}{keys}");
         let sql = format!(
             "BEGIN; DO $weir$ BEGIN \
-             UPDATE weir.move SET phase = '{to}', since = clock_timestamp(), error = NULL WHERE id = {id} AND phase = '{was}'; \
+             UPDATE weir.move SET phase = '{to}', since = clock_timestamp(), error = NULL{aim} WHERE id = {id} AND phase = '{was}'; \
              IF NOT FOUND THEN RAISE 'move {id} is not in phase {was} any more'; END IF; END $weir$; {text} COMMIT; \
              SELECT epoch FROM weir.topology WHERE database = {database}",
             to = to.as_str(),
+            // Nobody waits for what cannot be.
+            aim = if to == Phase::Forward { ", aim = CASE aim WHEN 'back' THEN 'moved' ELSE aim END" } else { "" },
             id = from.id,
             was = from.phase.as_str(),
             text = text.replace("{database}", &quoted(&self.database)),
@@ -285,19 +369,39 @@ impl Driving {
     pub async fn note(&self, id: i32, progress: &MoveProgress) -> Result<(), HubError> {
         bounded(async {
             let sql = "UPDATE weir.move SET rows_total = $2, rows_done = $3, bytes_done = $4, changes = $5, lag_bytes = $6, \
-                       paused_us = $7 WHERE id = $1";
-            let MoveProgress { rows_total, rows_done, bytes_done, changes, lag_bytes, paused_us } = *progress;
-            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
-                [&id, &rows_total, &rows_done, &bytes_done, &changes, &lag_bytes, &paused_us];
+                       paused_us = $7, held_by = $8 WHERE id = $1";
+            let MoveProgress { rows_total, rows_done, bytes_done, changes, lag_bytes, paused_us, held } = *progress;
+            let held = held.map(Held::as_str);
+            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
+                [&id, &rows_total, &rows_done, &bytes_done, &changes, &lag_bytes, &paused_us, &held];
             self.client.execute(sql, &values).await?;
             Ok(())
         })
         .await
     }
 
-    /// How many of these slots a shard owns.
-    pub async fn owned(&self, shard: &str, slots: &SlotSet) -> Result<i64, HubError> {
-        bounded(owned(&self.client, (&self.database, shard), slots)).await
+    /// Statements that give keys to a shard.
+    fn give(&self, keys: &KeySet, owner: &str) -> String {
+        let set = format!(
+            "SET shard = (SELECT id FROM weir.shard WHERE database = {database} AND name = {owner}) WHERE database = {database}",
+            database = quoted(&self.database),
+            owner = quoted(owner),
+        );
+        let mut sql = String::new();
+        let mut give = |table: &str, column: &str, which: Vec<String>| {
+            if !which.is_empty() {
+                // Writing to a String cannot fail.
+                let _ = write!(sql, "UPDATE weir.{table} {set} AND {column} IN ({}); ", which.join(","));
+            }
+        };
+        give("slot", "slot", keys.slots().iter().map(|slot| slot.index().to_string()).collect());
+        give("isolated_key", "hash", keys.beside().map(|hash| format!("'{}'", hash as i64)).collect());
+        sql
+    }
+
+    /// How many of these slots and keys beside them a shard owns.
+    pub async fn owned(&self, shard: &str, keys: &KeySet) -> Result<i64, HubError> {
+        bounded(owned(&self.client, (&self.database, shard), keys)).await
     }
 
     /// The epoch in force.
@@ -308,6 +412,24 @@ impl Driving {
     pub async fn note_error(&self, id: i32, error: &str) -> Result<(), HubError> {
         bounded(async {
             self.client.execute("UPDATE weir.move SET error = $2 WHERE id = $1", &[&id, &error]).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Stops a move until somebody lets it go on.
+    pub async fn pause(&self, id: i32) -> Result<(), HubError> {
+        bounded(async {
+            self.client.execute("UPDATE weir.move SET paused = true WHERE id = $1", &[&id]).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Says what has happened to a move; stays in its line.
+    pub async fn notice(&self, id: i32, what: &str) -> Result<(), HubError> {
+        bounded(async {
+            self.client.execute("UPDATE weir.move SET notice = $2 WHERE id = $1", &[&id, &what]).await?;
             Ok(())
         })
         .await
@@ -342,8 +464,21 @@ impl Driving {
     }
 }
 
+/// The last of the moves that weights were given with is done. Before it is, and if one of them comes to another end, plans go by those of
+/// before: else the next one would move what was just given up.
+const KEEP_WEIGHTS: &str = " UPDATE weir.shard SET weight = next_weight, next_weight = NULL WHERE database = {database} AND next_weight IS NOT NULL \
+                            AND NOT EXISTS (SELECT FROM weir.move m WHERE m.database = {database} \
+                            AND m.phase NOT IN ('done', 'cancelled', 'rolled_back'));";
+const DROP_WEIGHTS: &str =
+    " UPDATE weir.shard SET next_weight = NULL WHERE database = {database} AND next_weight IS NOT NULL;";
+
 /// `{database}` stands for its name as a literal.
 const RAISE: &str = "UPDATE weir.topology SET epoch = epoch + 1 WHERE database = {database}; NOTIFY weir_topology;";
+/// When nothing is on its way any more, keys that are where their slot is are isolated no more. Not before: a move that goes back with
+/// a slot must leave them where they are.
+const FORGET_KEYS: &str = " DELETE FROM weir.isolated_key k USING weir.slot l \
+    WHERE k.database = {database} AND l.database = {database} AND l.slot = (k.hash >> 52) & 4095 AND l.shard = k.shard \
+    AND NOT EXISTS (SELECT FROM weir.move m WHERE m.database = {database} AND m.phase NOT IN ('done', 'cancelled', 'rolled_back'));";
 
 fn quoted(text: &str) -> String {
     weir_core::sql::word::quote_literal(text)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio_postgres::{Client, GenericClient, Transaction};
 use weir_core::id::{Epoch, ShardId, Slot};
 use weir_core::topology::moves::Moves;
-use weir_core::topology::{Roster, ShardState, SlotMap, Topology};
+use weir_core::topology::{Isolated, Roster, ShardState, SlotMap, Topology};
 
 use super::{Hub, HubError, bounded, schema};
 use crate::config::{DatabaseConfig, Endpoint, ShardConfig};
@@ -34,6 +34,14 @@ pub(super) struct KnownShard {
     pub servers: Vec<Endpoint>,
     pub state: ShardState,
     pub slots: Vec<Slot>,
+    /// Keys that are isolated here, by hash, with their names.
+    pub keys: Vec<(u64, String)>,
+}
+
+impl KnownShard {
+    fn owns_nothing(&self) -> bool {
+        self.slots.is_empty() && self.keys.is_empty()
+    }
 }
 
 /// What a start has to tell the hub.
@@ -49,7 +57,10 @@ pub(super) enum Change {
 
 const KNOWN: &str = "
 SELECT t.epoch, s.id, s.name, s.weight, s.servers, s.state,
-       ARRAY(SELECT l.slot FROM weir.slot l WHERE l.database = s.database AND l.shard = s.id ORDER BY l.slot)
+       ARRAY(SELECT l.slot FROM weir.slot l WHERE l.database = s.database AND l.shard = s.id ORDER BY l.slot),
+       ARRAY(SELECT k.hash FROM weir.isolated_key k WHERE k.database = s.database AND k.shard = s.id ORDER BY k.hash),
+       ARRAY(SELECT k.key FROM weir.isolated_key k WHERE k.database = s.database AND k.shard = s.id ORDER BY k.hash),
+       (SELECT max(version) FROM weir.schema_version)
 FROM weir.topology t JOIN weir.shard s USING (database) WHERE t.database = $1 ORDER BY s.id";
 
 /// One consistent read: a single statement sees one snapshot.
@@ -59,6 +70,8 @@ pub(super) async fn known(client: &impl GenericClient, database: &str) -> Result
     let mut epoch = Epoch(0);
     for row in client.query(KNOWN, &[&database]).await? {
         epoch = Epoch(row.try_get::<_, i64>(0)? as u64);
+        // A newer weir may have made it mean what this one does not know.
+        schema::known(row.try_get(9)?)?;
         let name: String = row.try_get(2)?;
         if usize::try_from(row.try_get::<_, i16>(1)?) != Ok(shards.len()) {
             return Err(damaged(format!("the shard with number {} is missing", shards.len())));
@@ -70,7 +83,10 @@ pub(super) async fn known(client: &impl GenericClient, database: &str) -> Result
         let servers = servers.iter().map(read).collect::<Result<_, _>>()?;
         let slots: Vec<i16> = row.try_get(6)?;
         let slots = slots.into_iter().filter_map(|slot| Slot::new(u16::try_from(slot).ok()?)).collect();
-        shards.push(KnownShard { name, weight: row.try_get::<_, i32>(3)?.max(0) as u32, servers, state, slots });
+        let (hashes, names): (Vec<i64>, Vec<String>) = (row.try_get(7)?, row.try_get(8)?);
+        let keys = hashes.into_iter().map(|hash| hash as u64).zip(names).collect();
+        let weight = row.try_get::<_, i32>(3)?.max(0) as u32;
+        shards.push(KnownShard { name, weight, servers, state, slots, keys });
     }
     Ok((epoch, shards))
 }
@@ -85,7 +101,7 @@ pub(super) fn changes(database: &DatabaseConfig, known: &[KnownShard]) -> Result
                 changes.push(Change::Address(id, configured.clone()));
             }
             Some(_) => {}
-            None if shard.servers.is_empty() && shard.slots.is_empty() && shard.state != ShardState::Retired => {
+            None if shard.servers.is_empty() && shard.owns_nothing() && shard.state != ShardState::Retired => {
                 changes.push(Change::Forgotten(id));
             }
             None => {}
@@ -167,13 +183,19 @@ pub(super) fn map(
     moves: Moves,
 ) -> Result<HubMap, HubError> {
     let damaged = |what: String| HubError::Damaged { database: database.name.clone(), what };
-    let mut owners = vec![None; Slot::COUNT];
+    let (mut owners, mut isolated) = (vec![None; Slot::COUNT], Vec::new());
     for (number, shard) in known.iter().enumerate() {
-        if shard.state != ShardState::Active && !shard.slots.is_empty() {
+        if shard.state != ShardState::Active && !shard.owns_nothing() {
             return Err(damaged(format!("shard {} is {} and owns slots", shard.name, shard.state.as_str())));
         }
+        let owner = ShardId(number as u16);
+        isolated.extend(shard.keys.iter().map(|(hash, name)| Isolated {
+            hash: *hash,
+            owner,
+            name: name.as_str().into(),
+        }));
         for slot in &shard.slots {
-            owners[slot.index()] = Some(ShardId(number as u16));
+            owners[slot.index()] = Some(owner);
         }
     }
     let found = owners.iter().flatten().count();
@@ -190,7 +212,7 @@ pub(super) fn map(
         epoch,
         shards: shards.iter().map(|shard| shard.name.as_str().into()).collect(),
         roster,
-        slots,
+        slots: slots.isolating(isolated),
         tables: rules,
         home: ShardId(home as u16),
         moves,
@@ -198,11 +220,11 @@ pub(super) fn map(
     Ok(HubMap { topology, shards })
 }
 
-/// How a shard is reached: as the configuration says, or as whoever added it has said.
+/// How a shard is reached: as the configuration says, or as whoever added it has said. Its weight is the hub's: RESHARD changes it there.
 fn reached(database: &DatabaseConfig, known: KnownShard) -> Result<ShardConfig, HubError> {
     let KnownShard { name, weight, servers, state, .. } = known;
     if let Some(configured) = database.shards.iter().find(|shard| shard.name == name) {
-        return Ok(configured.clone());
+        return Ok(ShardConfig { weight, ..configured.clone() });
     }
     let mut servers = servers.into_iter();
     match (servers.next(), state) {
@@ -257,7 +279,7 @@ impl Hub {
         self.step(database, shard, (ShardState::Entering, to)).await
     }
 
-    /// Takes a shard out of all that statements do. Errors: it owns slots, or is joining.
+    /// Takes a shard out of all that statements do. Errors: it owns slots or keys, or is joining.
     pub async fn retire(&self, database: &str, shard: &str) -> Result<(), HubError> {
         self.step(database, shard, (ShardState::Active, ShardState::Retired)).await
     }
@@ -273,7 +295,7 @@ impl Hub {
             if found.state == to {
                 return Ok(());
             }
-            if found.state != from || to == ShardState::Retired && !found.slots.is_empty() {
+            if found.state != from || to == ShardState::Retired && !found.owns_nothing() {
                 let verb = if to == ShardState::Active { "cannot take part" } else { "cannot be retired" };
                 return Err(refused(database, shard, found.state, verb));
             }

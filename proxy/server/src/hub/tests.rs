@@ -5,6 +5,7 @@ use weir_core::topology::ShardState;
 
 use super::shards::{Change, KnownShard, changes, map};
 use super::*;
+use crate::back::tls::ServerTls;
 use crate::config::{Endpoint, Secret, ShardConfig};
 
 fn shard(name: &str, weight: u32) -> ShardConfig {
@@ -49,7 +50,7 @@ fn one_shard_needs_no_hub() {
 fn known(name: &str, state: ShardState, (first, end): (u16, u16)) -> KnownShard {
     let slots = (first..end).filter_map(Slot::new).collect();
     let servers = vec![Endpoint { host: name.into(), port: 5432 }];
-    KnownShard { name: name.into(), weight: 1, servers, state, slots }
+    KnownShard { name: name.into(), weight: 1, servers, state, slots, keys: Vec::new() }
 }
 
 #[test]

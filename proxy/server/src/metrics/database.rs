@@ -20,6 +20,7 @@ use super::{Registry, Subject};
 use crate::database::progress::Waited;
 use crate::decode::Counters;
 use crate::growing::Growing;
+use crate::hub::moves::{MoveProgress, MoveRow};
 
 /// Label `role` of a server connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,6 +123,7 @@ struct ShardMetrics {
     primary: AtomicUsize,
     promotions: Counter,
     slots: Gauge,
+    load_share: Gauge,
     decoding: DecodingMetrics,
 }
 
@@ -173,8 +175,10 @@ pub struct DatabaseMetrics {
     /// Why sessions kept their server connection.
     pub pins: Tally,
     epoch: Gauge,
+    hub_behind: Gauge,
     /// Share of the hottest key in all that is read and written.
     pub hot_share: Gauge,
+    hot_slot_share: Gauge,
     pub moves: MoveMetrics,
     period: Mutex<Period>,
 }
@@ -221,7 +225,9 @@ impl DatabaseMetrics {
             totals: Totals::default(),
             pins: Tally::default(),
             epoch: registry.gauge("weir_topology_epoch", &[("database", name)]),
+            hub_behind: registry.gauge("weir_hub_behind", &[("database", name)]),
             hot_share: registry.gauge("weir_hot_key_share", &[("database", name)]),
+            hot_slot_share: registry.gauge("weir_hot_slot_share", &[("database", name)]),
             moves: MoveMetrics::new(registry, name),
             period: Mutex::default(),
         })
@@ -265,6 +271,17 @@ impl DatabaseMetrics {
         for (shard, count) in self.shards.iter().zip(slots.counts(self.shards.len())) {
             shard.slots.set(count as f64);
         }
+    }
+
+    /// Shares of the time that keyed statements take: by shard, and of the slot that has most.
+    pub fn load(&self, shares: impl Iterator<Item = f64>, hottest_slot: f64) {
+        self.shards.iter().zip(shares).for_each(|(shard, share)| shard.load_share.set(share));
+        self.hot_slot_share.set(hottest_slot);
+    }
+
+    /// Has the hub forgotten the map in force?
+    pub fn hub_is_behind(&self, behind: bool) {
+        self.hub_behind.set(f64::from(u8::from(behind)));
     }
 
     /// Totals since the start, for SHOW STATS.
@@ -375,6 +392,7 @@ impl ShardMetrics {
             primary: AtomicUsize::new(0),
             promotions: registry.counter("weir_promotions_total", &[("database", database), ("shard", shard)]),
             slots: registry.gauge("weir_slots", &[("database", database), ("shard", shard)]),
+            load_share: registry.gauge("weir_shard_load_share", &[("database", database), ("shard", shard)]),
             decoding: DecodingMetrics::new(registry, &[("database", database), ("shard", shard)]),
         }
     }
@@ -386,6 +404,11 @@ pub struct MoveMetrics {
     pub open: Gauge,
     /// Of those, the ones whose last attempt has failed.
     pub failing: Gauge,
+    /// Of those, the ones that something holds up.
+    pub waiting: Gauge,
+    pub rows_copied: Gauge,
+    pub rows_expected: Gauge,
+    pub bytes_copied: Gauge,
     pub lag_bytes: Gauge,
     /// How long the last change of owner took.
     pub pause_seconds: Gauge,
@@ -397,9 +420,28 @@ impl MoveMetrics {
         MoveMetrics {
             open: gauge("weir_moves"),
             failing: gauge("weir_moves_failing"),
+            waiting: gauge("weir_moves_waiting"),
+            rows_copied: gauge("weir_move_rows_copied"),
+            rows_expected: gauge("weir_move_rows_expected"),
+            bytes_copied: gauge("weir_move_bytes_copied"),
             lag_bytes: gauge("weir_move_lag_bytes"),
             pause_seconds: gauge("weir_move_pause_seconds"),
         }
+    }
+
+    /// As they are known at the moment, the last one last.
+    pub fn publish(&self, moves: &[MoveRow]) {
+        let open = || moves.iter().filter(|one| !one.phase.is_final());
+        let sum = |figure: fn(&MoveProgress) -> i64| open().map(|one| figure(&one.progress)).sum::<i64>() as f64;
+        self.open.set(open().count() as f64);
+        self.failing.set(open().filter(|one| one.error.is_some()).count() as f64);
+        self.waiting.set(open().filter(|one| one.progress.held.is_some()).count() as f64);
+        self.rows_copied.set(sum(|done| done.rows_done));
+        self.rows_expected.set(sum(|done| done.rows_total));
+        self.bytes_copied.set(sum(|done| done.bytes_done));
+        self.lag_bytes.set(open().map(|one| one.progress.lag_bytes).max().unwrap_or_default() as f64);
+        let pause_us = moves.iter().rev().find_map(|one| one.progress.paused_us).unwrap_or_default();
+        self.pause_seconds.set(pause_us as f64 / 1e6);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: what is applied and how far that is commit together, so nothing is applied twice and nothing is left out; what the mover
 //! has applied itself is known by its first change and is never sent back. Every change must meet exactly one row.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -11,10 +12,9 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, SimpleQueryMessage};
-use weir_core::id::Slot;
-use weir_core::reshard::script::Script;
+use weir_core::reshard::script::{MovedTable, Script};
 use weir_core::sql::word::{quote_literal, quote_name};
-use weir_core::topology::{Key, KeyType};
+use weir_core::topology::{Key, KeySet, KeyType};
 use weir_wire::pgoutput::{Copied, Message, Old, Relation, Tuple, Value, read_copied, read_message};
 
 use super::{Pair, Side, sql};
@@ -37,6 +37,8 @@ struct Shape {
     key_type: KeyType,
     /// The whole row is the identity: equal rows may be there more than once.
     whole: bool,
+    /// The other side has the same columns.
+    fits: bool,
 }
 
 struct Column {
@@ -59,11 +61,15 @@ pub(super) struct Follower {
     into: Client,
     script: Script,
     id: String,
-    slots: Vec<bool>,
-    tables: Vec<(String, String, String, KeyType)>,
+    keys: KeySet,
+    tables: Vec<MovedTable>,
+    /// The same on the other side.
+    there: Vec<MovedTable>,
     relations: HashMap<u32, Known>,
     /// Ends of transactions at or below this have been applied and committed.
     applied: u64,
+    /// The other side says so of itself, and has committed it.
+    noted: u64,
     /// The end of the last transaction that was read to its end.
     read: u64,
     /// All below has been sent to us.
@@ -87,36 +93,36 @@ pub(super) struct Follower {
 impl Follower {
     /// Goes on where the slot and the progress say.
     pub(super) async fn open(pair: &Pair, from: Side) -> Result<Follower> {
-        let client = sql::plain(pair.login(from)).await?;
+        let client = sql::plain(pair.at(from)).await?;
         sql::free_slot(&client, &pair.script.name()).await?;
-        let server = Walsender::connect(pair.login(from), "weir mover", &sql::WALSENDER_SETTINGS).await?;
+        let server = pair.at(from).walsender().await?;
         Self::begin(pair, from, server).await
     }
 
     pub(super) async fn begin(pair: &Pair, from: Side, mut server: Walsender) -> Result<Follower> {
-        let out = sql::plain(pair.login(from)).await?;
-        let into = sql::as_replica(pair.login(from.other())).await?;
+        let out = sql::plain(pair.at(from)).await?;
+        let into = sql::as_replica(pair.at(from.other())).await?;
         let applied: i64 = into.query_one(&pair.script.ask_applied(), &[]).await?.try_get(0)?;
         let name = pair.script.name();
+        if let Some(why) = sql::broken(&out, &name, applied).await? {
+            bail!("the {} cannot be followed: {why}", from.name());
+        }
         let start =
             format!("START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names '\"{name}\"')");
         server.start(&start).await?;
-        let tables = pair
-            .tables
-            .iter()
-            .map(|table| (table.schema.clone(), table.name.clone(), table.key.clone(), table.key_type));
-        let mut slots = vec![false; Slot::COUNT];
-        pair.slots.iter().for_each(|slot| slots[slot.index()] = true);
+        let there = sql::tables(&into, &pair.rules).await?;
         Ok(Follower {
             server,
             out,
             into,
             script: pair.script.clone(),
             id: pair.id.to_string(),
-            slots,
-            tables: tables.collect(),
+            keys: pair.keys.clone(),
+            tables: pair.tables.clone(),
+            there,
             relations: HashMap::new(),
             applied: applied as u64,
+            noted: applied as u64,
             read: applied as u64,
             sent: 0,
             skips: false,
@@ -139,6 +145,14 @@ impl Follower {
             self.round(end).await?;
         }
         Ok(self.lag_bytes().await? <= IN_STEP_BYTES)
+    }
+
+    /// Applies nothing for a while, and lets the server know that somebody is there.
+    pub(super) async fn rest(&mut self) -> Result<()> {
+        if self.confirmed.elapsed() >= STATUS_EVERY {
+            self.confirm().await?;
+        }
+        Ok(())
     }
 
     /// Until this mark has been read.
@@ -198,10 +212,7 @@ impl Follower {
         if !self.inside {
             self.commit().await?;
         }
-        if self.confirmed.elapsed() >= STATUS_EVERY {
-            self.confirm().await?;
-        }
-        Ok(())
+        self.rest().await
     }
 
     fn is_past_stop(&self, frame: &Bytes) -> Result<bool> {
@@ -260,10 +271,11 @@ impl Follower {
         if schema == "weir" && name == "move_applied" {
             return Ok(Known::Applied);
         }
-        let Some((_, _, key, key_type)) = self.tables.iter().find(|table| table.0 == schema && table.1 == name) else {
-            return Ok(Known::Other);
-        };
+        let of_name = |table: &&MovedTable| table.schema == schema && table.name == name;
+        let Some(MovedTable { key, key_type, .. }) = self.tables.iter().find(of_name) else { return Ok(Known::Other) };
         let names: Vec<String> = relation.columns.iter().map(|column| text(column.name)).collect::<Result<_>>()?;
+        let fits = |there: &MovedTable| names.iter().collect::<BTreeSet<_>>() == there.columns.iter().collect();
+        let fits = self.there.iter().find(of_name).is_some_and(fits);
         let key =
             names.iter().position(|name| name == key).with_context(|| format!("{schema}.{name} has lost its key"))?;
         let columns = names.iter().zip(&relation.columns);
@@ -274,6 +286,7 @@ impl Follower {
             key,
             key_type: *key_type,
             whole: relation.identity == b'f',
+            fits,
         }))
     }
 
@@ -292,8 +305,15 @@ impl Follower {
         if self.skips {
             return Ok(());
         }
-        let moves = |row: &Tuple<'_>| -> Result<bool> { Ok(self.slots[slot_of(shape, row)?.index()]) };
+        let moves = |row: &Tuple<'_>| -> Result<bool> { Ok(self.keys.contains(hash_of(shape, row)?)) };
         let (from, to) = (was.map(&moves).transpose()?.unwrap_or(false), new.map(&moves).transpose()?.unwrap_or(false));
+        if (from || to) && !shape.fits {
+            bail!(
+                "{} has other columns on the other server: it was changed beside weir while its rows were on their way; make both alike, \
+                 or give the move up",
+                shape.quoted
+            );
+        }
         let mut sql = String::new();
         match (from, to, was, new) {
             (true, true, Some(was), Some(new)) => put_update(&mut sql, shape, was, new)?,
@@ -350,25 +370,34 @@ impl Follower {
         if self.open.take().is_some() {
             let end = format!("{}; COMMIT", self.script.end_apply(self.read));
             self.into.batch_execute(&end).await.context("the changes cannot be committed")?;
+            self.noted = self.noted.max(self.read);
         }
         self.applied = self.applied.max(self.read);
         Ok(())
     }
 
-    /// The server needs not keep what is applied.
+    /// The server needs not keep what is applied. It is never told of more than the other side says of itself: by that a server is
+    /// known that was promoted and lacks something.
     async fn confirm(&mut self) -> Result<()> {
         self.confirmed = Instant::now();
-        let is_idle = !self.inside && self.open.is_none() && self.batched == 0 && self.kept.is_none();
-        let position = if is_idle { self.applied.max(self.sent) } else { self.applied };
-        timeout(Duration::from_secs(10), self.server.confirm(position)).await.context("the source does not listen")?
+        if self.open.is_none() {
+            let is_idle = !self.inside && self.batched == 0 && self.kept.is_none();
+            self.applied = if is_idle { self.applied.max(self.sent) } else { self.applied };
+            if self.applied > self.noted {
+                self.into.batch_execute(&self.script.end_apply(self.applied)).await.context("the progress")?;
+                self.noted = self.applied;
+            }
+        }
+        let confirm = self.server.confirm(self.noted);
+        timeout(Duration::from_secs(10), confirm).await.context("the source does not listen")?
     }
 }
 
-fn slot_of(shape: &Shape, row: &Tuple<'_>) -> Result<Slot> {
+fn hash_of(shape: &Shape, row: &Tuple<'_>) -> Result<u64> {
     let Some(Value::Text(text)) = row.get(shape.key) else { bail!("a row of {} without its key", shape.quoted) };
     let key = Key::parse(text.into(), shape.key_type)
         .with_context(|| format!("a key of {} that cannot be read", shape.quoted))?;
-    Ok(key.slot())
+    Ok(key.hash())
 }
 
 fn put_value(sql: &mut String, value: Value<'_>) -> Result<()> {

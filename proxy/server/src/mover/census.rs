@@ -6,14 +6,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use hashbrown::HashMap;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use weir_core::id::Epoch;
 
+use super::reach::Reach;
 use super::sql;
-use crate::back::connect::Login;
 use crate::database::lease::{ASKS, LEASE};
 use crate::hub::moves::Driving;
 
@@ -23,7 +23,7 @@ pub(super) const SETTLED_MAX: Duration = Duration::from_secs(30);
 const MARGIN: Duration = Duration::from_millis(500);
 /// How often it is asked who works by which epoch, and whether those that do not answer are there at all.
 const LOOK: Duration = Duration::from_millis(2);
-const LOOK_MAX: Duration = Duration::from_millis(50);
+const LOOK_MAX: Duration = Duration::from_millis(10);
 
 const SESSIONS: &str = "SELECT DISTINCT substr(application_name, length($1) + 1) FROM pg_stat_activity \
                         WHERE starts_with(application_name, $1)";
@@ -42,13 +42,13 @@ impl Census {
     /// Waits until no proxy works by an older epoch. Those that still may after `longest`.
     pub(super) async fn settled(
         &mut self,
-        (driving, logins): (&Driving, [&Login; 2]),
+        (driving, servers): (&Driving, [&Reach; 2]),
         epoch: Epoch,
         longest: Duration,
     ) -> Result<Vec<String>> {
         let (begun, mut look) = (Instant::now(), LOOK);
         let mut behind = self.behind(driving, epoch).await?;
-        self.write(logins, epoch).await?;
+        self.write((driving, servers), epoch).await?;
         let written = Instant::now();
         loop {
             for id in &behind {
@@ -61,12 +61,19 @@ impl Census {
             }
             sleep(look).await;
             look = (look * 2).min(LOOK_MAX);
-            behind = self.behind(driving, epoch).await?;
-            if !behind.is_empty() {
-                let there = self.there(driving).await?;
-                behind.retain(|id| there.contains(id));
-            }
+            behind = self.lingering(driving, epoch).await?;
         }
+    }
+
+    /// Proxies that are there and have not said that they work by nothing older, however long ago they lost the right to: one that
+    /// stands still may go on in the midst of what it had begun. To be asked after [`Census::settled`].
+    pub(super) async fn lingering(&mut self, driving: &Driving, epoch: Epoch) -> Result<Vec<String>> {
+        let mut behind = self.behind(driving, epoch).await?;
+        if !behind.is_empty() {
+            let there = self.there(driving).await?;
+            behind.retain(|id| there.contains(id));
+        }
+        Ok(behind)
     }
 
     async fn behind(&mut self, driving: &Driving, epoch: Epoch) -> Result<Vec<String>> {
@@ -81,7 +88,7 @@ impl Census {
     }
 
     /// From here on a proxy that asks one of the servers learns that its map is old.
-    async fn write(&mut self, [source, target]: [&Login; 2], epoch: Epoch) -> Result<()> {
+    async fn write(&mut self, (driving, [source, target]): (&Driving, [&Reach; 2]), epoch: Epoch) -> Result<()> {
         if self.servers.iter().any(Client::is_closed) {
             self.servers.clear();
             self.written = Epoch(0);
@@ -91,8 +98,14 @@ impl Census {
         }
         if self.written < epoch {
             for server in &self.servers {
-                let write = "UPDATE weir.map SET epoch = greatest(epoch, $1)";
-                server.execute(write, &[&(epoch.0 as i64)]).await.context("the map's epoch")?;
+                let write = "UPDATE weir.map SET epoch = greatest(epoch, $1) RETURNING epoch";
+                let row = server.query_one(write, &[&(epoch.0 as i64)]).await.context("the map's epoch")?;
+                let written = Epoch(row.try_get::<_, i64>(0)? as u64);
+                // Another move may have come further; the hub cannot have.
+                ensure!(
+                    written <= epoch || written <= driving.epoch().await?,
+                    "a server knows of epoch {written}, which the hub has forgotten: it was restored, or promoted without its last transactions"
+                );
             }
             self.written = epoch;
         }

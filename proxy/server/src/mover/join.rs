@@ -1,8 +1,11 @@
 //! A server becomes a shard: it gets the schema, then what all shards have, and then takes part.
 //!
-//! Invariant: it takes part only when it has every row of the reference tables and every definition that the home shard has. While that is
+//! Invariant: it takes part only when it has every row of the reference tables and every definition that the home shard has, but for
+//! indexes of tables that it has no rows of yet ([`crate::reshard::late`]). While that is
 //! looked at and copied, nobody changes either: statements that would wait at every proxy, and transactions that have are waited for.
 //! Until then a failure leaves a server that no statement goes to.
+
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
@@ -12,9 +15,9 @@ use weir_core::reshard::script::MovedTable;
 use weir_core::topology::ShardState;
 
 use super::census::{Census, SETTLED_MAX};
+use super::reach::Reach;
 use super::sql;
 use crate::app::{App, primary_login};
-use crate::back::connect::Login;
 use crate::database::Database;
 use crate::hub::Hub;
 use crate::hub::moves::Driving;
@@ -28,7 +31,7 @@ pub(super) struct Joiner<'a> {
     pub(super) app: &'a App,
     pub(super) db: &'a Database,
     pub(super) hub: &'a Hub,
-    pub(super) driving: &'a Driving,
+    pub(super) driving: &'a Arc<Driving>,
     pub(super) shard: &'a str,
 }
 
@@ -48,17 +51,22 @@ impl Joiner<'_> {
         let config = self.app.config();
         let home = self.db.primaries.of(view.topology.home).clone();
         let target = primary_login(&config, &self.db.config, &shard.roles);
+        // Who was at it before may hold the reference tables still, and would make up its mind too late.
+        let servers = Reach::new(self.driving, "join", [home.clone(), target.clone()]);
+        for server in &servers {
+            server.be_alone().await?;
+        }
         for section in [Section::PreData, Section::PostData] {
-            for left in schema::make(&home, &target, section).await? {
+            for left in schema::make(&home, &target, (section, &view.rules)).await? {
                 tracing::warn!(database = %self.db.name, shard = self.shard, "{left}");
             }
         }
         let epoch = self.hub.enter(&self.db.name, self.shard).await?;
         let mut census = Census::default();
         let given = async {
-            let behind = census.settled((self.driving, [&home, &target]), epoch, SETTLED_MAX).await?;
+            let behind = census.settled((self.driving, servers.each_ref()), epoch, SETTLED_MAX).await?;
             ensure!(behind.is_empty(), "waits for proxies that still work by an older map: {}", behind.join(", "));
-            self.give(&home, &target).await
+            self.give(&servers).await
         };
         let given = given.await;
         if given.is_err() {
@@ -68,7 +76,7 @@ impl Joiner<'_> {
     }
 
     /// Copies the reference tables under a lock that keeps writers out, and lets it take part before the lock is gone.
-    async fn give(&self, from: &Login, to: &Login) -> Result<()> {
+    async fn give(&self, [from, to]: &[Reach; 2]) -> Result<()> {
         let (home, target) = (sql::plain(from).await?, sql::as_replica(to).await?);
         let tables = sql::reference_tables(&home, &self.db.view().rules).await?;
         home.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_WAIT}'")).await?;
@@ -76,8 +84,8 @@ impl Joiner<'_> {
             let lock = format!("LOCK TABLE ONLY {} IN SHARE MODE", table.quoted());
             home.batch_execute(&lock).await.with_context(|| format!("{} is being written", table.quoted()))?;
         }
-        let looks = crate::control::connect(from).await?;
-        let had = schema::had(&looks, &crate::control::connect(to).await?).await?;
+        let looks = crate::control::connect(from.login()).await?;
+        let had = schema::had(&looks, &crate::control::connect(to.login()).await?, &self.db.view().rules).await?;
         ensure!(matches!(had, Had::All), "the schema has changed since it was made there; it is compared again");
         target.batch_execute("BEGIN").await?;
         for table in &tables {

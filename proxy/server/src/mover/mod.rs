@@ -12,8 +12,12 @@ mod clear;
 mod copy;
 mod cutover;
 mod guard;
+mod index;
 mod join;
+mod mend;
+mod reach;
 mod sql;
+mod throttle;
 mod verify;
 
 use std::collections::HashMap;
@@ -26,15 +30,18 @@ use tokio::time::{Instant, sleep};
 use weir_core::id::Epoch;
 use weir_core::reshard::phase::{Aim, Phase, next};
 use weir_core::reshard::script::{MovedTable, Script};
-use weir_core::topology::SlotSet;
+use weir_core::topology::{KeySet, TableRules};
 
 use self::apply::Follower;
 use self::census::{Census, SETTLED_MAX};
 use self::cutover::{BACK, THERE};
+use self::index::Indexes;
 use self::join::Joiner;
+use self::reach::Reach;
+use self::throttle::Meter;
 use crate::app::App;
-use crate::back::connect::Login;
-use crate::database::Database;
+use crate::config::ReshardConfig;
+use crate::database::{Database, Shard};
 use crate::hub::moves::{Driving, MoveProgress, MoveRow};
 use crate::hub::{Hub, HubError};
 
@@ -49,13 +56,19 @@ const AGAIN_MAX: Duration = Duration::from_secs(10);
 const ADVANCE_EVERY: Duration = Duration::from_secs(20);
 
 /// A move, its two servers and its tables.
+#[derive(Clone)]
 struct Pair {
     id: i32,
-    slots: SlotSet,
+    keys: KeySet,
     script: Script,
     tables: Vec<MovedTable>,
-    source: Login,
-    target: Login,
+    source: Reach,
+    target: Reach,
+    /// Of source and target: how far their replicas are.
+    shards: [Arc<Shard>; 2],
+    /// Tables as they are declared.
+    rules: Arc<TableRules>,
+    config: ReshardConfig,
 }
 
 /// One move and what drives it.
@@ -69,6 +82,8 @@ struct Mover {
     /// When the slot of the way back was last moved on.
     advanced: Instant,
     census: Census,
+    indexes: Indexes,
+    meter: Meter,
     /// Changes of owner that were tried in vain, one after the other.
     vain: u32,
 }
@@ -76,14 +91,12 @@ struct Mover {
 /// Drives the moves of a database whenever nobody else does, for ever.
 pub async fn run(app: Arc<App>, hub: Hub, db: Arc<Database>) {
     loop {
-        sleep(LOOK).await;
-        let Ok(moves) = hub.moves(&db.name, true).await else { continue };
-        let all_over = moves.iter().all(|one| one.phase.is_final());
-        *db.moves.lock() = moves;
-        if all_over {
+        // Where statements wait for a mover that is gone, it is not waited for longer than need be.
+        sleep(if db.view().topology.moves.givers().next().is_some() { ORDERS } else { LOOK }).await;
+        if is_idle(&hub, &db).await {
             continue;
         }
-        match hub.drive(&db.name).await {
+        match in_line(&hub, &db).await {
             Ok(Some(driving)) => {
                 if let Err(error) = drive(&app, &db, Arc::new(driving)).await {
                     tracing::warn!(database = %db.name, "the mover has lost the hub: {error:#}");
@@ -91,6 +104,31 @@ pub async fn run(app: Arc<App>, hub: Hub, db: Arc<Database>) {
             }
             Ok(None) => {}
             Err(error) => tracing::debug!(database = %db.name, "the mover cannot ask the hub: {error}"),
+        }
+    }
+}
+
+/// Looks what moves there are.
+async fn is_idle(hub: &Hub, db: &Database) -> bool {
+    let Ok(moves) = hub.moves(&db.name, true).await else { return true };
+    let all_over = moves.iter().all(|one| one.phase.is_final());
+    *db.moves.lock() = moves;
+    // A hub that has forgotten something would have it done again, and perhaps otherwise.
+    all_over || db.maps.hub_is_behind()
+}
+
+/// Waits in line to drive them, and shows meanwhile how far another one is.
+async fn in_line(hub: &Hub, db: &Database) -> Result<Option<Driving>, HubError> {
+    let got = hub.drive(&db.name);
+    tokio::pin!(got);
+    loop {
+        // The line is kept from turn to turn, and a pause may be dropped.
+        tokio::select! {
+            got = &mut got => return got,
+            () = sleep(LOOK) => {}
+        }
+        if is_idle(hub, db).await {
+            return Ok(None);
         }
     }
 }
@@ -104,13 +142,15 @@ async fn drive(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>) -> Res
         let mut moves = driving.moves().await?;
         db.moves.lock().clone_from(&moves);
         moves.retain(|one| !one.phase.is_final());
-        if moves.is_empty() {
+        running.retain(|_, task| !task.is_finished());
+        // A move that is over may still have its shard to retire.
+        if moves.is_empty() && running.is_empty() {
             return Ok(());
         }
-        running.retain(|_, task| !task.is_finished());
         while tasks.try_join_next().is_some() {}
-        // One copies at a time: two would share the same servers.
-        let mut is_free = !moves.iter().any(|one| !matches!(one.phase, Phase::Queued | Phase::Ready | Phase::Reverse));
+        // One copies at a time: two would share the same servers. Indexes of a new shard wait for all copies.
+        let rests = |phase: Phase| phase.rests() || matches!(phase, Phase::Queued | Phase::Index);
+        let mut is_free = moves.iter().all(|one| rests(one.phase));
         for one in moves {
             if running.contains_key(&one.id) || one.phase == Phase::Queued && !is_free && one.aim != Aim::Cancelled {
                 continue;
@@ -126,7 +166,7 @@ async fn drive(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>) -> Res
 
 /// One move, to its end; failures are noted and it begins again.
 async fn attend(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>, id: i32) {
-    let mut pause = AGAIN;
+    let mut pause = AGAIN / 2;
     loop {
         let begun = Instant::now();
         let error = match attempt(app, db, &driving, id).await {
@@ -138,7 +178,9 @@ async fn attend(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>, id: i
             return;
         }
         pause = if begun.elapsed() > AGAIN_MAX { AGAIN } else { (pause * 2).min(AGAIN_MAX) };
-        sleep(pause).await;
+        // Statements must not wait for that.
+        let is_awaited = driving.move_now(id).await.is_ok_and(|row| row.phase.is_awaited());
+        sleep(if is_awaited { ORDERS } else { pause }).await;
     }
 }
 
@@ -148,7 +190,7 @@ async fn attempt(app: &Arc<App>, db: &Arc<Database>, driving: &Arc<Driving>, id:
         let hub = db.hub.as_ref().context("there is no hub")?;
         Joiner { app, db, hub, driving, shard: &row.to }.join().await.context("the new shard")?;
     }
-    let pair = Pair::of(app, db, &row).await?;
+    let pair = Pair::of(app, db, (driving, &row)).await?;
     let progress = row.progress;
     let mut mover = Mover {
         driving: Arc::clone(driving),
@@ -158,8 +200,11 @@ async fn attempt(app: &Arc<App>, db: &Arc<Database>, driving: &Arc<Driving>, id:
         follower: None,
         advanced: Instant::now(),
         census: Census::default(),
+        indexes: Indexes::Unknown,
+        meter: Meter::default(),
         vain: 0,
     };
+    mover.mend().await?;
     mover.go().await?;
     leave(db, driving, id).await
 }
@@ -178,19 +223,23 @@ async fn leave(db: &Database, driving: &Driving, id: i32) -> Result<()> {
 }
 
 impl Pair {
-    async fn of(app: &App, db: &Database, row: &MoveRow) -> Result<Pair> {
+    async fn of(app: &App, db: &Database, (driving, row): (&Arc<Driving>, &MoveRow)) -> Result<Pair> {
         let config = app.config();
-        let login = |name: &str| {
+        let known = |name: &str| {
             let shard = db.shards.iter().find(|shard| *shard.name == *name);
-            let shard = shard.ok_or_else(|| anyhow!("shard {name} is not known here"))?;
-            Ok::<Login, anyhow::Error>(crate::app::primary_login(&config, &db.config, &shard.roles))
+            shard.cloned().ok_or_else(|| anyhow!("shard {name} is not known here"))
         };
-        let (source, target) = (login(&row.from)?, login(&row.to)?);
+        let shards = [known(&row.from)?, known(&row.to)?];
+        let logins = shards.each_ref().map(|shard| crate::app::primary_login(&config, &db.config, &shard.roles));
+        let [source, target] = Reach::new(driving, &row.id.to_string(), logins);
+        source.be_alone().await.context("the source")?;
+        target.be_alone().await.context("the target")?;
         let rules = Arc::clone(&db.view().rules);
-        let client = crate::control::connect(&source).await.context("the source")?;
+        let client = source.open().await.context("the source")?;
         let tables = sql::tables(&client, &rules).await.context("the tables of the source")?;
-        let script = Script::new(row.id, &row.slots);
-        Ok(Pair { id: row.id, slots: row.slots.clone(), script, tables, source, target })
+        let script = Script::new(row.id, &row.keys);
+        let (id, keys) = (row.id, row.keys.clone());
+        Ok(Pair { id, keys, script, tables, source, target, shards, rules, config: config.reshard })
     }
 }
 
@@ -204,6 +253,9 @@ impl Mover {
             }
             if let Some(next) = next(row.phase, row.aim) {
                 self.turn(&row, next).await?;
+                continue;
+            }
+            if self.lets_go(&row).await? {
                 continue;
             }
             if row.paused {
@@ -220,7 +272,16 @@ impl Mover {
         match next {
             Phase::Cutover => return self.hand_over(row, &THERE).await,
             Phase::Cutback => return self.hand_over(row, &BACK).await,
-            Phase::ClearTarget | Phase::ClearSource => self.follower = None,
+            Phase::ClearTarget | Phase::ClearSource => {
+                self.follower = None;
+                self.indexes = Indexes::Unknown;
+            }
+            // It may have been the one with which the target has joined.
+            Phase::Cancelled => {
+                if let Err(error) = self.pair.make_indexes().await {
+                    tracing::warn!(move_id = self.pair.id, "indexes of the target cannot be made: {error:#}");
+                }
+            }
             _ => {}
         }
         self.driving.step(row, next, None).await?;
@@ -234,18 +295,27 @@ impl Mover {
             }
             Phase::Prepare => self.prepare(row).await?,
             Phase::Copy => {
-                self.follower = Some(self.copy(row).await?);
-                self.note().await?;
-                self.driving.step(row, Phase::Catchup, None).await?;
+                self.follower = self.copy(row).await?;
+                if self.follower.is_some() {
+                    // Whatever was said last: this is how much it was.
+                    self.driving.note(self.pair.id, &self.progress).await?;
+                    self.driving.step(row, Phase::Catchup, None).await?;
+                }
             }
             Phase::Catchup => {
-                if self.follow(Side::Source).await? {
+                if !self.is_held(row).await? && self.follow(Side::Source).await? {
+                    self.driving.step(row, Phase::Index, None).await?;
+                }
+            }
+            Phase::Index => {
+                if self.index(row).await? {
                     self.driving.step(row, Phase::Verify, None).await?;
                 }
             }
             Phase::Verify => {
                 self.verify().await?;
                 guard::way_back(&self.pair).await?;
+                guard::advance_way_back(&self.pair).await?;
                 self.driving.step(row, Phase::Ready, None).await?;
             }
             Phase::Ready => {
@@ -256,11 +326,12 @@ impl Mover {
                 }
             }
             // Begun by somebody who is gone.
-            Phase::Cutover => self.fall_back(row, &THERE).await?,
+            Phase::Cutover => self.take_back(row, &THERE).await?,
             Phase::Reverse => {
                 self.follow(Side::Target).await?;
             }
-            Phase::Cutback => self.fall_back(row, &BACK).await?,
+            Phase::Forward => sleep(ORDERS).await,
+            Phase::Cutback => self.take_back(row, &BACK).await?,
             Phase::ClearTarget => self.clear(row, Side::Target).await?,
             Phase::ClearSource => self.clear(row, Side::Source).await?,
             Phase::Done | Phase::Cancelled | Phase::RolledBack => {}
@@ -275,7 +346,9 @@ impl Mover {
         if !behind.is_empty() {
             return Err(anyhow!("waits for proxies that still work by an older map: {}", behind.join(", ")));
         }
-        guard::prepare(&self.pair).await?;
+        guard::prepare(&self.pair, Side::Source).await?;
+        // One of them may have been closed by a change of owner that came to nothing.
+        self.reopen(Side::Source).await?;
         self.driving.step(row, Phase::Copy, None).await?;
         Ok(())
     }
@@ -287,6 +360,8 @@ impl Mover {
             if owner == Side::Target {
                 sql::drop_slot(&sql::plain(&self.pair.source).await?, &self.pair.script.name()).await?;
             }
+            // Somebody may have been about to hand over, and nobody knows how far he was.
+            self.close(owner.other()).await?;
             self.follower = Some(Follower::open(&self.pair, owner).await?);
         }
         let Some(follower) = &mut self.follower else { return Ok(false) };
@@ -308,8 +383,8 @@ impl Mover {
 
     /// Waits until no proxy works by an older epoch. Those that still do after `longest`.
     async fn settled(&mut self, epoch: Epoch, longest: Duration) -> Result<Vec<String>> {
-        let logins = [&self.pair.source, &self.pair.target];
-        self.census.settled((&self.driving, logins), epoch, longest).await
+        let servers = [&self.pair.source, &self.pair.target];
+        self.census.settled((&self.driving, servers), epoch, longest).await
     }
 }
 
@@ -321,7 +396,7 @@ enum Side {
 }
 
 impl Pair {
-    fn login(&self, side: Side) -> &Login {
+    fn at(&self, side: Side) -> &Reach {
         match side {
             Side::Source => &self.source,
             Side::Target => &self.target,

@@ -1,18 +1,22 @@
 //! Connections of the mover's, and what they are asked of tables and slots.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use tokio_postgres::Client;
 use tokio_postgres::SimpleQueryMessage;
-use weir_core::reshard::script::MovedTable;
+use weir_core::reshard::script::{MovedTable, Script};
+use weir_core::sql::word::quote_literal;
 use weir_core::topology::{KeyType, Placement, TableRules};
 
-use crate::back::connect::Login;
+use super::reach::Reach;
 
 /// Values must be written and read alike on both servers. Nothing that an administrator has set for clients may end what takes long.
-const SETTINGS: &str = "SET datestyle = 'ISO, MDY'; SET intervalstyle = 'postgres'; SET extra_float_digits = 3; SET bytea_output = 'hex'; \
-                        SET timezone = 'UTC'; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
+/// What is applied must be there after a crash, whatever clients may lose: the hub's map counts on it.
+pub(super) const SETTINGS: &str = "SET datestyle = 'ISO, MDY'; SET intervalstyle = 'postgres'; SET extra_float_digits = 3; SET bytea_output = 'hex'; \
+                        SET timezone = 'UTC'; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
+                        SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 /// Triggers and foreign keys have done their work on the other server. Guards do not hold here.
 const AS_REPLICA: &str = "SET session_replication_role = replica";
 /// Others queue behind who waits for a lock, so it is never waited for longer.
@@ -35,15 +39,13 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE n.nspname = $1 AND c.relname = $2 GROUP BY c.oid, c.relkind";
 
-pub(super) async fn plain(login: &Login) -> Result<Client> {
-    let client = crate::control::connect(login).await?;
-    client.batch_execute(SETTINGS).await.context("settings")?;
-    Ok(client)
+pub(super) async fn plain(server: &Reach) -> Result<Client> {
+    server.open().await
 }
 
 /// One whose writes are nobody's news.
-pub(super) async fn as_replica(login: &Login) -> Result<Client> {
-    let client = plain(login).await?;
+pub(super) async fn as_replica(server: &Reach) -> Result<Client> {
+    let client = plain(server).await?;
     let context = "weir's account may not set session_replication_role (superuser, or GRANT SET ON PARAMETER session_replication_role)";
     client.batch_execute(AS_REPLICA).await.context(context)?;
     Ok(client)
@@ -52,9 +54,8 @@ pub(super) async fn as_replica(login: &Login) -> Result<Client> {
 /// The sharded tables as a server has them.
 pub(super) async fn tables(client: &Client, rules: &TableRules) -> Result<Vec<MovedTable>> {
     let mut tables = Vec::new();
-    for (schema, name, placement) in rules.iter() {
-        let Placement::Sharded { key, key_type } = placement else { continue };
-        tables.extend(table(client, (schema, name), (key, *key_type)).await?);
+    for (schema, name, key, key_type) in rules.sharded() {
+        tables.extend(table(client, (schema, name), (key, key_type)).await?);
     }
     Ok(tables)
 }
@@ -91,6 +92,45 @@ async fn table(
     }))
 }
 
+/// Reads as of a snapshot that another connection has exported.
+pub(super) async fn begin_snapshot(client: &Client, snapshot: &str) -> Result<()> {
+    let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{snapshot}'");
+    client.batch_execute(&begin).await.context("the snapshot")
+}
+
+/// Pages of a table, of so many bytes.
+pub(super) async fn pages(client: &Client, table: &MovedTable) -> Result<(u64, u64)> {
+    let sql = format!(
+        "SELECT pg_relation_size({}::regclass), current_setting('block_size')::int8",
+        quote_literal(&table.quoted())
+    );
+    let row = client.query_one(&sql, &[]).await?;
+    let (bytes, page) = (row.try_get::<_, i64>(0)?.max(0) as u64, row.try_get::<_, i64>(1)?.max(1) as u64);
+    Ok((bytes / page, page))
+}
+
+/// What a table has that must be alike on both servers, and whether a move minds it.
+const DESCRIBED: &str = "
+SELECT format('%I.%I', n.nspname, c.relname),
+    array(SELECT concat_ws(' ', quote_ident(a.attname), format_type(a.atttypid, a.atttypmod), a.attgenerated::text) FROM pg_attribute a
+          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname),
+    EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = $3 AND t.tgenabled = 'O')
+    AND EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = c.oid AND p.pubname = $4)
+FROM unnest($1::text[], $2::text[]) AS wanted(schema, name)
+JOIN pg_namespace n ON n.nspname = wanted.schema
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')";
+
+/// Columns of each sharded table, and whether it is guarded and published.
+pub(super) async fn described(
+    client: &Client,
+    rules: &TableRules,
+    script: &Script,
+) -> Result<BTreeMap<String, (Vec<String>, bool)>> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) = rules.sharded().map(|(schema, name, ..)| (schema, name)).unzip();
+    let rows = client.query(DESCRIBED, &[&schemas, &names, &script.trigger(), &script.name()]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
+}
+
 /// The first value of the first row of a text.
 pub(super) async fn first(client: &Client, sql: &str) -> Result<String> {
     for message in client.simple_query(sql).await? {
@@ -115,6 +155,24 @@ pub(super) async fn patiently(client: &Client, sql: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Why what a slot still gives cannot go on where the other side stands; `None`: it can. `applied`: that side has all below it.
+///
+/// A slot is a server's own: one that is promoted has none. And a server that is promoted may lack what its predecessor had applied and
+/// told the slot of, which is never sent again.
+pub(super) async fn broken(client: &Client, slot: &str, applied: i64) -> Result<Option<&'static str>> {
+    let sql = "SELECT wal_status, (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE slot_name = $1";
+    let Some(row) = client.query_opt(sql, &[&slot]).await? else {
+        return Ok(Some("its replication slot is gone, as after a promotion"));
+    };
+    if row.try_get::<_, Option<&str>>(0)? == Some("lost") {
+        return Ok(Some("its replication slot needed WAL that the server has thrown away (max_slot_wal_keep_size)"));
+    }
+    let confirmed: Option<i64> = row.try_get(1)?;
+    Ok(confirmed.filter(|confirmed| *confirmed > applied).map(
+        |_| "the other server lacks what it had applied before, as after a promotion of a replica that was behind",
+    ))
 }
 
 /// Takes a replication slot away, and whoever reads it.

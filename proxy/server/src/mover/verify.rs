@@ -1,13 +1,10 @@
 //! Comparing both sides as of one position of the source's WAL, while its clients go on.
 
-use anyhow::{Context as _, Result, bail};
-use tokio::time::timeout;
+use anyhow::{Result, bail};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::apply::Follower;
-use super::guard::SLOT_WAIT;
-use super::{Mover, Side, sql};
-use crate::back::walsender::Walsender;
+use super::{Mover, Side, guard, sql};
 
 /// Differences that are named.
 const NAMED_MAX: usize = 5;
@@ -21,21 +18,11 @@ impl Mover {
         if self.follower.is_none() {
             self.follower = Some(Follower::open(&self.pair, Side::Source).await?);
         }
-        let mut server = Walsender::connect(&self.pair.source, "weir mover", &sql::WALSENDER_SETTINGS).await?;
-        let make = format!(
-            "CREATE_REPLICATION_SLOT {}_verify TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT",
-            self.pair.script.name()
-        );
-        let made =
-            timeout(SLOT_WAIT, server.command(&make)).await.context("transactions on the source do not end")??;
-        let (position, snapshot) = match made.as_slice() {
-            [_, Some(position), Some(snapshot), ..] => (position.clone(), snapshot.clone()),
-            _ => bail!("the server exported no snapshot"),
-        };
-        let position = weir_core::id::Lsn::parse(&position).context("the snapshot's position")?;
+        let mut server = self.pair.source.walsender().await?;
+        let slot = format!("{}_verify TEMPORARY", self.pair.script.name());
+        let (position, snapshot) = guard::export(&mut server, &slot).await?;
         let source = sql::plain(&self.pair.source).await?;
-        let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{snapshot}'");
-        source.batch_execute(&begin).await.context("the snapshot")?;
+        sql::begin_snapshot(&source, &snapshot).await?;
         let target = sql::plain(&self.pair.target).await?;
         let Some(follower) = &mut self.follower else { bail!("nothing is followed") };
         follower.stop_at(position.0).await?;

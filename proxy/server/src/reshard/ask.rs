@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use weir_core::id::Slot;
 use weir_core::reshard::survey::{Rows, ServerSaid, TableSaid};
 use weir_core::sql::word::quote_name;
-use weir_core::topology::{KeyType, Placement, TableRules, in_sql};
+use weir_core::topology::{KeySet, KeyType, TableRules, in_sql};
 
 use crate::back::connect::Login;
 use crate::catalog::drift;
@@ -27,24 +27,29 @@ SELECT current_setting('server_version_num')::int4, current_setting('wal_level')
        current_setting('max_replication_slots')::int4 - (SELECT count(*) FROM pg_replication_slots)::int4,
        current_setting('max_wal_senders')::int4 - (SELECT count(*) FROM pg_stat_get_wal_senders())::int4,
        (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user),
-       has_database_privilege(current_database(), 'CREATE'),
+       has_database_privilege(current_database(), 'CREATE')
+       AND coalesce(has_schema_privilege(to_regnamespace('weir'), 'CREATE'), true),
        (SELECT coalesce(array_agg(extname::text), '{}') FROM pg_extension),
        (SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()),
        (SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity
         WHERE backend_type = 'client backend' AND datname = current_database()),
        (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())";
 
+const FOREIGN: &str = "
+SELECT format('%s.%s', n.nspname, c.relname) FROM unnest($1::text[], $2::text[]) AS wanted(schema, name)
+JOIN pg_namespace n ON n.nspname = wanted.schema
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')
+WHERE NOT pg_has_role(current_user, c.relowner, 'USAGE') ORDER BY 1";
+
 const TABLES: &str = "
-SELECT n.nspname::text, c.relname::text, c.relpersistence = 'u', pg_has_role(current_user, c.relowner, 'USAGE'),
+SELECT n.nspname::text, c.relname::text, c.relpersistence = 'u',
        c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
            AND (i.indisreplident OR c.relreplident = 'd' AND i.indisprimary)),
        greatest(c.reltuples, 0)::float8, pg_table_size(c.oid)::float8,
        array(SELECT x.relname::text FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
              WHERE i.indrelid = c.oid AND i.indisunique AND NOT EXISTS (
                  SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = wanted.key AND a.attnum = ANY(i.indkey))
-             ORDER BY 1),
-       array(SELECT t.tgname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace w ON w.oid = p.pronamespace
-             WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'D') AND w.nspname <> 'weir' ORDER BY 1)
+             ORDER BY 1)
 FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted(schema, name, key)
 JOIN pg_namespace n ON n.nspname = wanted.schema
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')
@@ -57,8 +62,8 @@ pub struct Answers {
     pub rate: Option<f64>,
 }
 
-/// Asks one server; its rows only where they are a source's.
-pub async fn server(login: &Login, rules: &TableRules, is_source: bool) -> Result<Answers> {
+/// Asks one server; its rows only where some are to be given away.
+pub async fn server(login: &Login, rules: &TableRules, given: Option<&KeySet>) -> Result<Answers> {
     let client = crate::control::connect(login).await?;
     let row = client.query_one(SERVER, &[]).await.context("its settings")?;
     let extensions: Vec<String> = row.try_get(6)?;
@@ -69,6 +74,11 @@ pub async fn server(login: &Login, rules: &TableRules, is_source: bool) -> Resul
         senders_free: row.try_get(3)?,
         may_replicate: row.try_get(4)?,
         may_create: row.try_get(5)?,
+        may_apply: client
+            .batch_execute("SET session_replication_role = replica; RESET session_replication_role")
+            .await
+            .is_ok(),
+        foreign: foreign(&client, rules).await.context("the owners of its tables")?,
         extensions: extensions.into_iter().collect(),
         encoding: row.try_get(7)?,
         oldest_transaction: row.try_get(8)?,
@@ -76,20 +86,32 @@ pub async fn server(login: &Login, rules: &TableRules, is_source: bool) -> Resul
         objects: drift::objects(&client, rules).await.context("its schema")?,
     };
     let (mut tables, mut rate) = (Vec::new(), None);
-    if is_source {
+    if let Some(given) = given {
         let mut largest = (0.0, String::new());
+        let foreign = &said.foreign;
         for sharded in sharded(&client, rules).await? {
             let Sharded { mut said, key, key_type, rows, bytes, quoted } = sharded;
+            if foreign.contains(&said.name) {
+                // It may not even be read.
+                tables.push(said);
+                continue;
+            }
             if bytes > largest.0 {
                 largest = (bytes, quoted.clone());
             }
-            (said.rows, said.is_sampled) =
-                count(&client, (&quoted, &key, key_type), rows).await.with_context(|| said.name.clone())?;
+            let table = Counted { table: &quoted, key: &key, key_type, rows };
+            (said.rows, said.keys) = table.count(&client, given).await.with_context(|| said.name.clone())?;
+            said.is_sampled = table.percent().is_some();
             tables.push(said);
         }
         rate = trial(&client, &largest.1).await?;
     }
     Ok(Answers { said, tables, rate })
+}
+
+async fn foreign(client: &Client, rules: &TableRules) -> Result<Vec<String>> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) = rules.sharded().map(|(schema, name, ..)| (schema, name)).unzip();
+    client.query(FOREIGN, &[&schemas, &names]).await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 struct Sharded {
@@ -104,13 +126,11 @@ struct Sharded {
 
 async fn sharded(client: &Client, rules: &TableRules) -> Result<Vec<Sharded>> {
     let (mut schemas, mut names, mut keys, mut types) = (Vec::new(), Vec::new(), Vec::new(), BTreeMap::new());
-    for (schema, name, placement) in rules.iter() {
-        if let Placement::Sharded { key, key_type } = placement {
-            schemas.push(schema);
-            names.push(name);
-            keys.push(&**key);
-            types.insert((schema, name), (&**key, *key_type));
-        }
+    for (schema, name, key, key_type) in rules.sharded() {
+        schemas.push(schema);
+        names.push(name);
+        keys.push(key);
+        types.insert((schema, name), (key, key_type));
     }
     let rows = client.query(TABLES, &[&schemas, &names, &keys]).await.context("its tables")?;
     let mut found = Vec::with_capacity(rows.len());
@@ -120,40 +140,63 @@ async fn sharded(client: &Client, rules: &TableRules) -> Result<Vec<Sharded>> {
         let said = TableSaid {
             name: format!("{schema}.{name}"),
             unlogged: row.try_get(2)?,
-            is_own: row.try_get(3)?,
-            has_identity: row.try_get(4)?,
-            unique_elsewhere: row.try_get(7)?,
-            triggers: row.try_get(8)?,
+            has_identity: row.try_get(3)?,
+            unique_elsewhere: row.try_get(6)?,
             ..TableSaid::default()
         };
         let quoted = format!("{}.{}", quote_name(schema), quote_name(name));
-        let (rows, bytes) = (row.try_get(5)?, row.try_get(6)?);
+        let (rows, bytes) = (row.try_get(4)?, row.try_get(5)?);
         found.push(Sharded { said, key: quote_name(key), key_type, rows, bytes, quoted });
     }
     Ok(found)
 }
 
-/// Rows and bytes by slot. True: they were estimated.
-async fn count(
-    client: &Client,
-    (table, key, key_type): (&str, &str, KeyType),
+/// A table whose rows are counted, large ones in a part of their pages.
+struct Counted<'a> {
+    table: &'a str,
+    key: &'a str,
+    key_type: KeyType,
+    /// As the planner knows it.
     rows: f64,
-) -> Result<(BTreeMap<Slot, Rows>, bool)> {
-    let percent = (rows > COUNTED_MAX).then(|| (SAMPLE_ROWS / rows * 100.0).max(0.01));
-    let sample = percent.map_or_else(String::new, |percent| format!(" TABLESAMPLE SYSTEM ({percent:.4})"));
-    let sql = format!(
-        "SELECT ({})::int2, count(*)::float8, sum(pg_column_size(t.*))::float8 FROM {table} AS t{sample} \
-         WHERE t.{key} IS NOT NULL GROUP BY 1",
-        in_sql::slot(&format!("t.{key}"), key_type)
-    );
-    let times = percent.map_or(1.0, |percent| 100.0 / percent);
-    let mut found = BTreeMap::new();
-    for row in client.query(&sql, &[]).await? {
-        let slot: i16 = row.try_get(0)?;
-        let counted = Rows { rows: row.try_get::<_, f64>(1)? * times, bytes: row.try_get::<_, f64>(2)? * times };
-        found.extend(Slot::new(slot.unsigned_abs()).map(|slot| (slot, counted)));
+}
+
+impl Counted<'_> {
+    fn percent(&self) -> Option<f64> {
+        (self.rows > COUNTED_MAX).then(|| (SAMPLE_ROWS / self.rows * 100.0).max(0.01))
     }
-    Ok((found, percent.is_some()))
+
+    /// Rows and bytes by slot, and by hash of the keys that are given away or kept on their own.
+    async fn count(&self, client: &Client, given: &KeySet) -> Result<(BTreeMap<Slot, Rows>, BTreeMap<u64, Rows>)> {
+        let key = format!("t.{}", self.key);
+        let by_slot = self.sums(client, &format!("({})::int8", in_sql::slot(&key, self.key_type)), "").await?;
+        let slot = |number: i64| Slot::new(u16::try_from(number).ok()?);
+        let by_slot = by_slot.into_iter().filter_map(|(number, rows)| Some((slot(number)?, rows))).collect();
+        let single: Vec<String> =
+            given.beside().chain(given.except()).map(|hash| format!("'{}'", hash as i64)).collect();
+        if single.is_empty() {
+            return Ok((by_slot, BTreeMap::new()));
+        }
+        let hash = in_sql::hash(&key, self.key_type);
+        let by_key = self.sums(client, &hash, &format!("AND {hash} IN ({})", single.join(", "))).await?;
+        Ok((by_slot, by_key.into_iter().map(|(hash, rows)| (hash as u64, rows)).collect()))
+    }
+
+    async fn sums(&self, client: &Client, group: &str, only: &str) -> Result<Vec<(i64, Rows)>> {
+        let percent = self.percent();
+        let sample = percent.map_or_else(String::new, |percent| format!(" TABLESAMPLE SYSTEM ({percent:.4})"));
+        let sql = format!(
+            "SELECT {group}, count(*)::float8, sum(pg_column_size(t.*))::float8 FROM {} AS t{sample} \
+             WHERE t.{} IS NOT NULL {only} GROUP BY 1",
+            self.table, self.key
+        );
+        let times = percent.map_or(1.0, |percent| 100.0 / percent);
+        let rows = client.query(&sql, &[]).await?;
+        let read = |row: &tokio_postgres::Row| {
+            let counted = Rows { rows: row.try_get::<_, f64>(1)? * times, bytes: row.try_get::<_, f64>(2)? * times };
+            Ok((row.try_get(0)?, counted))
+        };
+        rows.iter().map(read).collect()
+    }
 }
 
 /// Bytes per second, by reading the start of a table as a move would. `None`: there is nothing to read.

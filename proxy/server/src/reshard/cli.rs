@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use weir_core::reshard::phase::{Order, Phase};
-use weir_core::sql::word::quote_name;
+use weir_core::sql::word::{quote_literal, quote_name};
 
 use crate::control::Target;
 use crate::explain::told;
@@ -48,7 +48,7 @@ enum Action {
         #[arg(long)]
         watch: bool,
     },
-    /// Hand the slots over; statements that touch them wait for some milliseconds
+    /// Hand the slots over; statements that touch them wait for some tenths of a second
     Cutover(OneMove),
     /// Give up the way back, and take away what the move has left
     Complete(OneMove),
@@ -62,6 +62,23 @@ enum Action {
     Resume(OneMove),
     /// Compare both sides once more
     Verify(OneMove),
+    /// How much moves may burden their servers; "off" takes a limit away
+    Throttle {
+        #[command(flatten)]
+        one: OneMove,
+        /// Of the copy, per second, for example 20MiB
+        #[arg(long)]
+        rate: Option<String>,
+        /// While a replica of source or target is that far behind nothing is copied, for example 10s
+        #[arg(long)]
+        lag: Option<String>,
+        /// While so many statements of others run on the source nothing is copied
+        #[arg(long)]
+        active: Option<String>,
+        /// When a move makes the source keep so much WAL it lets go of it and is paused, for example 50GiB
+        #[arg(long)]
+        wal: Option<String>,
+    },
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -90,12 +107,32 @@ enum Wanted {
         #[arg(required = true)]
         shares: Vec<String>,
     },
+    /// Slots of shards whose statements take more than their share of the time, as it was measured
+    Balance,
     /// Just these slots
     Move {
         /// For example 0-99,200
         slots: String,
         #[arg(long, value_name = "SHARD")]
         to: String,
+    },
+    /// One key gets a shard of its choice, whatever its slot says
+    Isolate {
+        key: String,
+        /// bigint, text or uuid, where sharded tables have keys of several types
+        #[arg(long = "type", value_name = "TYPE")]
+        key_type: Option<String>,
+        #[arg(long, value_name = "SHARD")]
+        to: String,
+        /// host:port, if that shard is to be added for this key alone
+        #[arg(long, value_name = "ADDRESS")]
+        at: Option<String>,
+    },
+    /// A key that was isolated goes back to where its slot is
+    Release {
+        key: String,
+        #[arg(long = "type", value_name = "TYPE")]
+        key_type: Option<String>,
     },
 }
 
@@ -105,10 +142,8 @@ pub async fn run(arguments: ReshardArgs) -> Result<String> {
     weir.config.dbname("weir").application_name("weir reshard");
     let client = weir.open().await.context("cannot reach weir's admin database")?;
     let database = arguments.database.as_ref().map_or_else(String::new, |name| format!("{} ", quote_name(name)));
-    let order = |order: Order, one: &OneMove| {
-        let which = one.id.map_or_else(String::new, |id| format!("MOVE {id}"));
-        format!("RESHARD {} {database}{which}", order.as_str())
-    };
+    let of = |one: &OneMove| format!("{database}{}", one.id.map_or_else(String::new, |id| format!("MOVE {id}")));
+    let order = |order: Order, one: &OneMove| format!("RESHARD {} {}", order.as_str(), of(one));
     let command = match &arguments.action {
         Action::Plan { goal } => {
             return Ok(shown(&asked(&client, &format!("RESHARD PLAN {database}{}", in_words(goal))).await?));
@@ -122,6 +157,15 @@ pub async fn run(arguments: ReshardArgs) -> Result<String> {
         Action::Pause(one) => order(Order::Pause, one),
         Action::Resume(one) => order(Order::Resume, one),
         Action::Verify(one) => order(Order::Verify, one),
+        Action::Throttle { one, rate, lag, active, wal } => {
+            let limits = [("rate", rate), ("lag", lag), ("active", active), ("wal", wal)];
+            let set = |(name, value): (&str, &Option<String>)| {
+                value.as_ref().map(|value| format!("{name} = {}", quote_literal(value)))
+            };
+            let limits: Vec<String> = limits.into_iter().filter_map(set).collect();
+            ensure!(!limits.is_empty(), "one of --rate, --lag, --active and --wal is needed");
+            format!("RESHARD THROTTLE {} {}", of(one), limits.join(", "))
+        }
     };
     let mut text = moves(&asked(&client, &command).await?, None);
     text.push_str("weir reshard status --watch tells how far it is.\n");
@@ -142,7 +186,8 @@ async fn status(client: &Client, database: Option<&str>, watch: bool) -> Result<
     loop {
         let rows = asked(client, "SHOW MOVES").await?;
         let text = moves(&rows, database);
-        let goes_on = rows.iter().any(|row| row.get("phase").and_then(Phase::parse).is_some_and(|phase| !rests(phase)));
+        let goes_on =
+            rows.iter().any(|row| row.get("phase").and_then(Phase::parse).is_some_and(|phase| !phase.rests()));
         if !watch || !goes_on {
             return Ok(if shown_lines > 0 { over(shown_lines, &text) } else { text });
         }
@@ -152,11 +197,6 @@ async fn status(client: &Client, database: Option<&str>, watch: bool) -> Result<
         shown_lines = text.lines().count();
         tokio::time::sleep(LOOK).await;
     }
-}
-
-/// Does it stay there until somebody says something?
-fn rests(phase: Phase) -> bool {
-    phase.is_final() || matches!(phase, Phase::Ready | Phase::Reverse)
 }
 
 /// The text, over lines that are there.
@@ -171,14 +211,14 @@ fn moves(rows: &[SimpleQueryRow], database: Option<&str>) -> String {
         let cell = |name: &str| row.get(name).unwrap_or_default();
         let number = |name: &str| cell(name).parse::<f64>().ok();
         let paused = if cell("paused") == "t" { ", paused" } else { "" };
+        let what = row.get("key").map_or_else(|| format!("{} slots", cell("slots")), |key| format!("key {key}"));
         let _ = writeln!(
             text,
-            "move {} {}: {} → {}, {} slots: {}{paused} (for {})",
+            "move {} {}: {} → {}, {what}: {}{paused} (for {})",
             cell("id"),
             cell("database"),
             cell("from"),
             cell("to"),
-            cell("slots"),
             cell("phase"),
             lasting(number("since_s").unwrap_or_default())
         );
@@ -193,8 +233,11 @@ fn moves(rows: &[SimpleQueryRow], database: Option<&str>) -> String {
                 number("pause_us").map_or(String::new(), |us| format!(", owner changed in {:.0} ms", us / 1000.0));
             let _ = writeln!(text, "  {} changes since, {lag} behind{pause}", cell("changes"));
         }
-        if let Some(error) = row.get("error") {
-            let _ = writeln!(text, "  {error}");
+        if let Some(held) = row.get("throttled_by") {
+            let _ = writeln!(text, "  waits: {held} ({})", cell("limits"));
+        }
+        for said in [row.get("notice"), row.get("error")].into_iter().flatten() {
+            let _ = writeln!(text, "  {said}");
         }
         if let Some(next) = Phase::parse(cell("phase")).and_then(what_next) {
             let _ = writeln!(text, "  next: {next}");
@@ -210,6 +253,7 @@ fn what_next(phase: Phase) -> Option<&'static str> {
     match phase {
         Phase::Ready => Some("weir reshard cutover, or cancel"),
         Phase::Reverse => Some("weir reshard complete, or rollback"),
+        Phase::Forward => Some("weir reshard complete; there is no way back any more"),
         _ => None,
     }
 }
@@ -226,8 +270,19 @@ fn in_words(goal: &Wanted) -> String {
         }
         Wanted::Remove { name } => format!("REMOVE SHARD {}", quote_name(name)),
         Wanted::Weight { shares } => format!("WEIGHT {}", shares.join(", ")),
+        Wanted::Balance => "BALANCE".to_owned(),
         Wanted::Move { slots, to } => format!("MOVE SLOTS {slots} TO {}", quote_name(to)),
+        Wanted::Isolate { key, key_type, to, at } => {
+            let at = at.as_ref().map_or_else(String::new, |address| format!(" AT {}", quote_name(address)));
+            format!("ISOLATE KEY {} TO {}{at}", key_in_words(key, key_type.as_deref()), quote_name(to))
+        }
+        Wanted::Release { key, key_type } => format!("RELEASE KEY {}", key_in_words(key, key_type.as_deref())),
     }
+}
+
+fn key_in_words(key: &str, key_type: Option<&str>) -> String {
+    let key_type = key_type.map_or_else(String::new, |name| format!(" TYPE {}", quote_name(name)));
+    format!("{}{key_type}", quote_name(key))
 }
 
 fn shown(rows: &[SimpleQueryRow]) -> String {
@@ -244,7 +299,9 @@ fn shown(rows: &[SimpleQueryRow]) -> String {
         let note = cell(row, "note");
         let _ = match row.get("what") {
             Some("move") => {
-                writeln!(text, "{from} → {to}: {} of 4096 slots, {}\n  {note}", cell(row, "slots"), amount())
+                let slots = number(row, "slots").filter(|slots| *slots > 0.0);
+                let slots = slots.map_or(String::new(), |slots| format!("{slots} of 4096 slots, "));
+                writeln!(text, "{from} → {to}: {slots}{}\n  {note}", amount())
             }
             Some("table") => writeln!(text, "  {table:<32} {} ({note})", amount()),
             Some(what) => {

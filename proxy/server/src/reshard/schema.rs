@@ -14,7 +14,9 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 use weir_core::error::{Blame, UserError, sqlstate};
+use weir_core::topology::TableRules;
 
+use super::late::{self, Late};
 use super::roles;
 use crate::auth::credential::Credential;
 use crate::back::connect::Login;
@@ -93,10 +95,14 @@ impl SchemaError {
 }
 
 /// Makes what `home` has on `target`, as far as it is not there. What a person has still to do there, in sentences. Errors: see
-/// [`SchemaError`].
-pub async fn make(home: &Login, target: &Login, section: Section) -> Result<Vec<String>, SchemaError> {
+/// [`SchemaError`]. Left out are indexes of sharded tables that [`super::late`] makes when the rows are there.
+pub async fn make(
+    home: &Login,
+    target: &Login,
+    (section, rules): (Section, &TableRules),
+) -> Result<Vec<String>, SchemaError> {
     let (from, to) = (crate::control::connect(home).await?, crate::control::connect(target).await?);
-    let needed = match (had(&from, &to).await?, section) {
+    let needed = match (had(&from, &to, rules).await?, section) {
         (Had::Strange(objects), _) => return Err(SchemaError::Occupied(objects)),
         (Had::All, _) | (Had::PreData, Section::PreData) => &[][..],
         (Had::Nothing, Section::PreData) => &[Section::PreData],
@@ -113,8 +119,9 @@ pub async fn make(home: &Login, target: &Login, section: Section) -> Result<Vec<
     let programs = Programs::find(version).await?;
     let files = Files::new()?;
     programs.dump(home, &files).await?;
+    let late = late::late(&from, rules).await?;
     for section in needed {
-        programs.restore(target, *section, &files).await?;
+        programs.restore(target, (*section, &late), &files).await?;
     }
     Ok(left)
 }
@@ -168,9 +175,13 @@ async fn objects(client: &Client) -> Result<[BTreeSet<(String, String)>; 2], tok
     Ok(sections)
 }
 
-/// What `target` has of the schema of `home`.
-pub async fn had(home: &Client, target: &Client) -> Result<Had, tokio_postgres::Error> {
-    let (wanted, there) = (objects(home).await?, objects(target).await?);
+/// What `target` has of the schema of `home`. Indexes that may come late may be there or not.
+pub async fn had(home: &Client, target: &Client, rules: &TableRules) -> Result<Had, tokio_postgres::Error> {
+    let (mut wanted, mut there) = (objects(home).await?, objects(target).await?);
+    let late: BTreeSet<String> = late::late(home, rules).await?.into_iter().map(|index| index.object).collect();
+    for [_, later] in [&mut wanted, &mut there] {
+        later.retain(|(name, _)| !late.contains(name));
+    }
     Ok(compare(&wanted, &there))
 }
 
@@ -258,7 +269,12 @@ impl Programs {
     }
 
     /// One section in one transaction.
-    async fn restore(&self, target: &Login, section: Section, files: &Files) -> Result<(), SchemaError> {
+    async fn restore(
+        &self,
+        target: &Login,
+        (section, late): (Section, &[Late]),
+        files: &Files,
+    ) -> Result<(), SchemaError> {
         let section = match section {
             Section::PreData => "--section=pre-data",
             Section::PostData => "--section=post-data",
@@ -266,7 +282,8 @@ impl Programs {
         let mut listing = command(&self.restore, target);
         listing.args(["--list", section]).arg(files.archive());
         let list = run("pg_restore", listing).await?;
-        let kept: String = list.lines().filter(|line| !is_weirs(line)).flat_map(|line| [line, "\n"]).collect();
+        let kept: String =
+            list.lines().filter(|line| !is_weirs(line) && !is_late(line, late)).flat_map(|line| [line, "\n"]).collect();
         std::fs::write(files.list(), kept).map_err(|error| SchemaError::File { program: "pg_restore", error })?;
         let mut command = command(&self.restore, target);
         command.args(["--single-transaction", "--exit-on-error", section, "--use-list"]).arg(files.list());
@@ -291,6 +308,15 @@ fn is_weirs(line: &str) -> bool {
         ["COMMENT", _, "TRIGGER", name, ..] => name.starts_with("weir_unique_"),
         _ => false,
     }
+}
+
+/// Is this line of a list an index that is made later, or what is said of it?
+fn is_late(line: &str, late: &[Late]) -> bool {
+    let Some(entry) = line.split_once("; ").and_then(|(_, ids)| ids.splitn(3, ' ').nth(2)) else { return false };
+    late.iter().any(|Late { schema, name, .. }| {
+        entry.starts_with(&format!("INDEX {schema} {name} "))
+            || entry.starts_with(&format!("COMMENT {schema} INDEX {name} "))
+    })
 }
 
 fn directories() -> Vec<PathBuf> {

@@ -1,4 +1,4 @@
-//! What builds with the feature `unsound` do at its hooks. Read once: `WEIR_UNSOUND`, `WEIR_FAILPOINT`, `WEIR_LINGER_MS`.
+//! What builds with the feature `unsound` do at its hooks. Read once: `WEIR_UNSOUND`, `WEIR_FAILPOINT`, `WEIR_LINGER`.
 //!
 //! Invariant: without those variables such a build does what any other does. Non-goal: speed.
 
@@ -15,20 +15,24 @@ use super::{Place, Variant};
 
 /// One time in so many the process lingers at a step.
 const LINGERS_ONE_IN: u32 = 8;
+/// Every step.
+const ANYWHERE: &str = "anywhere";
 /// A statement that was sent takes about so long.
 const SOON: Duration = Duration::from_millis(3);
 
 static CHOSEN: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("WEIR_UNSOUND").ok());
-static FAILPOINT: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {
-    let said = std::env::var("WEIR_FAILPOINT").ok()?;
-    let (step, nth) = said.split_once(':')?;
-    Some((step.to_owned(), nth.parse().ok()?))
-});
-static LINGER_MS: LazyLock<u64> =
-    LazyLock::new(|| std::env::var("WEIR_LINGER_MS").ok().and_then(|ms| ms.parse().ok()).unwrap_or(0));
+static FAILPOINT: LazyLock<Option<(String, u64)>> = LazyLock::new(|| step_and_number("WEIR_FAILPOINT"));
+static LINGER: LazyLock<Option<(String, u64)>> = LazyLock::new(|| step_and_number("WEIR_LINGER"));
 static REACHED: AtomicU64 = AtomicU64::new(0);
 /// Words that nobody looks at.
 static NOWHERE: LazyLock<Words> = LazyLock::new(Words::new);
+
+/// `told:50` in the environment.
+fn step_and_number(variable: &str) -> Option<(String, u64)> {
+    let said = std::env::var(variable).ok()?;
+    let (step, number) = said.split_once(':')?;
+    Some((step.to_owned(), number.parse().ok()?))
+}
 
 pub fn is(variant: Variant) -> bool {
     CHOSEN.as_ref().is_some_and(|chosen| *chosen == snake(&format!("{variant:?}")))
@@ -70,22 +74,24 @@ pub fn reach_soon(step: Place) {
 
 pub fn linger(step: Place) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     reach(step);
-    let lingers = *LINGER_MS > 0 && rand::random_range(0..LINGERS_ONE_IN) == 0;
+    let lingers = rand::random_range(0..LINGERS_ONE_IN) == 0;
+    let longest = LINGER.as_ref().filter(|(at, _)| lingers && (at == ANYWHERE || *at == name(step)));
+    let longest = longest.map_or(0, |(_, ms)| *ms);
     Box::pin(async move {
-        if lingers {
-            tokio::time::sleep(Duration::from_millis(rand::random_range(1..=*LINGER_MS))).await;
+        if longest > 0 {
+            tokio::time::sleep(Duration::from_millis(rand::random_range(1..=longest))).await;
         }
     })
 }
 
 /// What such a build says of itself when it starts.
 pub fn warn() {
-    tracing::warn!(unsound = ?*CHOSEN, failpoint = ?*FAILPOINT, linger_ms = *LINGER_MS, "this build may be broken on purpose");
+    tracing::warn!(unsound = ?*CHOSEN, failpoint = ?*FAILPOINT, linger = ?*LINGER, "this build may be broken on purpose");
 }
 
 fn is_last(step: Place) -> bool {
-    let Some((name, nth)) = &*FAILPOINT else { return false };
-    *name == snake(&format!("{step:?}")) && REACHED.fetch_add(1, Relaxed) + 1 == *nth
+    let Some((at, nth)) = &*FAILPOINT else { return false };
+    *at == name(step) && REACHED.fetch_add(1, Relaxed) + 1 == *nth
 }
 
 /// As `kill -9` from outside.
@@ -93,6 +99,10 @@ fn die() {
     if kill_process(getpid(), Signal::KILL).is_err() {
         std::process::abort();
     }
+}
+
+fn name(step: Place) -> String {
+    snake(&format!("{step:?}"))
 }
 
 /// `NoPending` is `no_pending`.

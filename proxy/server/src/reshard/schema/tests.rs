@@ -8,7 +8,7 @@ use weir_local::{Cluster, ClusterSpec, Run};
 use super::*;
 use crate::back::tls::ServerTls;
 use crate::catalog::drift;
-use crate::config::Endpoint;
+use crate::config::{Endpoint, ReshardConfig};
 use crate::roles::Route;
 
 #[test]
@@ -26,6 +26,21 @@ fn what_weir_makes_itself_is_left_out() {
         ("; Archive created at 2026-11-22 09:00:00 UTC", false),
     ] {
         assert_eq!(is_weirs(line), weirs, "{line}");
+    }
+}
+
+#[test]
+fn late_indexes_are_left_out_with_what_is_said_of_them() {
+    let late = |name: &str| Late { schema: "public".into(), name: name.into(), ..Late::default() };
+    for (line, is) in [
+        ("3401; 1259 16438 INDEX public by name shop", true),
+        ("3401; 0 0 COMMENT public INDEX by name shop", true),
+        ("3401; 1259 16438 INDEX odd by name shop", false),
+        ("3401; 1259 16438 INDEX public by shop", false),
+        ("3401; 2606 16438 CONSTRAINT public users users_pkey shop", false),
+        (";", false),
+    ] {
+        assert_eq!(is_late(line, &[late("by name"), late("other")]), is, "{line}");
     }
 }
 
@@ -92,17 +107,18 @@ async fn a_new_server_gets_all_that_the_home_shard_has_and_nothing_of_weirs() {
     let from = at_home.admin("shop").await.expect("connects");
     from.batch_execute(SHOP).await.expect("made");
     let to = crate::control::connect(&target).await.expect("connects");
-    assert_eq!(had(&from, &to).await.expect("read"), Had::Nothing);
+    let none = TableRules::default();
+    assert_eq!(had(&from, &to, &none).await.expect("read"), Had::Nothing);
     for _ in 0..2 {
-        assert_eq!(make(&home, &target, Section::PreData).await.expect("made"), Vec::<String>::new());
-        assert_eq!(had(&from, &to).await.expect("read"), Had::PreData);
+        assert_eq!(make(&home, &target, (Section::PreData, &none)).await.expect("made"), Vec::<String>::new());
+        assert_eq!(had(&from, &to, &none).await.expect("read"), Had::PreData);
     }
     let indexes =
         "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid WHERE c.relname IN ('users', 'orders')";
     assert_eq!(one(&to, indexes).await, 0, "rows come first");
     for _ in 0..2 {
-        make(&home, &target, Section::PostData).await.expect("made");
-        assert_eq!(had(&from, &to).await.expect("read"), Had::All);
+        make(&home, &target, (Section::PostData, &none)).await.expect("made");
+        assert_eq!(had(&from, &to, &none).await.expect("read"), Had::All);
     }
     let mut rules = TableRules::default();
     for table in ["users", "orders"] {
@@ -137,9 +153,20 @@ async fn a_new_server_gets_all_that_the_home_shard_has_and_nothing_of_weirs() {
     let settings = "SELECT concat_ws(' ', current_setting('statement_timeout'), current_setting('search_path'), current_setting('work_mem'))";
     let settings: String = clerk.query_one(settings, &[]).await.expect("read").get(0);
     assert_eq!(settings, "7s \"$user\", public, \"Odd\" 9MB");
+    // A plain index of a sharded table may be missing for a while, and is made when the rows are there.
+    from.batch_execute("COMMENT ON INDEX dear IS 'above ten'").await.expect("said");
+    to.batch_execute("DROP INDEX dear").await.expect("dropped");
+    assert_eq!(had(&from, &to, &rules).await.expect("read"), Had::All);
+    assert!(matches!(had(&from, &to, &none).await.expect("read"), Had::Strange(_)));
+    for lacking in [1, 0] {
+        assert_eq!(late::missing(&from, &to, &rules).await.expect("read").len(), lacking);
+        late::make(&from, &to, (&rules, &ReshardConfig::default())).await.expect("made");
+    }
+    assert_eq!(had(&from, &to, &none).await.expect("read"), Had::All);
+    assert_eq!(one(&to, "SELECT count(*) FROM pg_description WHERE description = 'above ten'").await, 1);
     // What is there already and not the same stands in the way.
     to.batch_execute("DROP INDEX dear; CREATE TABLE stranger (n int)").await.expect("changed");
-    let refused = make(&home, &target, Section::PreData).await.expect_err("occupied");
+    let refused = make(&home, &target, (Section::PreData, &none)).await.expect_err("occupied");
     assert!(
         matches!(&refused, SchemaError::Occupied(objects) if objects == &["index public.dear", "relation public.stranger"]),
         "{refused}"
