@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, GenericClient, Row};
-use weir_core::id::{Epoch, ShardId};
+use weir_core::id::{Epoch, ShardId, Slot};
 use weir_core::reshard::phase::{Aim, Phase};
 use weir_core::reshard::throttle::{Held, Limits};
 use weir_core::topology::KeySet;
@@ -107,7 +108,7 @@ fn row(row: &Row, database: &str) -> Result<MoveRow, HubError> {
 
 async fn rows(client: &impl GenericClient, database: &str, which: &str) -> Result<Vec<MoveRow>, HubError> {
     let sql = format!("SELECT {COLUMNS} WHERE m.database = $1 {which} ORDER BY m.id");
-    client.query(&sql, &[&database]).await?.iter().map(|found| row(found, database)).collect()
+    client.query_typed(&sql, &[(&database, Type::TEXT)]).await?.iter().map(|found| row(found, database)).collect()
 }
 
 /// How many of the slots and of the keys beside them a shard owns.
@@ -136,8 +137,18 @@ fn numbers(keys: &KeySet) -> Vec<i16> {
     keys.slots().iter().map(|slot| slot.index() as i16).collect()
 }
 
+/// The slots as Postgres numbers bits of a `bytea`, in hexadecimal digits.
+fn bits(keys: &KeySet) -> String {
+    let mut bytes = [0_u8; Slot::COUNT / 8];
+    for slot in keys.slots().iter() {
+        bytes[slot.index() / 8] |= 1 << (slot.index() % 8);
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 pub(super) async fn epoch(client: &impl GenericClient, database: &str) -> Result<Epoch, HubError> {
-    let row = client.query_one("SELECT epoch FROM weir.topology WHERE database = $1", &[&database]).await?;
+    let sql = "SELECT epoch FROM weir.topology WHERE database = $1";
+    let row = client.query_typed_one(sql, &[(&database, Type::TEXT)]).await?;
     Ok(Epoch(row.try_get::<_, i64>(0)? as u64))
 }
 
@@ -255,12 +266,17 @@ impl Hub {
         .await
     }
 
-    /// This proxy works by `epoch` and nothing below it. Also says that it is there.
+    /// This proxy works by `epoch` and nothing below it. Also says that it is there; only this is waited for until it is on disk: an epoch
+    /// that a crash of the hub takes is said again, and what others did because of it comes later in the WAL.
     pub async fn acknowledge(&self, database: &str, proxy: &str, epoch: Epoch) -> Result<(), HubError> {
         bounded(async {
-            let sql = "INSERT INTO weir.proxy (database, id, epoch, seen) VALUES ($1, $2, $3, clock_timestamp()) \
+            let sql = "INSERT INTO weir.proxy (database, id, epoch, seen) SELECT $1, $2, $3, clock_timestamp() \
+                       FROM (SELECT count(set_config('synchronous_commit', 'off', true)) FROM weir.proxy WHERE (database, id) = ($1, $2)) AS known \
                        ON CONFLICT (database, id) DO UPDATE SET epoch = excluded.epoch, seen = excluded.seen";
-            self.client().await?.execute(sql, &[&database, &proxy, &(epoch.0 as i64)]).await?;
+            let epoch = epoch.0 as i64;
+            let values: [(&(dyn ToSql + Sync), Type); 3] =
+                [(&database, Type::TEXT), (&proxy, Type::TEXT), (&epoch, Type::INT8)];
+            self.client().await?.execute_typed(sql, &values).await?;
             Ok(())
         })
         .await
@@ -372,7 +388,7 @@ impl Driving {
                        paused_us = $7, held_by = $8 WHERE id = $1";
             let MoveProgress { rows_total, rows_done, bytes_done, changes, lag_bytes, paused_us, held } = *progress;
             let held = held.map(Held::as_str);
-            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
+            let values: [&(dyn ToSql + Sync); 8] =
                 [&id, &rows_total, &rows_done, &bytes_done, &changes, &lag_bytes, &paused_us, &held];
             self.client.execute(sql, &values).await?;
             Ok(())
@@ -382,20 +398,29 @@ impl Driving {
 
     /// Statements that give keys to a shard.
     fn give(&self, keys: &KeySet, owner: &str) -> String {
-        let set = format!(
-            "SET shard = (SELECT id FROM weir.shard WHERE database = {database} AND name = {owner}) WHERE database = {database}",
-            database = quoted(&self.database),
-            owner = quoted(owner),
+        let database = quoted(&self.database);
+        let owner = format!(
+            "(SELECT id FROM weir.shard WHERE database = {database} AND name = {owner})",
+            owner = quoted(owner)
         );
         let mut sql = String::new();
-        let mut give = |table: &str, column: &str, which: Vec<String>| {
-            if !which.is_empty() {
-                // Writing to a String cannot fail.
-                let _ = write!(sql, "UPDATE weir.{table} {set} AND {column} IN ({}); ", which.join(","));
-            }
-        };
-        give("slot", "slot", keys.slots().iter().map(|slot| slot.index().to_string()).collect());
-        give("isolated_key", "hash", keys.beside().map(|hash| format!("'{}'", hash as i64)).collect());
+        // Writing to a String cannot fail.
+        if !keys.slots().is_empty() {
+            let _ = write!(
+                sql,
+                "UPDATE weir.topology SET owners = ARRAY(SELECT CASE get_bit(decode('{bits}', 'hex'), place::int - 1) WHEN 1 THEN {owner} ELSE shard END \
+                 FROM unnest(owners) WITH ORDINALITY AS o(shard, place) ORDER BY place) WHERE database = {database}; ",
+                bits = bits(keys),
+            );
+        }
+        let beside: Vec<String> = keys.beside().map(|hash| format!("'{}'", hash as i64)).collect();
+        if !beside.is_empty() {
+            let hashes = beside.join(",");
+            let _ = write!(
+                sql,
+                "UPDATE weir.isolated_key SET shard = {owner} WHERE database = {database} AND hash IN ({hashes}); "
+            );
+        }
         sql
     }
 
@@ -448,7 +473,7 @@ impl Driving {
     pub async fn proxies(&self) -> Result<Vec<(String, Epoch)>, HubError> {
         bounded(async {
             let sql = "SELECT id, epoch FROM weir.proxy WHERE database = $1";
-            let rows = self.client.query(sql, &[&self.database]).await?;
+            let rows = self.client.query_typed(sql, &[(&self.database, Type::TEXT)]).await?;
             rows.iter().map(|row| Ok((row.try_get(0)?, Epoch(row.try_get::<_, i64>(1)? as u64)))).collect()
         })
         .await

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, GenericClient, Transaction};
 use weir_core::id::{Epoch, ShardId, Slot};
 use weir_core::topology::moves::Moves;
@@ -57,7 +58,7 @@ pub(super) enum Change {
 
 const KNOWN: &str = "
 SELECT t.epoch, s.id, s.name, s.weight, s.servers, s.state,
-       ARRAY(SELECT l.slot FROM weir.slot l WHERE l.database = s.database AND l.shard = s.id ORDER BY l.slot),
+       CASE s.id WHEN 0 THEN t.owners END,
        ARRAY(SELECT k.hash FROM weir.isolated_key k WHERE k.database = s.database AND k.shard = s.id ORDER BY k.hash),
        ARRAY(SELECT k.key FROM weir.isolated_key k WHERE k.database = s.database AND k.shard = s.id ORDER BY k.hash),
        (SELECT max(version) FROM weir.schema_version)
@@ -66,9 +67,9 @@ FROM weir.topology t JOIN weir.shard s USING (database) WHERE t.database = $1 OR
 /// One consistent read: a single statement sees one snapshot.
 pub(super) async fn known(client: &impl GenericClient, database: &str) -> Result<(Epoch, Vec<KnownShard>), HubError> {
     let damaged = |what: String| HubError::Damaged { database: database.to_owned(), what };
-    let mut shards = Vec::new();
-    let mut epoch = Epoch(0);
-    for row in client.query(KNOWN, &[&database]).await? {
+    let mut shards: Vec<KnownShard> = Vec::new();
+    let (mut epoch, mut owners) = (Epoch(0), None);
+    for row in client.query_typed(KNOWN, &[(&database, Type::TEXT)]).await? {
         epoch = Epoch(row.try_get::<_, i64>(0)? as u64);
         // A newer weir may have made it mean what this one does not know.
         schema::known(row.try_get(9)?)?;
@@ -81,12 +82,17 @@ pub(super) async fn known(client: &impl GenericClient, database: &str) -> Result
         let servers: Vec<String> = row.try_get(4)?;
         let read = |text: &String| Endpoint::parse(text).ok_or_else(|| damaged(format!("\"{text}\" of shard {name}")));
         let servers = servers.iter().map(read).collect::<Result<_, _>>()?;
-        let slots: Vec<i16> = row.try_get(6)?;
-        let slots = slots.into_iter().filter_map(|slot| Slot::new(u16::try_from(slot).ok()?)).collect();
+        owners = owners.or(row.try_get::<_, Option<Vec<Option<i16>>>>(6)?);
         let (hashes, names): (Vec<i64>, Vec<String>) = (row.try_get(7)?, row.try_get(8)?);
         let keys = hashes.into_iter().map(|hash| hash as u64).zip(names).collect();
         let weight = row.try_get::<_, i32>(3)?.max(0) as u32;
-        shards.push(KnownShard { name, weight, servers, state, slots, keys });
+        shards.push(KnownShard { name, weight, servers, state, slots: Vec::new(), keys });
+    }
+    for (slot, owner) in Slot::all().zip(owners.into_iter().flatten()) {
+        // One that nobody owns, or a shard that there is not, is missed when the map is made.
+        if let Some(shard) = owner.and_then(|owner| shards.get_mut(usize::try_from(owner).ok()?)) {
+            shard.slots.push(slot);
+        }
     }
     Ok((epoch, shards))
 }

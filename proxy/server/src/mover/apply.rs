@@ -177,7 +177,7 @@ impl Follower {
 
     /// Bytes of the other side's WAL that have not been applied.
     pub(super) async fn lag_bytes(&mut self) -> Result<i64> {
-        let position = sql::first(&self.out, "SELECT (pg_current_wal_lsn() - '0/0')::int8").await?;
+        let position = sql::last(&self.out, "SELECT (pg_current_wal_lsn() - '0/0')::int8").await?;
         let position: i64 = position.parse().context("a position")?;
         Ok((position - self.read.max(self.sent) as i64).max(0))
     }

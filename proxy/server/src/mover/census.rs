@@ -7,9 +7,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use futures_util::future::try_join_all;
 use hashbrown::HashMap;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 use weir_core::id::Epoch;
 
 use super::reach::Reach;
@@ -21,9 +23,11 @@ use crate::hub::moves::Driving;
 pub(super) const SETTLED_MAX: Duration = Duration::from_secs(30);
 /// Beyond the lease, for clocks that do not run alike.
 const MARGIN: Duration = Duration::from_millis(500);
-/// How often it is asked who works by which epoch, and whether those that do not answer are there at all.
+/// How often it is asked who works by which epoch.
 const LOOK: Duration = Duration::from_millis(2);
 const LOOK_MAX: Duration = Duration::from_millis(10);
+/// Whoever is there and well has answered by then; looking for connections burdens servers whose statements wait.
+const THERE_AFTER: Duration = Duration::from_millis(20);
 
 const SESSIONS: &str = "SELECT DISTINCT substr(application_name, length($1) + 1) FROM pg_stat_activity \
                         WHERE starts_with(application_name, $1)";
@@ -61,7 +65,10 @@ impl Census {
             }
             sleep(look).await;
             look = (look * 2).min(LOOK_MAX);
-            behind = self.lingering(driving, epoch).await?;
+            behind = self.behind(driving, epoch).await?;
+            if begun.elapsed() >= THERE_AFTER {
+                self.keep_those_there(driving, &mut behind).await?;
+            }
         }
     }
 
@@ -69,11 +76,16 @@ impl Census {
     /// stands still may go on in the midst of what it had begun. To be asked after [`Census::settled`].
     pub(super) async fn lingering(&mut self, driving: &Driving, epoch: Epoch) -> Result<Vec<String>> {
         let mut behind = self.behind(driving, epoch).await?;
+        self.keep_those_there(driving, &mut behind).await?;
+        Ok(behind)
+    }
+
+    async fn keep_those_there(&mut self, driving: &Driving, behind: &mut Vec<String>) -> Result<()> {
         if !behind.is_empty() {
             let there = self.there(driving).await?;
             behind.retain(|id| there.contains(id));
         }
-        Ok(behind)
+        Ok(())
     }
 
     async fn behind(&mut self, driving: &Driving, epoch: Epoch) -> Result<Vec<String>> {
@@ -97,9 +109,12 @@ impl Census {
             self.servers = vec![sql::plain(source).await?, sql::plain(target).await?];
         }
         if self.written < epoch {
-            for server in &self.servers {
-                let write = "UPDATE weir.map SET epoch = greatest(epoch, $1) RETURNING epoch";
-                let row = server.query_one(write, &[&(epoch.0 as i64)]).await.context("the map's epoch")?;
+            let write = "UPDATE weir.map SET epoch = greatest(epoch, $1) RETURNING epoch";
+            let ours = epoch.0 as i64;
+            // Statements may be waiting: both at once.
+            let rows =
+                self.servers.iter().map(async |server| server.query_typed_one(write, &[(&ours, Type::INT8)]).await);
+            for row in try_join_all(rows).await.context("the map's epoch")? {
                 let written = Epoch(row.try_get::<_, i64>(0)? as u64);
                 // Another move may have come further; the hub cannot have.
                 ensure!(

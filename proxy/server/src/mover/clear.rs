@@ -30,7 +30,7 @@ impl Mover {
         self.owns_nothing(row, loser).await?;
         let client = sql::as_replica(self.pair.at(loser)).await?;
         // The fence goes last: where there is none, somebody has been here before.
-        if sql::first(&client, &self.pair.script.has_fence()).await? == "t" {
+        if sql::last(&client, &self.pair.script.has_fence()).await? == "t" {
             rows(&client, &self.pair).await.with_context(|| format!("rows on the {}", loser.name()))?;
         }
         // A shard that has joined with this move takes part without it, too.

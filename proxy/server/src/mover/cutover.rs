@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use tokio::time::timeout;
 use tokio_postgres::Client;
-use tokio_postgres::types::ToSql;
 use weir_core::id::Epoch;
 use weir_core::reshard::phase::{Aim, Phase};
 
@@ -167,14 +166,13 @@ impl Mover {
         }
         let locked = begun.elapsed();
         // From here on nobody writes them: not who comes late, nor who goes past weir.
-        set_fence(&hands.gives, &script.set_fence(false)).await?;
-        let (ask, nothing): (_, [&(dyn ToSql + Sync); 0]) = (script.mark(), []);
-        let marked = timeout(ANSWER_MAX, hands.gives.query_one(&ask, &nothing)).await.context("no answer")?;
-        let mark: i64 = marked?.try_get(0)?;
-        timeout(DRAIN_MAX, follower.follow_to_mark(mark))
-            .await
-            .map_err(|_| anyhow!("the rest is not applied in time"))??;
-        self.tables_stand(hands).await?;
+        let close = format!("{}; {}", script.set_fence(false), script.mark());
+        let mark =
+            timeout(ANSWER_MAX, sql::last(&hands.gives, &close)).await.context("no answer")?.context("the fence")?;
+        let mark = mark.parse().context("a mark")?;
+        let rest = timeout(DRAIN_MAX, follower.follow_to_mark(mark));
+        let rest = async { rest.await.map_err(|_| anyhow!("the rest is not applied in time"))? };
+        tokio::try_join!(rest, self.tables_stand(hands))?;
         let drained = begun.elapsed();
         *taker = Taker::Told;
         set_fence(&hands.takes, &script.set_fence(true)).await?;
@@ -230,7 +228,7 @@ impl Mover {
     pub(super) async fn reopen(&self, giver: Side) -> Result<()> {
         let script = &self.pair.script;
         let gives = sql::plain(self.pair.at(giver)).await?;
-        if sql::first(&gives, &script.ask_fence()).await? == "t" {
+        if sql::last(&gives, &script.ask_fence()).await? == "t" {
             return Ok(());
         }
         gives.batch_execute(&format!("SET lock_timeout = '5s'; {}; SET lock_timeout = 0", script.lock())).await?;

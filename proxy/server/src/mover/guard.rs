@@ -74,7 +74,7 @@ pub(super) async fn advance_way_back(pair: &Pair) -> Result<()> {
 /// Is everything there that [`prepare`] makes?
 pub(super) async fn stands(pair: &Pair, side: Side) -> Result<bool> {
     let client = sql::plain(pair.at(side)).await?;
-    if sql::first(&client, &pair.script.ask_standing(pair.tables.len())).await? != "t" {
+    if sql::last(&client, &pair.script.ask_standing(pair.tables.len())).await? != "t" {
         return Ok(false);
     }
     Ok(client.query_opt(&pair.script.ask_applied(), &[]).await?.is_some())

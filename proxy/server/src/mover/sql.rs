@@ -131,14 +131,11 @@ pub(super) async fn described(
     rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
 }
 
-/// The first value of the first row of a text.
-pub(super) async fn first(client: &Client, sql: &str) -> Result<String> {
-    for message in client.simple_query(sql).await? {
-        if let SimpleQueryMessage::Row(row) = message {
-            return Ok(row.get(0).unwrap_or_default().to_owned());
-        }
-    }
-    bail!("no row")
+/// The first value of the last row of a text.
+pub(super) async fn last(client: &Client, sql: &str) -> Result<String> {
+    let rows = client.simple_query(sql).await?.into_iter().rev();
+    let mut rows = rows.filter_map(|one| if let SimpleQueryMessage::Row(row) = one { Some(row) } else { None });
+    Ok(rows.next().context("no row")?.get(0).unwrap_or_default().to_owned())
 }
 
 /// Does what waits for a lock that writers hold, in short attempts, so that nobody queues behind it for long.
