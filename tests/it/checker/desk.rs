@@ -297,15 +297,15 @@ impl Desk {
         None
     }
 
-    /// Waits until a proxy answers from its cache, whatever was done to it. Call it while all is still.
-    pub async fn serves_again(&self, proxy: &Proxy) -> Result<()> {
+    /// Waits until a proxy answers one of these reads from its cache, whatever was done to it. Only while all is still is it sure
+    /// that it was one of these.
+    pub async fn serves_again(&self, proxy: &Proxy, registers: &[usize]) -> Result<()> {
         let began = Instant::now();
         let client = proxy.connect().await?;
         let read = client.prepare(READ).await?;
         let before = cache_figure(proxy, "hits_memory").await?;
-        let registers: Vec<usize> = (0..self.settings.registers).collect();
         while cache_figure(proxy, "hits_memory").await? == before {
-            query_all((&client, &read), &registers[..BATCH]).await?;
+            query_all((&client, &read), registers).await?;
             if began.elapsed() > PATIENCE {
                 let (_, metrics) = proxy.http_get("/metrics").await?;
                 bail!("a proxy does not answer from its cache again. Its metrics:\n{metrics}");
@@ -324,8 +324,9 @@ impl Desk {
     /// The same, once all proxies answer from their caches again.
     pub async fn last_rest(&self) -> Result<()> {
         let _still = self.still.write().await;
+        let registers: Vec<usize> = (0..BATCH).collect();
         for proxy in self.proxies() {
-            self.serves_again(proxy).await?;
+            self.serves_again(proxy, &registers).await?;
         }
         self.compare_all().await
     }

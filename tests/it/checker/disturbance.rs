@@ -43,6 +43,8 @@ pub enum Disturbance {
     PrimaryKilled,
     /// A primary's crash loses commits with `synchronous_commit = off`, which had been read and cached.
     CommitsLost,
+    /// The same, and nobody writes until every proxy answers from its cache again.
+    CommitsLostQuietly,
     /// The primary is killed under load, the replica that has most takes its place, and the old primary becomes a replica of it.
     Promoted,
     /// Only with a weir that can be told where to die.
@@ -51,7 +53,7 @@ pub enum Disturbance {
 
 impl Disturbance {
     /// All that can be done to a weir as it is.
-    pub const ALL: [Disturbance; 14] = [
+    pub const ALL: [Disturbance; 15] = [
         Disturbance::ReplayPaused,
         Disturbance::ReplayDelayed,
         Disturbance::ReplicaKilled,
@@ -65,6 +67,7 @@ impl Disturbance {
         Disturbance::WritesOrphaned,
         Disturbance::PrimaryKilled,
         Disturbance::CommitsLost,
+        Disturbance::CommitsLostQuietly,
         Disturbance::Promoted,
     ];
 
@@ -117,7 +120,8 @@ impl Disturbance {
                 primary.kill9();
                 primary.restart().await
             }
-            Disturbance::CommitsLost => own_rows::lose_commits(desk, shard).await,
+            Disturbance::CommitsLost => own_rows::lose_commits(desk, shard, false).await,
+            Disturbance::CommitsLostQuietly => own_rows::lose_commits(desk, shard, true).await,
             Disturbance::Promoted => promote(desk, shard).await,
             Disturbance::ProxyDiesOnItsWay => {
                 desk.count_answers(proxy).await;

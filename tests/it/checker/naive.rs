@@ -59,7 +59,7 @@ const VARIANTS: [Variant; 13] = [
     variant("no_lease", &[ProxyStopped]),
     Variant { replicas: 0, ..variant("ungated_decoding", &[StandbyStalled]) },
     variant("redis_judges", &[ProxyKilled]),
-    Variant { decoding: false, ..variant("no_floor", &[CommitsLost]) },
+    Variant { decoding: false, ..variant("no_floor", &[CommitsLostQuietly]) },
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
