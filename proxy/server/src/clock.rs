@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::types::PgLsn;
@@ -323,6 +323,8 @@ enum ClockError {
     Unreached(#[from] OpenError),
     #[error("another server has become the primary")]
     Replaced,
+    #[error("it has closed the connection")]
+    Closed,
     #[error("the server's snapshot cannot be read: {0}")]
     Snapshot(String),
     #[error("no answer in time")]
@@ -335,13 +337,15 @@ async fn run(shared: Arc<Shared>) {
     let mut retry = RETRY_MIN;
     loop {
         match Primary::connect(&shared.primary, &shared.sole).await {
-            Ok(primary) => {
+            Ok((primary, mut heard)) => {
                 let mut tenure = primary.tenure.clone();
-                // Cancel-safe: what was taken from the queue goes back to it.
+                // Cancel-safe: what was taken from the queue goes back to it. A primary that is gone is not served for until it is asked
+                // next: it may be back by then, without the commits that its crash has lost.
                 let served = tokio::select! {
                     served = serve(&primary, &shared, &mut known) => served,
                     lost = look_around(&primary, &shared) => Err(lost),
                     () = tenure.over() => Err(ClockError::Replaced),
+                    () = closed(&mut heard) => Err(ClockError::Closed),
                 };
                 if shared.connected.swap(0, Ordering::SeqCst) != 0 {
                     retry = RETRY_MIN;
@@ -450,6 +454,11 @@ async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>)
             shared.ask(primary).await?;
         }
     }
+}
+
+/// Until the connection that was opened hearing this is closed.
+async fn closed(heard: &mut mpsc::Receiver<()>) {
+    while heard.recv().await.is_some() {}
 }
 
 /// Looks for those who write unheard, and for what is set anew, until the connection fails.
@@ -562,10 +571,13 @@ async fn look_for_lost(primary: &Primary, shared: &Shared) -> Result<bool, Clock
 }
 
 impl Primary {
-    async fn connect(server: &Target, sole: &Sole) -> Result<Primary, ClockError> {
+    /// And what ends with its connection.
+    async fn connect(server: &Target, sole: &Sole) -> Result<(Primary, mpsc::Receiver<()>), ClockError> {
         let tenure = server.tenure();
-        let client = timeout(CONNECT_TIMEOUT, server.open()).await??;
-        timeout(CONNECT_TIMEOUT, Self::prepare(client, tenure, sole)).await?
+        let (tell, heard) = mpsc::channel(1);
+        let client = timeout(CONNECT_TIMEOUT, server.open_hearing(tell)).await??;
+        let primary = timeout(CONNECT_TIMEOUT, Self::prepare(client, tenure, sole)).await??;
+        Ok((primary, heard))
     }
 
     async fn prepare(client: Client, tenure: Tenure, sole: &Sole) -> Result<Primary, ClockError> {

@@ -143,7 +143,12 @@ fn bits(keys: &KeySet) -> String {
     for slot in keys.slots().iter() {
         bytes[slot.index() / 8] |= 1 << (slot.index() % 8);
     }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut digits = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a String cannot fail.
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
 }
 
 pub(super) async fn epoch(client: &impl GenericClient, database: &str) -> Result<Epoch, HubError> {
