@@ -17,6 +17,7 @@
 
 mod counters;
 mod identity;
+mod primary;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,12 +25,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, Statement};
-use weir_core::fresh::bound::WAL_PAGE_BYTES;
 use weir_core::fresh::decoded::Snapshot;
 use weir_core::fresh::{Past, Shown, UNPLACED, WORDS, WordSet, Words};
 use weir_core::id::Lsn;
@@ -37,13 +35,14 @@ use weir_wire::peer::Write;
 
 use crate::control::{OpenError, Target};
 use crate::fleet::member::{Announcement, Member};
-use crate::roles::{Generation, Tenure};
+use crate::roles::Generation;
 use crate::settings::ServerSettings;
-use crate::sole::{Before, Look, Sole};
+use crate::sole::{Before, Sole};
 use crate::unsound::{self, Place, Variant};
 
 pub use counters::ClockCounters;
 pub use identity::Identity;
+use primary::{ClockError, Primary, closed};
 
 /// Intents waiting for a position; more end without one.
 const QUEUE_MAX: usize = 16_384;
@@ -52,7 +51,6 @@ const LOST_MAX: usize = 65_536;
 /// Shortest time between two positions: under load, what is handed over meanwhile shares the next one.
 const POSITION_GAP: Duration = Duration::from_millis(1);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How often lost backends are looked for: at first, and at most.
@@ -299,38 +297,6 @@ impl Drop for Clock {
     }
 }
 
-/// The snapshot is the statement's own, so what it shows is below the position, which is asked for afterwards.
-const POSITION: &str = "SELECT pg_current_wal_insert_lsn(), pg_current_snapshot()::text";
-const BACKENDS: &str = "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = ANY($1)";
-
-/// A connection to the primary, with its statements prepared.
-struct Primary {
-    client: Client,
-    identity: Identity,
-    position: Statement,
-    backends: Statement,
-    look: Look,
-    /// The allowance for page headers holds for standard pages only; otherwise no word is ever given a position.
-    standard_pages: bool,
-    tenure: Tenure,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum ClockError {
-    #[error(transparent)]
-    Server(#[from] tokio_postgres::Error),
-    #[error(transparent)]
-    Unreached(#[from] OpenError),
-    #[error("another server has become the primary")]
-    Replaced,
-    #[error("it has closed the connection")]
-    Closed,
-    #[error("the server's snapshot cannot be read: {0}")]
-    Snapshot(String),
-    #[error("no answer in time")]
-    Slow(#[from] tokio::time::error::Elapsed),
-}
-
 /// Connects again and again; ends when the clock is dropped.
 async fn run(shared: Arc<Shared>) {
     let mut known: Option<Identity> = None;
@@ -456,11 +422,6 @@ async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>)
     }
 }
 
-/// Until the connection that was opened hearing this is closed.
-async fn closed(heard: &mut mpsc::Receiver<()>) {
-    while heard.recv().await.is_some() {}
-}
-
 /// Looks for those who write unheard, and for what is set anew, until the connection fails.
 async fn look_around(primary: &Primary, shared: &Shared) -> ClockError {
     loop {
@@ -568,44 +529,6 @@ async fn look_for_lost(primary: &Primary, shared: &Shared) -> Result<bool, Clock
     // Their commits, if any, are visible by now, so the next position covers them.
     queue.over.append(&mut gone);
     Ok(any)
-}
-
-impl Primary {
-    /// And what ends with its connection.
-    async fn connect(server: &Target, sole: &Sole) -> Result<(Primary, mpsc::Receiver<()>), ClockError> {
-        let tenure = server.tenure();
-        let (tell, heard) = mpsc::channel(1);
-        let client = timeout(CONNECT_TIMEOUT, server.open_hearing(tell)).await??;
-        let primary = timeout(CONNECT_TIMEOUT, Self::prepare(client, tenure, sole)).await??;
-        Ok((primary, heard))
-    }
-
-    async fn prepare(client: Client, tenure: Tenure, sole: &Sole) -> Result<Primary, ClockError> {
-        let identity = Identity::of(&client).await?;
-        let page_bytes: i64 =
-            client.query_one("SELECT current_setting('wal_block_size')::int8", &[]).await?.try_get(0)?;
-        let standard_pages = u64::try_from(page_bytes) == Ok(WAL_PAGE_BYTES);
-        if !standard_pages {
-            tracing::error!(page_bytes, "clock: the server has another WAL page size than 8192; replicas are not used");
-        }
-        let position = client.prepare(POSITION).await?;
-        let backends = client.prepare(BACKENDS).await?;
-        let look = sole.raise(&client).await?;
-        Ok(Primary { client, identity, position, backends, look, standard_pages, tenure })
-    }
-
-    async fn position(&self) -> Result<(Lsn, Snapshot), ClockError> {
-        let row = timeout(QUERY_TIMEOUT, self.client.query_one(&self.position, &[])).await??;
-        let (lsn, snapshot): (PgLsn, &str) = (row.try_get(0)?, row.try_get(1)?);
-        let snapshot = Snapshot::parse(snapshot).ok_or_else(|| ClockError::Snapshot(snapshot.to_owned()))?;
-        Ok((Lsn(lsn.into()), snapshot))
-    }
-
-    /// Which of these processes exist, and since when.
-    async fn present(&self, pids: &[i32]) -> Result<Vec<(i32, Option<String>)>, ClockError> {
-        let rows = timeout(QUERY_TIMEOUT, self.client.query(&self.backends, &[&pids])).await??;
-        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
-    }
 }
 
 #[cfg(test)]
