@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use weir_harness::{Tier, connect};
 
+use crate::freshness::until;
 use crate::raw::Raw;
 
 /// A URL for another user, or another password, through weir.
@@ -178,9 +179,8 @@ async fn a_replica_says_who_may_log_in_while_the_primary_is_away() -> Result<()>
     let admin = tier.shards[0].primary.admin("shop").await?;
     admin.batch_execute("CREATE ROLE ann LOGIN PASSWORD 'pencil'").await?;
     let replica = tier.shards[0].replicas[0].admin("postgres").await?;
-    while replica.query("SELECT FROM pg_roles WHERE rolname = 'ann'", &[]).await?.is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let ann = "SELECT FROM pg_roles WHERE rolname = 'ann'";
+    until(async || Ok(!replica.query(ann, &[]).await?.is_empty())).await?;
     tier.shards[0].primary.kill9();
     // Nobody was asked about either before: 08001 would mean that nobody could be.
     assert_eq!(refusal(&dsn(&tier, "ann", "eraser")).await?, "28P01");

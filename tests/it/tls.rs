@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use weir_harness::{Tier, connect};
 
 use crate::auth::restart_with;
+use crate::freshness::until;
 use crate::raw::error_text;
 
 /// A throw-away authority and a directory for what it signs.
@@ -356,9 +357,8 @@ async fn servers_are_reached_over_verified_tls() -> Result<()> {
     let sleeping = tokio::spawn(async move { client.batch_execute("SELECT pg_sleep(600)").await });
     let admin = tier.shards[0].primary.admin("postgres").await?;
     let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND state = 'active' AND pid <> pg_backend_pid()";
-    while admin.query_one(asleep, &[]).await?.get::<_, i64>(0) == 0 {
-        tokio::task::yield_now().await;
-    }
+    let sleeps = async || Ok(admin.query_one(asleep, &[]).await?.get::<_, i64>(0) > 0 || sleeping.is_finished());
+    until(sleeps).await.with_context(|| format!("the statement sleeps\n{}", tier.weir_log()))?;
     cancel.cancel_query(tokio_postgres::NoTls).await?;
     let error = tokio::time::timeout(std::time::Duration::from_secs(20), sleeping).await??.expect_err("cancelled");
     assert_eq!(error.code().map(tokio_postgres::error::SqlState::code), Some("57014"));

@@ -8,6 +8,7 @@ mod front;
 mod storefront;
 mod tier;
 pub mod tpch;
+mod watch;
 
 pub use front::{Front, FrontBuilder};
 pub use storefront::Storefront;

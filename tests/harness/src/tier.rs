@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use tokio_postgres::Client;
 use weir_local::{ConfigSpec, Run, TierSpec, Weir, free_port, http_get};
 
+use crate::watch::Watch;
 use crate::{binary, connect};
 
 /// weir's ports are picked before it binds them; another process may be quicker.
@@ -23,6 +24,7 @@ pub struct Tier {
     proxy: Proxy,
     servers: weir_local::Tier,
     builder: Builder,
+    _watch: Watch,
 }
 
 /// One weir of a tier. Dropping it stops it.
@@ -168,9 +170,10 @@ impl Builder {
     /// Starts the servers and weir. Returns when weir says that it is ready.
     pub async fn start(self) -> Result<Tier> {
         let run = Run::temporary("test")?;
+        let watch = Watch::over(&run);
         let servers = weir_local::Tier::start(&run, &self.servers, Arc::new(|_| {})).await?;
         let proxy = self.start_proxy(&servers, "weir.toml", None).await?;
-        Ok(Tier { proxy, servers, builder: self })
+        Ok(Tier { proxy, servers, builder: self, _watch: watch })
     }
 
     /// `behind`: the port its peers are told, and the one it listens on.
