@@ -39,12 +39,12 @@ pub async fn reaches(console: &Client, phase: &str) -> Result<SimpleQueryRow> {
     let begun = Instant::now();
     let mut last = String::new();
     while begun.elapsed() < Duration::from_secs(120) {
-        let moves = rows(console, "SHOW MOVES").await?;
-        if let Some(row) = moves.into_iter().last() {
-            if row.get("phase") == Some(phase) {
-                return Ok(row);
-            }
-            last = format!("{:?}: {:?}", row.get("phase"), row.get("error"));
+        match rows(console, "SHOW MOVES").await.map(|moves| moves.into_iter().last()) {
+            Ok(Some(row)) if row.get("phase") == Some(phase) => return Ok(row),
+            Ok(Some(row)) => last = format!("{:?}: {:?}", row.get("phase"), row.get("error")),
+            Ok(None) => {}
+            // The hub may be away for a while.
+            Err(error) => last = format!("{error:#}"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -248,6 +248,8 @@ async fn a_replaced_primary_that_comes_back_to_life_is_neither_read_nor_written(
     }
     let open = tier.connect().await?;
     open.batch_execute("BEGIN; UPDATE users SET name = 'amid' WHERE user_id = 2").await?;
+    // There is a second server connection then: who has to log in first has sent nothing, and writes to the next primary.
+    client.execute("UPDATE users SET name = 'before' WHERE user_id = 1", &[]).await?;
     old.freeze();
     let sent = tier.connect().await?;
     let sent = tokio::spawn(async move { sent.execute("UPDATE users SET name = 'sent' WHERE user_id = 1", &[]).await });
@@ -275,7 +277,7 @@ async fn a_replaced_primary_that_comes_back_to_life_is_neither_read_nor_written(
     for round in 0..200 {
         let (reader, user) = (if round % 2 == 0 { &fresh } else { &idle[round % 5] }, 1 + (round % 3 / 2) as i64);
         // A connection that was idle has lost nothing by the change.
-        let name = name_of(reader, user).await?;
+        let name = name_of(reader, user).await.with_context(|| format!("round {round}\n{}", tier.weir_log()))?;
         let truth = if user == 1 { "after" } else { "before" };
         ensure!(name == truth, "round {round}: {name} was read");
         fresh.simple_query(&format!("/* weir: cache=never */ {READ} -- round {round}")).await?;

@@ -1,5 +1,7 @@
 //! The wire as Postgres does it, frame by frame.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use bytes::Bytes;
 use futures_util::SinkExt;
@@ -93,6 +95,31 @@ async fn pipelines_flush_and_errors_keep_their_order() -> Result<()> {
     put_sync(out);
     let (tags, bodies) = client.until_ready().await?;
     assert_eq!((tags.as_str(), &crate::raw::error_text(&bodies[1])[..5]), ("3EZ", "26000"));
+    Ok(())
+}
+
+/// Drivers close statements when they have dropped them, whatever the servers are at by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_server_has_to_close_waits_for_none() -> Result<()> {
+    let tier = Tier::builder().shards(1).start().await?;
+    let mut client = raw(&tier).await?;
+    let out = &mut client.out;
+    Parse { name: b"s", sql: b"SELECT $1::text", types: b"" }.put(out);
+    put_sync(out);
+    assert_eq!(client.until_ready().await?.0, "1Z");
+    tier.shards[0].primary.freeze();
+    let out = &mut client.out;
+    Target { object: Object::Statement, name: b"s" }.put(tag::CLOSE, out);
+    Target { object: Object::Portal, name: b"" }.put(tag::CLOSE, out);
+    put_sync(out);
+    let closed = tokio::time::timeout(Duration::from_secs(30), client.until_ready()).await;
+    tier.shards[0].primary.thaw();
+    assert_eq!(closed??.0, "33Z");
+    let out = &mut client.out;
+    bind(out, b"", b"s", Some(b"x"));
+    put_sync(out);
+    let (tags, bodies) = client.until_ready().await?;
+    assert_eq!((tags.as_str(), &crate::raw::error_text(&bodies[0])[..5]), ("EZ", "26000"));
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! stopped from outside, and what it holds would keep the others waiting.
 
 use std::io::Write as _;
+use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -38,6 +39,10 @@ impl Watch {
                 writeln!(said, "\n{test} has had its servers for {minutes} minutes ({LIMIT}): its runner ends here");
             for log in std::fs::read_dir(&logs).into_iter().flatten().flatten() {
                 let _ = writeln!(said, "{} ends with:\n{}", log.file_name().to_string_lossy(), log_tail(&log.path()));
+            }
+            // Titles of servers' processes say what they are at.
+            if let Ok(all) = Command::new("ps").args(["-eo", "pid,ppid,etime,stat,args"]).output() {
+                let _ = said.write_all(&all.stdout);
             }
             std::process::abort();
         });

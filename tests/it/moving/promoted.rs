@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use tokio_postgres::Client;
-use weir_harness::{Cluster, Replica, Tier};
+use weir_harness::{Cluster, Replica, Server, Tier};
 
 use super::{SLOTS, USERS, begun, nothing_is_left, nothing_is_left_on, on_shards, order, reaches};
 use crate::placement::column;
@@ -205,5 +205,76 @@ async fn a_slot_that_is_lost_alone_is_made_anew() -> Result<()> {
     order(&console, "RESHARD COMPLETE").await?;
     reaches(&console, "done").await?;
     all_are_there([&source, &target], &expected).await?;
+    nothing_is_left(&tier).await
+}
+
+/// The hub's replica, which has all that the hub has, takes its place.
+async fn replace_hub(tier: &Tier) -> Result<()> {
+    let heir = &tier.hub_replicas[0];
+    heir.catch_up().await?;
+    tier.hub.kill9();
+    heir.promote().await
+}
+
+/// Says it again until somebody knows who the hub is.
+async fn order_of_new_hub(console: &Client, command: &str) -> Result<()> {
+    let mut last = None;
+    let obeyed = crate::freshness::until(async || {
+        last = order(console, command).await.err();
+        Ok(last.is_none())
+    });
+    obeyed.await.with_context(|| format!("{command}: {last:?}"))
+}
+
+/// How many of the slots that move are the source's, as a server of the hub has it.
+async fn owned_by_source(hub: &Server) -> Result<Vec<String>> {
+    let hub = hub.admin("weir_hub").await?;
+    column(&hub, "SELECT count(*) FROM weir.slot WHERE database = 'shop' AND slot < 2048 AND shard = 0").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_goes_on_from_where_it_was_when_the_hub_is_replaced() -> Result<()> {
+    let tier = Tier::builder().shards(2).hub_replicas(1).start().await?;
+    let holds = tier.shards[0].primary.admin("shop").await?;
+    holds.batch_execute("BEGIN; SELECT pg_current_xact_id()").await?;
+    let (client, console, before) = begun(&tier).await?;
+    let mut expected: BTreeMap<i64, String> = before.into_iter().flatten().collect();
+    reaches(&console, "copy").await?;
+    replace_hub(&tier).await?;
+    // Nobody's statements need it.
+    write_some(&client, &mut expected, "meanwhile").await?;
+    holds.batch_execute("COMMIT").await?;
+    reaches(&console, "ready").await?;
+    write_some(&client, &mut expected, "ready").await?;
+    order_of_new_hub(&console, "RESHARD CUTOVER").await?;
+    reaches(&console, "reverse").await?;
+    assert_eq!(owned_by_source(&tier.hub_replicas[0]).await?, ["0"]);
+    write_some(&client, &mut expected, "moved").await?;
+    order(&console, "RESHARD COMPLETE").await?;
+    reaches(&console, "done").await?;
+    let [source, target] = [tier.shards[0].primary.admin("shop").await?, tier.shards[1].primary.admin("shop").await?];
+    all_are_there([&source, &target], &expected).await?;
+    nothing_is_left(&tier).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_back_stays_open_when_the_hub_is_replaced() -> Result<()> {
+    let tier = Tier::builder().shards(2).hub_replicas(1).start().await?;
+    let owned = owned_by_source(&tier.hub).await?;
+    let (client, console, before) = begun(&tier).await?;
+    let own = before[1].len();
+    let mut expected: BTreeMap<i64, String> = before.into_iter().flatten().collect();
+    order(&console, "RESHARD CUTOVER").await?;
+    reaches(&console, "reverse").await?;
+    write_some(&client, &mut expected, "moved").await?;
+    replace_hub(&tier).await?;
+    write_some(&client, &mut expected, "meanwhile").await?;
+    order_of_new_hub(&console, "RESHARD ROLLBACK").await?;
+    reaches(&console, "rolled_back").await?;
+    assert_eq!(owned_by_source(&tier.hub_replicas[0]).await?, owned);
+    write_some(&client, &mut expected, "back").await?;
+    let found: BTreeMap<i64, String> = on_shards(&tier).await?.into_iter().flatten().collect();
+    assert_eq!(found, expected);
+    assert_eq!(on_shards(&tier).await?[1].len(), own);
     nothing_is_left(&tier).await
 }

@@ -194,6 +194,7 @@ impl Session {
             let piped = executes > 1 || pipeline.is_some() || ending == Ending::Flush;
             survey.stepwise |= !(piped && self.is_single());
         }
+        survey.stepwise |= pipeline.is_none() && survey.steps.iter().all(|step| self.closes_here(step));
         survey
     }
 

@@ -71,6 +71,15 @@ impl Session {
         Ok(())
     }
 
+    /// Drivers close what they have dropped at any time: no server is asked, or waited for, where none has anything to close.
+    pub fn closes_here(&self, step: &Step) -> bool {
+        match step {
+            Step::CloseStatement { .. } => true,
+            Step::ClosePortal { .. } => self.held.is_empty(),
+            _ => false,
+        }
+    }
+
     async fn steps(&mut self, survey: &mut Survey) -> Result<(), Failure> {
         let steps = std::mem::take(&mut survey.steps);
         let mut bind_due = false;
