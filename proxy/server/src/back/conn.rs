@@ -33,6 +33,8 @@ pub struct Backend {
     stream: Stream,
     pub inbuf: BytesMut,
     pub out: BytesMut,
+    /// TLS has taken bytes that the kernel may not have.
+    unflushed: bool,
     /// How much is read at once now.
     room: usize,
     pub cancel_key: Arc<CancelKey>,
@@ -63,6 +65,7 @@ impl Backend {
             stream,
             inbuf,
             out: BytesMut::new(),
+            unflushed: false,
             room: READ_BYTES,
             cancel_key,
             prepared: Prepared::default(),
@@ -100,7 +103,12 @@ impl Backend {
             && !self.busy
             && self.status == Status::Idle
             && self.inbuf.is_empty()
-            && self.out.is_empty()
+            && !self.has_unsent()
+    }
+
+    /// Is there something that the kernel does not have yet? Also with nothing in `out`: TLS takes what does not fit any more.
+    pub fn has_unsent(&self) -> bool {
+        !self.out.is_empty() || self.unflushed
     }
 
     /// Has the server said something or hung up although nothing was asked? Costs a system call only if it may have.
@@ -162,8 +170,13 @@ impl Backend {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             bytes::Buf::advance(&mut self.out, sent);
+            self.unflushed = self.stream.is_tls();
         }
-        if self.stream.is_tls() { Pin::new(&mut self.stream).poll_flush(cx) } else { Poll::Ready(Ok(())) }
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads what has come into `inbuf`; more at once as long as there is more. An end of stream is an error: servers do not

@@ -238,7 +238,7 @@ impl Session {
                 }
                 room &= lease.out.len() < OUT_BYTES;
             }
-            if !client.out.is_empty() && matches!(client.poll_send(cx), Poll::Ready(Err(_))) {
+            if client.has_unsent() && matches!(client.poll_send(cx), Poll::Ready(Err(_))) {
                 return Poll::Ready(News::ClientGone);
             }
             if !room {

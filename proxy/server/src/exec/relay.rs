@@ -144,7 +144,7 @@ pub async fn relay(
 /// then weir's own answers (to a Parse that the Backend knows already) wait for its words: one system call less.
 async fn wait(client: &mut Client, backend: &mut Backend, listen: bool, heard: &mut bool) -> Result<(), Broken> {
     poll_fn(|cx| {
-        if !backend.out.is_empty()
+        if backend.has_unsent()
             && let Poll::Ready(sent) = backend.poll_send(cx)
         {
             sent.map_err(Broken::Server)?;
@@ -157,7 +157,7 @@ async fn wait(client: &mut Client, backend: &mut Backend, listen: bool, heard: &
             return Poll::Ready(Ok(()));
         }
         // Nothing to read right now: time to let the client have what there is.
-        if !client.out.is_empty()
+        if client.has_unsent()
             && (*heard || client.out.len() >= OUT_BYTES)
             && let Poll::Ready(sent) = client.poll_send(cx)
         {
@@ -343,13 +343,13 @@ fn forward_copy(
 
 /// The server has ended the copy amid a message: the rest of it is still the server's, which reads and forgets it.
 async fn finish_upload(client: &mut Client, backend: &mut Backend, mut left: usize) -> Result<(), Broken> {
-    while left > 0 || !backend.out.is_empty() {
+    while left > 0 || backend.has_unsent() {
         let step = left.min(client.inbuf.len());
         backend.out.extend_from_slice(&client.inbuf[..step]);
         client.inbuf.advance(step);
         left -= step;
         poll_fn(|cx| {
-            if !client.out.is_empty()
+            if client.has_unsent()
                 && let Poll::Ready(sent) = client.poll_send(cx)
             {
                 sent.map_err(Broken::Client)?;
@@ -370,4 +370,83 @@ async fn finish_upload(client: &mut Client, backend: &mut Backend, mut left: usi
 fn error_text(body: &[u8]) -> String {
     let field = |code| weir_wire::backend::report_field(body, code).map(String::from_utf8_lossy).unwrap_or_default();
     format!("{}: {}", field(b'C'), field(b'M'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use rustls::crypto::ring::default_provider;
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::{ClientConfig, RootCertStore, ServerConfig};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+    use weir_core::session::replies::Owed;
+
+    use super::*;
+    use crate::back::connect::CancelKey;
+    use crate::back::stream::Stream;
+    use crate::front::client::Socket;
+
+    /// Far less than what TLS keeps for a kernel that takes no more.
+    const KERNEL_BYTES: u32 = 4 * 1024;
+
+    fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+        let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+        let key = PrivateKeyDer::try_from(signed.signing_key.serialize_der()).expect("a key");
+        let mut roots = RootCertStore::empty();
+        roots.add(signed.cert.der().clone()).expect("an authority");
+        let server = ServerConfig::builder_with_provider(Arc::new(default_provider()));
+        let server = server.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
+        let client = ClientConfig::builder_with_provider(Arc::new(default_provider()));
+        let client = client.with_safe_default_protocol_versions().expect("versions").with_root_certificates(roots);
+        let server = server.with_single_cert(vec![signed.cert.der().clone()], key).expect("a server");
+        (Arc::new(server), Arc::new(client.with_no_client_auth()))
+    }
+
+    /// Two ends of a connection that holds little.
+    async fn narrow() -> (TcpStream, TcpStream) {
+        let listening = TcpSocket::new_v4().expect("a socket");
+        listening.set_recv_buffer_size(KERNEL_BYTES).expect("its size");
+        listening.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+        let listening: TcpListener = listening.listen(1).expect("listening");
+        let ours = TcpSocket::new_v4().expect("a socket");
+        ours.set_send_buffer_size(KERNEL_BYTES).expect("its size");
+        let ours = ours.connect(listening.local_addr().expect("an address")).await.expect("connected");
+        (ours, listening.accept().await.expect("accepted").0)
+    }
+
+    #[tokio::test]
+    async fn a_large_statement_reaches_a_slow_server_whole_inside_tls() {
+        const STATEMENT_BYTES: usize = 300_000;
+        let (server_config, client_config) = configs();
+        let (ours, theirs) = narrow().await;
+        let server = tokio::spawn(async move {
+            let mut theirs = TlsAcceptor::from(server_config).accept(theirs).await.expect("a handshake");
+            let mut statement = vec![0; STATEMENT_BYTES];
+            theirs.read_exact(&mut statement).await.expect("the whole statement");
+            theirs.write_all(b"Z\x00\x00\x00\x05I").await.expect("an answer");
+            theirs.flush().await.expect("an answer");
+            theirs
+        });
+        let name = "localhost".try_into().expect("a name");
+        let ours = TlsConnector::from(client_config).connect(name, ours).await.expect("a handshake");
+        let address = ([127, 0, 0, 1], 0).into();
+        let key = CancelKey { address, process: 1, secret: Bytes::new(), tls: None };
+        let now = std::time::Instant::now();
+        let mut backend = Backend::new(Stream::Tls(Box::new(ours)), BytesMut::new(), Arc::new(key), now);
+        let mut client = Client::new(Socket::Plain(narrow().await.0), address);
+        backend.out.resize(STATEMENT_BYTES, b'x');
+        let mut replies = Replies::default();
+        replies.push(Owed::Sync { hidden: false });
+        let (mut capture, mut trail) = (Capture::Off, Trail::default());
+        let relayed = relay(&mut client, &mut backend, &mut replies, &mut capture, &mut trail);
+        let relayed = tokio::time::timeout(Duration::from_secs(30), relayed).await.expect("the end of it is sent");
+        assert_eq!(relayed.expect("relayed"), Flow::Ready(Status::Idle));
+        assert!(!backend.has_unsent());
+        server.await.expect("the server");
+    }
 }

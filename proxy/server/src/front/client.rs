@@ -42,6 +42,8 @@ pub struct Client {
     pub address: SocketAddr,
     pub inbuf: BytesMut,
     pub out: BytesMut,
+    /// TLS has taken bytes that the kernel may not have.
+    unflushed: bool,
     /// How much is read at once now.
     room: usize,
     pub received_bytes: u64,
@@ -73,6 +75,7 @@ impl Client {
             address,
             inbuf,
             out,
+            unflushed: false,
             room: READ_BYTES,
             received_bytes: 0,
             sent_bytes: 0,
@@ -159,7 +162,6 @@ impl Client {
     pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(kept) = &mut self.kept {
             kept.absorb(&mut self.out);
-            return Poll::Ready(Ok(()));
         }
         while !self.out.is_empty() {
             let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.out))?;
@@ -168,12 +170,18 @@ impl Client {
             }
             self.sent_bytes += sent as u64;
             self.out.advance(sent);
+            self.unflushed = self.is_tls();
         }
-        if matches!(self.socket, Socket::Tls(_)) {
-            Pin::new(&mut self.socket).poll_flush(cx)
-        } else {
-            Poll::Ready(Ok(()))
+        if self.unflushed {
+            ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+            self.unflushed = false;
         }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Is there something that the kernel does not have yet? Also with nothing in `out`: TLS takes what does not fit any more.
+    pub fn has_unsent(&self) -> bool {
+        !self.out.is_empty() || self.unflushed
     }
 
     pub async fn send(&mut self) -> io::Result<()> {
