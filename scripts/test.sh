@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 # They wait for servers more than they compute.
 export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) + 1))}
 # A test that waits for ever ends the run and says what its servers have logged.
-export WEIR_TEST_MINUTES=${WEIR_TEST_MINUTES:-10}
+export WEIR_TEST_MINUTES=${WEIR_TEST_MINUTES:-20}
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -51,6 +51,26 @@ async fn all_are_there([source, target]: [&Client; 2], expected: &BTreeMap<i64, 
     Ok(())
 }
 
+async fn cut_over(console: &Client) -> Result<()> {
+    order(console, "RESHARD CUTOVER").await?;
+    reaches(console, "reverse").await.map(drop)
+}
+
+async fn complete(console: &Client) -> Result<()> {
+    order(console, "RESHARD COMPLETE").await?;
+    reaches(console, "done").await.map(drop)
+}
+
+/// Slots that have moved: a client, the console, how many users the target had before, and who is to be found now.
+async fn moved(tier: &Tier) -> Result<(Client, Client, usize, BTreeMap<i64, String>)> {
+    let (client, console, before) = begun(tier).await?;
+    let own = before[1].len();
+    let mut expected = before.into_iter().flatten().collect();
+    cut_over(&console).await?;
+    write_some(&client, &mut expected, "moved").await?;
+    Ok((client, console, own, expected))
+}
+
 async fn write_some(client: &Client, expected: &mut BTreeMap<i64, String>, name: &str) -> Result<()> {
     for user in (1..=USERS).step_by(9) {
         client.execute("UPDATE users SET name = $2 WHERE user_id = $1", &[&user, &name]).await?;
@@ -74,11 +94,9 @@ async fn a_move_whose_source_is_replaced_begins_again() -> Result<()> {
     let client = tier.connect().await?;
     write_some(&client, &mut expected, "after").await?;
     reaches(&console, "ready").await?;
-    order(&console, "RESHARD CUTOVER").await?;
-    reaches(&console, "reverse").await?;
+    cut_over(&console).await?;
     write_some(&client, &mut expected, "moved").await?;
-    order(&console, "RESHARD COMPLETE").await?;
-    reaches(&console, "done").await?;
+    complete(&console).await?;
     let target = tier.shards[1].primary.admin("shop").await?;
     all_are_there([&source, &target], &expected).await?;
     nothing_is_left_on(&source).await?;
@@ -113,10 +131,8 @@ async fn a_copy_goes_on_with_whoever_is_promoted_and_what_it_has_kept() -> Resul
     let target = promote(&tier, (&shard.primary, &shard.replicas[0])).await?;
     holds.batch_execute("COMMIT").await?;
     reaches(&console, "ready").await?;
-    order(&console, "RESHARD CUTOVER").await?;
-    reaches(&console, "reverse").await?;
-    order(&console, "RESHARD COMPLETE").await?;
-    reaches(&console, "done").await?;
+    cut_over(&console).await?;
+    complete(&console).await?;
     all_are_there([&source, &target], &expected).await?;
     nothing_is_left_on(&source).await?;
     nothing_is_left_on(&target).await
@@ -125,11 +141,7 @@ async fn a_copy_goes_on_with_whoever_is_promoted_and_what_it_has_kept() -> Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_that_is_replaced_after_the_cut_over_keeps_the_slots_and_there_is_no_way_back() -> Result<()> {
     let tier = tier().await?;
-    let (client, console, before) = begun(&tier).await?;
-    let mut expected: BTreeMap<i64, String> = before.into_iter().flatten().collect();
-    order(&console, "RESHARD CUTOVER").await?;
-    reaches(&console, "reverse").await?;
-    write_some(&client, &mut expected, "moved").await?;
+    let (client, console, _, mut expected) = moved(&tier).await?;
     let shard = &tier.shards[1];
     let target = promote(&tier, (&shard.primary, &shard.replicas[0])).await?;
     let row = reaches(&console, "forward").await?;
@@ -142,8 +154,7 @@ async fn a_target_that_is_replaced_after_the_cut_over_keeps_the_slots_and_there_
     let client = tier.connect().await?;
     write_some(&client, &mut expected, "forward").await?;
     assert_eq!(column(&client, "SELECT count(*) FROM users").await?, [USERS.to_string()]);
-    order(&console, "RESHARD COMPLETE").await?;
-    reaches(&console, "done").await?;
+    complete(&console).await?;
     let source = tier.shards[0].primary.admin("shop").await?;
     all_are_there([&source, &target], &expected).await?;
     nothing_is_left_on(&source).await?;
@@ -153,12 +164,7 @@ async fn a_target_that_is_replaced_after_the_cut_over_keeps_the_slots_and_there_
 #[tokio::test(flavor = "multi_thread")]
 async fn the_way_back_leads_to_whoever_has_replaced_the_source_and_has_it_all() -> Result<()> {
     let tier = tier().await?;
-    let (client, console, before) = begun(&tier).await?;
-    let own = before[1].len();
-    let mut expected: BTreeMap<i64, String> = before.into_iter().flatten().collect();
-    order(&console, "RESHARD CUTOVER").await?;
-    reaches(&console, "reverse").await?;
-    write_some(&client, &mut expected, "moved").await?;
+    let (client, console, own, mut expected) = moved(&tier).await?;
     let shard = &tier.shards[0];
     let source = promote(&tier, (&shard.primary, &shard.replicas[0])).await?;
     let client = tier.connect().await?;
@@ -200,10 +206,8 @@ async fn a_slot_that_is_lost_alone_is_made_anew() -> Result<()> {
         reaches(&console, "ready").await?;
     }
     ensure!(until_noticed(&console).await?.contains("begun again"));
-    order(&console, "RESHARD CUTOVER").await?;
-    reaches(&console, "reverse").await?;
-    order(&console, "RESHARD COMPLETE").await?;
-    reaches(&console, "done").await?;
+    cut_over(&console).await?;
+    complete(&console).await?;
     all_are_there([&source, &target], &expected).await?;
     nothing_is_left(&tier).await
 }
@@ -250,8 +254,7 @@ async fn a_move_goes_on_from_where_it_was_when_the_hub_is_replaced() -> Result<(
     reaches(&console, "reverse").await?;
     assert_eq!(owned_by_source(&tier.hub_replicas[0]).await?, ["0"]);
     write_some(&client, &mut expected, "moved").await?;
-    order(&console, "RESHARD COMPLETE").await?;
-    reaches(&console, "done").await?;
+    complete(&console).await?;
     let [source, target] = [tier.shards[0].primary.admin("shop").await?, tier.shards[1].primary.admin("shop").await?];
     all_are_there([&source, &target], &expected).await?;
     nothing_is_left(&tier).await
@@ -261,12 +264,7 @@ async fn a_move_goes_on_from_where_it_was_when_the_hub_is_replaced() -> Result<(
 async fn the_way_back_stays_open_when_the_hub_is_replaced() -> Result<()> {
     let tier = Tier::builder().shards(2).hub_replicas(1).start().await?;
     let owned = owned_by_source(&tier.hub).await?;
-    let (client, console, before) = begun(&tier).await?;
-    let own = before[1].len();
-    let mut expected: BTreeMap<i64, String> = before.into_iter().flatten().collect();
-    order(&console, "RESHARD CUTOVER").await?;
-    reaches(&console, "reverse").await?;
-    write_some(&client, &mut expected, "moved").await?;
+    let (client, console, own, mut expected) = moved(&tier).await?;
     replace_hub(&tier).await?;
     write_some(&client, &mut expected, "meanwhile").await?;
     order_of_new_hub(&console, "RESHARD ROLLBACK").await?;
