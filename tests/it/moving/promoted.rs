@@ -141,7 +141,7 @@ async fn a_copy_goes_on_with_whoever_is_promoted_and_what_it_has_kept() -> Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_that_is_replaced_after_the_cut_over_keeps_the_slots_and_there_is_no_way_back() -> Result<()> {
     let tier = tier().await?;
-    let (client, console, _, mut expected) = moved(&tier).await?;
+    let (_, console, _, mut expected) = moved(&tier).await?;
     let shard = &tier.shards[1];
     let target = promote(&tier, (&shard.primary, &shard.replicas[0])).await?;
     let row = reaches(&console, "forward").await?;
@@ -164,7 +164,7 @@ async fn a_target_that_is_replaced_after_the_cut_over_keeps_the_slots_and_there_
 #[tokio::test(flavor = "multi_thread")]
 async fn the_way_back_leads_to_whoever_has_replaced_the_source_and_has_it_all() -> Result<()> {
     let tier = tier().await?;
-    let (client, console, own, mut expected) = moved(&tier).await?;
+    let (_, console, own, mut expected) = moved(&tier).await?;
     let shard = &tier.shards[0];
     let source = promote(&tier, (&shard.primary, &shard.replicas[0])).await?;
     let client = tier.connect().await?;
