@@ -28,14 +28,16 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 pub struct Plain {
     pub cluster: Cluster,
     pub run: Arc<Run>,
+    _watch: watch::Watch,
 }
 
 impl Plain {
     /// Starts it on a free port.
     pub async fn start() -> Result<Self> {
         let run = Run::temporary("test")?;
+        let watch = watch::Watch::over(&run);
         let spec = ClusterSpec::new("plain", &weir_local::password()).database("shop", "shop", &weir_local::password());
-        Ok(Self { cluster: Cluster::start(&run, spec).await?, run })
+        Ok(Self { cluster: Cluster::start(&run, spec).await?, run, _watch: watch })
     }
 
     /// A URL for role `shop` on database `shop`.

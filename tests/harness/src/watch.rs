@@ -42,7 +42,10 @@ impl Watch {
             }
             // Titles of servers' processes say what they are at.
             if let Ok(all) = Command::new("ps").args(["-eo", "pid,ppid,etime,stat,args"]).output() {
-                let _ = said.write_all(&all.stdout);
+                let all = String::from_utf8_lossy(&all.stdout);
+                for line in all.lines().filter(|line| line.contains("postgres:")) {
+                    let _ = writeln!(said, "{line}");
+                }
             }
             std::process::abort();
         });
