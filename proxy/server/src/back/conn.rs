@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use weir_core::session::vars::VarSet;
 use weir_wire::backend::Status;
@@ -164,19 +164,8 @@ impl Backend {
 
     /// Sends what is in `out`. Ready when all of it is with the kernel.
     pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.out.is_empty() {
-            let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
-            if sent == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            bytes::Buf::advance(&mut self.out, sent);
-            self.unflushed = self.stream.is_tls();
-        }
-        if self.unflushed {
-            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-            self.unflushed = false;
-        }
-        Poll::Ready(Ok(()))
+        let keeps = self.stream.is_tls();
+        write_from(&mut self.stream, (&mut self.out, &mut self.unflushed), keeps, cx)
     }
 
     /// Reads what has come into `inbuf`; more at once as long as there is more. An end of stream is an error: servers do not
@@ -259,6 +248,28 @@ pub fn read_into<S: AsyncRead + Unpin>(
     }
     // `read_buf` keeps no state between polls, so a fresh future per poll loses nothing.
     std::pin::pin!(stream.read_buf(buffer)).poll(cx)
+}
+
+/// Sends all of `out`. A stream that `keeps` some of what it takes is flushed, too; `unflushed` between calls: it is still to be.
+pub fn write_from<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    (out, unflushed): (&mut BytesMut, &mut bool),
+    keeps: bool,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    while !out.is_empty() {
+        let sent = ready!(Pin::new(&mut *stream).poll_write(cx, out))?;
+        if sent == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        out.advance(sent);
+        *unflushed = keeps;
+    }
+    if *unflushed {
+        ready!(Pin::new(&mut *stream).poll_flush(cx))?;
+        *unflushed = false;
+    }
+    Poll::Ready(Ok(()))
 }
 
 /// Which statements are prepared, bounded, first in first out.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -18,7 +18,7 @@ use weir_core::error::{Severity, UserError};
 use weir_wire::backend::{Report, tag};
 use weir_wire::frame;
 
-use crate::back::conn::read_into;
+use crate::back::conn::{read_into, write_from};
 use crate::notifiers::Notifiers;
 
 /// How much is read from a client at once, to begin with: clients that wait for a server connection keep what they asked.
@@ -163,20 +163,10 @@ impl Client {
         if let Some(kept) = &mut self.kept {
             kept.absorb(&mut self.out);
         }
-        while !self.out.is_empty() {
-            let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.out))?;
-            if sent == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.sent_bytes += sent as u64;
-            self.out.advance(sent);
-            self.unflushed = self.is_tls();
-        }
-        if self.unflushed {
-            ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
-            self.unflushed = false;
-        }
-        Poll::Ready(Ok(()))
+        let (keeps, there) = (self.is_tls(), self.out.len());
+        let sent = write_from(&mut self.socket, (&mut self.out, &mut self.unflushed), keeps, cx);
+        self.sent_bytes += (there - self.out.len()) as u64;
+        sent
     }
 
     /// Is there something that the kernel does not have yet? Also with nothing in `out`: TLS takes what does not fit any more.
