@@ -8,8 +8,10 @@ mod isolating;
 mod kills;
 mod least;
 mod ledger;
+mod partitioned;
 mod promoted;
 mod stopped;
+mod valued;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

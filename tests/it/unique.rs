@@ -14,7 +14,7 @@ use weir_harness::{Tier, connect};
 use crate::placement::column;
 use crate::rows::{Pair, same_prepared, text};
 
-const TABLES: &[&str] = &["users(user_id bigint) unique email", "notes(user_id bigint)"];
+pub const TABLES: &[&str] = &["users(user_id bigint) unique email", "notes(user_id bigint)"];
 
 const SCHEMA: &str = "
 CREATE TABLE users (user_id bigint PRIMARY KEY, email text UNIQUE, name text);
@@ -22,16 +22,24 @@ CREATE TABLE notes (user_id bigint, note text)";
 
 /// What the rows say, what the lookup tables say: the same, each value on the shard of its slot, nothing noted or prepared.
 pub async fn in_step(tier: &Tier) -> Result<()> {
+    let mut directs = Vec::new();
+    for shard in &tier.shards {
+        directs.push(shard.primary.admin("shop").await?);
+    }
+    are_in_step(&directs).await
+}
+
+/// The same of these servers.
+pub async fn are_in_step(directs: &[Client]) -> Result<()> {
     let (mut rows, mut values) = (Vec::new(), Vec::new());
     let mut slots = Vec::<Vec<String>>::new();
-    for shard in &tier.shards {
-        let direct = shard.primary.admin("shop").await?;
-        rows.extend(column(&direct, "SELECT email || ' ' || user_id FROM users WHERE email IS NOT NULL").await?);
-        values.extend(column(&direct, "SELECT value || ' ' || key FROM weir.unique_value").await?);
+    for direct in directs {
+        rows.extend(column(direct, "SELECT email || ' ' || user_id FROM users WHERE email IS NOT NULL").await?);
+        values.extend(column(direct, "SELECT value || ' ' || key FROM weir.unique_value").await?);
         let slot = "SELECT DISTINCT (hashtextextended(value, 0) >> 52) & 4095 FROM weir.unique_value";
-        slots.push(column(&direct, slot).await?);
+        slots.push(column(direct, slot).await?);
         let left = "SELECT (SELECT count(*) FROM weir.unique_pending) + (SELECT count(*) FROM pg_prepared_xacts)";
-        ensure!(column(&direct, left).await? == ["0"], "something is left");
+        ensure!(column(direct, left).await? == ["0"], "something is left");
     }
     rows.sort();
     values.sort();
@@ -250,7 +258,7 @@ async fn compete(dsn: String, worker: i64, workers: i64, rounds: i64) -> Result<
     Ok(won)
 }
 
-async fn create(client: &Client) -> Result<()> {
+pub async fn create(client: &Client) -> Result<()> {
     for statement in SCHEMA.split(';') {
         client.batch_execute(statement).await?;
     }

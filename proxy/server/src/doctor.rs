@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use tokio_postgres::Client;
 use weir_core::id::ShardId;
+use weir_core::reshard::spread::{Spread, spread};
 use weir_core::sql::word::quote_name;
-use weir_core::topology::{ShardState, Topology, in_sql};
+use weir_core::topology::{KeySet, ShardState, Topology, in_sql};
 
 use crate::app::control_login;
 use crate::config::{Config, DatabaseConfig};
@@ -34,7 +35,7 @@ SELECT * FROM (
            format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass) AS remedy
     FROM pg_trigger WHERE tgname ~ '^zzzz_weir_move_\d+(_all)?$'
     UNION ALL SELECT 2, 'function weir.' || proname, substring(proname from '^move_(\d+)_')::int, format('DROP FUNCTION weir.%I()', proname)
-    FROM pg_proc WHERE pronamespace = to_regnamespace('weir') AND proname ~ '^move_\d+_guard_(\d+|all)$'
+    FROM pg_proc WHERE pronamespace = to_regnamespace('weir') AND proname ~ '^move_\d+_guard_([0-9a-f]+|all)$'
     UNION ALL SELECT 3, 'sequence weir.' || relname, substring(relname from '^move_(\d+)_')::int, format('DROP SEQUENCE weir.%I', relname)
     FROM pg_class WHERE relnamespace = to_regnamespace('weir') AND relname ~ '^move_\d+_fence$'
     UNION ALL SELECT 4, 'publication ' || pubname, substring(pubname from '\d+$')::int, format('DROP PUBLICATION %I', pubname)
@@ -122,13 +123,16 @@ async fn strangers(
     if let Some(guests) = map.moves.guests(id) {
         expected = expected.with(guests);
     }
-    for (schema, name, key, key_type) in map.tables.sharded() {
+    let by_slot = KeySet::from(expected.slots().clone());
+    for table in spread(&map.tables) {
+        let Spread { schema, name, key, key_type, .. } = table;
+        let expected = if table.by_slot { &by_slot } else { &expected };
         let table = format!("{}.{}", quote_name(schema), quote_name(name));
         if client.query_one("SELECT to_regclass($1) IS NULL", &[&table]).await?.try_get(0)? {
             continue;
         }
         let sql =
-            format!("SELECT count(*) FROM {table} WHERE {}", in_sql::outside(&expected, &quote_name(key), key_type));
+            format!("SELECT count(*) FROM {table} WHERE {}", in_sql::outside(expected, &quote_name(key), key_type));
         let rows: i64 = client.query_one(&sql, &[]).await.context(table.clone())?.try_get(0)?;
         if rows > 0 {
             findings.count += 1;

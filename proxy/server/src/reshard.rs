@@ -20,7 +20,7 @@ use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
 use weir_core::reshard::phase::{self, Aim, Made, Order, Phase};
 use weir_core::reshard::survey::{
-    Finding, Gravity, Rows, ServerSaid, TableSaid, judge_pair, judge_server, judge_table, judge_unique,
+    Finding, Gravity, Rows, ServerSaid, TableSaid, judge_pair, judge_server, judge_table,
 };
 use weir_core::reshard::throttle::{Held, Limit};
 use weir_core::reshard::{Goal, Step, Today, Weighed, draft};
@@ -34,6 +34,15 @@ use crate::hub::{Hub, HubError};
 
 /// Longest time for all questions of one plan.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The tables `c`, of schema `n`, that the rows of `wanted` ones ($1, $2, $3: [`weir_core::reshard::spread::names`]) are in: themselves, or their partitions.
+pub const LEAVES: &str = "
+FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted(schema, name, key)
+JOIN pg_namespace s ON s.nspname = wanted.schema
+JOIN pg_class w ON w.relnamespace = s.oid AND w.relname = wanted.name
+CROSS JOIN LATERAL (SELECT w.oid WHERE w.relkind <> 'p'
+                    UNION ALL SELECT t.relid FROM pg_partition_tree(w.oid) t WHERE w.relkind = 'p' AND t.isleaf) AS leaf(oid)
+JOIN pg_class c ON c.oid = leaf.oid JOIN pg_namespace n ON n.oid = c.relnamespace";
 
 /// A server that takes part.
 struct Asked {
@@ -94,10 +103,7 @@ async fn drafted(app: &App, request: &PlanRequest) -> Result<Drafted, UserError>
         UserError::new(Blame::Proxy, sqlstate::QUERY_CANCELED, "the servers took too long to say what there is")
             .detail(format!("Counting rows and asking for settings took more than {} s.", PATIENCE.as_secs()))
     })??;
-    let mut findings = findings(&db, request, (&steps, &asked), said);
-    if view.rules.any_unique() {
-        findings.insert(0, judge_unique());
-    }
+    let findings = findings(&db, request, (&steps, &asked), said);
     Ok(Drafted { db, steps, asked, findings })
 }
 

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio_postgres::Client;
 use weir_core::id::ShardId;
 use weir_core::topology::catalog::UniqueState;
@@ -85,6 +85,35 @@ impl Unique {
         Ok(())
     }
 
+    /// A shard that has the tables and is about to take part gets the triggers of those columns that the home shard has, and what is
+    /// known of them. May be done again.
+    pub async fn equip(&self, shard: ShardId) -> Result<()> {
+        self.prepare_shard(shard).await?;
+        let home = crate::control::connect(self.primaries.of(self.home)).await?;
+        let client = crate::control::connect(self.primaries.of(shard)).await?;
+        for rule in &self.rules {
+            let known = "SELECT state, reason FROM weir.unique_rule WHERE rule = $1 AND to_regclass($2) IS NOT NULL";
+            let Some(row) = home.query_opt(known, &[&rule.id().0, &script::table_name(rule)]).await? else { continue };
+            let (state, reason): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+            let (triggers, state) = (script::triggers(rule), script::state(rule, &state, reason.as_deref()));
+            client.batch_execute(&format!("BEGIN; {triggers}; {state}; COMMIT")).await?;
+        }
+        Ok(())
+    }
+
+    /// Before slots move: while values from before are looked up, their rows must stay where they are. Errors: somebody is at it. Whoever
+    /// begins it later sees that slots move.
+    pub async fn rests(&self) -> Result<()> {
+        let home = crate::control::connect(self.primaries.of(self.home)).await?;
+        let is_free: bool = home.query_one("SELECT pg_try_advisory_lock($1)", &[&LOOKING]).await?.try_get(0)?;
+        // The lock goes with the connection.
+        ensure!(
+            is_free,
+            "waits until values of globally unique columns are looked up: SHOW UNIQUE tells how far that is"
+        );
+        Ok(())
+    }
+
     pub fn secret(&self, shard: ShardId) -> &str {
         self.secrets[shard].get().map_or("", String::as_str)
     }
@@ -114,10 +143,18 @@ impl Unique {
         let shards = Shards { clients, home: self.home };
         let home = shards.on(self.home)?;
         if home.query_one("SELECT pg_try_advisory_lock($1)", &[&LOOKING]).await?.try_get::<_, bool>(0)? {
-            for rule in &self.rules {
+            // Asked under the lock: who moves slots has put that down before he looks whether anybody has it.
+            let open = match &db.hub {
+                Some(hub) => hub.moves(&db.name, false).await?,
+                None => Vec::new(),
+            };
+            for rule in self.rules.iter().filter(|_| open.is_empty()) {
                 if let Err(error) = self.look_at(rule, &shards, db).await {
                     tracing::warn!(database = %db.name, "{}.{}: {error:#}", rule.table, rule.column);
                 }
+            }
+            if !open.is_empty() && self.has_work(&db.view()) {
+                tracing::warn!(database = %db.name, "globally unique columns have to wait until no slots move: SHOW MOVES");
             }
             home.execute("SELECT pg_advisory_unlock($1)", &[&LOOKING]).await?;
         }
@@ -264,6 +301,7 @@ async fn objects(rules: &[Rule], login: &Login) -> Result<Option<String>> {
 
 /// Takes away the objects of columns that are not declared any more.
 async fn forget_others(client: &Client, rules: &[Rule]) -> Result<()> {
+    let moves = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'weir.unique_value'::regclass AND tgname ~ '^zzzz_weir_move_')";
     let ids: Vec<i64> = rules.iter().map(|rule| rule.id().0).collect();
     let others = "SELECT rule, schema_name, table_name, column_name FROM weir.unique_rule WHERE rule <> ALL ($1)";
     for row in client.query(others, &[&ids]).await? {
@@ -271,6 +309,15 @@ async fn forget_others(client: &Client, rules: &[Rule]) -> Result<()> {
             Rule { schema: row.try_get(1)?, table: row.try_get(2)?, column: row.try_get(3)?, key: String::new() };
         // Named by what was stored, which may be another's hash after all: only what fits is touched.
         if RuleId(row.try_get(0)?) != rule.id() {
+            continue;
+        }
+        // What lies there of slots that another shard owns is not to be written.
+        if client.query_one(moves, &[]).await?.try_get(0)? {
+            tracing::warn!(
+                "{}.{} stays unique over all shards while slots move; start weir again after that",
+                rule.table,
+                rule.column
+            );
             continue;
         }
         let there = "SELECT to_regclass($1) IS NOT NULL";

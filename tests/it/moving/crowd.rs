@@ -34,6 +34,9 @@ const WAIT: Duration = Duration::from_secs(60);
 pub const TABLE: &str =
     "[[database.shop.table]]\nname = \"ledger\"\nkind = \"sharded\"\nkey = \"user_id\"\ntype = \"bigint\"";
 
+/// As [`TABLE`], with holders that are unique over all shards.
+pub const UNIQUE: &str = "\nglobal_unique = [\"holder\"]";
+
 /// What may happen now, and what has.
 #[derive(Default)]
 pub struct Weather {
@@ -328,7 +331,12 @@ async fn transfer(client: &Client, (from, to): (i64, i64), isolation: &str) -> R
 /// The ledger, filled.
 pub async fn ledger(tier: &Tier) -> Result<()> {
     let client = tier.connect().await?;
-    client.batch_execute("CREATE TABLE ledger (user_id bigint PRIMARY KEY, balance bigint NOT NULL, added bigint NOT NULL DEFAULT 0)").await?;
+    client
+        .batch_execute(
+            "CREATE TABLE ledger (user_id bigint PRIMARY KEY, balance bigint NOT NULL, added bigint NOT NULL DEFAULT 0, \
+             holder text GENERATED ALWAYS AS ('h' || user_id) STORED)",
+        )
+        .await?;
     let sql = "INSERT INTO ledger (user_id, balance) SELECT n, $2::int8 FROM generate_series(1, $1::int8) n";
     client.execute(sql, &[&ACCOUNTS, &BALANCE]).await?;
     Ok(())

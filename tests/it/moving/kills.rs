@@ -6,7 +6,8 @@
 //! WEIR_MOVING_ROUNDS=500 WEIR_MOVING_SEED=7 cargo test -p weir-tests --test it -- --nocapture whatever_dies
 //! ```
 //!
-//! `WEIR_MOVING_VICTIM=hub` and `WEIR_MOVING_PHASE=cutover` keep to one of them.
+//! `WEIR_MOVING_VICTIM=hub` and `WEIR_MOVING_PHASE=cutover` keep to one of them. With every second seed the accounts have holders that are
+//! unique over all shards.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
@@ -18,9 +19,10 @@ use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 use weir_harness::{Proxy, Tier};
 
-use super::crowd::{ACCOUNTS, Crowd, TABLE, decided, ledger};
+use super::crowd::{ACCOUNTS, Crowd, TABLE, UNIQUE, decided, ledger};
 use super::{SLOTS, nothing_is_left};
 use crate::differential::Dice;
+use crate::freshness::until;
 use crate::placement::column;
 
 /// Rounds where nothing else is said.
@@ -145,18 +147,25 @@ struct Desk {
     phases: Phases,
     /// Index of the shard that has the slots.
     owner: usize,
+    /// Holders are unique over all shards.
+    unique: bool,
 }
 
 impl Desk {
-    async fn set() -> Result<Desk> {
-        let tier = Tier::builder().shards(2).replicas(1).redis(true).peers(true).config_extra(TABLE).start().await?;
+    async fn set(unique: bool) -> Result<Desk> {
+        let table = [TABLE, if unique { UNIQUE } else { "" }].concat();
+        let tier = Tier::builder().shards(2).replicas(1).redis(true).peers(true).config_extra(&table).start().await?;
         let (lives, dies) = (tier.another().await?, [tier.another().await?, tier.another().await?]);
         ledger(&tier).await?;
+        if unique {
+            let home = tier.shards[0].primary.admin("shop").await?;
+            until(async || Ok(column(&home, "SELECT state FROM weir.unique_rule").await? == ["valid"])).await?;
+        }
         tier.stop_weir();
         let others: Vec<String> = dies.iter().map(|proxy| proxy.dsn("shop")).collect();
         let crowd = Crowd::gather(&lives.dsn("shop"), &others).await?;
         let phases = Phases::listen(tier.hub.admin_dsn("weir_hub")).await?;
-        Ok(Desk { tier, lives, dies, crowd, phases, owner: 0 })
+        Ok(Desk { tier, lives, dies, crowd, phases, owner: 0, unique })
     }
 
     async fn hub(&self) -> Result<Client> {
@@ -321,10 +330,30 @@ impl Desk {
             let row = direct.query_one(&sql, &[]).await?;
             count += row.get::<_, i64>(0);
             ensure!(row.get::<_, i64>(1) == 0, "{} rows are not {}'s", row.get::<_, i64>(1), shard.name);
+            if self.unique {
+                let slot = "(hashtextextended(value, 0) >> 52) & 4095";
+                let sql = format!("SELECT value FROM weir.unique_value WHERE {slot} <> ALL ('{{{slots}}}')");
+                let strange = column(&direct, &sql).await?;
+                ensure!(strange.is_empty(), "the values {strange:?} are not {}'s", shard.name);
+            }
         }
         ensure!(count == ACCOUNTS, "{count} accounts are there");
         nothing_is_left(&self.tier).await
     }
+}
+
+/// Every account's holder is known where its slot is, and none that is gone.
+async fn holders_are_known(tier: &Tier) -> Result<()> {
+    let (mut rows, mut values) = (Vec::new(), Vec::new());
+    for shard in &tier.shards {
+        let direct = shard.primary.admin("shop").await?;
+        rows.extend(column(&direct, "SELECT holder FROM ledger").await?);
+        values.extend(column(&direct, "SELECT value FROM weir.unique_value").await?);
+    }
+    rows.sort_unstable();
+    values.sort_unstable();
+    ensure!(rows == values, "holders {rows:?}, known are {values:?}");
+    Ok(())
 }
 
 /// Which of these proxies drives the moves, and by which process of the hub.
@@ -379,7 +408,7 @@ async fn whatever_dies_at_whatever_phase_nothing_is_lost() -> Result<()> {
     ensure!(!victims.is_empty() && !phases.is_empty(), "there is no such victim or phase");
     let mut cells: Vec<(Victim, usize)> =
         victims.iter().flat_map(|victim| phases.iter().map(|phase| (*victim, *phase))).collect();
-    let mut desk = Desk::set().await?;
+    let mut desk = Desk::set(seed % 2 == 1).await?;
     let (mut dice, mut table) = (Dice::new(seed), Table::new());
     let mut failed = Ok(());
     for round in 0..rounds {
@@ -408,9 +437,12 @@ async fn whatever_dies_at_whatever_phase_nothing_is_lost() -> Result<()> {
     if failed.is_err() {
         desk.tell().await;
     }
-    let Desk { crowd, tier, .. } = desk;
+    let Desk { crowd, tier, unique, .. } = desk;
     let known = crowd.disperse(&tier).await;
     // What a client has seen tells more than that the round did not end.
     known.with_context(|| format!("seed {seed}; {failed:?}"))?;
+    if unique {
+        holders_are_known(&tier).await.with_context(|| format!("seed {seed}; {failed:?}"))?;
+    }
     failed
 }

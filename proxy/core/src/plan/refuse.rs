@@ -393,5 +393,5 @@ pub fn unique_failed(table: &TableName, column: &str, reason: &str) -> UserError
 pub fn unique_unknown(table: &TableName, column: &str) -> UserError {
     UserError::new(Blame::Proxy, NOT_READY, format!("{table}.{column} is not yet kept unique over all shards"))
         .detail("Its triggers are not there yet, or have been taken away.")
-        .hint("weir makes them within a minute. SHOW UNIQUE in the admin database tells the state.")
+        .hint("weir makes them within a minute, or when no slots move any more (SHOW MOVES). SHOW UNIQUE in the admin database tells the state.")
 }

@@ -9,6 +9,7 @@ pub mod load;
 pub mod phase;
 pub mod pieces;
 pub mod script;
+pub mod spread;
 pub mod survey;
 pub mod throttle;
 

@@ -6,9 +6,12 @@
 //! who set `session_replication_role` go past it; the mover itself does.
 //! Non-goals: running any of it.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::sql::word::{quote_literal, quote_name};
+use crate::topology::hash::hash_bytes_extended;
 use crate::topology::{KeySet, KeyType, in_sql};
 
 /// First half of the advisory lock of a move: "wmve" as bytes.
@@ -33,12 +36,19 @@ pub struct MovedTable {
     pub columns: Vec<String>,
     /// Every value's binary form means the same on every server.
     pub binary: bool,
+    /// See [`super::spread::Spread`].
+    pub by_slot: bool,
 }
 
 impl MovedTable {
     /// As SQL names it.
     pub fn quoted(&self) -> String {
         format!("{}.{}", quote_name(&self.schema), quote_name(&self.name))
+    }
+
+    /// Which of its keys move with these.
+    pub fn moving<'k>(&self, keys: &'k KeySet) -> Cow<'k, KeySet> {
+        if self.by_slot { Cow::Owned(KeySet::from(keys.slots().clone())) } else { Cow::Borrowed(keys) }
     }
 
     /// All its rows.
@@ -76,6 +86,10 @@ impl Script {
         Script { id, keys: keys.clone() }
     }
 
+    pub fn keys(&self) -> &KeySet {
+        &self.keys
+    }
+
     /// Of the publication and of the replication slot.
     pub fn name(&self) -> String {
         format!("weir_move_{}", self.id)
@@ -85,8 +99,10 @@ impl Script {
         format!("weir.move_{}_fence", self.id)
     }
 
-    fn guard(&self, table: usize) -> String {
-        format!("weir.move_{}_guard_{table}", self.id)
+    /// The guard of tables with this key. Named by what it asks, so that tables which come later change nothing for those that have theirs.
+    fn guard(&self, table: &MovedTable) -> String {
+        let asks = format!("{}\0{}\0{}", table.key, table.key_type.name(), table.by_slot);
+        format!("weir.move_{}_guard_{:016x}", self.id, hash_bytes_extended(asks.as_bytes(), 0))
     }
 
     /// The guard of whole tables.
@@ -105,7 +121,7 @@ impl Script {
 
     /// Does a row of the table move?
     pub fn moves(&self, table: &MovedTable, row: &str) -> String {
-        in_sql::inside(&self.keys, &format!("{row}{}", quote_name(&table.key)), table.key_type)
+        in_sql::inside(&table.moving(&self.keys), &format!("{row}{}", quote_name(&table.key)), table.key_type)
     }
 
     /// Fence, progress and the guards' functions; may be run again. `open`: the fence is made open, where there is none yet.
@@ -130,7 +146,8 @@ impl Script {
             guard = self.whole_guard(),
             id = self.id,
         );
-        for (number, table) in tables.iter().enumerate() {
+        let guards: BTreeMap<String, &MovedTable> = tables.iter().map(|table| (self.guard(table), table)).collect();
+        for (guard, table) in guards {
             let _ = write!(
                 sql,
                 "CREATE OR REPLACE FUNCTION {guard}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER \
@@ -141,7 +158,7 @@ impl Script {
                  IF TG_OP <> 'DELETE' THEN moves := moves OR {new}; END IF;\n\
                  IF moves AND (NOT pg_catalog.pg_try_advisory_xact_lock_shared({LOCK}, {id}) \
                  OR (SELECT last_value FROM {fence}) <> 1) THEN\n\
-                 RAISE EXCEPTION USING ERRCODE = '40001', CONSTRAINT = 'weir_move', SCHEMA = {schema}, TABLE = {name},\n\
+                 RAISE EXCEPTION USING ERRCODE = '40001', CONSTRAINT = 'weir_move', SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME,\n\
                  MESSAGE = 'rows of this key are on another shard, or on their way there',\n\
                  DETAIL = 'This server does not own the slot of the key (move {id}).',\n\
                  HINT = 'Run the transaction again, through weir.';\n\
@@ -149,21 +166,18 @@ impl Script {
                  IF TG_OP = 'DELETE' THEN RETURN OLD; END IF;\n\
                  RETURN NEW;\n\
                  END $weir$; ",
-                guard = self.guard(number),
                 old = self.moves(table, "OLD."),
                 new = self.moves(table, "NEW."),
                 id = self.id,
                 fence = self.fence(),
-                schema = quote_literal(&table.schema),
-                name = quote_literal(&table.name),
             );
         }
         sql
     }
 
     /// Sets a table's guard; waits for who writes it now. May be run again.
-    pub fn set_guard(&self, tables: &[MovedTable], number: usize) -> String {
-        let (trigger, table) = (self.trigger(), tables[number].quoted());
+    pub fn set_guard(&self, table: &MovedTable) -> String {
+        let (trigger, guard, table) = (self.trigger(), self.guard(table), table.quoted());
         format!(
             "DO $weir$ BEGIN IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {literal}::regclass AND tgname = '{trigger}') THEN \
              CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {guard}(); \
@@ -172,7 +186,6 @@ impl Script {
             whole = self.whole_trigger(),
             whole_guard = self.whole_guard(),
             literal = quote_literal(&table),
-            guard = self.guard(number),
         )
     }
 
@@ -183,20 +196,19 @@ impl Script {
     }
 
     /// Takes away what [`Script::prepare`] has made; the guards must be gone.
-    pub fn forget(&self, tables: usize) -> String {
-        let (fence, whole) = (self.fence(), self.whole_guard());
-        let mut sql = format!("DROP SEQUENCE IF EXISTS {fence}; DROP FUNCTION IF EXISTS {whole}(); ");
-        for number in 0..tables {
-            let _ = write!(sql, "DROP FUNCTION IF EXISTS {}(); ", self.guard(number));
-        }
-        let _ = write!(
-            sql,
-            "DROP PUBLICATION IF EXISTS {}; DO $weir$ BEGIN IF to_regclass('weir.move_applied') IS NOT NULL THEN \
-             DELETE FROM weir.move_applied WHERE move = {}; END IF; END $weir$",
-            self.name(),
-            self.id
-        );
-        sql
+    pub fn forget(&self) -> String {
+        format!(
+            "DROP SEQUENCE IF EXISTS {fence}; \
+             DO $weir$ DECLARE guard text; BEGIN \
+             FOR guard IN SELECT oid::regprocedure FROM pg_proc \
+             WHERE pronamespace = to_regnamespace('weir') AND proname ~ '^move_{id}_guard_' LOOP \
+             EXECUTE 'DROP FUNCTION ' || guard; END LOOP; END $weir$; \
+             DROP PUBLICATION IF EXISTS {name}; DO $weir$ BEGIN IF to_regclass('weir.move_applied') IS NOT NULL THEN \
+             DELETE FROM weir.move_applied WHERE move = {id}; END IF; END $weir$",
+            fence = self.fence(),
+            name = self.name(),
+            id = self.id,
+        )
     }
 
     /// What the decoder is shown of this server. TRUNCATE is left out: the guards let nobody do it.
@@ -319,17 +331,31 @@ mod tests {
             key_type: KeyType::Int,
             columns: vec!["user_id".into(), "name".into()],
             binary: true,
+            by_slot: false,
         }
+    }
+
+    #[test]
+    fn a_key_that_is_isolated_takes_nothing_of_a_table_by_slot_along() {
+        let mut table = users();
+        let keys = KeySet::parse("1, +0090000000000001, -0010000000000002").expect("keys");
+        assert_eq!(*table.moving(&keys), keys);
+        table.by_slot = true;
+        assert_eq!(*table.moving(&keys), KeySet::parse("1").expect("slots"));
     }
 
     #[test]
     fn names_are_quoted_and_bear_the_number() {
         let script = Script::new(7, &KeySet::parse("1").expect("slots"));
         let tables = [users()];
-        assert!(script.set_guard(&tables, 0).contains("ON \"public\".\"Users\" FOR EACH ROW"));
+        assert!(script.set_guard(&tables[0]).contains("ON \"public\".\"Users\" FOR EACH ROW"));
         assert!(script.publish(&tables).contains("weir_move_7 FOR TABLE \"public\".\"Users\", weir.move_applied"));
         assert!(tables[0].copy_in().starts_with("COPY \"public\".\"Users\" (\"user_id\", \"name\") FROM"));
         assert_eq!(script.end_apply(0x1_0000_00AB), "UPDATE weir.move_applied SET lsn = '1/AB' WHERE move = 7");
-        assert!(script.prepare(&tables, true).contains("TABLE = 'Users'"));
+        let (mut orders, mut notes) = (users(), users());
+        orders.name = "orders".into();
+        notes.key = "note".into();
+        let guards = |tables: &[MovedTable]| script.prepare(tables, true).matches("RETURN NEW").count();
+        assert_eq!((guards(&[users(), orders.clone()]), guards(&[users(), orders, notes])), (1, 2));
     }
 }

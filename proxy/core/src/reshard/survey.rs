@@ -51,6 +51,8 @@ pub struct TableSaid {
     /// Rows can be told apart in the WAL: by a primary key, another unique index, or whole.
     pub has_identity: bool,
     pub unlogged: bool,
+    /// Its rows are not in itself, or not all of them: a foreign table, a view, one that others inherit from.
+    pub is_strange: bool,
     /// Unique constraints and indexes without the shard key among their columns.
     pub unique_elsewhere: Vec<String>,
     pub rows: BTreeMap<Slot, Rows>,
@@ -217,18 +219,6 @@ pub fn judge_pair(source: (&str, &ServerSaid), target: (&str, &ServerSaid), is_n
     list.found
 }
 
-/// Columns that are unique over all shards are declared.
-pub fn judge_unique() -> Finding {
-    Finding {
-        gravity: Gravity::Blocker,
-        shard: String::new(),
-        table: String::new(),
-        what: "columns are declared global_unique, and this version does not move what the shards know of their values".to_owned(),
-        remedy: "Take global_unique out of the configuration until the move is complete; weir looks all values up again after that."
-            .to_owned(),
-    }
-}
-
 /// Everything there is to say of one table on a source.
 pub fn judge_table(shard: &str, table: &TableSaid) -> Vec<Finding> {
     let mut list = Findings { shard, table: &table.name, found: Vec::new() };
@@ -236,7 +226,13 @@ pub fn judge_table(shard: &str, table: &TableSaid) -> Vec<Finding> {
         let what = "it is unlogged: changes of its rows are not in the WAL".to_owned();
         list.blocker(what, "ALTER TABLE … SET LOGGED.");
     }
-    if !table.has_identity {
+    if table.is_strange {
+        let what = "its rows are in another table or on another server".to_owned();
+        list.blocker(
+            what,
+            "Foreign tables, views and what other tables inherit from do not move: detach it, or do not declare it.",
+        );
+    } else if !table.has_identity {
         let what = "its rows cannot be told apart in the WAL: no primary key, no replica identity".to_owned();
         list.blocker(what, "Add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL.");
     }

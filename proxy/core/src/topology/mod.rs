@@ -138,6 +138,13 @@ impl SlotMap {
         KeySet::new(slots, self.isolated.iter().map(|key| (key.hash, false)))
     }
 
+    /// Keys that have another owner in the other map.
+    pub fn differing(&self, other: &SlotMap) -> KeySet {
+        let slots = Slot::all().filter(|slot| self.owner(*slot) != other.owner(*slot)).collect();
+        let isolated = self.isolated.iter().chain(other.isolated.iter()).map(|key| key.hash);
+        KeySet::new(slots, isolated.map(|hash| (hash, self.owner_of(hash) != other.owner_of(hash))))
+    }
+
     /// The same with all these keys on one shard.
     #[must_use]
     pub fn giving(&self, keys: &KeySet, shard: ShardId) -> Self {

@@ -112,6 +112,8 @@ pub struct Apart {
     pub moving: Topology,
     /// Those whose statements wait; `None`: there are none.
     pub waiting: Option<Topology>,
+    /// Those that have another owner in force; `None`: there are none. Only for who keeps an older map.
+    pub gone: Option<Topology>,
     /// What every shard has must stay as it is: a shard is being given it.
     pub shared_waits: bool,
 }
@@ -123,16 +125,25 @@ impl Apart {
         if topology.moves.is_empty() && !shared_waits {
             return None;
         }
-        let apart = |keys: &KeySet| {
-            let nobody = ShardId(topology.shards.len() as u16);
-            let shards = topology.shards.iter().cloned().chain(["moving".into()]).collect();
-            Topology { shards, slots: topology.slots.giving(keys, nobody), ..topology.clone() }
-        };
-        let waiting = topology.moves.waiting();
         Some(Apart {
-            moving: apart(&topology.moves.moving()),
-            waiting: if waiting.is_empty() { None } else { Some(apart(waiting)) },
+            moving: without(topology, &topology.moves.moving()),
+            waiting: without_any(topology, topology.moves.waiting()),
+            gone: None,
             shared_waits,
+        })
+    }
+
+    /// For a transaction that keeps the map of its snapshot, while `now` is in force. `None`: every key has the owner it had, and stays.
+    pub fn since(kept: &Topology, now: &Topology) -> Option<Apart> {
+        let gone = kept.slots.differing(&now.slots);
+        if gone.is_empty() && now.moves.is_empty() {
+            return None;
+        }
+        Some(Apart {
+            moving: without(kept, &gone.with(&now.moves.moving())),
+            waiting: None,
+            gone: without_any(kept, &gone),
+            shared_waits: false,
         })
     }
 
@@ -140,6 +151,17 @@ impl Apart {
     pub fn nobody(&self) -> ShardId {
         ShardId(self.moving.shards.len() as u16 - 1)
     }
+}
+
+/// The map with these keys on one shard more, which does not exist.
+fn without(topology: &Topology, keys: &KeySet) -> Topology {
+    let nobody = ShardId(topology.shards.len() as u16);
+    let shards = topology.shards.iter().cloned().chain(["moving".into()]).collect();
+    Topology { shards, slots: topology.slots.giving(keys, nobody), ..topology.clone() }
+}
+
+fn without_any(topology: &Topology, keys: &KeySet) -> Option<Topology> {
+    (!keys.is_empty()).then(|| without(topology, keys))
 }
 
 #[cfg(test)]

@@ -43,6 +43,10 @@ UNION ALL
 SELECT t.name, 'constraint', k.conname::text, pg_get_constraintdef(k.oid)
 FROM t JOIN pg_constraint k ON k.conrelid = t.oid WHERE k.contype <> 'n'
 UNION ALL
+SELECT t.name, 'partition', n.nspname || '.' || c.relname, pg_get_expr(c.relpartbound, c.oid)
+FROM t CROSS JOIN LATERAL pg_partition_tree(t.oid) AS p JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE t.relkind = 'p' AND p.level > 0
+UNION ALL
 SELECT t.name, 'sequence', s.relname::text,
        concat_ws(' ', format_type(q.seqtypid, NULL), 'INCREMENT', q.seqincrement, 'MIN', q.seqmin, 'MAX', q.seqmax,
                  CASE WHEN q.seqcycle THEN 'CYCLE' END)

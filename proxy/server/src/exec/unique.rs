@@ -61,7 +61,9 @@ impl Session {
         }
         writers.sort_unstable();
         let Some(unique) = self.db.unique.clone().filter(|_| !writers.is_empty()) else { return Ok(()) };
-        let view = self.view();
+        // Values lie by the map in force, whatever map the rows were planned by: nothing of theirs is in a snapshot.
+        self.stats.works_by_none();
+        let view = self.view_in_force();
         let slots = &view.topology.slots;
         // With one writer its own values need no second question. With several, a value may have moved between them: it is
         // given up before it is taken.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: between the announcement that the owner of slots is about to change and the change, no statement that touches such a
 //! slot is sent, but for those of transactions that have written one: the mover waits for their end. A transaction with one snapshot
-//! keeps the map of that snapshot. Waits are bounded.
+//! keeps the map of that snapshot, and by it writes nothing that has another owner since. Waits are bounded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError};
 use weir_core::id::ShardId;
-use weir_core::plan::{Plan, Values};
+use weir_core::plan::{Access, Plan, Values};
 use weir_core::sql::class::Class;
 use weir_core::sql::normal::Literal;
 use weir_core::topology::Topology;
@@ -36,6 +36,8 @@ enum Touch {
     Moving,
     /// Their owner is about to change.
     Waiting,
+    /// Written by an older map, and they have another owner since.
+    Gone,
 }
 
 impl Touch {
@@ -46,11 +48,17 @@ impl Touch {
         if apart.shared_waits && plan.changes_shared() {
             return Touch::Waiting;
         }
-        if !plan.touches(nobody) {
+        // Which values a statement takes and gives up, and so whose slots they are, shows when it has run.
+        let settles = plan.settles();
+        if !settles && !plan.touches(nobody) {
             return Touch::Nothing;
         }
-        match apart.waiting.as_ref().and_then(planned) {
-            Some(plan) if plan.touches(nobody) => Touch::Waiting,
+        let mut among = |topology: &Option<Topology>| topology.as_ref().and_then(&mut planned);
+        if plan.access == Access::Write && among(&apart.gone).is_some_and(|plan| plan.touches(nobody)) {
+            return Touch::Gone;
+        }
+        match among(&apart.waiting) {
+            Some(plan) if settles || plan.touches(nobody) => Touch::Waiting,
             _ => Touch::Moving,
         }
     }
@@ -59,15 +67,21 @@ impl Touch {
 impl Session {
     /// The database's view, noted as the one that this request is planned by; or that of the transaction's snapshot.
     pub fn base_view(&self) -> Arc<View> {
+        let base = self.view_in_force();
+        match self.txn.as_ref().and_then(|txn| txn.map.as_ref()) {
+            None => base,
+            // Its rows are those of then, so their owners are, too.
+            Some(taken) if (base.version, base.topology.epoch) == (taken.version, taken.topology.epoch) => {
+                Arc::clone(taken)
+            }
+            Some(taken) => Arc::new(kept(taken, &base)),
+        }
+    }
+
+    /// The database's view, noted as the one that this request is planned by.
+    pub fn view_in_force(&self) -> Arc<View> {
         loop {
             let base = self.db.view_arc();
-            if let Some(taken) = self.txn.as_ref().and_then(|txn| txn.map.as_ref()) {
-                // Its rows are those of then, so their owners are, too.
-                if base.version == taken.version {
-                    return Arc::clone(taken);
-                }
-                return Arc::new(kept(taken, &base));
-            }
             if base.shards == 1 {
                 return base;
             }
@@ -196,6 +210,7 @@ impl Session {
                     Err(still_handed_over())
                 }
             }
+            Touch::Gone => Err(gone()),
         }
     }
 
@@ -216,7 +231,8 @@ impl Session {
 
 /// The schema as it is now, the map as it was.
 fn kept(map: &View, now: &View) -> View {
-    View { topology: map.topology.clone(), shards: map.shards, apart: None, ..now.clone() }
+    let apart = Apart::since(&map.topology, &now.topology).map(Arc::new);
+    View { topology: map.topology.clone(), shards: map.shards, apart, ..now.clone() }
 }
 
 /// What the mover has read of the tables must hold while rows of them are on their way.
@@ -234,6 +250,13 @@ fn still_handed_over() -> UserError {
     UserError::new(Blame::Proxy, "55P03", "rows of this statement are being handed over to another shard")
         .detail(format!("The statement has waited for {} s.", WAIT_MAX.as_secs()))
         .hint("Run it again. SHOW MOVES tells how far the move is, and what it waits for.")
+}
+
+/// As Postgres says it of a row that somebody else has changed since.
+fn gone() -> UserError {
+    UserError::new(Blame::Client, "40001", "could not serialize access: rows of this key have moved to another shard")
+        .detail("Their owner has changed since the transaction took its snapshot.")
+        .hint("Run the transaction again.")
 }
 
 fn map_not_confirmed(shard: &str) -> UserError {

@@ -35,6 +35,8 @@ struct Shape {
     /// Where the shard key is, and of what type it is.
     key: usize,
     key_type: KeyType,
+    /// Those of its keys that move.
+    moving: KeySet,
     /// The whole row is the identity: equal rows may be there more than once.
     whole: bool,
     /// The other side has the same columns.
@@ -110,7 +112,7 @@ impl Follower {
         let start =
             format!("START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names '\"{name}\"')");
         server.start(&start).await?;
-        let there = sql::tables(&into, &pair.rules).await?;
+        let there = sql::tables(&into, &pair.rules, &pair.keys).await?;
         Ok(Follower {
             server,
             out,
@@ -272,19 +274,22 @@ impl Follower {
             return Ok(Known::Applied);
         }
         let of_name = |table: &&MovedTable| table.schema == schema && table.name == name;
-        let Some(MovedTable { key, key_type, .. }) = self.tables.iter().find(of_name) else { return Ok(Known::Other) };
+        let Some(table) = self.tables.iter().find(of_name) else { return Ok(Known::Other) };
         let names: Vec<String> = relation.columns.iter().map(|column| text(column.name)).collect::<Result<_>>()?;
         let fits = |there: &MovedTable| names.iter().collect::<BTreeSet<_>>() == there.columns.iter().collect();
         let fits = self.there.iter().find(of_name).is_some_and(fits);
-        let key =
-            names.iter().position(|name| name == key).with_context(|| format!("{schema}.{name} has lost its key"))?;
+        let key = names
+            .iter()
+            .position(|name| *name == table.key)
+            .with_context(|| format!("{schema}.{name} has lost its key"))?;
         let columns = names.iter().zip(&relation.columns);
         let columns = columns.map(|(name, column)| Column { quoted: quote_name(name), identifies: column.identifies });
         Ok(Known::Moved(Shape {
             quoted: format!("{}.{}", quote_name(&schema), quote_name(&name)),
             columns: columns.collect(),
             key,
-            key_type: *key_type,
+            key_type: table.key_type,
+            moving: table.moving(&self.keys).into_owned(),
             whole: relation.identity == b'f',
             fits,
         }))
@@ -305,7 +310,7 @@ impl Follower {
         if self.skips {
             return Ok(());
         }
-        let moves = |row: &Tuple<'_>| -> Result<bool> { Ok(self.keys.contains(hash_of(shape, row)?)) };
+        let moves = |row: &Tuple<'_>| -> Result<bool> { Ok(shape.moving.contains(hash_of(shape, row)?)) };
         let (from, to) = (was.map(&moves).transpose()?.unwrap_or(false), new.map(&moves).transpose()?.unwrap_or(false));
         if (from || to) && !shape.fits {
             bail!(

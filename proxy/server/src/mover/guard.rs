@@ -21,11 +21,9 @@ pub(super) async fn prepare(pair: &Pair, owner: Side) -> Result<()> {
         let prepare = pair.script.prepare(&pair.tables, side == owner);
         let script = format!("BEGIN; {prepare}; COMMIT");
         client.batch_execute(&script).await.with_context(|| format!("fence and guards of the {}", side.name()))?;
-        for number in 0..pair.tables.len() {
-            let set = pair.script.set_guard(&pair.tables, number);
-            sql::patiently(&client, &set)
-                .await
-                .with_context(|| format!("the guard of {}", pair.tables[number].quoted()))?;
+        for table in &pair.tables {
+            let set = pair.script.set_guard(table);
+            sql::patiently(&client, &set).await.with_context(|| format!("the guard of {}", table.quoted()))?;
         }
         let publish = format!("BEGIN; {}; COMMIT", pair.script.publish(&pair.tables));
         sql::patiently(&client, &publish).await.context("the publication")?;

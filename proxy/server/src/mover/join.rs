@@ -61,6 +61,9 @@ impl Joiner<'_> {
                 tracing::warn!(database = %self.db.name, shard = self.shard, "{left}");
             }
         }
+        if let Some(unique) = &self.db.unique {
+            unique.equip(id).await.context("columns that are unique over all shards")?;
+        }
         let epoch = self.hub.enter(&self.db.name, self.shard).await?;
         let mut census = Census::default();
         let given = async {

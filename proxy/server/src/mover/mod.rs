@@ -188,6 +188,9 @@ async fn attempt(app: &Arc<App>, db: &Arc<Database>, driving: &Arc<Driving>, id:
     let row = driving.move_now(id).await?;
     if row.phase == Phase::Queued && row.aim != Aim::Cancelled {
         let hub = db.hub.as_ref().context("there is no hub")?;
+        if let Some(unique) = &db.unique {
+            unique.rests().await?;
+        }
         Joiner { app, db, hub, driving, shard: &row.to }.join().await.context("the new shard")?;
     }
     let pair = Pair::of(app, db, (driving, &row)).await?;
@@ -236,7 +239,7 @@ impl Pair {
         target.be_alone().await.context("the target")?;
         let rules = Arc::clone(&db.view().rules);
         let client = source.open().await.context("the source")?;
-        let tables = sql::tables(&client, &rules).await.context("the tables of the source")?;
+        let tables = sql::tables(&client, &rules, &row.keys).await.context("the tables of the source")?;
         let script = Script::new(row.id, &row.keys);
         let (id, keys) = (row.id, row.keys.clone());
         Ok(Pair { id, keys, script, tables, source, target, shards, rules, config: config.reshard })

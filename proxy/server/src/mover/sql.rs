@@ -7,10 +7,12 @@ use anyhow::{Context as _, Result, bail};
 use tokio_postgres::Client;
 use tokio_postgres::SimpleQueryMessage;
 use weir_core::reshard::script::{MovedTable, Script};
+use weir_core::reshard::spread::{Spread, names, spread_of};
 use weir_core::sql::word::quote_literal;
-use weir_core::topology::{KeyType, Placement, TableRules};
+use weir_core::topology::{KeySet, KeyType, Placement, TableRules};
 
 use super::reach::Reach;
+use crate::reshard::LEAVES;
 
 /// Values must be written and read alike on both servers. Nothing that an administrator has set for clients may end what takes long.
 /// What is applied must be there after a crash, whatever clients may lose: the hub's map counts on it.
@@ -34,10 +36,11 @@ pub(super) const WALSENDER_SETTINGS: [(&str, &str); 6] = [
 ];
 
 const TABLES: &str = "
-SELECT c.oid::int8, array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attgenerated = ''), bool_and(a.atttypid < 16384), c.relkind::text
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+SELECT n.nspname::text, c.relname::text, array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attgenerated = ''),
+       bool_and(a.atttypid < 16384), c.relkind::text
+{leaves}
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-WHERE n.nspname = $1 AND c.relname = $2 GROUP BY c.oid, c.relkind";
+GROUP BY 1, 2, c.oid, c.relkind ORDER BY 1, 2";
 
 pub(super) async fn plain(server: &Reach) -> Result<Client> {
     server.open().await
@@ -51,11 +54,11 @@ pub(super) async fn as_replica(server: &Reach) -> Result<Client> {
     Ok(client)
 }
 
-/// The sharded tables as a server has them.
-pub(super) async fn tables(client: &Client, rules: &TableRules) -> Result<Vec<MovedTable>> {
+/// The tables that have rows of these keys, as a server has them.
+pub(super) async fn tables(client: &Client, rules: &TableRules, keys: &KeySet) -> Result<Vec<MovedTable>> {
     let mut tables = Vec::new();
-    for (schema, name, key, key_type) in rules.sharded() {
-        tables.extend(table(client, (schema, name), (key, key_type)).await?);
+    for wanted in spread_of(rules, keys) {
+        tables.extend(leaves(client, wanted).await?);
     }
     Ok(tables)
 }
@@ -65,31 +68,34 @@ pub(super) async fn reference_tables(client: &Client, rules: &TableRules) -> Res
     let mut tables = Vec::new();
     for (schema, name, placement) in rules.iter() {
         if *placement == Placement::Reference {
-            tables.extend(table(client, (schema, name), ("", KeyType::Int)).await?);
+            let wanted = Spread { schema, name, key: "", key_type: KeyType::Int, by_slot: false };
+            tables.extend(leaves(client, wanted).await?);
         }
     }
     Ok(tables)
 }
 
-/// `None`: it is not there (yet).
-async fn table(
-    client: &Client,
-    (schema, name): (&str, &str),
-    (key, key_type): (&str, KeyType),
-) -> Result<Option<MovedTable>> {
-    let Some(row) = client.query_opt(TABLES, &[&schema, &name]).await? else { return Ok(None) };
-    let kind: &str = row.try_get(3)?;
-    if kind != "r" {
-        bail!("{schema}.{name} is no plain table: partitioned tables cannot be moved by this version");
+/// The tables that a declared one's rows are in: itself, or its partitions. None, if it is not there (yet).
+async fn leaves(client: &Client, wanted: Spread<'_>) -> Result<Vec<MovedTable>> {
+    let sql = TABLES.replace("{leaves}", LEAVES);
+    let mut tables = Vec::new();
+    let [schemas, names, keys] = names(std::iter::once(wanted));
+    for row in client.query(&sql, &[&schemas, &names, &keys]).await? {
+        let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        if row.try_get::<_, &str>(4)? != "r" {
+            bail!("{schema}.{name} is no table of this server's own, so its rows cannot be moved");
+        }
+        tables.push(MovedTable {
+            schema,
+            name,
+            key: wanted.key.to_owned(),
+            key_type: wanted.key_type,
+            columns: row.try_get::<_, Option<Vec<String>>>(2)?.unwrap_or_default(),
+            binary: row.try_get(3)?,
+            by_slot: wanted.by_slot,
+        });
     }
-    Ok(Some(MovedTable {
-        schema: schema.to_owned(),
-        name: name.to_owned(),
-        key: key.to_owned(),
-        key_type,
-        columns: row.try_get::<_, Option<Vec<String>>>(1)?.unwrap_or_default(),
-        binary: row.try_get(2)?,
-    }))
+    Ok(tables)
 }
 
 /// Reads as of a snapshot that another connection has exported.
@@ -114,20 +120,19 @@ const DESCRIBED: &str = "
 SELECT format('%I.%I', n.nspname, c.relname),
     array(SELECT concat_ws(' ', quote_ident(a.attname), format_type(a.atttypid, a.atttypmod), a.attgenerated::text) FROM pg_attribute a
           WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname),
-    EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = $3 AND t.tgenabled = 'O')
-    AND EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = c.oid AND p.pubname = $4)
-FROM unnest($1::text[], $2::text[]) AS wanted(schema, name)
-JOIN pg_namespace n ON n.nspname = wanted.schema
-JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')";
+    EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = $4 AND t.tgenabled = 'O')
+    AND EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = c.oid AND p.pubname = $5)
+{leaves}";
 
-/// Columns of each sharded table, and whether it is guarded and published.
+/// Columns of each table that has rows of the keys, and whether it is guarded and published.
 pub(super) async fn described(
     client: &Client,
     rules: &TableRules,
     script: &Script,
 ) -> Result<BTreeMap<String, (Vec<String>, bool)>> {
-    let (schemas, names): (Vec<&str>, Vec<&str>) = rules.sharded().map(|(schema, name, ..)| (schema, name)).unzip();
-    let rows = client.query(DESCRIBED, &[&schemas, &names, &script.trigger(), &script.name()]).await?;
+    let [schemas, names, keys] = names(spread_of(rules, script.keys()));
+    let sql = DESCRIBED.replace("{leaves}", LEAVES);
+    let rows = client.query(&sql, &[&schemas, &names, &keys, &script.trigger(), &script.name()]).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
 }
 

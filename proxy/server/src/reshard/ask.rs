@@ -7,10 +7,12 @@ use anyhow::{Context as _, Result};
 use futures_util::StreamExt as _;
 use tokio_postgres::Client;
 use weir_core::id::Slot;
+use weir_core::reshard::spread::{names, spread};
 use weir_core::reshard::survey::{Rows, ServerSaid, TableSaid};
 use weir_core::sql::word::quote_name;
 use weir_core::topology::{KeySet, KeyType, TableRules, in_sql};
 
+use super::LEAVES;
 use crate::back::connect::Login;
 use crate::catalog::drift;
 
@@ -36,24 +38,20 @@ SELECT current_setting('server_version_num')::int4, current_setting('wal_level')
        (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())";
 
 const FOREIGN: &str = "
-SELECT format('%s.%s', n.nspname, c.relname) FROM unnest($1::text[], $2::text[]) AS wanted(schema, name)
-JOIN pg_namespace n ON n.nspname = wanted.schema
-JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')
+SELECT format('%s.%s', n.nspname, c.relname) {leaves}
 WHERE NOT pg_has_role(current_user, c.relowner, 'USAGE') ORDER BY 1";
 
 const TABLES: &str = "
-SELECT n.nspname::text, c.relname::text, c.relpersistence = 'u',
+SELECT wanted.schema, wanted.name, n.nspname::text, c.relname::text, c.relpersistence = 'u',
        c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
            AND (i.indisreplident OR c.relreplident = 'd' AND i.indisprimary)),
        greatest(c.reltuples, 0)::float8, pg_table_size(c.oid)::float8,
        array(SELECT x.relname::text FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
              WHERE i.indrelid = c.oid AND i.indisunique AND NOT EXISTS (
                  SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = wanted.key AND a.attnum = ANY(i.indkey))
-             ORDER BY 1)
-FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted(schema, name, key)
-JOIN pg_namespace n ON n.nspname = wanted.schema
-JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')
-ORDER BY 1, 2";
+             ORDER BY 1),
+       c.relkind <> 'r' OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
+{leaves} ORDER BY 3, 4";
 
 /// What one server said.
 pub struct Answers {
@@ -91,7 +89,7 @@ pub async fn server(login: &Login, rules: &TableRules, given: Option<&KeySet>) -
         let foreign = &said.foreign;
         for sharded in sharded(&client, rules).await? {
             let Sharded { mut said, key, key_type, rows, bytes, quoted } = sharded;
-            if foreign.contains(&said.name) {
+            if foreign.contains(&said.name) || said.is_strange {
                 // It may not even be read.
                 tables.push(said);
                 continue;
@@ -110,8 +108,9 @@ pub async fn server(login: &Login, rules: &TableRules, given: Option<&KeySet>) -
 }
 
 async fn foreign(client: &Client, rules: &TableRules) -> Result<Vec<String>> {
-    let (schemas, names): (Vec<&str>, Vec<&str>) = rules.sharded().map(|(schema, name, ..)| (schema, name)).unzip();
-    client.query(FOREIGN, &[&schemas, &names]).await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    let [schemas, names, keys] = names(spread(rules));
+    let rows = client.query(&FOREIGN.replace("{leaves}", LEAVES), &[&schemas, &names, &keys]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 struct Sharded {
@@ -125,28 +124,24 @@ struct Sharded {
 }
 
 async fn sharded(client: &Client, rules: &TableRules) -> Result<Vec<Sharded>> {
-    let (mut schemas, mut names, mut keys, mut types) = (Vec::new(), Vec::new(), Vec::new(), BTreeMap::new());
-    for (schema, name, key, key_type) in rules.sharded() {
-        schemas.push(schema);
-        names.push(name);
-        keys.push(key);
-        types.insert((schema, name), (key, key_type));
-    }
-    let rows = client.query(TABLES, &[&schemas, &names, &keys]).await.context("its tables")?;
-    let mut found = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let (schema, name): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
-        let Some(&(key, key_type)) = types.get(&(schema, name)) else { continue };
+    let declared: BTreeMap<_, _> = spread(rules).map(|table| ((table.schema, table.name), table)).collect();
+    let [schemas, names, keys] = names(spread(rules));
+    let rows = client.query(&TABLES.replace("{leaves}", LEAVES), &[&schemas, &names, &keys]).await;
+    let mut found = Vec::new();
+    for row in &rows.context("its tables")? {
+        let Some(table) = declared.get(&(row.try_get(0)?, row.try_get(1)?)) else { continue };
+        let (schema, name): (&str, &str) = (row.try_get(2)?, row.try_get(3)?);
         let said = TableSaid {
             name: format!("{schema}.{name}"),
-            unlogged: row.try_get(2)?,
-            has_identity: row.try_get(3)?,
-            unique_elsewhere: row.try_get(6)?,
+            unlogged: row.try_get(4)?,
+            has_identity: row.try_get(5)?,
+            unique_elsewhere: row.try_get(8)?,
+            is_strange: row.try_get(9)?,
             ..TableSaid::default()
         };
         let quoted = format!("{}.{}", quote_name(schema), quote_name(name));
-        let (rows, bytes) = (row.try_get(4)?, row.try_get(5)?);
-        found.push(Sharded { said, key: quote_name(key), key_type, rows, bytes, quoted });
+        let (rows, bytes) = (row.try_get(6)?, row.try_get(7)?);
+        found.push(Sharded { said, key: quote_name(table.key), key_type: table.key_type, rows, bytes, quoted });
     }
     Ok(found)
 }
