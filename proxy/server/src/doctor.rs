@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use tokio_postgres::Client;
 use weir_core::id::ShardId;
-use weir_core::reshard::spread::{Spread, spread};
 use weir_core::sql::word::quote_name;
+use weir_core::topology::spread::{Spread, spread};
 use weir_core::topology::{KeySet, ShardState, Topology, in_sql};
 
 use crate::app::control_login;

@@ -35,7 +35,7 @@ use crate::hub::{Hub, HubError};
 /// Longest time for all questions of one plan.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The tables `c`, of schema `n`, that the rows of `wanted` ones ($1, $2, $3: [`weir_core::reshard::spread::names`]) are in: themselves, or their partitions.
+/// The tables `c`, of schema `n`, that the rows of `wanted` ones ($1, $2, $3: [`weir_core::topology::spread::names`]) are in: themselves, or their partitions.
 pub const LEAVES: &str = "
 FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted(schema, name, key)
 JOIN pg_namespace s ON s.nspname = wanted.schema

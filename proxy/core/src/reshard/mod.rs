@@ -9,7 +9,6 @@ pub mod load;
 pub mod phase;
 pub mod pieces;
 pub mod script;
-pub mod spread;
 pub mod survey;
 pub mod throttle;
 

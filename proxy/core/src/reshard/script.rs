@@ -36,7 +36,7 @@ pub struct MovedTable {
     pub columns: Vec<String>,
     /// Every value's binary form means the same on every server.
     pub binary: bool,
-    /// See [`super::spread::Spread`].
+    /// See [`crate::topology::spread::Spread`].
     pub by_slot: bool,
 }
 

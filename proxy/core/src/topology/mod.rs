@@ -14,6 +14,7 @@ pub mod moves;
 pub mod ring;
 pub mod roster;
 pub mod slots;
+pub mod spread;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

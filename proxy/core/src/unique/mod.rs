@@ -13,13 +13,8 @@ pub mod script;
 use std::fmt::Write as _;
 
 use crate::id::{ShardId, Slot};
-use crate::reshard::spread::Spread;
+use crate::topology::SlotMap;
 use crate::topology::hash::hash_bytes_extended;
-use crate::topology::{KeyType, SlotMap};
-
-/// The lookup table, a part of which each shard has: values by the slot of their own hash.
-pub const VALUES: Spread<'static> =
-    Spread { schema: "weir", name: "unique_value", key: "value", key_type: KeyType::Text, by_slot: true };
 
 /// Longest name of an object in Postgres, in bytes (NAMEDATALEN - 1).
 const NAME_BYTES_MAX: usize = 63;

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use tokio_postgres::Client;
 use tokio_postgres::SimpleQueryMessage;
 use weir_core::reshard::script::{MovedTable, Script};
-use weir_core::reshard::spread::{Spread, names, spread_of};
 use weir_core::sql::word::quote_literal;
+use weir_core::topology::spread::{Spread, names, spread_of};
 use weir_core::topology::{KeySet, KeyType, Placement, TableRules};
 
 use super::reach::Reach;

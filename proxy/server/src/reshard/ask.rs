@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result};
 use futures_util::StreamExt as _;
 use tokio_postgres::Client;
 use weir_core::id::Slot;
-use weir_core::reshard::spread::{names, spread};
 use weir_core::reshard::survey::{Rows, ServerSaid, TableSaid};
 use weir_core::sql::word::quote_name;
+use weir_core::topology::spread::{names, spread};
 use weir_core::topology::{KeySet, KeyType, TableRules, in_sql};
 
 use super::LEAVES;

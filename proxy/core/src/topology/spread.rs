@@ -2,8 +2,11 @@
 //!
 //! Invariant: what moves, what is guarded, what is counted and what is looked for afterwards are the same tables.
 
-use crate::topology::{KeySet, KeyType, TableRules};
-use crate::unique;
+use super::{KeySet, KeyType, TableRules};
+
+/// What is known of the values of unique columns, each shard a part of it: by the slot of the value's own hash.
+const VALUES: Spread<'static> =
+    Spread { schema: "weir", name: "unique_value", key: "value", key_type: KeyType::Text, by_slot: true };
 
 /// One of them, by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,7 +23,7 @@ pub struct Spread<'r> {
 pub fn spread(rules: &TableRules) -> impl Iterator<Item = Spread<'_>> {
     let declared = rules.sharded();
     let declared = declared.map(|(schema, name, key, key_type)| Spread { schema, name, key, key_type, by_slot: false });
-    declared.chain(rules.any_unique().then_some(unique::VALUES))
+    declared.chain(rules.any_unique().then_some(VALUES))
 }
 
 /// Those that have rows of these keys.
@@ -40,8 +43,8 @@ pub fn names<'r>(tables: impl Iterator<Item = Spread<'r>>) -> [Vec<&'r str>; 3] 
 
 #[cfg(test)]
 mod tests {
+    use super::super::Placement;
     use super::*;
-    use crate::topology::Placement;
 
     #[test]
     fn values_of_unique_columns_go_with_slots_and_not_with_keys() {
