@@ -28,6 +28,7 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("error", &[]),
     // `id` documents itself by a link into topology, nothing more: links live in comments, which are not looked at.
     ("id", &[]),
+    ("lock", &[]),
     ("election", &["id"]),
     ("hba", &["error"]),
     ("topology", &["error", "id"]),
@@ -45,7 +46,7 @@ const CORE_LAYERS: &[(&str, &[&str])] = &[
     ("pool", &["error", "id"]),
     ("cache", &["error", "id", "topology", "sql", "fresh"]),
     ("hot", &["fresh"]),
-    ("reshard", &["error", "id", "topology", "sql"]),
+    ("reshard", &["error", "id", "lock", "topology", "sql"]),
     ("admin", &["error", "id", "topology", "reshard"]),
     ("snapshot", &[]),
 ];

@@ -11,6 +11,7 @@ use futures_util::SinkExt;
 use tokio_postgres::Client;
 use weir_harness::{Tier, connect};
 
+use crate::freshness::until;
 use crate::placement::column;
 use crate::rows::{Pair, same_prepared, text};
 
@@ -339,6 +340,28 @@ async fn churn(dsn: String, worker: i64, turns: Arc<AtomicU64>) {
         }
         turns.fetch_add(1, SeqCst);
     }
+}
+
+/// Also while the first one decodes the WAL of both shards, under a lock of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_weir_comes_up_beside_the_first_and_asks_for_the_same_values() -> Result<()> {
+    let tier = Tier::builder().shards(2).peers(true).tables(TABLES).start().await?;
+    let client = tier.connect().await?;
+    create(&client).await?;
+    state(&tier, "valid").await?;
+    for shard in &tier.shards {
+        let direct = shard.primary.admin("shop").await?;
+        let decodes = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'weir decoding'";
+        until(async || Ok(column(&direct, decodes).await? == ["1"])).await?;
+    }
+    let other = tier.another().await?;
+    let there = connect(&other.dsn("shop")).await?;
+    for user in 1..=20 {
+        client.batch_execute(&format!("INSERT INTO users VALUES ({user}, 'e{user}')")).await?;
+        let again = format!("INSERT INTO users VALUES ({}, 'e{user}')", user + 100);
+        assert_eq!(code(&there, &again).await.as_deref(), Some("23505"));
+    }
+    in_step(&tier).await
 }
 
 /// What weir does not see is refused by the shard itself, and what it keeps is nobody else's.

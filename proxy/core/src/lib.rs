@@ -18,6 +18,7 @@ pub mod fresh;
 pub mod hba;
 pub mod hot;
 pub mod id;
+pub mod lock;
 pub mod merge;
 pub mod plan;
 pub mod pool;

@@ -20,10 +20,6 @@ use crate::roles::{Cut, Route, Tenure, Vacant};
 /// Longest wait for a TCP connection, where the caller has set no other.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// Makes schema `weir` on a shard, inside a transaction, under the lock that everything in it is made under: several proxies may
-/// start at once, and CREATE … IF NOT EXISTS alone races with itself.
-pub const MAKE_SCHEMA: &str = "SELECT pg_advisory_xact_lock(7765697201); CREATE SCHEMA IF NOT EXISTS weir";
-
 /// A server as the driver sees it.
 #[derive(Clone, Debug)]
 pub struct Target {

@@ -14,10 +14,10 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
+use weir_core::lock::MAKE_SCHEMA;
 use weir_core::sql::word::quote_name;
 
 use crate::back::connect::Login;
-use crate::control::MAKE_SCHEMA;
 use crate::database::{Database, Primaries};
 use crate::fresh::Announced;
 

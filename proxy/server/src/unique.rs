@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tokio_postgres::Client;
 use weir_core::id::ShardId;
+use weir_core::lock::{UNIQUE_LOOKS, UNIQUE_OBJECTS};
 use weir_core::topology::catalog::UniqueState;
 use weir_core::topology::{TableRules, Topology};
 use weir_core::unique::{Rule, RuleId, script};
@@ -30,11 +31,10 @@ use crate::growing::Growing;
 /// Between two looks at the columns: at least so long, and this many times what the last one took.
 const EVERY: Duration = Duration::from_secs(20);
 const SHARE: u32 = 4;
+/// The same where a table has come since the last one.
+const SOON: Duration = Duration::from_secs(1);
 /// How long a client's DDL waits for the triggers of the table that it has made.
 const DDL_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Advisory locks of weir on a shard: who makes the shared objects, and, on the home shard, who looks at the columns.
-const MAKING: i64 = 7_765_697_202;
-const LOOKING: i64 = 7_765_697_203;
 /// Longest wait for a lock of weir's own on a client's table, so that its clients do not queue behind it for long. And an account
 /// that row security hides rows from fails, instead of looking up some of them.
 const OWN_SETTINGS: &str = "SET lock_timeout = '3s'; SET row_security = off";
@@ -105,7 +105,7 @@ impl Unique {
     /// begins it later sees that slots move.
     pub async fn rests(&self) -> Result<()> {
         let home = crate::control::connect(self.primaries.of(self.home)).await?;
-        let is_free: bool = home.query_one("SELECT pg_try_advisory_lock($1)", &[&LOOKING]).await?.try_get(0)?;
+        let is_free: bool = home.query_one("SELECT pg_try_advisory_lock($1)", &[&UNIQUE_LOOKS]).await?.try_get(0)?;
         // The lock goes with the connection.
         ensure!(
             is_free,
@@ -131,6 +131,13 @@ impl Unique {
         })
     }
 
+    /// Is there a table of which this proxy has not seen the triggers? Another one may have made them meanwhile.
+    fn lacks(&self, view: &View) -> bool {
+        self.rules
+            .iter()
+            .any(|rule| view.catalog.relation(&rule.schema, &rule.table).is_some() && state_of(view, rule).is_none())
+    }
+
     /// One look at every column: what is missing is made. Proxies take turns.
     async fn look(&self, db: &Database) -> Result<()> {
         let _one_at_a_time = self.looking.lock().await;
@@ -142,7 +149,7 @@ impl Unique {
         }
         let shards = Shards { clients, home: self.home };
         let home = shards.on(self.home)?;
-        if home.query_one("SELECT pg_try_advisory_lock($1)", &[&LOOKING]).await?.try_get::<_, bool>(0)? {
+        if home.query_one("SELECT pg_try_advisory_lock($1)", &[&UNIQUE_LOOKS]).await?.try_get::<_, bool>(0)? {
             // Asked under the lock: who moves slots has put that down before he looks whether anybody has it.
             let open = match &db.hub {
                 Some(hub) => hub.moves(&db.name, false).await?,
@@ -156,7 +163,7 @@ impl Unique {
             if !open.is_empty() && self.has_work(&db.view()) {
                 tracing::warn!(database = %db.name, "globally unique columns have to wait until no slots move: SHOW MOVES");
             }
-            home.execute("SELECT pg_advisory_unlock($1)", &[&LOOKING]).await?;
+            home.execute("SELECT pg_advisory_unlock($1)", &[&UNIQUE_LOOKS]).await?;
         }
         db.refresh_catalog().await;
         Ok(())
@@ -235,14 +242,19 @@ impl Shards {
 
 /// Looks at the columns for ever; dropping the future ends it.
 pub async fn run(db: Arc<Database>, unique: Arc<Unique>) {
-    let mut pause = EVERY;
+    let (mut pause, mut lacked, mut since) = (EVERY, false, Instant::now());
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(SOON).await;
+        // A table that has just come cannot be written before.
+        let lacks = unique.lacks(&db.view());
+        if since.elapsed() < pause && (lacked || !lacks) {
+            continue;
+        }
         let start = Instant::now();
         if let Err(error) = unique.look(&db).await {
             tracing::warn!(database = %db.name, "cannot look after globally unique columns: {error:#}");
         }
-        pause = EVERY.max(start.elapsed() * SHARE);
+        (pause, lacked, since) = (EVERY.max(start.elapsed() * SHARE), unique.lacks(&db.view()), Instant::now());
     }
 }
 
@@ -293,7 +305,7 @@ async fn objects(rules: &[Rule], login: &Login) -> Result<Option<String>> {
     if rules.is_empty() {
         return Ok(None);
     }
-    let script = format!("BEGIN; SELECT pg_advisory_xact_lock({MAKING}); {}; COMMIT", script::shared());
+    let script = format!("BEGIN; SELECT pg_advisory_xact_lock({UNIQUE_OBJECTS}); {}; COMMIT", script::shared());
     let made = client.batch_execute(&script).await;
     made.with_context(|| format!("objects for global_unique on {}", login.route.endpoint()))?;
     Ok(Some(client.query_one("SELECT secret FROM weir.unique_secret", &[]).await?.try_get(0)?))

@@ -160,6 +160,12 @@ impl Desk {
         if unique {
             let home = tier.shards[0].primary.admin("shop").await?;
             until(async || Ok(column(&home, "SELECT state FROM weir.unique_rule").await? == ["valid"])).await?;
+            // Each has to have seen it.
+            for proxy in dies.iter().chain([&lives]) {
+                let client = weir_harness::connect(&proxy.dsn("shop")).await?;
+                let writes = "UPDATE ledger SET added = added WHERE user_id = 1";
+                until(async || Ok(client.batch_execute(writes).await.is_ok())).await?;
+            }
         }
         tier.stop_weir();
         let others: Vec<String> = dies.iter().map(|proxy| proxy.dsn("shop")).collect();

@@ -10,15 +10,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use crate::lock::{COPIES, MAKE_SCHEMA, MOVE};
 use crate::sql::word::{quote_literal, quote_name};
 use crate::topology::hash::hash_bytes_extended;
 use crate::topology::{KeySet, KeyType, in_sql};
-
-/// First half of the advisory lock of a move: "wmve" as bytes.
-pub const LOCK: i32 = i32::from_be_bytes(*b"wmve");
-
-/// The same of the lock that copies hold: "wmcp" as bytes.
-const COPY_LOCK: i32 = i32::from_be_bytes(*b"wmcp");
 
 /// How far each move's changes are applied here, and marks that are written here to be found in the WAL.
 pub const APPLIED: &str = "
@@ -127,7 +122,7 @@ impl Script {
     /// Fence, progress and the guards' functions; may be run again. `open`: the fence is made open, where there is none yet.
     pub fn prepare(&self, tables: &[MovedTable], open: bool) -> String {
         let mut sql = format!(
-            "SELECT pg_advisory_xact_lock(7765697201); CREATE SCHEMA IF NOT EXISTS weir; {APPLIED}; \
+            "{MAKE_SCHEMA}; {APPLIED}; \
              INSERT INTO weir.move_applied (move) VALUES ({id}) ON CONFLICT DO NOTHING; \
              DO $weir$ BEGIN IF to_regclass('{fence}') IS NULL THEN CREATE SEQUENCE {fence} MINVALUE 1 MAXVALUE 2; \
              PERFORM setval('{fence}', {value}); END IF; END $weir$; ",
@@ -156,7 +151,7 @@ impl Script {
                  BEGIN\n\
                  IF TG_OP <> 'INSERT' THEN moves := {old}; END IF;\n\
                  IF TG_OP <> 'DELETE' THEN moves := moves OR {new}; END IF;\n\
-                 IF moves AND (NOT pg_catalog.pg_try_advisory_xact_lock_shared({LOCK}, {id}) \
+                 IF moves AND (NOT pg_catalog.pg_try_advisory_xact_lock_shared({MOVE}, {id}) \
                  OR (SELECT last_value FROM {fence}) <> 1) THEN\n\
                  RAISE EXCEPTION USING ERRCODE = '40001', CONSTRAINT = 'weir_move', SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME,\n\
                  MESSAGE = 'rows of this key are on another shard, or on their way there',\n\
@@ -252,11 +247,11 @@ impl Script {
 
     /// Waits for all who have written rows that move, and keeps others from it.
     pub fn lock(&self) -> String {
-        format!("SELECT pg_advisory_lock({LOCK}, {})", self.id)
+        format!("SELECT pg_advisory_lock({MOVE}, {})", self.id)
     }
 
     pub fn unlock(&self) -> String {
-        format!("SELECT pg_advisory_unlock({LOCK}, {})", self.id)
+        format!("SELECT pg_advisory_unlock({MOVE}, {})", self.id)
     }
 
     /// Writes a mark; what comes of the WAL before it has been written before it.
@@ -294,7 +289,7 @@ impl Script {
 
     /// Held by who copies, shared: the next attempt waits for the end of the last one, however that ended.
     pub fn copy_lock(&self) -> (i32, i32) {
-        (COPY_LOCK, self.id)
+        (COPIES, self.id)
     }
 
     /// Per slot the rows, and a sum of their hashes that says whether they are the same.

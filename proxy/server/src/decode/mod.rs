@@ -29,6 +29,7 @@ use weir_core::fresh::decoded::Snapshot;
 use weir_core::fresh::words::WordSet;
 use weir_core::fresh::{Dependencies, Dependency};
 use weir_core::id::ShardId;
+use weir_core::lock;
 use weir_wire::pgoutput::SERVER_VERSION_MIN;
 
 use self::publish::Publisher;
@@ -46,8 +47,6 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const REFUSED_RETRY: Duration = Duration::from_secs(15);
 /// How often a proxy that does not lead tries to.
 const LEAD_RETRY: Duration = Duration::from_secs(1);
-/// The advisory lock of the proxy that decodes.
-const LEADS: i64 = 7_765_697_202;
 /// In mode `auto` so many slots and walsenders are left to replicas and others.
 const SPARE: i32 = 2;
 const PUBLISH_GAP: Duration = Duration::from_millis(20);
@@ -343,7 +342,7 @@ impl Decoder {
         }
         let mut tries = 0;
         loop {
-            let asked = async { primary.client.query_one("SELECT pg_try_advisory_lock($1)", &[&LEADS]).await };
+            let asked = async { primary.client.query_one("SELECT pg_try_advisory_lock($1)", &[&lock::DECODES]).await };
             if timeout(QUERY_TIMEOUT, asked).await??.try_get(0)? {
                 return Ok(());
             }

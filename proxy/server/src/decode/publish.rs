@@ -19,10 +19,10 @@ use anyhow::{Context, Result};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
+use weir_core::lock::MAKE_SCHEMA;
 
 use super::{Gaps, OWN_NAMES, QUERY_TIMEOUT};
 use crate::back::connect::Login;
-use crate::control::MAKE_SCHEMA;
 
 /// In milliseconds; deadlock_timeout is 1 s, so that if somebody has to give way it is we.
 const LOCK_TIMEOUT: &str = "500ms";

@@ -8,6 +8,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 use weir_core::engine::{ShardServer, Skipped, Target, reach, script};
 use weir_core::id::ShardId;
+use weir_core::lock::ENGINE;
 use weir_core::sql::word::{quote_literal, quote_name};
 
 use super::read::{Declared, ReadError, read};
@@ -20,8 +21,6 @@ use crate::database::View;
 
 /// Part of the digest, so that a newer weir makes anew what an older one has made.
 const MAKER: &str = concat!("weir ", env!("CARGO_PKG_VERSION"));
-/// Key of the advisory lock under which one proxy builds: "weireng1" as bytes.
-const LOCK: i64 = i64::from_be_bytes(*b"weireng1");
 /// How long a build waits for statements that run on the engine before it tries again later.
 const LOCK_WAIT: &str = "5s";
 
@@ -245,7 +244,7 @@ fn shard_server(login: &Login, authority: Option<&str>) -> Result<ShardServer, P
 async fn install(hub: &Client, (text, shards): (&str, &[ShardServer]), epoch: i64) -> Result<(String, bool), Problem> {
     let digest = Sha256::new().chain_update(MAKER).chain_update(text).finalize();
     let digest = STANDARD.encode(digest);
-    hub.batch_execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{LOCK_WAIT}'; SELECT pg_advisory_xact_lock({LOCK})")).await?;
+    hub.batch_execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{LOCK_WAIT}'; SELECT pg_advisory_xact_lock({ENGINE})")).await?;
     let known: bool = hub.query_one("SELECT to_regclass('weir_engine.state') IS NOT NULL", &[]).await?.try_get(0)?;
     let state =
         if known { hub.query_opt("SELECT token, digest, epoch FROM weir_engine.state", &[]).await? } else { None };

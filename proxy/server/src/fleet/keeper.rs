@@ -13,12 +13,13 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_postgres::{Client, GenericClient, Statement};
 use weir_core::fresh::fleet::{Burial, Process, Roster, Row, Standing, Tie};
+use weir_core::lock::MAKE_SCHEMA;
 
 use super::Fleet;
 use super::member::{Member, now_us};
 use crate::clock::Identity;
 use crate::config::PeersMode;
-use crate::control::{MAKE_SCHEMA, OpenError, Target};
+use crate::control::{OpenError, Target};
 use crate::database::Shard;
 
 /// Longest wait for a connection or an answer. The lease runs out earlier.

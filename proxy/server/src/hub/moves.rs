@@ -10,6 +10,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, GenericClient, Row};
 use weir_core::id::{Epoch, ShardId, Slot};
+use weir_core::lock::MOVER;
 use weir_core::reshard::phase::{Aim, Phase};
 use weir_core::reshard::throttle::{Held, Limits};
 use weir_core::topology::KeySet;
@@ -17,8 +18,6 @@ use weir_core::topology::moves::{Move, Moves};
 
 use super::{Hub, HubError, bounded, schema};
 
-/// First half of the advisory lock under which one proxy drives the moves of a database: "wmov" as bytes.
-const MOVER: i32 = i32::from_be_bytes(*b"wmov");
 /// A proxy that drives the moves and is not heard of for so long drives them no more: it is stopped, or cut off. It asks every second.
 /// Postgres 14; before that TCP alone tells.
 const SILENT_MAX: &str = "4s";

@@ -1,6 +1,7 @@
 //! Schema `weir`: made once, idempotently, under an advisory lock that every proxy takes.
 
 use tokio_postgres::{Client, Transaction};
+use weir_core::lock;
 use weir_core::topology::{SlotMap, TableRules};
 
 use super::shards::addresses;
@@ -9,9 +10,6 @@ use crate::config::DatabaseConfig;
 
 /// Version of the statements below.
 const VERSION: i32 = 3;
-
-/// Key of the advisory lock: "weirhub1" as bytes.
-const LOCK: i64 = i64::from_be_bytes(*b"weirhub1");
 
 pub(super) const TABLES: &str = "
 CREATE SCHEMA IF NOT EXISTS weir;
@@ -166,7 +164,7 @@ pub(super) fn known(found: i32) -> Result<(), HubError> {
 
 /// Serialises everything that changes the hub; released with the transaction.
 pub(super) async fn lock(transaction: &Transaction<'_>) -> Result<(), HubError> {
-    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::HUB]).await?;
     Ok(())
 }
 

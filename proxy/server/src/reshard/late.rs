@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio_postgres::Client;
+use weir_core::lock;
 use weir_core::sql::word::{quote_literal, quote_name};
 use weir_core::topology::TableRules;
 
 use crate::config::ReshardConfig;
 
-/// One at a time makes them on a server: advisory lock, "weirlate" as bytes.
-const LOCK: i64 = i64::from_be_bytes(*b"weirlate");
 /// Between looks whether the other one is done.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -78,7 +77,7 @@ pub async fn missing(home: &Client, target: &Client, rules: &TableRules) -> Resu
 
 /// Makes what is missing, and tells the planner what the tables are like. Takes as long as it takes.
 pub async fn make(home: &Client, target: &Client, (rules, config): (&TableRules, &ReshardConfig)) -> Result<()> {
-    while !target.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.try_get::<_, bool>(0)? {
+    while !target.query_one("SELECT pg_try_advisory_lock($1)", &[&lock::INDEXES]).await?.try_get::<_, bool>(0)? {
         tokio::time::sleep(LOOK).await;
     }
     let memory = config.index_memory.map(|bytes| format!("SET maintenance_work_mem = '{}kB'", bytes / 1024));
