@@ -141,6 +141,10 @@ impl SlotMap {
 
     /// Keys that have another owner in the other map.
     pub fn differing(&self, other: &SlotMap) -> KeySet {
+        // Asked at the beginning of each transaction with one snapshot, mostly of the same map.
+        if Arc::ptr_eq(&self.owners, &other.owners) && Arc::ptr_eq(&self.isolated, &other.isolated) {
+            return KeySet::default();
+        }
         let slots = Slot::all().filter(|slot| self.owner(*slot) != other.owner(*slot)).collect();
         let isolated = self.isolated.iter().chain(other.isolated.iter()).map(|key| key.hash);
         KeySet::new(slots, isolated.map(|hash| (hash, self.owner_of(hash) != other.owner_of(hash))))
