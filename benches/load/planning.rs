@@ -296,8 +296,8 @@ fn view(shards: u16) -> View {
         home: ShardId(0),
         moves: weir_core::topology::moves::Moves::default(),
     };
-    let (catalog, shards) = (Arc::new(catalog), usize::from(shards));
-    View { version: 1, topology, rules, catalog, search_path: vec!["public".into()], shards, apart: None }
+    let (catalog, width) = (Arc::new(catalog), topology.width());
+    View { version: 1, topology, rules, catalog, search_path: vec!["public".into()], width, apart: None }
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ fuzz_target!(|input: &[u8]| {
     normalize(sql, &tokens, &mut normal);
     let rules = rules();
     let path = [Box::<str>::from("public")];
-    let schema = Schema { rules: &rules, catalog: &Catalog::default(), search_path: &path, shards: 2 };
+    let schema = Schema { rules: &rules, catalog: &Catalog::default(), search_path: &path, width: weir_core::topology::Width::Several };
     let compiled = compile(&normal, &class, sql, &schema);
     let topology = topology();
     let values = Values { params: &[], sql, literals: &normal.literals };

@@ -50,6 +50,9 @@ CREATE TABLE orders (user_id bigint NOT NULL REFERENCES users, order_id bigseria
 CREATE INDEX orders_at ON orders (at DESC) WHERE product_id IS NOT NULL;
 CREATE TABLE items (item_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, data bytea, double double precision, total numeric(12,2) GENERATED ALWAYS AS (12.5) STORED);
 CREATE TABLE people (user_id bigint PRIMARY KEY, email text NOT NULL UNIQUE);
+CREATE TABLE visits (user_id bigint NOT NULL, day date NOT NULL, page text) PARTITION BY RANGE (day);
+CREATE TABLE visits_old PARTITION OF visits FOR VALUES FROM (MINVALUE) TO ('2026-01-01');
+CREATE TABLE visits_new PARTITION OF visits FOR VALUES FROM ('2026-01-01') TO (MAXVALUE);
 CREATE TABLE settings (name text PRIMARY KEY, value text, n serial);
 CREATE VIEW dear_orders AS SELECT o.user_id, o.order_id, p.price FROM orders o JOIN products p USING (product_id) WHERE p.price > 10";
 const TABLES: &[&str] = &[
@@ -57,6 +60,7 @@ const TABLES: &[&str] = &[
     "orders(user_id bigint)",
     "items(item_id bigint)",
     "people(user_id bigint) unique email",
+    "visits(user_id bigint)",
     "products",
 ];
 const ROWS: &str = "
@@ -65,8 +69,10 @@ INSERT INTO products (name, price) VALUES ('a', 5), ('b', 15), ('it''s \\ \t tab
 INSERT INTO users (name, extra) SELECT 'u' || n, '{\"a\": [1, null]}' FROM generate_series(1, 40) n;
 INSERT INTO orders (user_id, product_id) SELECT user_id, user_id % 3 + 1 FROM users;
 INSERT INTO items (data, double) VALUES ('\\x00ff', 0.1), (NULL, 'NaN'), ('abc', 1e300), (NULL, NULL);
+INSERT INTO visits SELECT n, date '2025-12-20' + n, 'home' FROM generate_series(1, 20) n;
 INSERT INTO people VALUES (1, 'one@x'), (2, 'two@x'), (3, 'three@x')";
-const READ: &[&str] = &["users", "orders", "items", "people", "products", "settings", "dear_orders"];
+const READ: &[&str] =
+    &["users", "orders", "items", "people", "visits_old", "visits_new", "products", "settings", "dear_orders"];
 
 async fn statements(client: &Client, script: &str) -> Result<()> {
     for statement in script.split(";\n") {
@@ -127,7 +133,7 @@ async fn a_whole_database_is_dumped_and_restores_into_one_postgres_and_into_anot
     statements(&client, SHOP).await?;
     statements(&client, ROWS).await?;
     let before = contents(&tier.dsn("shop"))?;
-    assert_eq!(before.len(), 40 + 40 + 4 + 3 + 3 + 2 + 27, "{before:#?}");
+    assert_eq!(before.len(), 40 + 40 + 4 + 3 + 20 + 3 + 2 + 27, "{before:#?}");
     let script = dump(&[], &tier.dsn("shop"))?;
     assert_eq!(script.matches("\nCOPY public.").count(), READ.len() - 1);
     let said = restore(&script.replace("OWNER TO shop", "OWNER TO CURRENT_USER"), &plain.dsn())?;

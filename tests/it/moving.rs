@@ -1,6 +1,7 @@
 //! Slots move from one shard to another while clients go on: there, back, given up, and taken over by another proxy.
 
 mod beside;
+mod company;
 mod copied;
 mod crowd;
 mod fresh;

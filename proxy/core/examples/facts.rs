@@ -17,7 +17,12 @@ fn main() -> std::io::Result<()> {
     let mut input = Vec::new();
     std::io::stdin().read_to_end(&mut input)?;
     let (rules, catalog) = (TableRules::default(), Catalog::default());
-    let schema = Schema { rules: &rules, catalog: &catalog, search_path: &["public".into()], shards: 2 };
+    let schema = Schema {
+        rules: &rules,
+        catalog: &catalog,
+        search_path: &["public".into()],
+        width: weir_core::topology::Width::Several,
+    };
     let mut out = std::io::stdout().lock();
     for statement in input.split(|byte| *byte == 0).filter(|statement| !statement.is_empty()) {
         writeln!(out, "{}", line(&String::from_utf8_lossy(statement), &schema))?;

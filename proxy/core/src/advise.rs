@@ -15,7 +15,7 @@ use crate::sql::facts::family;
 use crate::sql::lex::{Token, TokenKind, lex};
 use crate::sql::normal::{Normal, normalize};
 use crate::topology::catalog::{Catalog, Relation, RelationKind};
-use crate::topology::{KeyType, Placement, SlotMap, TableRules, Topology};
+use crate::topology::{KeyType, Placement, SlotMap, TableRules, Topology, Width};
 
 /// So many that two keys are rarely on the same one.
 const SHARDS: u16 = 16;
@@ -281,7 +281,7 @@ impl<'a> Workload<'a> {
     }
 
     fn schema<'s>(&'s self, rules: &'s TableRules) -> Schema<'s> {
-        Schema { rules, catalog: self.catalog, search_path: self.search_path, shards: usize::from(SHARDS) }
+        Schema { rules, catalog: self.catalog, search_path: self.search_path, width: Width::Several }
     }
 
     fn outcomes(&self, declarations: &[Declaration]) -> Vec<Outcome> {

@@ -27,10 +27,14 @@ fn fixture() -> Fixture {
 
 /// The filled text, with numbers from 1 and what each is; or the refusal.
 fn filled(sql: &str) -> String {
-    let (compiled, normal) = fixture().compile(sql);
+    filled_by(&fixture(), sql)
+}
+
+fn filled_by(fixture: &Fixture, sql: &str) -> String {
+    let (compiled, normal) = fixture.compile(sql);
     let Some(filling) = compiled.template.filling() else {
         let values = weir_core::plan::Values { params: &[], sql, literals: &normal.literals };
-        return match compiled.template.bind(&values, &fixture().topology) {
+        return match compiled.template.bind(&values, &fixture.topology) {
             Err(error) => format!("refused: {}", error.message),
             Ok(_) => "as it is".to_owned(),
         };
@@ -47,6 +51,20 @@ fn filled(sql: &str) -> String {
         };
         format!("{kind}{number}")
     })
+}
+
+#[test]
+fn a_shard_that_is_about_to_have_company_counts_itself() {
+    let mut lone = fixture();
+    lone.topology.slots = weir_core::topology::SlotMap::single(weir_core::id::ShardId(0));
+    let lone = lone.and_one_joins();
+    for sql in [
+        "INSERT INTO users (name) VALUES ('a')",
+        "SELECT nextval('users_user_id_seq')",
+        "INSERT INTO brands (name) VALUES ('a')",
+    ] {
+        assert_eq!(filled_by(&lone, sql), "as it is", "{sql}");
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn schema(fixture: &Fixture) -> Schema<'_> {
         rules: &fixture.topology.tables,
         catalog: &fixture.catalog,
         search_path: &fixture.search_path,
-        shards: fixture.topology.width(),
+        width: fixture.topology.width(),
     }
 }
 

@@ -84,3 +84,29 @@ fn what_cannot_be_checked_is_refused() {
     let single = fixture(1, failed(false));
     assert_eq!(bind(&single, insert).map(|plan| plan.noting), Ok(Noting::None));
 }
+
+#[test]
+fn a_shard_that_is_about_to_have_company_refuses_nothing_and_settles_everything() {
+    let mut lone = fixture(1, UniqueState::Building).and_one_joins();
+    let settled = Noting::Settled { skips: false };
+    let texts = [
+        ("INSERT INTO user_emails (email, user_id) VALUES ('a', 1)", settled),
+        // No key, which the server gives it.
+        ("INSERT INTO user_emails (user_id) VALUES (1)", settled),
+        ("COPY user_emails FROM STDIN", settled),
+        ("MERGE INTO user_emails USING users ON false WHEN NOT MATCHED THEN INSERT VALUES (1, 2)", settled),
+        ("WITH gone AS (DELETE FROM user_emails RETURNING *) SELECT count(*) FROM gone", settled),
+        ("UPDATE orders SET status = 'x'", settled),
+        ("SELECT do_something()", Noting::Late),
+        ("UPDATE cart_items SET qty = 1", Noting::None),
+        ("SELECT * FROM user_emails", Noting::None),
+    ];
+    // Before there are triggers, and after.
+    for _ in 0..2 {
+        for (sql, noting) in texts {
+            let plan = bind(&lone, sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+            assert_eq!(plan.noting, noting, "{sql}");
+        }
+        lone.catalog.unique.clear();
+    }
+}

@@ -287,9 +287,12 @@ impl App {
     /// What runs as long as the process.
     fn look_after(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
         for db in self.databases() {
-            if let Some(hub) = db.hub.clone().filter(|_| db.shards.len() > 1) {
-                db.spawn(crate::load::run(hub.clone(), Arc::clone(&db)));
-                db.spawn(crate::mover::run(Arc::clone(self), hub, Arc::clone(&db)));
+            if let Some(hub) = db.hub.clone() {
+                let (app, of) = (Arc::clone(self), Arc::clone(&db));
+                db.spawn(async move {
+                    of.maps.several(&of).await;
+                    tokio::join!(crate::load::run(hub.clone(), Arc::clone(&of)), crate::mover::run(app, hub, of));
+                });
             }
         }
         tasks.spawn(upkeep(Arc::clone(self)));
@@ -348,48 +351,46 @@ pub async fn start_database(config: &Config, basis: &Basis, map: HubMap) -> Resu
     let logins = basis.shards.iter().map(|shard| primary_login(config, database, &shard.roles)).collect();
     let primaries = Primaries::new(logins, &topology.roster);
     let several = !topology.is_single();
+    // It may have company one day.
+    let grows = basis.hub.is_some() && !basis.on_demand && topology.tables.any_sharded();
+    let unique = Unique::declared(&topology, &primaries).filter(|_| several || grows);
     if several {
         let logins: Vec<Login> = primaries.active().into_iter().map(|(_, login)| login).collect();
         crate::recover::prepare(&logins).await.with_context(of)?;
+        Unique::prepare(unique.as_deref(), &primaries).await.with_context(of)?;
     }
-    let unique = if several { Unique::prepare(&topology, &primaries).await.with_context(of)? } else { None };
     let figures = basis.metrics.enroll(&subject(database));
-    let served = |wanted: bool| wanted.then(|| Arc::clone(&primaries));
+    let served = (several || grows).then(|| Arc::clone(&primaries));
     let parts = Parts {
         shards: basis.shards.clone(),
         cache: basis.cache.clone(),
         stats: DatabaseStats::new(Arc::clone(&basis.metrics), figures),
         on_demand: basis.on_demand,
         sequences: Sequences::new(&database.name, basis.hub.clone(), Arc::clone(&primaries)),
-        engine: served(several && !basis.on_demand)
+        engine: served
+            .clone()
+            .filter(|_| !basis.on_demand)
             .and_then(|shards| Engine::new((config, basis.hub.as_ref()), database, shards)),
-        unique: unique.clone(),
-        snapshots: served(several).map(Snapshots::new),
+        unique,
+        snapshots: served.map(Snapshots::new),
+        grows,
         hub: basis.hub.clone(),
         primaries,
         topology,
     };
-    let engine = parts.engine.clone();
     let db = Database::new(database.clone(), parts);
     if let Some(fleet) = &basis.fleet {
         fleet.enroll(&db);
     }
     db.refresh_catalog().await;
     report_rules(&db).await;
-    if let Some(unique) = unique {
-        crate::unique::catch_up(&db).await;
-        db.spawn(crate::unique::run(Arc::clone(&db), unique));
-    }
     if several {
-        db.spawn(catalog::drift::watch(Arc::clone(&db)));
-        db.spawn(crate::recover::run(Arc::clone(&db)));
+        crate::unique::catch_up(&db).await;
+        crate::servers::look_after_several(&db);
     }
     db.spawn(reread_catalog(Arc::clone(&db)));
     for shard in db.view_arc().topology.active() {
         crate::decode::start(config, &db, *shard);
-    }
-    if let Some(engine) = engine {
-        crate::engine::start(&engine, &db);
     }
     if let Some(hub) = basis.hub.clone().filter(|_| several || !basis.on_demand) {
         db.spawn(crate::map::run(hub, Arc::clone(&db), Arc::new(config.clone()), basis.clone()));

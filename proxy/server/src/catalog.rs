@@ -74,6 +74,12 @@ LEFT JOIN pg_collation o ON o.oid = a.attcollation
 WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
 ORDER BY a.attrelid, a.attnum";
 
+const PARTITIONS: &str = "
+SELECT n.nspname::text, c.relname::text, rn.nspname::text, r.relname::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class r ON r.oid = pg_partition_root(c.oid) JOIN pg_namespace rn ON rn.oid = r.relnamespace
+WHERE c.relispartition AND c.relkind IN ('r', 'p', 'f')";
+
 /// Columns whose default is the next number of a sequence that counts up and ends: identity columns own theirs, others call
 /// nextval() of it and do nothing else.
 const DRAWN: &str = "
@@ -197,6 +203,9 @@ async fn read_all(client: &Client, version: u64) -> Result<Catalog, Error> {
             named.insert(oid, (schema.clone(), name.clone()));
         }
         catalog.relations.entry(schema).or_default().insert(name, relation);
+    }
+    for row in client.query(PARTITIONS, &[]).await? {
+        catalog.partitions.insert((text(&row, 0)?, text(&row, 1)?), (text(&row, 2)?, text(&row, 3)?));
     }
     drawn(client, &mut catalog).await?;
     functions(client, &mut catalog).await?;

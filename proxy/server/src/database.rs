@@ -14,7 +14,7 @@ mod server;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -24,10 +24,10 @@ use tokio::task::{AbortHandle, JoinSet};
 use weir_core::error::UserError;
 use weir_core::fresh::PrimaryBecause;
 use weir_core::fresh::words::Words;
-use weir_core::id::ShardId;
+use weir_core::id::{Epoch, ShardId};
 use weir_core::topology::catalog::Catalog;
 use weir_core::topology::moves::{Apart, Moves};
-use weir_core::topology::{ShardState, TableRules, Topology};
+use weir_core::topology::{ShardState, TableRules, Topology, Width};
 
 use crate::back::connect::Login;
 use crate::back::pool::Pool;
@@ -77,8 +77,7 @@ pub struct View {
     pub rules: Arc<TableRules>,
     pub catalog: Arc<Catalog>,
     pub search_path: Vec<Box<str>>,
-    /// One, or more than one ([`Topology::width`]).
-    pub shards: usize,
+    pub width: Width,
     /// While slots move: who touches them?
     pub apart: Option<Arc<Apart>>,
 }
@@ -143,6 +142,8 @@ pub struct Database {
     pub unique: Option<Arc<Unique>>,
     /// How all shards are seen at one moment; `None`: there is one shard.
     pub snapshots: Option<Arc<Snapshots>>,
+    /// The last map of a time with one shard, which has company now: who began by it ends by it.
+    alone: OnceLock<Topology>,
     /// How often the schema has changed since the catalogue in the view was read; 0: it is known to be true.
     catalog_doubts: AtomicU64,
     pub maps: Maps,
@@ -197,20 +198,34 @@ pub struct Parts {
     pub engine: Option<Arc<Engine>>,
     pub unique: Option<Arc<Unique>>,
     pub snapshots: Option<Arc<Snapshots>>,
+    /// If it has one shard, it may have more one day.
+    pub grows: bool,
     pub hub: Option<Hub>,
 }
 
 impl Database {
     pub fn new(database: DatabaseConfig, parts: Parts) -> Arc<Self> {
-        let Parts { topology, shards, primaries, cache, stats, on_demand, sequences, engine, unique, snapshots, hub } =
-            parts;
+        let Parts {
+            topology,
+            shards,
+            primaries,
+            cache,
+            stats,
+            on_demand,
+            sequences,
+            engine,
+            unique,
+            snapshots,
+            grows,
+            hub,
+        } = parts;
         let catalog_login = primaries.of(topology.home).clone();
         let view = View {
             version: 1,
             rules: Arc::clone(&topology.tables),
             catalog: Arc::new(Catalog::default()),
             search_path: vec!["public".into()],
-            shards: topology.width(),
+            width: topology.width(),
             apart: Apart::of(&topology).map(Arc::new),
             topology,
         };
@@ -219,12 +234,11 @@ impl Database {
         for shard in &shards {
             shard.map.install(view.topology.epoch);
         }
-        let alone = shards.len() == 1 && cache.is_none() && !shards[0].has_replicas();
+        let alone = shards.len() == 1 && !grows && cache.is_none() && !shards[0].has_replicas();
         let statements = Statements::new();
-        let database_name = database.name.clone();
-        let weights = database.shards.iter().map(|shard| shard.weight).collect();
         Arc::new(Database {
-            weights: Mutex::new(weights),
+            weights: Mutex::new(database.shards.iter().map(|shard| shard.weight).collect()),
+            identity: ArcSwap::from_pointee(database.name.clone()),
             name: database.name.as_str().into(),
             stats,
             config: database,
@@ -238,7 +252,6 @@ impl Database {
             seats: SeatCount::new(),
             sequences,
             on_demand,
-            identity: ArcSwap::from_pointee(database_name),
             suspect: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             tasks: Mutex::default(),
@@ -254,6 +267,7 @@ impl Database {
             engine,
             unique,
             snapshots,
+            alone: OnceLock::new(),
             catalog_doubts: AtomicU64::new(0),
             maps,
             hub,
@@ -267,6 +281,11 @@ impl Database {
 
     pub fn view_arc(&self) -> Arc<View> {
         self.view.load_full()
+    }
+
+    /// The map with one shard that whoever works by `epoch` began by, if it is not in force any more.
+    pub fn alone_at(&self, epoch: Epoch) -> Option<&Topology> {
+        self.alone.get().filter(|last| epoch <= last.epoch)
     }
 
     pub fn shard(&self, shard: ShardId) -> &Shard {
@@ -409,10 +428,15 @@ impl Database {
         }
         let apart = Apart::of(&topology).map(Arc::new);
         self.primaries.install(&topology.roster, Instant::now());
+        if old.topology.is_single() && !topology.is_single() {
+            // Before the new one can be seen: who works by the old one works on by it.
+            let _ = self.alone.set(old.topology.clone());
+        }
         self.view.rcu(|view| View {
-            version: if topology.tables == view.rules { view.version } else { view.version + 1 },
+            version: view.version
+                + u64::from(topology.tables != view.rules || topology.width() != old.topology.width()),
             rules: Arc::clone(&topology.tables),
-            shards: topology.width(),
+            width: topology.width(),
             apart: apart.clone(),
             topology: topology.clone(),
             ..View::clone(view)

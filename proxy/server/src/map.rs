@@ -72,6 +72,12 @@ impl Maps {
         timeout(longest, epochs.wait_for(|now| *now > epoch)).await.is_ok()
     }
 
+    /// Waits until there is more than one shard.
+    pub async fn several(&self, db: &Database) {
+        // The sender lives as long as the database.
+        let _ = self.in_force.subscribe().wait_for(|_| !db.view().topology.is_single()).await;
+    }
+
     /// Below this epoch nothing is under way that minds the slots that move.
     fn safe(&self, db: &Database) -> Epoch {
         let in_force = db.view().topology.epoch;

@@ -20,11 +20,11 @@ use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
 use weir_core::reshard::phase::{self, Aim, Made, Order, Phase};
 use weir_core::reshard::survey::{
-    Finding, Gravity, Rows, ServerSaid, TableSaid, judge_pair, judge_server, judge_table,
+    Finding, Gravity, Rows, ServerSaid, TableSaid, judge_lone, judge_pair, judge_server, judge_table,
 };
 use weir_core::reshard::throttle::{Held, Limit};
 use weir_core::reshard::{Goal, Step, Today, Weighed, draft};
-use weir_core::topology::KeySet;
+use weir_core::topology::{KeySet, Width};
 
 use crate::app::{App, control_login, primary_login};
 use crate::config::{Endpoint, ShardConfig};
@@ -354,6 +354,10 @@ fn findings(
     for one in asked {
         found.extend(judge_server(&one.name, &one.said));
         found.extend(one.tables.iter().flat_map(|table| judge_table(&one.name, table)));
+    }
+    if db.view().width != Width::Several {
+        let sources = asked.iter().filter(|one| steps.iter().any(|step| *step.from == *one.name));
+        found.extend(sources.flat_map(|one| judge_lone(&one.name, &one.said)));
     }
     for step in steps {
         if let (Some(source), Some(target)) = (of(asked, &step.from), of(asked, &step.to)) {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use weir_core::fresh::words::Words;
 use weir_core::id::{Epoch, ShardId};
-use weir_core::topology::{Roster, ShardState, Topology};
+use weir_core::topology::{Roster, ShardState, Topology, Width};
 
 use crate::app::{Basis, control_login, primary_login, shard_subject};
 use crate::clock::Clock;
@@ -33,6 +33,8 @@ use crate::sole::Sole;
 const READY_MAX: Duration = Duration::from_secs(5);
 /// Between two attempts to make them, and the longest one.
 const RETRY: Duration = Duration::from_secs(1);
+/// Between two looks at the catalogue while another proxy makes triggers.
+const SEE_AGAIN: Duration = Duration::from_millis(50);
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 
 /// The map of a database, and the database with the shards of that map, in its order.
@@ -170,7 +172,8 @@ impl Joining {
     /// Begins with those that were joining before.
     pub fn new(db: &Arc<Database>, config: Arc<Config>, basis: Basis) -> Self {
         let topology = &db.view_arc().topology;
-        let ready = watch::Sender::new(topology.active().to_vec());
+        // One that is alone needs no objects.
+        let ready = watch::Sender::new(if topology.is_single() { Vec::new() } else { topology.active().to_vec() });
         let this = Joining { db: Arc::clone(db), config, basis, ready };
         for (shard, _) in db.shards.by_shard() {
             if topology.roster.state(shard) == Some(ShardState::Joining) {
@@ -185,11 +188,16 @@ impl Joining {
         let db = &self.db;
         let (last, topology) = (db.view_arc(), map.topology);
         if last.topology.is_single() && !topology.is_single() {
-            tracing::warn!(
-                database = %db.name,
-                "the hub knows a second shard; this weir began with one and has no routes: restart it, or no slots can move"
-            );
-            return None;
+            if !last.rules.any_sharded() {
+                tracing::warn!(database = %db.name, "the hub knows a second shard, and the config file declares no sharded tables: it stays alone");
+                return None;
+            }
+            if self.ready.borrow().is_empty() {
+                self.get_company(&last.topology).await;
+            }
+        }
+        if last.width != Width::Several && topology.width() == Width::Several {
+            self.see_triggers().await;
         }
         if self.basis.on_demand && map.shards.len() > db.shards.len() {
             tracing::warn!(database = %db.name, "the hub knows a new shard; add it to the wildcard entry and restart this weir");
@@ -209,6 +217,32 @@ impl Joining {
             decode::start(&self.config, db, shard);
         }
         Some(topology)
+    }
+
+    /// The one shard gets what several need, however long that takes: nothing moves until this proxy works by the new map.
+    async fn get_company(&self, alone: &Topology) {
+        alone.active().iter().for_each(|shard| self.prepare(*shard));
+        while !self.are_ready(alone.active()).await {
+            tracing::warn!(database = %self.db.name, "a second shard has to wait: weir's objects cannot be made on the first one yet");
+        }
+        tracing::info!(database = %self.db.name, "a second shard is to come: statements are routed from now on");
+        look_after_several(&self.db);
+    }
+
+    /// Whoever lets a second shard in has made triggers of columns that are unique over all shards; until this proxy has seen them it can
+    /// only refuse to write such tables.
+    async fn see_triggers(&self) {
+        let Some(unique) = &self.db.unique else { return };
+        let seen = async {
+            self.db.refresh_catalog().await;
+            while unique.lacks(&self.db.view()) {
+                tokio::time::sleep(SEE_AGAIN).await;
+                self.db.refresh_catalog().await;
+            }
+        };
+        if tokio::time::timeout(READY_MAX, seen).await.is_err() {
+            tracing::warn!(database = %self.db.name, "globally unique columns are not seen to be ready: writes of their tables are refused until then");
+        }
     }
 
     /// One more shard, in every list.
@@ -246,14 +280,31 @@ impl Joining {
         });
     }
 
-    /// Until these are ready, or for so long: without its objects a shard can only refuse, and never mislead.
-    async fn wait_for(&self, shards: &[ShardId]) {
+    /// Waits until these have weir's objects. False: it took longer than [`READY_MAX`].
+    async fn are_ready(&self, shards: &[ShardId]) -> bool {
         let mut ready = self.ready.subscribe();
         let all = ready.wait_for(|ready| shards.iter().all(|shard| ready.contains(shard)));
-        if tokio::time::timeout(READY_MAX, all).await.is_err() {
+        tokio::time::timeout(READY_MAX, all).await.is_ok()
+    }
+
+    /// Until these are ready, or for so long: without its objects a shard can only refuse, and never mislead.
+    async fn wait_for(&self, shards: &[ShardId]) {
+        if !self.are_ready(shards).await {
             let names: Vec<&str> = shards.iter().map(|shard| &*self.db.shard(*shard).name).collect();
             tracing::warn!(database = %self.db.name, shards = names.join(", "), "takes part before its objects could be made");
         }
+    }
+}
+
+/// What has to be looked after where there are several shards.
+pub fn look_after_several(db: &Arc<Database>) {
+    db.spawn(crate::catalog::drift::watch(Arc::clone(db)));
+    db.spawn(crate::recover::run(Arc::clone(db)));
+    if let Some(unique) = db.unique.clone() {
+        db.spawn(crate::unique::run(Arc::clone(db), unique));
+    }
+    if let Some(engine) = &db.engine {
+        crate::engine::start(engine, db);
     }
 }
 

@@ -389,7 +389,7 @@ impl Statements {
 }
 
 fn schema(view: &View) -> Schema<'_> {
-    Schema { rules: &view.rules, catalog: &view.catalog, search_path: &view.search_path, shards: view.shards }
+    Schema { rules: &view.rules, catalog: &view.catalog, search_path: &view.search_path, width: view.width }
 }
 
 /// Does it write rows of a table that has a default which differs, or triggers? So does what is not known.

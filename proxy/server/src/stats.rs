@@ -167,8 +167,11 @@ impl SessionStats {
         self.busy_since_us.store(self.started.elapsed().as_micros().max(1) as u64, Relaxed);
     }
 
-    pub fn end(&self, client: &Client, in_transaction: bool) {
-        self.works_by_none();
+    /// `keeps_map`: what comes next in the transaction is planned by the same epoch.
+    pub fn end(&self, client: &Client, in_transaction: bool, keeps_map: bool) {
+        if !keeps_map {
+            self.works_by_none();
+        }
         // The session's task alone writes it.
         let rests = self.rests.load(Relaxed);
         self.rests.store(if in_transaction { rests | 1 } else { (rests & !1) + 2 }, Relaxed);

@@ -15,12 +15,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use tokio_postgres::Client;
 use weir_core::id::ShardId;
 use weir_core::lock::{UNIQUE_LOOKS, UNIQUE_OBJECTS};
 use weir_core::topology::catalog::UniqueState;
-use weir_core::topology::{TableRules, Topology};
+use weir_core::topology::{TableRules, Topology, Width};
 use weir_core::unique::{Rule, RuleId, script};
 
 use self::inspect::{Seen, State};
@@ -56,18 +56,24 @@ pub struct Shards {
 }
 
 impl Unique {
-    /// Makes the shards' objects, where a column is declared, and takes away what was declared before and is not now.
-    pub async fn prepare(topology: &Topology, primaries: &Arc<Primaries>) -> Result<Option<Arc<Unique>>> {
+    /// The columns that are declared; `None`: there are none.
+    pub fn declared(topology: &Topology, primaries: &Arc<Primaries>) -> Option<Arc<Unique>> {
         let rules = declared(&topology.tables);
-        let secrets: Growing<OnceLock<String>> = topology.shards.iter().map(|_| OnceLock::new()).collect();
+        let secrets = topology.shards.iter().map(|_| OnceLock::new()).collect();
+        let (primaries, home) = (Arc::clone(primaries), topology.home);
+        (!rules.is_empty())
+            .then(|| Arc::new(Unique { rules, primaries, home, secrets, looking: tokio::sync::Mutex::new(()) }))
+    }
+
+    /// Makes the shards' objects, where a column is declared, and takes away what was declared before and is not now.
+    pub async fn prepare(declared: Option<&Unique>, primaries: &Primaries) -> Result<()> {
         for (shard, login) in primaries.active() {
-            if let Some(secret) = objects(&rules, &login).await? {
-                let _ = secrets[shard].set(secret);
+            match declared {
+                Some(unique) => unique.prepare_shard(shard).await?,
+                None => drop(objects(&[], &login).await?),
             }
         }
-        let (primaries, home) = (Arc::clone(primaries), topology.home);
-        Ok((!rules.is_empty())
-            .then(|| Arc::new(Unique { rules, primaries, home, secrets, looking: tokio::sync::Mutex::new(()) })))
+        Ok(())
     }
 
     /// Room for one more shard. `None`: there is none left.
@@ -101,6 +107,18 @@ impl Unique {
         Ok(())
     }
 
+    /// Before the one shard gets company. Call when every proxy settles what is noted: from here on it is.
+    pub async fn begin(&self, db: &Database) -> Result<()> {
+        self.look(db, true).await?;
+        let view = db.view_arc();
+        let is_there = |rule: &&Rule| view.catalog.relation(&rule.schema, &rule.table).is_some();
+        let is_valid = |rule: &Rule| matches!(state_of(&view, rule), Some(UniqueState::Valid));
+        match self.rules.iter().filter(is_there).find(|rule| !is_valid(rule)) {
+            None => Ok(()),
+            Some(rule) => Err(anyhow!("{}.{} is not unique yet: SHOW UNIQUE tells why", rule.table, rule.column)),
+        }
+    }
+
     /// Before slots move: while values from before are looked up, their rows must stay where they are. Errors: somebody is at it. Whoever
     /// begins it later sees that slots move.
     pub async fn rests(&self) -> Result<()> {
@@ -132,14 +150,18 @@ impl Unique {
     }
 
     /// Is there a table of which this proxy has not seen the triggers? Another one may have made them meanwhile.
-    fn lacks(&self, view: &View) -> bool {
+    pub fn lacks(&self, view: &View) -> bool {
         self.rules
             .iter()
             .any(|rule| view.catalog.relation(&rule.schema, &rule.table).is_some() && state_of(view, rule).is_none())
     }
 
-    /// One look at every column: what is missing is made. Proxies take turns.
-    async fn look(&self, db: &Database) -> Result<()> {
+    /// One look at every column: what is missing is made. Proxies take turns. `begins`: one shard takes part, whose own constraints were
+    /// enough so far, and nothing can move yet.
+    async fn look(&self, db: &Database, begins: bool) -> Result<()> {
+        if db.view().width != Width::Several && !begins {
+            return Ok(());
+        }
         let _one_at_a_time = self.looking.lock().await;
         let mut clients = BTreeMap::new();
         for (shard, login) in self.primaries.active() {
@@ -152,8 +174,8 @@ impl Unique {
         if home.query_one("SELECT pg_try_advisory_lock($1)", &[&UNIQUE_LOOKS]).await?.try_get::<_, bool>(0)? {
             // Asked under the lock: who moves slots has put that down before he looks whether anybody has it.
             let open = match &db.hub {
-                Some(hub) => hub.moves(&db.name, false).await?,
-                None => Vec::new(),
+                Some(hub) if !begins => hub.moves(&db.name, false).await?,
+                _ => Vec::new(),
             };
             for rule in self.rules.iter().filter(|_| open.is_empty()) {
                 if let Err(error) = self.look_at(rule, &shards, db).await {
@@ -251,7 +273,7 @@ pub async fn run(db: Arc<Database>, unique: Arc<Unique>) {
             continue;
         }
         let start = Instant::now();
-        if let Err(error) = unique.look(&db).await {
+        if let Err(error) = unique.look(&db, false).await {
             tracing::warn!(database = %db.name, "cannot look after globally unique columns: {error:#}");
         }
         (pause, lacked, since) = (EVERY.max(start.elapsed() * SHARE), unique.lacks(&db.view()), Instant::now());
@@ -264,7 +286,7 @@ pub async fn catch_up(db: &Arc<Database>) {
     let Some(unique) = db.unique.clone().filter(|unique| unique.has_work(&db.view())) else { return };
     let of = Arc::clone(db);
     let looking = tokio::spawn(async move {
-        if let Err(error) = unique.look(&of).await {
+        if let Err(error) = unique.look(&of, false).await {
             tracing::warn!(database = %of.name, "cannot look after globally unique columns: {error:#}");
         }
     });

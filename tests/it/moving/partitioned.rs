@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
+use futures_util::TryStreamExt as _;
 use tokio_postgres::Client;
 use weir_harness::{Tier, connect};
 
@@ -128,4 +129,56 @@ async fn a_new_shard_has_all_partitions_and_one_that_comes_meanwhile() -> Result
     all_are_there(&client, &[&others[0], &others[1], &direct]).await?;
     nothing_is_left(&tier).await?;
     nothing_is_left_on(&direct).await
+}
+
+/// What a partition has, by way of weir and on the shards.
+async fn are_alike(client: &Client, directs: &[&Client], table: &str, wanted: i64) -> Result<()> {
+    let shown: i64 = client.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await?.get(0);
+    let mut copied = 0;
+    let rows = client.copy_out(&format!("COPY (SELECT * FROM {table}) TO STDOUT")).await.context("COPY")?;
+    for piece in rows.try_collect::<Vec<_>>().await? {
+        copied += piece.split(|byte| *byte == b'\n').count() as i64 - 1;
+    }
+    ensure!((shown, copied) == (wanted, wanted), "{table}: {shown} shown, {copied} copied, {wanted} wanted");
+    for direct in directs {
+        ensure!(
+            column(direct, &format!("SELECT count(*) > 20 FROM {table}")).await? == ["t"],
+            "{table} is on one shard"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_named_is_a_part_of_its_table() -> Result<()> {
+    let (tier, client, console) = filled().await?;
+    let (source, target) = (tier.shards[0].primary.admin("shop").await?, tier.shards[1].primary.admin("shop").await?);
+    let directs = [&source, &target];
+    // Days of 2025, and those of both partitions of 2026.
+    let (old, new) = (214 + 60, 326);
+    for (table, wanted) in [("events_old", old), ("events_new", new)] {
+        are_alike(&client, &directs, table, wanted).await?;
+    }
+    rows(&console, &format!("RESHARD START MOVE SLOTS {SLOTS} TO shard1")).await?;
+    reaches(&console, "ready").await?;
+    are_alike(&client, &directs, "events_old", old).await?;
+    for (sql, written) in [
+        ("INSERT INTO events_old SELECT n, '2025-01-01', n, 'named' FROM generate_series(1001, 1100) n", 100),
+        ("UPDATE events_old SET note = 'changed' WHERE user_id = 1001", 1),
+        ("UPDATE events_old SET note = 'changed' WHERE note = 'named'", 99),
+        ("DELETE FROM events_old e USING events_old f WHERE e.user_id = 1002 AND f.user_id = e.user_id", 1),
+    ] {
+        assert_eq!(client.execute(sql, &[]).await.context(sql)?, written, "{sql}");
+    }
+    let wrong =
+        client.execute("INSERT INTO events_old VALUES (1, '2026-05-05', 1, '')", &[]).await.expect_err("its day");
+    assert_eq!(wrong.code().map(tokio_postgres::error::SqlState::code), Some("23514"), "{wrong:?}");
+    order(&console, "RESHARD CUTOVER").await?;
+    reaches(&console, "reverse").await?;
+    are_alike(&client, &[&target], "events_old", old + 99).await?;
+    let changed = "SELECT count(*) FROM events WHERE note = 'changed'";
+    assert_eq!(column(&client, changed).await?, ["99"]);
+    order(&console, "RESHARD COMPLETE").await?;
+    reaches(&console, "done").await?;
+    all_are_there(&client, &directs).await
 }

@@ -30,9 +30,9 @@ use crate::sql::facts::{Facts, Instance, KeySet, KeySetting, Literal, Schema, Sp
 use crate::sql::lex::{Token, lex};
 use crate::sql::normal::Normal;
 use crate::sql::{parse, word};
-use crate::topology::Placement;
 use crate::topology::catalog::RelationKind;
 use crate::topology::catalog::reach::is_system_schema;
+use crate::topology::{Placement, Width};
 
 /// A template, and what a cache of templates must know of it.
 #[derive(Clone, Debug)]
@@ -98,7 +98,11 @@ struct Placed<'f> {
 
 impl Compiler<'_> {
     fn single(&self) -> bool {
-        self.schema.shards <= 1
+        self.schema.width != Width::Several
+    }
+
+    fn lone(&self) -> bool {
+        self.schema.width == Width::Lone
     }
 
     fn everywhere(&self, reason: RouteReason) -> Shape {
@@ -204,6 +208,7 @@ impl Compiler<'_> {
             Some(table) if !self.single() => Shape::refusing(refuse::unparsed(why, &table), Access::Write),
             _ => home(Access::Write, RouteReason::Unparsed, true),
         };
+        self.note_unread(&mut shape);
         shape.cacheable = Err(NoCacheReason::Unparsed);
         shape.engine = !self.single() && engine::reads_by_words(source.text, source.tokens, self.schema);
         shape

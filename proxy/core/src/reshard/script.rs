@@ -190,7 +190,20 @@ impl Script {
         format!("DROP TRIGGER IF EXISTS {each} ON {table}; DROP TRIGGER IF EXISTS {whole} ON {table}")
     }
 
-    /// Takes away what [`Script::prepare`] has made; the guards must be gone.
+    /// Drops the publication, if it is there, while nobody writes its tables: a server that looks in the midst of a statement what a table
+    /// is published by would find that it is, and then by nothing, and fail ("cache lookup failed for publication").
+    fn unpublish(&self) -> String {
+        format!(
+            "DO $weir$ DECLARE published regclass; BEGIN \
+             FOR published IN SELECT r.prrelid::regclass FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid \
+             WHERE p.pubname = '{name}' ORDER BY 1 LOOP \
+             EXECUTE 'LOCK TABLE ONLY ' || published || ' IN SHARE ROW EXCLUSIVE MODE'; END LOOP; \
+             DROP PUBLICATION IF EXISTS {name}; END $weir$; ",
+            name = self.name(),
+        )
+    }
+
+    /// Takes away what [`Script::prepare`] has made; the guards must be gone. Waits for who writes its tables now.
     pub fn forget(&self) -> String {
         format!(
             "DROP SEQUENCE IF EXISTS {fence}; \
@@ -198,21 +211,23 @@ impl Script {
              FOR guard IN SELECT oid::regprocedure FROM pg_proc \
              WHERE pronamespace = to_regnamespace('weir') AND proname ~ '^move_{id}_guard_' LOOP \
              EXECUTE 'DROP FUNCTION ' || guard; END LOOP; END $weir$; \
-             DROP PUBLICATION IF EXISTS {name}; DO $weir$ BEGIN IF to_regclass('weir.move_applied') IS NOT NULL THEN \
+             {unpublish}DO $weir$ BEGIN IF to_regclass('weir.move_applied') IS NOT NULL THEN \
              DELETE FROM weir.move_applied WHERE move = {id}; END IF; END $weir$",
             fence = self.fence(),
-            name = self.name(),
+            unpublish = self.unpublish(),
             id = self.id,
         )
     }
 
-    /// What the decoder is shown of this server. TRUNCATE is left out: the guards let nobody do it.
+    /// What the decoder is shown of this server. TRUNCATE is left out: the guards let nobody do it. Where it is made anew, waits for who
+    /// writes its tables now.
     pub fn publish(&self, tables: &[MovedTable]) -> String {
         // There may be no other yet.
         let tables: String = tables.iter().flat_map(|table| [table.quoted(), ", ".to_owned()]).collect();
         format!(
-            "DROP PUBLICATION IF EXISTS {name}; CREATE PUBLICATION {name} FOR TABLE {tables}weir.move_applied \
+            "{unpublish}CREATE PUBLICATION {name} FOR TABLE {tables}weir.move_applied \
              WITH (publish = 'insert, update, delete')",
+            unpublish = self.unpublish(),
             name = self.name()
         )
     }

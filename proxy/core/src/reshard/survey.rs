@@ -36,6 +36,10 @@ pub struct ServerSaid {
     pub foreign: Vec<String>,
     pub extensions: BTreeSet<String>,
     pub encoding: String,
+    /// `max_prepared_transactions`.
+    pub preparable: i32,
+    /// Columns that are to be unique over all shards, and not even unique here by an index of their own.
+    pub loose: Vec<String>,
     /// Age of the oldest open transaction, in seconds.
     pub oldest_transaction: f64,
     /// Transactions that are prepared and not decided.
@@ -148,6 +152,10 @@ pub fn judge_server(shard: &str, said: &ServerSaid) -> Vec<Finding> {
         let what = format!("{senders} walsenders are free, {STREAMS} are needed");
         list.blocker(what, "Raise max_wal_senders.");
     }
+    if said.preparable == 0 {
+        let what = "max_prepared_transactions is 0, so no transaction over several shards can commit".to_owned();
+        list.blocker(what, "Set it to the connections that weir may have there, at least, and restart the server.");
+    }
     if !said.may_replicate {
         let remedy = "ALTER ROLE … REPLICATION, or on managed Postgres the role that stands for it (rds_replication).";
         list.blocker("weir's account may not replicate".to_owned(), remedy);
@@ -178,6 +186,20 @@ pub fn judge_server(shard: &str, said: &ServerSaid) -> Vec<Finding> {
             "A replication slot is made only when all that run now are over, and a cut-over waits for writers.",
         );
     }
+    list.found
+}
+
+/// What stands in the way where one shard is to get company.
+pub fn judge_lone(shard: &str, said: &ServerSaid) -> Vec<Finding> {
+    let mut list = Findings { shard, table: "", found: Vec::new() };
+    for column in &said.loose {
+        list.blocker(
+            format!("{column} is declared global_unique, and nothing keeps it unique on this shard"),
+            "Add a UNIQUE constraint of that column alone, or do not declare it.",
+        );
+    }
+    let what = "all data is on one shard, which refuses nothing; with several, some statements are refused".to_owned();
+    list.warning(what, "weir advise on a log of statements tells which, and why.");
     list.found
 }
 

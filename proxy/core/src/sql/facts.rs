@@ -5,7 +5,7 @@
 //! false. Non-goals: where anything lives now (that is the planner with a topology) and how to print SQL.
 
 use crate::topology::catalog::{Catalog, Relation};
-use crate::topology::{KeyType, Placement, TableRules};
+use crate::topology::{KeyType, Placement, TableRules, Width};
 
 /// The database as planning sees it.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +14,7 @@ pub struct Schema<'a> {
     pub catalog: &'a Catalog,
     /// Effective schemas in look-up order, without `pg_catalog` (it is always searched).
     pub search_path: &'a [Box<str>],
-    pub shards: usize,
+    pub width: Width,
 }
 
 /// A relation name after the search path was applied.
@@ -64,8 +64,14 @@ impl<'a> Schema<'a> {
         columns.any(|one| &*one.name == column && one.type_oid == VARCHAR)
     }
 
+    /// A partition lives where the table does that it is a part of.
     pub fn placement(&self, table: &TableName) -> &'a Placement {
-        self.rules.placement(&table.schema, &table.name)
+        let declared = self.rules.placement(&table.schema, &table.name);
+        if *declared != Placement::Global || self.catalog.partitions.is_empty() {
+            return declared;
+        }
+        let whole = self.catalog.partitions.get(&(table.schema.clone(), table.name.clone()));
+        whole.map_or(declared, |(schema, name)| self.rules.placement(schema, name))
     }
 }
 

@@ -423,13 +423,13 @@ impl Visitor for Survey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topology::TableRules;
     use crate::topology::catalog::Catalog;
+    use crate::topology::{TableRules, Width};
 
     #[test]
     fn functions_are_seen_that_the_parser_has_nodes_of_its_own_for() {
         let (rules, catalog) = (TableRules::default(), Catalog::default());
-        let schema = Schema { rules: &rules, catalog: &catalog, search_path: &[], shards: 2 };
+        let schema = Schema { rules: &rules, catalog: &catalog, search_path: &[], width: Width::Several };
         for (sql, name) in [
             ("SELECT ceil(a) FROM t", "ceil"),
             ("SELECT 1 + floor(a) FROM t", "floor"),

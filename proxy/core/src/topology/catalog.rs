@@ -145,6 +145,8 @@ pub struct Catalog {
     pub drawn: BTreeMap<RelationName, Vec<DrawnColumn>>,
     /// The sequences of those columns.
     pub sequences: BTreeMap<RelationName, SequenceRule>,
+    /// Partitions at any depth, with the table that they are partitions of in the end.
+    pub partitions: BTreeMap<RelationName, RelationName>,
     /// By schema, then name.
     pub relations: BTreeMap<Box<str>, BTreeMap<Box<str>, Relation>>,
     /// Functions of schema pg_catalog.
@@ -175,6 +177,7 @@ impl Catalog {
     /// Does it say the same, whatever its version?
     pub fn same_as(&self, other: &Catalog) -> bool {
         self.relations == other.relations
+            && self.partitions == other.partitions
             && self.unique == other.unique
             && self.drawn == other.drawn
             && self.sequences == other.sequences

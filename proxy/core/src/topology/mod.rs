@@ -61,10 +61,23 @@ impl Topology {
         self.shards.get(usize::from(shard.0)).map_or_else(|| shard.to_string(), ToString::to_string)
     }
 
-    /// For [`crate::plan::Schema`]: one, or more than one.
-    pub fn width(&self) -> usize {
-        if self.is_single() { 1 } else { self.active().len().max(2) }
+    /// What statements are planned for.
+    pub fn width(&self) -> Width {
+        match self.roster {
+            _ if self.is_single() => Width::One,
+            _ if self.roster.is_lone() => Width::Lone,
+            _ => Width::Several,
+        }
     }
+}
+
+/// How many shards may have a part in a statement.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Width {
+    One,
+    /// One ([`Roster::is_lone`]) that is about to have company: what must hold over all shards is seen to already.
+    Lone,
+    Several,
 }
 
 /// Slot → shard, for every slot, and the keys that have an owner of their own. The truth lives in the hub; this is one read of it.

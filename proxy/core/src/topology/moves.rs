@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{KeySet, Topology};
-use crate::id::ShardId;
+use crate::id::{Epoch, ShardId};
 
 /// How far a move has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,6 +116,12 @@ pub struct Apart {
     pub gone: Option<Topology>,
     /// What every shard has must stay as it is: a shard is being given it.
     pub shared_waits: bool,
+    /// More shards have it than the map knows. Only for who keeps an older map.
+    pub shared_gone: bool,
+    /// The one shard's own sequences count no more, and who counts in their place has not begun.
+    pub draws_wait: bool,
+    /// In force.
+    pub epoch: Epoch,
 }
 
 impl Apart {
@@ -130,20 +136,28 @@ impl Apart {
             waiting: without_any(topology, topology.moves.waiting()),
             gone: None,
             shared_waits,
+            shared_gone: false,
+            draws_wait: draws_wait(topology),
+            epoch: topology.epoch,
         })
     }
 
-    /// For a transaction that keeps the map of its snapshot, while `now` is in force. `None`: every key has the owner it had, and stays.
+    /// For a transaction that keeps the map of its snapshot, while `now` is in force. `None`: all is where it was, and stays.
     pub fn since(kept: &Topology, now: &Topology) -> Option<Apart> {
         let gone = kept.slots.differing(&now.slots);
-        if gone.is_empty() && now.moves.is_empty() {
+        let shared_waits = now.roster.is_anyone_entering();
+        let shared_gone = now.active().iter().any(|shard| !kept.roster.is_active(*shard));
+        if gone.is_empty() && now.moves.is_empty() && !shared_waits && !shared_gone {
             return None;
         }
         Some(Apart {
             moving: without(kept, &gone.with(&now.moves.moving())),
             waiting: None,
             gone: without_any(kept, &gone),
-            shared_waits: false,
+            shared_waits,
+            shared_gone,
+            draws_wait: draws_wait(now),
+            epoch: now.epoch,
         })
     }
 
@@ -151,6 +165,10 @@ impl Apart {
     pub fn nobody(&self) -> ShardId {
         ShardId(self.moving.shards.len() as u16 - 1)
     }
+}
+
+fn draws_wait(topology: &Topology) -> bool {
+    topology.roster.is_anyone_entering() && topology.active().len() == 1
 }
 
 /// The map with these keys on one shard more, which does not exist.
@@ -166,7 +184,38 @@ fn without_any(topology: &Topology, keys: &KeySet) -> Option<Topology> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Roster, ShardState, SlotMap};
     use super::*;
+
+    fn map(epoch: u64, states: &[ShardState]) -> Topology {
+        Topology {
+            epoch: Epoch(epoch),
+            shards: states.iter().map(|_| "a".into()).collect(),
+            roster: Roster::new(states.to_vec()),
+            slots: SlotMap::single(ShardId(0)),
+            tables: Arc::default(),
+            home: ShardId(0),
+            moves: Moves::default(),
+        }
+    }
+
+    #[test]
+    fn while_a_shard_enters_what_all_have_waits_and_once_it_has_it_an_older_map_changes_nothing() {
+        use ShardState::{Active, Entering, Joining};
+        let [joining, entering, active] =
+            [(1, Joining), (2, Entering), (3, Active)].map(|(epoch, state)| map(epoch, &[Active, state]));
+        assert!(Apart::of(&joining).is_none() && Apart::of(&active).is_none());
+        let said = |apart: Option<Apart>| {
+            apart.map(|apart| (apart.shared_waits, apart.shared_gone, apart.draws_wait, apart.epoch.0))
+        };
+        assert_eq!(said(Apart::of(&entering)), Some((true, false, true, 2)));
+        assert_eq!(said(Apart::since(&joining, &joining)), None);
+        assert_eq!(said(Apart::since(&joining, &entering)), Some((true, false, true, 2)));
+        assert_eq!(said(Apart::since(&joining, &active)), Some((false, true, false, 3)));
+        assert_eq!(said(Apart::since(&active, &active)), None);
+        // Its sequences are the hub's already.
+        assert_eq!(said(Apart::of(&map(4, &[Active, Active, Entering]))), Some((true, false, false, 4)));
+    }
 
     #[test]
     fn who_does_not_own_has_guests() {

@@ -81,6 +81,12 @@ impl Roster {
         self.states.len() == 1
     }
 
+    /// Does one shard take part that has never had company, and all others join? Then its server does what several shards need weir
+    /// for: it counts its sequences itself, and its own constraints are enough.
+    pub fn is_lone(&self) -> bool {
+        self.active.len() == 1 && self.states.iter().filter(|state| **state != ShardState::Joining).count() == 1
+    }
+
     /// One that takes part, chosen by any number.
     pub fn any(&self, number: u64) -> Option<ShardId> {
         let count = self.active.len().max(1) as u64;
@@ -110,6 +116,10 @@ mod tests {
     #[test]
     fn a_shard_that_gets_company_is_not_alone() {
         assert!(Roster::fixed(1).is_single() && !Roster::fixed(2).is_single());
-        assert!(!Roster::new(vec![ShardState::Active, ShardState::Joining]).is_single());
+        let with = |state| Roster::new(vec![ShardState::Active, state]);
+        assert!(!with(ShardState::Joining).is_single());
+        assert!(Roster::fixed(1).is_lone() && with(ShardState::Joining).is_lone());
+        let company = [ShardState::Entering, ShardState::Active, ShardState::Retired];
+        assert!(company.into_iter().all(|state| !with(state).is_lone()));
     }
 }

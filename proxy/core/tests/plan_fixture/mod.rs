@@ -11,7 +11,7 @@ use weir_core::sql::normal::{Normal, normalize};
 use weir_core::topology::catalog::{
     Catalog, Column, DefaultKind, Overload, Relation, RelationKind, RelationName, UserFunction, Volatility,
 };
-use weir_core::topology::{KeyType, Placement, Roster, SlotMap, TableRules, Topology};
+use weir_core::topology::{KeyType, Placement, Roster, ShardState, SlotMap, TableRules, Topology};
 
 pub struct Fixture {
     pub topology: Topology,
@@ -196,6 +196,14 @@ impl Fixture {
         Fixture { topology, catalog: catalog(), search_path: vec!["public".into()] }
     }
 
+    /// One shard takes part, and a second one is joining.
+    #[allow(dead_code)]
+    pub fn and_one_joins(mut self) -> Self {
+        self.topology.roster = Roster::new(vec![ShardState::Active, ShardState::Joining]);
+        self.topology.shards = ["shard1".into(), "shard2".into()].into();
+        self
+    }
+
     pub fn compile(&self, sql: &str) -> (Compiled, Normal) {
         let mut tokens = Vec::new();
         let mut normal = Normal::default();
@@ -206,7 +214,7 @@ impl Fixture {
             rules: &self.topology.tables,
             catalog: &self.catalog,
             search_path: &self.search_path,
-            shards: self.topology.width(),
+            width: self.topology.width(),
         };
         (compile(&normal, &class, sql, &schema), normal)
     }

@@ -175,7 +175,7 @@ fn databases(
     let mut named = Vec::new();
     let mut wildcard = None;
     for (name, database) in &file.database {
-        match database_of(source, name, database)? {
+        match database_of(source, name, database, file.hub.is_some())? {
             any if any.name == ANY => wildcard = Some(any),
             database => named.push(database),
         }
@@ -212,7 +212,7 @@ fn databases(
     Ok((named, Some(upstream.database.clone()), Some(upstream)))
 }
 
-fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> Checked<DatabaseConfig> {
+fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database, has_hub: bool) -> Checked<DatabaseConfig> {
     let place = name.span();
     if ADMIN_DATABASES.contains(&name.get_ref().as_str()) {
         return Err(source.error(place, format!("`{}` is the admin console and cannot be a database", name.get_ref())));
@@ -236,12 +236,12 @@ fn database_of(source: &Source, name: &Spanned<String>, raw: &raw::Database) -> 
         None => name.get_ref().clone(),
         Some(text) => non_empty(source, text, "server_database")?,
     };
-    let count = shards.len();
+    let grows = has_hub || shards.len() > 1;
     Ok(DatabaseConfig {
         name: non_empty(source, name, "the database name")?,
         server_database,
         shards,
-        tables: table::tables(source, &raw.table, count)?,
+        tables: table::tables(source, &raw.table, grows)?,
         home,
         replica_wait_max: limits::replica_wait_max(source, raw.replica_wait_max.as_ref())?,
         overrides: limits::overrides(

@@ -76,8 +76,8 @@ impl Done {
 fn having(app: &App, named: &Named) -> Result<Vec<(Arc<Database>, TableName)>, UserError> {
     let found = |db: Arc<Database>| {
         let view = db.view_arc();
-        let View { rules, catalog, search_path, shards, .. } = &*view;
-        let schema = Schema { rules, catalog, search_path, shards: *shards };
+        let View { rules, catalog, search_path, width, .. } = &*view;
+        let schema = Schema { rules, catalog, search_path, width: *width };
         let table = schema.resolve(named.schema.as_deref(), &named.table);
         schema.relation(&table).is_some().then_some((db, table))
     };

@@ -261,7 +261,8 @@ fn endpoint(db: &Database, (shard, index): (ShardId, usize), server: &Server, la
 
 fn engine(db: &Database) -> Vec<EngineRow> {
     let base = EngineRow { database: db.name.to_string(), ..EngineRow::default() };
-    let Some(engine) = &db.engine else { return vec![EngineRow { state: "off".to_owned(), ..base }] };
+    let engine = db.engine.as_ref().filter(|_| !db.view().topology.is_single());
+    let Some(engine) = engine else { return vec![EngineRow { state: "off".to_owned(), ..base }] };
     let base = EngineRow { engine: engine.database.clone(), ..base };
     let mut rows = match engine.state() {
         State::Starting => vec![EngineRow { state: "starting".to_owned(), ..base.clone() }],

@@ -111,6 +111,15 @@ impl Collector {
         self
     }
 
+    pub fn is_in_pieces(&self) -> bool {
+        self.batch_bytes_max == PIECE_BYTES_MAX
+    }
+
+    /// There is more than one server now.
+    pub fn in_batches(&mut self) {
+        self.batch_bytes_max = BATCH_BYTES_MAX;
+    }
+
     /// Takes as many frames as make one request from the front of `inbuf`; `None`: more bytes are needed.
     pub fn next(&mut self, inbuf: &mut BytesMut) -> Result<Option<Request>, Unusable> {
         loop {

@@ -12,6 +12,7 @@ use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars, replay};
 use weir_core::sql::class::{Class, Discard, Isolation, Modes, Scope, SetValue, Target};
+use weir_core::topology::Width;
 use weir_wire::backend::{Report, Status, tag};
 use weir_wire::frame;
 use weir_wire::frontend::put_query;
@@ -73,6 +74,7 @@ impl Session {
                 self.run_prepare(home, sql).await?;
             }
             Class::Prepare { .. } => self.pin_home(sql, Pin::SqlPrepare, "PREPARE").await?,
+            Class::Execute { .. } if self.prepared_on_one && self.is_spread() => return Err(prepared_before().into()),
             Class::Execute { .. } => self.on_pinned_or_home(sql).await?,
             Class::Listen(_) => self.pin_home(sql, Pin::Listen, "LISTEN").await?,
             Class::Unlisten(_) if self.pinned_index().is_none() => self.put_tag("UNLISTEN"),
@@ -97,6 +99,12 @@ impl Session {
     /// Does the session carry a statement of this class out itself, instead of sending it where its plan says?
     pub fn is_for_weir(&self, class: &Class) -> bool {
         class.is_control() && !(class.keeps_to_one_server() && self.is_single())
+    }
+
+    /// May what one statement touches lie on several shards?
+    fn is_spread(&self) -> bool {
+        let view = self.view();
+        view.width == Width::Several && view.rules.any_sharded()
     }
 
     pub fn is_single(&self) -> bool {
@@ -422,6 +430,7 @@ impl Session {
                 self.hold(home).await?
             }
         };
+        self.prepared_on_one = false;
         let shard = self.held[index].shard;
         let mut request = BytesMut::new();
         put_query(&mut request, sql);
@@ -451,6 +460,7 @@ impl Session {
             Some(name) if self.names.close_statement(name.as_bytes()).0 => {}
             Some(_) => return self.on_pinned_or_home(sql).await,
             None => {
+                self.prepared_on_one = false;
                 self.names.forget_statements();
                 if let Some(index) = self.pinned_index() {
                     self.tell_all(&[index], sql).await?;
@@ -464,7 +474,7 @@ impl Session {
 
     /// State that only one server connection can keep: the session stays on it.
     async fn pin_home(&mut self, sql: &str, pin: Pin, what: &'static str) -> Result<(), Failure> {
-        if !self.is_single() && self.view().rules.any_sharded() {
+        if self.is_spread() {
             let why = "it would live on one shard only, while the data is spread over several";
             let hint = if pin == Pin::Listen {
                 "Listen on a shard directly."
@@ -531,6 +541,12 @@ impl Session {
         Report { severity: "WARNING", sqlstate, message, detail: None, hint: None, routine: None }
             .put(tag::NOTICE, &mut self.client.out);
     }
+}
+
+fn prepared_before() -> UserError {
+    UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "statements that were prepared in SQL are not known any more")
+        .detail("The database had one shard when PREPARE was run. Its data is spread over several now, and that server has a part of it.")
+        .hint("Run DEALLOCATE ALL, and use protocol-level prepared statements, which every driver offers.")
 }
 
 /// A value as it stands behind SET.

@@ -14,6 +14,7 @@ use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::Reading;
 use weir_core::sql::class::Class;
+use weir_core::topology::Width;
 use weir_wire::backend::{CLOSE_COMPLETE, PARSE_COMPLETE};
 use weir_wire::frontend::{self, Bind, Execute, Object, Parse, Target, put_flush, put_sync};
 
@@ -164,7 +165,7 @@ impl Session {
         let mut survey = std::mem::take(&mut self.spare_survey);
         survey.steps.reserve(batch.ops.len());
         let ending = batch.ending;
-        let draws = view.shards > 1 && !view.catalog.drawn.is_empty();
+        let draws = view.width == Width::Several && !view.catalog.drawn.is_empty();
         for op in batch.ops.drain(..) {
             let op = match op {
                 // Boxed: rare, and its room would be part of every session's task.

@@ -10,11 +10,11 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError};
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Plan, Values};
+use weir_core::plan::{Access, Plan, Template, Values};
 use weir_core::sql::class::Class;
 use weir_core::sql::normal::Literal;
-use weir_core::topology::Topology;
 use weir_core::topology::moves::Apart;
+use weir_core::topology::{Topology, Width};
 
 use super::batch::{Batch, Op};
 use super::names::bind;
@@ -36,17 +36,22 @@ enum Touch {
     Moving,
     /// Their owner is about to change.
     Waiting,
+    /// It draws from a sequence, and who counts is about to change.
+    Drawing,
     /// Written by an older map, and they have another owner since.
     Gone,
 }
 
 impl Touch {
-    /// `planned`: the plan on a map.
-    fn of(apart: &Apart, mut planned: impl FnMut(&Topology) -> Option<Plan>) -> Touch {
+    /// `planned`: the plan of the template on a map.
+    fn of(apart: &Apart, template: &Template, mut planned: impl FnMut(&Topology) -> Option<Plan>) -> Touch {
         let nobody = apart.nobody();
+        if apart.draws_wait && template.filling().is_some() {
+            return Touch::Drawing;
+        }
         let Some(plan) = planned(&apart.moving) else { return Touch::Nothing };
-        if apart.shared_waits && plan.changes_shared() {
-            return Touch::Waiting;
+        if plan.changes_shared() && (apart.shared_waits || apart.shared_gone) {
+            return if apart.shared_gone { Touch::Gone } else { Touch::Waiting };
         }
         // Which values a statement takes and gives up, and so whose slots they are, shows when it has run.
         let settles = plan.settles();
@@ -70,6 +75,8 @@ impl Session {
         let base = self.view_in_force();
         match self.txn.as_ref().and_then(|txn| txn.map.as_ref()) {
             None => base,
+            // It keeps the one it began by in any case.
+            Some(_) if base.width == Width::One => base,
             // Its rows are those of then, so their owners are, too.
             Some(taken) if (base.version, base.topology.epoch) == (taken.version, taken.topology.epoch) => {
                 Arc::clone(taken)
@@ -80,21 +87,31 @@ impl Session {
 
     /// The database's view, noted as the one that this request is planned by.
     pub fn view_in_force(&self) -> Arc<View> {
+        let mut base = self.db.view_arc();
+        if base.width == Width::One && self.db.hub.is_none() {
+            return base;
+        }
+        if let Some((noted, _)) = self.stats.working_by() {
+            return match self.db.alone_at(noted) {
+                None => base,
+                Some(alone) => Arc::new(kept_alone(alone, &base)),
+            };
+        }
         loop {
-            let base = self.db.view_arc();
-            if base.shards == 1 {
-                return base;
-            }
             let epoch = base.topology.epoch;
-            if self.stats.working_by().is_some() {
-                return base;
-            }
             self.stats.works_by(epoch);
             // Who put another into force in between may not have seen the note.
-            if self.db.view().topology.epoch == epoch {
+            base = self.db.view_arc();
+            if base.topology.epoch == epoch {
                 return base;
             }
         }
+    }
+
+    /// Did what is under way begin while there was one shard? Then it ends by that map, whatever is in force.
+    pub fn began_alone(&self) -> bool {
+        let noted = self.stats.working_by().filter(|_| self.db.hub.is_some());
+        noted.is_some_and(|(epoch, _)| self.db.alone_at(epoch).is_some() || self.db.view().width == Width::One)
     }
 
     /// The view a statement is to be planned by, now that no slot it touches is about to change its owner.
@@ -108,7 +125,7 @@ impl Session {
             let (view, Some(apart)) = self.view_anew() else { return Ok(self.view()) };
             stays_as_defined(&understood.shape.class, &view)?;
             let touch = self.touch_of_text(&apart, understood, (sql, literals));
-            if self.passes(touch, &view).await? {
+            if self.passes(touch, (&view, &apart)).await? {
                 return Ok(view);
             }
         }
@@ -124,7 +141,7 @@ impl Session {
                 stays_as_defined(&understood.shape.class, &view)?;
                 touch = touch.max(self.touch_of_text(&apart, &understood, (text, &self.scratch.normal.literals)));
             }
-            if self.passes(touch, &view).await? {
+            if self.passes(touch, (&view, &apart)).await? {
                 return Ok(view);
             }
         }
@@ -132,12 +149,14 @@ impl Session {
 
     fn touch_of_text(&self, apart: &Apart, understood: &Understood, (sql, literals): (&str, &[Literal])) -> Touch {
         let values = Values { params: &[], sql, literals };
-        Touch::of(apart, |topology| self.db.plan_of(&understood.template, &values, topology).ok())
+        Touch::of(apart, &understood.template, |topology| self.db.plan_of(&understood.template, &values, topology).ok())
     }
 
     /// The view in force, and while slots move what tells them apart. What the request has done so far is over.
     fn view_anew(&self) -> (Arc<View>, Option<Arc<Apart>>) {
-        self.stats.works_by_none();
+        if !self.began_alone() {
+            self.stats.works_by_none();
+        }
         let view = self.view();
         let apart = view.apart.clone();
         (view, apart)
@@ -170,7 +189,7 @@ impl Session {
                             continue;
                         };
                         stays_as_defined(&prepared.shape.class, &view)?;
-                        let here = Touch::of(&apart, |topology| {
+                        let here = Touch::of(&apart, &prepared.template, |topology| {
                             let view = View { topology: topology.clone(), ..View::clone(&view) };
                             bind(&self.db, &prepared, body, &view).ok()
                         });
@@ -180,14 +199,14 @@ impl Session {
                     Op::Describe { .. } | Op::Execute { .. } | Op::Close { .. } => touch = touch.max(Touch::Moving),
                 }
             }
-            if self.passes(touch, &view).await? {
+            if self.passes(touch, (&view, &apart)).await? {
                 return Ok(view);
             }
         }
     }
 
     /// May it be planned by this view? Else another one is in force on return.
-    async fn passes(&mut self, touch: Touch, view: &View) -> Result<bool, UserError> {
+    async fn passes(&mut self, touch: Touch, (view, apart): (&View, &Apart)) -> Result<bool, UserError> {
         self.touches_moving = touch != Touch::Nothing;
         match touch {
             Touch::Nothing => {
@@ -195,15 +214,15 @@ impl Session {
                 Ok(true)
             }
             Touch::Moving => Ok(true),
-            Touch::Waiting => {
+            Touch::Waiting | Touch::Drawing => {
                 let givers: SmallVec<[ShardId; 2]> = view.topology.moves.givers().collect();
-                let is_entering = view.topology.roster.is_anyone_entering();
-                let is_awaited = |held: &Held| held.wrote_moving && (is_entering || givers.contains(&held.shard));
-                if self.held.iter().any(is_awaited) {
+                let is_awaited =
+                    |held: &Held| held.wrote_moving && (apart.shared_waits || givers.contains(&held.shard));
+                if touch == Touch::Waiting && self.held.iter().any(is_awaited) {
                     return Ok(true);
                 }
                 self.stats.works_by_none();
-                let epoch = view.topology.epoch;
+                let epoch = apart.epoch;
                 if self.cancel.slot.unless_cancelled(async { Ok(self.db.maps.left(epoch, WAIT_MAX).await) }).await? {
                     Ok(false)
                 } else {
@@ -232,7 +251,14 @@ impl Session {
 /// The schema as it is now, the map as it was.
 fn kept(map: &View, now: &View) -> View {
     let apart = Apart::since(&map.topology, &now.topology).map(Arc::new);
-    View { topology: map.topology.clone(), shards: map.shards, apart, ..now.clone() }
+    View { topology: map.topology.clone(), apart, ..now.clone() }
+}
+
+/// The same for what began while there was one shard. Nothing moves until it has ended.
+fn kept_alone(alone: &Topology, now: &View) -> View {
+    // Templates are found by version, and these are for one shard.
+    let version = now.version | 1 << 62;
+    View { version, topology: alone.clone(), width: Width::One, apart: None, ..now.clone() }
 }
 
 /// What the mover has read of the tables must hold while rows of them are on their way.

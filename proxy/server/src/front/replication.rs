@@ -209,7 +209,7 @@ impl Replication {
     /// Passes bytes on in both directions until either side is gone.
     pub async fn run(mut self) {
         let server_gone = self.pass().await;
-        self.stats.end(&self.client, false);
+        self.stats.end(&self.client, false, false);
         self.db.stats.close(&self.stats);
         if server_gone {
             let _ = tokio::time::timeout(FAREWELL_MAX, self.client.send()).await;

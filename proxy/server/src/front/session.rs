@@ -16,6 +16,7 @@ use weir_core::plan::Noting;
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::{VarSet, Vars};
+use weir_core::topology::Width;
 use weir_wire::backend::{Status, put_command_complete, put_ready};
 
 use super::batch::{Batch, Collector, Ending, Request};
@@ -117,6 +118,8 @@ pub struct Session {
     own_view: Mutex<Option<(Arc<View>, Arc<View>)>>,
     /// The request touches slots that are on their way.
     pub touches_moving: bool,
+    /// It may have prepared statements in SQL while there was one shard: what they ask for lies on several now.
+    pub prepared_on_one: bool,
     /// After an error inside a pipeline: everything up to the next Sync is ignored.
     pub skipping: bool,
     /// The client has just sent COPY data to several shards: its Sync of before counts no more, the next one does.
@@ -164,6 +167,7 @@ impl Session {
             spare_survey: Survey::default(),
             own_view: Mutex::default(),
             touches_moving: false,
+            prepared_on_one: false,
             skipping: false,
             copied_in: false,
             drew_on: None,
@@ -233,6 +237,9 @@ impl Session {
                 },
             };
             self.stats.begin();
+            if collector.is_in_pieces() && !self.db.view().topology.is_single() {
+                collector.in_batches();
+            }
             let served = match request {
                 Request::Query(_) | Request::FunctionCall(_) if self.skipping => Ok(()),
                 Request::Query(sql) => self.simple(sql).await,
@@ -252,7 +259,8 @@ impl Session {
             }
             self.client.shrink();
             self.scratch.shrink();
-            self.stats.end(&self.client, self.txn.is_some());
+            let keeps_map = (self.txn.is_some() || self.pipelining().is_some()) && self.began_alone();
+            self.stats.end(&self.client, self.txn.is_some(), keeps_map);
             if let Some(error) = self.breaks_mode() {
                 return End::Fatal(error);
             }
@@ -470,6 +478,7 @@ impl Session {
 
     /// Pins the session to a Backend; the reason is counted once.
     pub fn pin(&mut self, index: usize, pin: Pin) {
+        self.prepared_on_one |= pin == Pin::SqlPrepare && self.view().width != Width::Several;
         // From now on all that comes through it is this session's, also what no text shows.
         self.db.notifiers.note(self.held[index].lease.cancel_key.process, self.cancel.process);
         if self.held[index].pinned.is_none() {

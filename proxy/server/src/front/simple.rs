@@ -18,7 +18,7 @@ use weir_core::session::replies::{Owed, Replies};
 use weir_core::sql::class::Class;
 use weir_core::sql::lex::lex;
 use weir_core::sql::normal::split_statements;
-use weir_core::topology::Topology;
+use weir_core::topology::{Topology, Width};
 use weir_wire::backend::{EMPTY_QUERY, Status};
 
 use super::session::{End, Failure, Session};
@@ -121,7 +121,7 @@ impl Session {
     /// A text weir cannot read (another encoding, or very long).
     async fn opaque(&mut self, sql: &[u8]) -> Result<(), Failure> {
         let view = self.view();
-        if view.rules.any_sharded() && !view.topology.is_single() {
+        if view.rules.any_sharded() && view.width == Width::Several {
             return Err(UserError::new(Blame::Client, sqlstate::FEATURE_NOT_SUPPORTED, "this text cannot be routed")
                 .detail("It is longer than 1 MiB or not valid UTF-8, so its shard key cannot be read.")
                 .hint("Use client_encoding UTF8, and parameters or COPY for large values.")

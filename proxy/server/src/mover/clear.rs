@@ -43,7 +43,7 @@ impl Mover {
             for table in &self.pair.tables {
                 sql::patiently(&client, &self.pair.script.drop_guard(table)).await.context("the guards")?;
             }
-            client.batch_execute(&self.pair.script.forget()).await.context("the fence")?;
+            sql::patiently(&client, &self.pair.script.forget()).await.context("the fence")?;
         }
         let end = match (row.phase, row.aim) {
             (Phase::ClearSource, _) => Phase::Done,

@@ -25,8 +25,7 @@ pub(super) async fn prepare(pair: &Pair, owner: Side) -> Result<()> {
             let set = pair.script.set_guard(table);
             sql::patiently(&client, &set).await.with_context(|| format!("the guard of {}", table.quoted()))?;
         }
-        let publish = format!("BEGIN; {}; COMMIT", pair.script.publish(&pair.tables));
-        sql::patiently(&client, &publish).await.context("the publication")?;
+        sql::patiently(&client, &pair.script.publish(&pair.tables)).await.context("the publication")?;
     }
     Ok(())
 }

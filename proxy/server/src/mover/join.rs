@@ -6,13 +6,15 @@
 //! Until then a failure leaves a server that no statement goes to.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_postgres::Client;
+use weir_core::id::Epoch;
 use weir_core::reshard::script::MovedTable;
-use weir_core::topology::ShardState;
+use weir_core::topology::{ShardState, Width};
 
 use super::census::{Census, SETTLED_MAX};
 use super::reach::Reach;
@@ -25,6 +27,9 @@ use crate::reshard::schema::{self, Had, Section};
 
 /// Longest wait for transactions that have changed reference tables.
 const LOCK_WAIT: &str = "5s";
+
+/// Longest wait for statements of before, while others wait for the new shard: those give up later.
+const ENTERED_MAX: Duration = Duration::from_secs(4);
 
 /// What joins.
 pub(super) struct Joiner<'a> {
@@ -61,14 +66,21 @@ impl Joiner<'_> {
                 tracing::warn!(database = %self.db.name, shard = self.shard, "{left}");
             }
         }
+        let mut census = Census::default();
+        if view.width == Width::Lone {
+            // Also transactions end by the map they began by: until then some sessions settle nothing and draw from the server.
+            self.settled(&mut census, &servers, (view.topology.epoch, SETTLED_MAX)).await?;
+        }
         if let Some(unique) = &self.db.unique {
-            unique.equip(id).await.context("columns that are unique over all shards")?;
+            const WHAT: &str = "columns that are unique over all shards";
+            if view.width == Width::Lone {
+                unique.begin(self.db).await.context(WHAT)?;
+            }
+            unique.equip(id).await.context(WHAT)?;
         }
         let epoch = self.hub.enter(&self.db.name, self.shard).await?;
-        let mut census = Census::default();
         let given = async {
-            let behind = census.settled((self.driving, servers.each_ref()), epoch, SETTLED_MAX).await?;
-            ensure!(behind.is_empty(), "waits for proxies that still work by an older map: {}", behind.join(", "));
+            self.settled(&mut census, &servers, (epoch, ENTERED_MAX)).await?;
             self.give(&servers).await
         };
         let given = given.await;
@@ -76,6 +88,22 @@ impl Joiner<'_> {
             self.hub.entered(&self.db.name, self.shard, false).await?;
         }
         given
+    }
+
+    /// Errors: somebody works by an older map for longer.
+    async fn settled(
+        &self,
+        census: &mut Census,
+        servers: &[Reach; 2],
+        (epoch, longest): (Epoch, Duration),
+    ) -> Result<()> {
+        let behind = census.settled((self.driving, servers.each_ref()), epoch, longest).await?;
+        ensure!(
+            behind.is_empty(),
+            "waits for proxies where statements or transactions are under way by an older map: {}",
+            behind.join(", ")
+        );
+        Ok(())
     }
 
     /// Copies the reference tables under a lock that keeps writers out, and lets it take part before the lock is gone.

@@ -143,7 +143,8 @@ pub(super) async fn last(client: &Client, sql: &str) -> Result<String> {
     Ok(rows.next().context("no row")?.get(0).unwrap_or_default().to_owned())
 }
 
-/// Does what waits for a lock that writers hold, in short attempts, so that nobody queues behind it for long.
+/// Does what waits for a lock that writers hold, in short attempts, so that nobody queues behind it for long. Statements without BEGIN and
+/// COMMIT, which are one transaction all the same.
 pub(super) async fn patiently(client: &Client, sql: &str) -> Result<()> {
     let millis = LOCK_WAIT.as_millis();
     for attempt in 1.. {

@@ -35,7 +35,17 @@ SELECT current_setting('server_version_num')::int4, current_setting('wal_level')
        (SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()),
        (SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity
         WHERE backend_type = 'client backend' AND datname = current_database()),
-       (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())";
+       (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()),
+       current_setting('max_prepared_transactions')::int4";
+
+const LOOSE: &str = "
+SELECT format('%s.%s.%s', wanted.schema, wanted.name, wanted.col)
+FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted(schema, name, col)
+     JOIN pg_class c ON c.relname = wanted.name AND c.relnamespace = to_regnamespace(quote_ident(wanted.schema))
+     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = wanted.col
+WHERE NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+                  AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum)
+ORDER BY 1";
 
 const FOREIGN: &str = "
 SELECT format('%s.%s', n.nspname, c.relname) {leaves}
@@ -81,6 +91,8 @@ pub async fn server(login: &Login, rules: &TableRules, given: Option<&KeySet>) -
         encoding: row.try_get(7)?,
         oldest_transaction: row.try_get(8)?,
         prepared: row.try_get(9)?,
+        preparable: row.try_get(10)?,
+        loose: loose(&client, rules).await.context("its unique columns")?,
         objects: drift::objects(&client, rules).await.context("its schema")?,
     };
     let (mut tables, mut rate) = (Vec::new(), None);
@@ -110,6 +122,19 @@ pub async fn server(login: &Login, rules: &TableRules, given: Option<&KeySet>) -
 async fn foreign(client: &Client, rules: &TableRules) -> Result<Vec<String>> {
     let [schemas, names, keys] = names(spread(rules));
     let rows = client.query(&FOREIGN.replace("{leaves}", LEAVES), &[&schemas, &names, &keys]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+async fn loose(client: &Client, rules: &TableRules) -> Result<Vec<String>> {
+    let (mut schemas, mut names, mut columns) = (Vec::new(), Vec::new(), Vec::new());
+    for (schema, table, ..) in rules.sharded() {
+        for column in rules.unique_columns(schema, table) {
+            schemas.push(schema);
+            names.push(table);
+            columns.push(&**column);
+        }
+    }
+    let rows = client.query(LOOSE, &[&schemas, &names, &columns]).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 

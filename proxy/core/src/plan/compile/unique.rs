@@ -10,6 +10,7 @@ use crate::error::UserError;
 use crate::sql::facts::{Instance, TableName, Use};
 use crate::sql::lex::TokenKind;
 use crate::sql::word;
+use crate::topology::Width;
 use crate::topology::catalog::{UniqueColumn, UniqueState};
 
 /// What a write may do to columns that are unique over all shards.
@@ -39,7 +40,7 @@ impl Noting {
 
 impl Compiler<'_> {
     fn any_unique(&self) -> bool {
-        self.schema.shards > 1 && self.schema.rules.any_unique()
+        self.schema.width != Width::One && self.schema.rules.any_unique()
     }
 
     /// For a statement on `instances`.
@@ -64,10 +65,22 @@ impl Compiler<'_> {
         }
     }
 
+    /// Has the table such columns, while one shard takes part?
+    pub(super) fn notes_lone(&self, table: &TableName) -> bool {
+        self.lone() && !self.schema.rules.unique_columns(&table.schema, &table.name).is_empty()
+    }
+
     /// For code that weir cannot see through.
     pub(super) fn note_late(&self, shape: &mut Shape) {
         if self.any_unique() && shape.noting == Noting::None {
             shape.noting = Noting::Late;
+        }
+    }
+
+    /// For a statement that is not understood, and goes to the one server all the same.
+    pub(super) fn note_unread(&self, shape: &mut Shape) {
+        if self.lone() && self.any_unique() {
+            shape.noting = Noting::Settled { skips: false };
         }
     }
 
@@ -89,6 +102,8 @@ impl Compiler<'_> {
             // What frees or changes values is how duplicates are mended.
             Some(UniqueState::Failed { noted: true, .. }) if instance.usage != Use::Insert => None,
             Some(UniqueState::Failed { reason, .. }) => Some(refuse::unique_failed(&instance.table, column, reason)),
+            // Its server's own constraint holds, and what is noted from some moment on is settled.
+            None if self.lone() => None,
             None => Some(refuse::unique_unknown(&instance.table, column)),
         }
     }

@@ -110,7 +110,9 @@ impl Compiler<'_> {
             return Shape::refusing(error, access);
         }
         let (target, reason, wrap) = match self.schema.placement(&table) {
-            _ if self.single() => (Target::Home, RouteReason::SingleShard, Wrap::None),
+            _ if self.single() && !(loads && self.notes_lone(&table)) => {
+                (Target::Home, RouteReason::SingleShard, Wrap::None)
+            }
             Placement::Sharded { .. } if server_side => {
                 return Shape::refusing(refuse::copy_of_server(&table), access);
             }
@@ -162,7 +164,7 @@ impl Compiler<'_> {
             Some(listed) => options.default.is_some() || listed.iter().all(|listed| **listed != *column),
             None => options.default.is_some(),
         };
-        let drawn = self.schema.catalog.drawn.get(&name).into_iter().flatten();
+        let drawn = self.schema.catalog.drawn.get(&name).into_iter().flatten().filter(|_| !self.lone());
         if let Some(drawn) = drawn.into_iter().find(|drawn| left_out(&drawn.column)) {
             return Err(refuse::sequence_default(table, &drawn.column));
         }

@@ -20,16 +20,16 @@ enum Kind {
 
 const KINDS: [(&str, Kind); 3] = [("sharded", Kind::Sharded), ("reference", Kind::Reference), ("global", Kind::Global)];
 
-pub(super) fn tables(source: &Source, raw: &[raw::Table], shards: usize) -> Checked<Vec<TableRuleConfig>> {
+pub(super) fn tables(source: &Source, raw: &[raw::Table], grows: bool) -> Checked<Vec<TableRuleConfig>> {
     let mut seen = BTreeSet::new();
     let mut tables = Vec::with_capacity(raw.len());
     for table in raw {
         let rule = rule(source, table)?;
-        if let Some(column) = table.global_unique.iter().flatten().next().filter(|_| shards == 1) {
+        if let Some(column) = table.global_unique.iter().flatten().next().filter(|_| !grows) {
             let message = "global_unique is for databases of several shards";
-            return Err(source
-                .error(column.span(), message)
-                .hint("with one shard a UNIQUE constraint of the table does it"));
+            return Err(source.error(column.span(), message).hint(
+                "with one shard a UNIQUE constraint of the table does it; with [hub] there may be several one day",
+            ));
         }
         if !seen.insert((rule.schema.clone(), rule.name.clone())) {
             let message = format!("table `{}.{}` is declared twice", rule.schema, rule.name);
