@@ -32,6 +32,8 @@ use crate::database::{Database, Shard};
 use crate::hub::moves::{MoveRow, NewMove};
 use crate::hub::{Hub, HubError};
 
+/// Longest list of slots in a plan, in bytes.
+const LIST_BYTES_MAX: usize = 60;
 /// Longest time for all questions of one plan.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -334,8 +336,14 @@ fn lines(request: &PlanRequest, steps: &[Step], asked: &[Asked]) -> Vec<PlanLine
 fn what_moves(request: &PlanRequest, step: &Step) -> String {
     match request.goal.key() {
         Some(key) => format!("key {}", key.text),
-        None => format!("slots {}", step.keys),
+        None => format!("slots {}", abridged(&step.keys.to_string())),
     }
+}
+
+/// The beginning of a list whose parts are told apart by ", ", so that a table of plans fits a screen.
+fn abridged(list: &str) -> String {
+    let Some(end) = list.get(..LIST_BYTES_MAX).and_then(|start| start.rfind(", ")) else { return list.to_owned() };
+    format!("{}, … and {} more ranges", &list[..end], list[end..].matches(", ").count())
 }
 
 /// Does this shard not take part yet?
@@ -368,4 +376,17 @@ fn findings(
     found.dedup();
     found.sort_by_key(|finding| finding.gravity);
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::abridged;
+
+    #[test]
+    fn a_long_list_shows_its_beginning_and_how_much_is_left() {
+        assert_eq!(abridged("0-2047"), "0-2047");
+        let list: Vec<String> = (0..100).map(|slot| (slot * 2).to_string()).collect();
+        let shown = abridged(&list.join(", "));
+        assert!(shown.starts_with("0, 2, 4, ") && shown.ends_with(", … and 84 more ranges"), "{shown}");
+    }
 }
