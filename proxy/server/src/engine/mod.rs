@@ -262,8 +262,10 @@ async fn run(engine: Arc<Engine>, db: Arc<Database>) {
             Ok(built) => built,
             Err(_) => Err(Problem::Unreachable(format!("it was not done within {BUILD_MAX:?}"))),
         };
-        if built.is_err() && age != engine.age() {
-            // It was cut off from a primary that is none any more, which is no failure to tell of.
+        let now = db.view_arc();
+        let in_step = now.version == view.version && now.topology.epoch == view.topology.epoch && age == engine.age();
+        if built.is_err() && !in_step {
+            // It was cut off from a primary or a shard that is none any more, which is no failure to tell of.
             continue;
         }
         let failed = built.is_err();
@@ -284,8 +286,6 @@ async fn run(engine: Arc<Engine>, db: Arc<Database>) {
                 engine.state.send_replace(State::Failed { problem, at: Instant::now() });
             }
         }
-        let now = db.view_arc();
-        let in_step = now.version == view.version && now.topology.epoch == view.topology.epoch && age == engine.age();
         pause(&engine, failed, in_step, start.elapsed()).await;
     }
 }

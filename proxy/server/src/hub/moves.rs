@@ -298,7 +298,7 @@ impl Hub {
 
     /// Waits in line to become the one who drives the moves of a database, so that nobody has to find out that the last one is gone.
     /// `None`: another proxy does still.
-    pub async fn drive(&self, database: &str) -> Result<Option<Driving>, HubError> {
+    pub async fn drive(&self, database: &str, home: &str) -> Result<Option<Driving>, HubError> {
         bounded(async {
             let client = self.server.open().await?;
             let settings = format!(
@@ -312,7 +312,7 @@ impl Hub {
                 Err(error) => return Err(error.into()),
             }
             client.batch_execute("SET lock_timeout = 0").await?;
-            Ok(Some(Driving { client, database: database.to_owned() }))
+            Ok(Some(Driving { client, database: database.to_owned(), home: home.to_owned() }))
         })
         .await
     }
@@ -322,6 +322,8 @@ impl Hub {
 pub struct Driving {
     client: Client,
     database: String,
+    /// Of the shard that never leaves.
+    home: String,
 }
 
 impl Driving {
@@ -353,7 +355,11 @@ impl Driving {
             _ => "",
         };
         let keys = if to.is_final() { FORGET_KEYS } else { "" };
-        let text = format!("{text}{weights}{keys}");
+        let leaves = match to {
+            Phase::Done => LEAVE.replace("{home}", &quoted(&self.home)).replace("{from}", &quoted(&from.from)),
+            _ => String::new(),
+        };
+        let text = format!("{text}{weights}{keys}{leaves}");
         let sql = format!(
             "BEGIN; DO $weir$ BEGIN \
              UPDATE weir.move SET phase = '{to}', since = clock_timestamp(), error = NULL{aim} WHERE id = {id} AND phase = '{was}'; \
@@ -508,6 +514,16 @@ const RAISE: &str = "UPDATE weir.topology SET epoch = epoch + 1 WHERE database =
 const FORGET_KEYS: &str = " DELETE FROM weir.isolated_key k USING weir.slot l \
     WHERE k.database = {database} AND l.database = {database} AND l.slot = (k.hash >> 52) & 4095 AND l.shard = k.shard \
     AND NOT EXISTS (SELECT FROM weir.move m WHERE m.database = {database} AND m.phase NOT IN ('done', 'cancelled', 'rolled_back'));";
+
+/// A shard that has given up all it owned takes part no more, unless it is home. After [`FORGET_KEYS`]; `{from}` and `{home}` are names.
+const LEAVE: &str = " WITH left_now AS (UPDATE weir.shard s SET state = 'retired' \
+    WHERE s.database = {database} AND s.name = {from} AND s.name <> {home} AND s.state = 'active' \
+    AND NOT EXISTS (SELECT FROM weir.slot l WHERE l.database = {database} AND l.shard = s.id) \
+    AND NOT EXISTS (SELECT FROM weir.isolated_key k WHERE k.database = {database} AND k.shard = s.id) \
+    AND NOT EXISTS (SELECT FROM weir.move m WHERE m.database = {database} AND s.id IN (m.source, m.target) \
+                    AND m.phase NOT IN ('done', 'cancelled', 'rolled_back')) RETURNING id) \
+    UPDATE weir.topology SET epoch = epoch + 1 WHERE database = {database} AND EXISTS (SELECT FROM left_now); \
+    NOTIFY weir_topology;";
 
 fn quoted(text: &str) -> String {
     weir_core::sql::word::quote_literal(text)

@@ -285,11 +285,6 @@ impl Hub {
         self.step(database, shard, (ShardState::Entering, to)).await
     }
 
-    /// Takes a shard out of all that statements do. Errors: it owns slots or keys, or is joining.
-    pub async fn retire(&self, database: &str, shard: &str) -> Result<(), HubError> {
-        self.step(database, shard, (ShardState::Active, ShardState::Retired)).await
-    }
-
     async fn step(&self, database: &str, shard: &str, (from, to): (ShardState, ShardState)) -> Result<(), HubError> {
         bounded(async {
             let mut client = self.client().await?;
@@ -301,9 +296,8 @@ impl Hub {
             if found.state == to {
                 return Ok(());
             }
-            if found.state != from || to == ShardState::Retired && !found.owns_nothing() {
-                let verb = if to == ShardState::Active { "cannot take part" } else { "cannot be retired" };
-                return Err(refused(database, shard, found.state, verb));
+            if found.state != from {
+                return Err(refused(database, shard, found.state, "cannot take part"));
             }
             set_state(&transaction, database, ShardId(at as u16), to).await?;
             transaction.commit().await?;

@@ -119,7 +119,8 @@ async fn is_idle(hub: &Hub, db: &Database) -> bool {
 
 /// Waits in line to drive them, and shows meanwhile how far another one is.
 async fn in_line(hub: &Hub, db: &Database) -> Result<Option<Driving>, HubError> {
-    let got = hub.drive(&db.name);
+    let view = db.view_arc();
+    let got = hub.drive(&db.name, &view.topology.shards[usize::from(view.topology.home.0)]);
     tokio::pin!(got);
     loop {
         // The line is kept from turn to turn, and a pause may be dropped.
@@ -143,7 +144,6 @@ async fn drive(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>) -> Res
         db.moves.lock().clone_from(&moves);
         moves.retain(|one| !one.phase.is_final());
         running.retain(|_, task| !task.is_finished());
-        // A move that is over may still have its shard to retire.
         if moves.is_empty() && running.is_empty() {
             return Ok(());
         }
@@ -208,21 +208,7 @@ async fn attempt(app: &Arc<App>, db: &Arc<Database>, driving: &Arc<Driving>, id:
         vain: 0,
     };
     mover.mend().await?;
-    mover.go().await?;
-    leave(db, driving, id).await
-}
-
-/// A shard that has given up all its slots takes part no more.
-async fn leave(db: &Database, driving: &Driving, id: i32) -> Result<()> {
-    let row = driving.move_now(id).await?;
-    let view = db.view_arc();
-    let home = &view.topology.shards[usize::from(view.topology.home.0)];
-    let (Phase::Done, Some(hub)) = (row.phase, db.hub.as_ref().filter(|_| **home != *row.from)) else { return Ok(()) };
-    match hub.retire(&db.name, &row.from).await {
-        // It has other slots.
-        Ok(()) | Err(HubError::ShardState { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    mover.go().await
 }
 
 impl Pair {
