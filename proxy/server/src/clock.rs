@@ -19,7 +19,6 @@ mod counters;
 mod identity;
 mod primary;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,7 +28,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use weir_core::fresh::decoded::Snapshot;
-use weir_core::fresh::{Past, Shown, UNPLACED, WORDS, WordSet, Words};
+use weir_core::fresh::{MarkedWords, Past, Shown, UNPLACED, WordSet, Words};
 use weir_core::id::Lsn;
 use weir_wire::peer::Write;
 
@@ -121,7 +120,7 @@ struct Queue {
     /// Outcome unknown.
     lost: Vec<Lost>,
     /// Words with writes that ended without a position.
-    unplaced: BTreeSet<u16>,
+    unplaced: MarkedWords,
 }
 
 /// A write whose backend was lost.
@@ -177,7 +176,7 @@ impl Clock {
         let ticket = Ticket(queue.handed_over);
         if queue.over.len() >= QUEUE_MAX {
             // Under the lock, so that this word cannot be given an older position at the same time.
-            queue.unplaced.extend(write.intent.words().indexes());
+            queue.unplaced.extend(write.intent.words().indexes().iter().copied());
             self.shared.member.over([write], Some(UNPLACED));
             self.shared.counters.unplaced.fetch_add(1, Ordering::Relaxed);
             return ticket;
@@ -346,7 +345,7 @@ impl Shared {
         if !unsound::is(Variant::NoFloor) {
             self.words.raise_floor(UNPLACED);
         }
-        self.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
+        self.queue.lock().unplaced = MarkedWords::all();
         self.handed_over.notify_one();
     }
 
@@ -392,7 +391,7 @@ async fn serve(primary: &Primary, shared: &Shared, known: &mut Option<Identity>)
         }
         shared.counters.floors.fetch_add(1, Ordering::Relaxed);
         // Words whose writes ended without a position get theirs with the next one asked for.
-        shared.queue.lock().unplaced.extend((0..WORDS).map(|index| index as u16));
+        shared.queue.lock().unplaced = MarkedWords::all();
         *known = Some(primary.identity.clone());
     }
     // What an earlier connection took and gave back waits.
@@ -447,7 +446,8 @@ async fn end_waiting(primary: &Primary, shared: &Shared) -> Result<(), ClockErro
         let last = queue.handed_over;
         let over = std::mem::take(&mut queue.over);
         // Without standard pages words stay unplaced; asking for their sake would never end.
-        let unplaced = if primary.standard_pages { std::mem::take(&mut queue.unplaced) } else { BTreeSet::new() };
+        let unplaced =
+            if primary.standard_pages { std::mem::take(&mut queue.unplaced) } else { MarkedWords::default() };
         (Taken { shared, over, unplaced }, last)
     };
     if taken.over.is_empty() && taken.unplaced.is_empty() {
@@ -472,7 +472,7 @@ async fn end_waiting(primary: &Primary, shared: &Shared) -> Result<(), ClockErro
     // writes from ending while this is decided.
     let queue = shared.queue.lock();
     let placeable = std::mem::take(&mut taken.unplaced);
-    shared.words.place(placeable.difference(&queue.unplaced).copied(), position);
+    shared.words.place(placeable.without(&queue.unplaced), position);
     Ok(())
 }
 
@@ -480,7 +480,7 @@ async fn end_waiting(primary: &Primary, shared: &Shared) -> Result<(), ClockErro
 struct Taken<'a> {
     shared: &'a Shared,
     over: Vec<Announcement>,
-    unplaced: BTreeSet<u16>,
+    unplaced: MarkedWords,
 }
 
 impl Taken<'_> {
@@ -499,7 +499,7 @@ impl Drop for Taken<'_> {
         // At most one batch more than the queue's bound.
         self.over.append(&mut queue.over);
         std::mem::swap(&mut queue.over, &mut self.over);
-        queue.unplaced.append(&mut self.unplaced);
+        queue.unplaced.merge(std::mem::take(&mut self.unplaced));
     }
 }
 
@@ -602,8 +602,8 @@ mod tests {
     async fn what_was_taken_but_not_ended_goes_back() {
         let (clock, words) = unreachable();
         let shared = &clock.shared;
-        drop(Taken { shared, over: vec![begun(&words, 3)], unplaced: [9].into() });
+        drop(Taken { shared, over: vec![begun(&words, 3)], unplaced: [9].into_iter().collect() });
         assert_eq!(clock.waiting(), (1, 0));
-        assert!(shared.queue.lock().unplaced.contains(&9));
+        assert!(shared.queue.lock().unplaced.without(&MarkedWords::default()).eq([9]));
     }
 }

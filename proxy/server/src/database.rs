@@ -11,7 +11,6 @@ mod primaries;
 pub mod progress;
 mod server;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock, Weak};
@@ -26,8 +25,8 @@ use weir_core::fresh::PrimaryBecause;
 use weir_core::fresh::words::Words;
 use weir_core::id::{Epoch, ShardId};
 use weir_core::topology::catalog::Catalog;
-use weir_core::topology::moves::{Apart, Moves};
-use weir_core::topology::{ShardState, TableRules, Topology, Width};
+use weir_core::topology::moves::Apart;
+use weir_core::topology::{ShardState, TableRules, Topology, Width, follow};
 
 use crate::back::connect::Login;
 use crate::back::pool::Pool;
@@ -420,10 +419,8 @@ impl Database {
     /// Puts a new topology into force, of shards that are all in the list.
     pub fn install_topology(&self, topology: Topology) {
         let old = self.view_arc();
-        // What is known of the shards' words and replicas is of before: a replica that lags would show slots as they were.
-        let moves = [&old.topology.moves, &topology.moves];
-        let involved: BTreeSet<ShardId> = moves.into_iter().flat_map(Moves::shards).collect();
-        for shard in involved {
+        // A replica that lags would show slots as they were.
+        for shard in follow::voided(&old.topology, &topology) {
             self.shard(shard).clock.begin_anew();
         }
         let apart = Apart::of(&topology).map(Arc::new);

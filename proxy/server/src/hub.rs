@@ -288,9 +288,11 @@ async fn read(client: &mut Client, database: &DatabaseConfig) -> Result<HubMap, 
         .read_only(true)
         .start()
         .await?;
-    let (epoch, known) = shards::known(&snapshot, &database.name).await?;
+    // At once: statements may be waiting for it.
+    let both = tokio::try_join!(shards::known(&snapshot, &database.name), moves::open(&snapshot, &database.name));
+    let ((epoch, known), rows) = both?;
     let ids = known.iter().enumerate().map(|(number, shard)| (shard.name.as_str(), ShardId(number as u16))).collect();
-    let moves = moves::read(&snapshot, &database.name, &ids).await?;
+    let moves = moves::known(rows, &database.name, &ids)?;
     shards::map(database, epoch, known, moves)
 }
 

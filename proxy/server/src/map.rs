@@ -25,7 +25,7 @@ use crate::servers::Joining;
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 /// How often requests of older epochs are looked for: at first, and at most.
 const LOOK: Duration = Duration::from_millis(1);
-const LOOK_MAX: Duration = Duration::from_millis(20);
+const LOOK_MAX: Duration = Duration::from_millis(5);
 /// Pause after the hub could not be told.
 const AGAIN: Duration = Duration::from_millis(250);
 

@@ -4,6 +4,7 @@
 pub mod bound;
 pub mod decoded;
 pub mod fleet;
+pub mod marked;
 #[cfg(test)]
 mod model;
 pub mod pace;
@@ -18,6 +19,7 @@ use smallvec::SmallVec;
 use crate::topology::hash::hash_bytes_extended;
 
 pub use bound::{Choice, Level, PrimaryBecause, ReadBound, ReplicaView, SessionMark, choose, replica_answer_ok};
+pub use marked::MarkedWords;
 pub use pace::Pace;
 pub use past::Past;
 pub use shown::Shown;

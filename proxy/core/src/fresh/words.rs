@@ -202,9 +202,10 @@ impl Words {
     /// Everything at or below `lsn` is unknown (start, restart or promotion of the primary, writes seen elsewhere):
     /// replicas must have replayed past it, and whatever was read before is void.
     pub fn raise_floor(&self, lsn: Lsn) {
-        for word in &self.words {
+        let marks = self.marks.fetch_add(self.words.len() as u64, Ordering::Relaxed);
+        for (word, mark) in self.words.iter().zip(marks..) {
             word.lsn.fetch_max(lsn.0, Ordering::Relaxed);
-            word.stamp.fetch_add(self.new_mark(), Ordering::Relaxed);
+            word.stamp.fetch_add(mix(mark), Ordering::Relaxed);
             word.state.fetch_add(VERSION_ONE, Ordering::SeqCst);
         }
         fence(Ordering::SeqCst);

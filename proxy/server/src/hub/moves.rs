@@ -156,14 +156,14 @@ pub(super) async fn epoch(client: &impl GenericClient, database: &str) -> Result
     Ok(Epoch(row.try_get::<_, i64>(0)? as u64))
 }
 
-/// What statements must know.
-pub(super) async fn read(
-    client: &impl GenericClient,
-    database: &str,
-    ids: &BTreeMap<&str, ShardId>,
-) -> Result<Moves, HubError> {
+pub(super) async fn open(client: &impl GenericClient, database: &str) -> Result<Vec<MoveRow>, HubError> {
+    rows(client, database, OPEN).await
+}
+
+/// What statements must know of these.
+pub(super) fn known(rows: Vec<MoveRow>, database: &str, ids: &BTreeMap<&str, ShardId>) -> Result<Moves, HubError> {
     let mut moves = Vec::new();
-    for row in rows(client, database, OPEN).await? {
+    for row in rows {
         let Some(stage) = row.phase.stage() else { continue };
         let shard =
             |name: &str| ids.get(name).copied().ok_or_else(|| damaged(database, row.id, "its shard is not known"));
@@ -492,7 +492,7 @@ impl Driving {
     /// Those that have a connection to the hub. `sessions`: the names that begin with $1, without that.
     pub async fn connected(&self, sessions: &str) -> Result<Vec<String>, HubError> {
         bounded(async {
-            let rows = self.client.query(sessions, &[&super::NAME]).await?;
+            let rows = self.client.query_typed(sessions, &[(&super::NAME, Type::TEXT)]).await?;
             rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
         })
         .await

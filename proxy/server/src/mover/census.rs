@@ -25,9 +25,10 @@ pub(super) const SETTLED_MAX: Duration = Duration::from_secs(30);
 const MARGIN: Duration = Duration::from_millis(500);
 /// How often it is asked who works by which epoch.
 const LOOK: Duration = Duration::from_millis(2);
-const LOOK_MAX: Duration = Duration::from_millis(10);
-/// Whoever is there and well has answered by then; looking for connections burdens servers whose statements wait.
-const THERE_AFTER: Duration = Duration::from_millis(20);
+const LOOK_MAX: Duration = Duration::from_millis(4);
+/// Whoever is there and well has answered by then; looking for connections burdens servers whose statements wait. Also the pause between
+/// two such looks.
+const THERE_AFTER: Duration = Duration::from_millis(50);
 
 const SESSIONS: &str = "SELECT DISTINCT substr(application_name, length($1) + 1) FROM pg_stat_activity \
                         WHERE starts_with(application_name, $1)";
@@ -50,10 +51,40 @@ impl Census {
         epoch: Epoch,
         longest: Duration,
     ) -> Result<Vec<String>> {
-        let (begun, mut look) = (Instant::now(), LOOK);
-        let mut behind = self.behind(driving, epoch).await?;
+        let begun = Instant::now();
         self.write((driving, servers), epoch).await?;
-        let written = Instant::now();
+        self.wait(driving, epoch, (begun, longest)).await
+    }
+
+    /// The same as [`Census::settled`] for an epoch that follows one that was written, where statements wait: who is well says so
+    /// before the servers could be told. Whoever calls must write it on both of them before another one owns the slots, for proxies
+    /// that nobody knows of.
+    pub(super) async fn settled_soon(
+        &mut self,
+        (driving, servers): (&Driving, [&Reach; 2]),
+        epoch: Epoch,
+        longest: Duration,
+    ) -> Result<Vec<String>> {
+        let begun = Instant::now();
+        while begun.elapsed() < THERE_AFTER {
+            if self.behind(driving, epoch).await?.is_empty() {
+                return Ok(Vec::new());
+            }
+            sleep(LOOK).await;
+        }
+        self.write((driving, servers), epoch).await?;
+        self.wait(driving, epoch, (begun, longest)).await
+    }
+
+    /// Once the epoch is written.
+    async fn wait(
+        &mut self,
+        driving: &Driving,
+        epoch: Epoch,
+        (begun, longest): (Instant, Duration),
+    ) -> Result<Vec<String>> {
+        let (written, mut look, mut next_there) = (Instant::now(), LOOK, begun + THERE_AFTER);
+        let mut behind = self.behind(driving, epoch).await?;
         loop {
             for id in &behind {
                 self.missed.entry_ref(id.as_str()).or_insert((epoch, written));
@@ -66,8 +97,9 @@ impl Census {
             sleep(look).await;
             look = (look * 2).min(LOOK_MAX);
             behind = self.behind(driving, epoch).await?;
-            if begun.elapsed() >= THERE_AFTER {
+            if Instant::now() >= next_there {
                 self.keep_those_there(driving, &mut behind).await?;
+                next_there = Instant::now() + THERE_AFTER;
             }
         }
     }
@@ -99,8 +131,12 @@ impl Census {
         Ok(proxies.into_iter().filter(|(_, at)| *at < epoch).map(|(id, _)| id).collect())
     }
 
-    /// From here on a proxy that asks one of the servers learns that its map is old.
-    async fn write(&mut self, (driving, [source, target]): (&Driving, [&Reach; 2]), epoch: Epoch) -> Result<()> {
+    /// From here on a proxy that asks one of the servers learns that its map is old. Errors: the hub has forgotten a later one.
+    pub(super) async fn write(
+        &mut self,
+        (driving, [source, target]): (&Driving, [&Reach; 2]),
+        epoch: Epoch,
+    ) -> Result<()> {
         if self.servers.iter().any(Client::is_closed) {
             self.servers.clear();
             self.written = Epoch(0);
@@ -109,11 +145,9 @@ impl Census {
             self.servers = vec![sql::plain(source).await?, sql::plain(target).await?];
         }
         if self.written < epoch {
-            let write = "UPDATE weir.map SET epoch = greatest(epoch, $1) RETURNING epoch";
-            let ours = epoch.0 as i64;
+            let write = write_epoch(epoch);
             // Statements may be waiting: both at once.
-            let rows =
-                self.servers.iter().map(async |server| server.query_typed_one(write, &[(&ours, Type::INT8)]).await);
+            let rows = self.servers.iter().map(async |server| server.query_typed_one(&write, &[]).await);
             for row in try_join_all(rows).await.context("the map's epoch")? {
                 let written = Epoch(row.try_get::<_, i64>(0)? as u64);
                 // Another move may have come further; the hub cannot have.
@@ -130,11 +164,15 @@ impl Census {
     /// Proxies that have a connection to the hub or to one of the servers.
     async fn there(&self, driving: &Driving) -> Result<Vec<String>> {
         let mut there = driving.connected(SESSIONS).await?;
-        for server in &self.servers {
-            for row in server.query(SESSIONS, &[&ASKS]).await? {
-                there.push(row.try_get(0)?);
-            }
+        let asked = self.servers.iter().map(async |server| server.query_typed(SESSIONS, &[(&ASKS, Type::TEXT)]).await);
+        for row in try_join_all(asked).await?.into_iter().flatten() {
+            there.push(row.try_get(0)?);
         }
         Ok(there)
     }
+}
+
+/// Tells one server of an epoch. Gives the one that it knows of then.
+pub(super) fn write_epoch(epoch: Epoch) -> String {
+    format!("UPDATE weir.map SET epoch = greatest(epoch, {epoch}) RETURNING epoch")
 }

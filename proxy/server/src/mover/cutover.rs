@@ -13,6 +13,7 @@ use weir_core::id::Epoch;
 use weir_core::reshard::phase::{Aim, Phase};
 
 use super::apply::Follower;
+use super::census::write_epoch;
 use super::{Mover, Side, guard, sql};
 use crate::hub::moves::MoveRow;
 
@@ -72,6 +73,8 @@ impl Mover {
         }
         self.get_in_step(way.giver).await?;
         self.tables_stand(&hands).await?;
+        // The last one that the servers hear of before statements wait: the next one they are told with the fences.
+        self.census.write((&self.driving, self.pair.servers()), self.driving.epoch().await?).await?;
         let begun = Instant::now();
         let epoch = self.driving.step(row, way.meanwhile, None).await?;
         let waiting = MoveRow { phase: way.meanwhile, ..row.clone() };
@@ -152,7 +155,7 @@ impl Mover {
     ) -> Result<()> {
         let script = self.pair.script.clone();
         let held_max = (HELD_MAX * (1 << self.vain.min(6))).min(HELD_MOST);
-        let settled = timeout(held_max + ANSWER_MAX, self.settled(epoch, held_max)).await;
+        let settled = timeout(held_max + ANSWER_MAX, self.settled_soon(epoch, held_max)).await;
         let behind = settled.context("the servers cannot be told of the map")??;
         ensure!(behind.is_empty(), "proxies do not hold their statements in time: {}", behind.join(", "));
         let held = begun.elapsed();
@@ -166,7 +169,7 @@ impl Mover {
         }
         let locked = begun.elapsed();
         // From here on nobody writes them: not who comes late, nor who goes past weir.
-        let close = format!("{}; {}", script.set_fence(false), script.mark());
+        let close = format!("{}; {}; {}", write_epoch(epoch), script.set_fence(false), script.mark());
         let mark =
             timeout(ANSWER_MAX, sql::last(&hands.gives, &close)).await.context("no answer")?.context("the fence")?;
         let mark = mark.parse().context("a mark")?;
@@ -175,7 +178,7 @@ impl Mover {
         tokio::try_join!(rest, self.tables_stand(hands))?;
         let drained = begun.elapsed();
         *taker = Taker::Told;
-        set_fence(&hands.takes, &script.set_fence(true)).await?;
+        set_fence(&hands.takes, &format!("{}; {}", write_epoch(epoch), script.set_fence(true))).await?;
         let owner = if way.giver == Side::Source { &row.to } else { &row.from };
         self.driving.step(row, way.after, Some(owner)).await?;
         let done = begun.elapsed();

@@ -372,8 +372,14 @@ impl Mover {
 
     /// Waits until no proxy works by an older epoch. Those that still do after `longest`.
     async fn settled(&mut self, epoch: Epoch, longest: Duration) -> Result<Vec<String>> {
-        let servers = [&self.pair.source, &self.pair.target];
+        let servers = self.pair.servers();
         self.census.settled((&self.driving, servers), epoch, longest).await
+    }
+
+    /// The same where statements wait for it.
+    async fn settled_soon(&mut self, epoch: Epoch, longest: Duration) -> Result<Vec<String>> {
+        let servers = self.pair.servers();
+        self.census.settled_soon((&self.driving, servers), epoch, longest).await
     }
 }
 
@@ -390,6 +396,10 @@ impl Pair {
             Side::Source => &self.source,
             Side::Target => &self.target,
         }
+    }
+
+    fn servers(&self) -> [&Reach; 2] {
+        [&self.source, &self.target]
     }
 }
 
