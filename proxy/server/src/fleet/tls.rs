@@ -23,7 +23,7 @@ use crate::config::{Endpoint, PeersTlsConfig};
 
 /// The first byte of a TLS connection (RFC 8446, 5.1: handshake). No message of peers has this tag.
 const HANDSHAKE: u8 = 22;
-/// Between two complaints in the log: peers try again many times a second.
+/// Between two complaints of the same kind in the log: peers try again many times a second.
 const SAID_EVERY: Duration = Duration::from_secs(30);
 
 /// A connection between two proxies.
@@ -39,11 +39,20 @@ pub struct Ends {
     acceptor: TlsAcceptor,
 }
 
+/// Why a peer is not talked to.
+#[derive(Clone, Copy)]
+enum Complaint {
+    SpeaksTls,
+    SpeaksPlain,
+    /// Also when the other one was shut down meanwhile, which must not keep the others from being told.
+    Failed,
+}
+
 /// How connections between proxies begin.
 pub struct PeerTls {
     ends: Option<ArcSwap<Ends>>,
-    /// When somebody was last complained about.
-    said: Mutex<Option<Instant>>,
+    /// When each [`Complaint`] was made last.
+    said: Mutex<[Option<Instant>; 3]>,
 }
 
 impl PeerTls {
@@ -67,7 +76,7 @@ impl PeerTls {
         let name = ServerName::try_from(host).map_err(io::Error::other)?;
         match ends.load_full().connector.connect(name, stream).await {
             Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => Err(self.refused(address, &format!("TLS failed: {error}"))),
+            Err(error) => Err(self.refused(address, Complaint::Failed, &format!("TLS failed: {error}"))),
         }
     }
 
@@ -78,17 +87,21 @@ impl PeerTls {
         let from = stream.peer_addr()?.to_string();
         match (&self.ends, speaks_tls) {
             (None, false) => Ok(Box::new(stream)),
-            (None, true) => Err(self.refused(&from, "it speaks TLS, and [peers] names no certificate here")),
-            (Some(_), false) => Err(self.refused(&from, "it speaks plain TCP, and [peers] demands TLS here")),
+            (None, true) => {
+                Err(self.refused(&from, Complaint::SpeaksTls, "it speaks TLS, and [peers] names no certificate here"))
+            }
+            (Some(_), false) => {
+                Err(self.refused(&from, Complaint::SpeaksPlain, "it speaks plain TCP, and [peers] demands TLS here"))
+            }
             (Some(ends), true) => match ends.load_full().acceptor.accept(stream).await {
                 Ok(stream) => Ok(Box::new(stream)),
-                Err(error) => Err(self.refused(&from, &format!("TLS failed: {error}"))),
+                Err(error) => Err(self.refused(&from, Complaint::Failed, &format!("TLS failed: {error}"))),
             },
         }
     }
 
-    fn refused(&self, peer: &str, why: &str) -> io::Error {
-        let mut said = self.said.lock();
+    fn refused(&self, peer: &str, complaint: Complaint, why: &str) -> io::Error {
+        let said = &mut self.said.lock()[complaint as usize];
         if said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
             *said = Some(Instant::now());
             tracing::warn!(
