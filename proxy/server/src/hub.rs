@@ -12,11 +12,12 @@ pub mod servers;
 mod shards;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Statement};
 use weir_core::id::{Epoch, ShardId};
 use weir_core::topology::follow::{self, Shown};
 use weir_core::topology::moves::Moves;
@@ -38,10 +39,8 @@ const CONNECTIONS: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The map is read again this often, whatever was notified.
 const REREAD: Duration = Duration::from_secs(5);
-/// Pause before notifications are listened for again.
-const LISTEN_AGAIN: Duration = Duration::from_millis(250);
-/// Notifications not yet looked at; one is as good as many, since each leads to a full read.
-const HINTS: usize = 1;
+/// Pause before it is connected to again.
+const AGAIN: Duration = Duration::from_millis(250);
 
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
@@ -150,7 +149,7 @@ impl Hub {
             let mut client = self.client().await?;
             let transaction = client.transaction().await?;
             schema::lock(&transaction).await?;
-            let (_, known) = shards::known(&transaction, &database.name).await?;
+            let (_, known) = shards::ask(&transaction, &database.name).await?;
             if known.is_empty() {
                 schema::store(&transaction, database, &propose(database)?).await?;
             } else {
@@ -158,7 +157,7 @@ impl Hub {
                 schema::store_rules(&transaction, &database.name, &database.rules()).await?;
             }
             transaction.commit().await?;
-            read(&mut client, database).await
+            read(&client, database).await
         })
         .await
     }
@@ -166,8 +165,8 @@ impl Hub {
     /// Reads the map as it is now.
     pub async fn read(&self, database: &DatabaseConfig) -> Result<HubMap, HubError> {
         bounded(async {
-            let mut client = self.client().await?;
-            read(&mut client, database).await
+            let client = self.client().await?;
+            read(&client, database).await
         })
         .await
     }
@@ -175,51 +174,52 @@ impl Hub {
     /// Reads the map every five seconds, when `weir_topology` is notified and after every reconnect, for ever; dropping the
     /// future ends it. `known` is the map in force; only one with a higher epoch is told as a change.
     pub async fn watch(&self, database: DatabaseConfig, mut known: Topology, tell: impl Fn(HubEvent) + Send) {
-        let (hint, mut hints) = mpsc::channel(HINTS);
-        let listen = self.listen(hint);
-        let reread = async {
-            loop {
-                match self.read(&database).await {
-                    Ok(map) => {
-                        let shown = follow::compare(&known, &map.topology);
-                        tell(HubEvent::Read(shown, map.topology.epoch));
-                        if shown == Shown::Newer {
-                            known = map.topology.clone();
-                            tell(HubEvent::Changed(map));
-                        }
-                    }
-                    Err(error) => tell(HubEvent::Lost(error)),
-                }
-                // Either way the map is read again: a hint only makes it sooner.
-                let _ = tokio::time::timeout(REREAD, hints.recv()).await;
-            }
-        };
-        // Neither ends on its own; join, so that both are dropped together with this future.
-        tokio::join!(listen, reread);
-    }
-
-    /// Keeps one connection that LISTENs, and passes every notification and every reconnect on as a hint.
-    async fn listen(&self, hint: mpsc::Sender<()>) {
+        let mut told = None::<Instant>;
         loop {
-            if let Err(error) = self.listen_once(&hint).await {
-                tracing::debug!(%error, "the hub's notifications are interrupted");
+            let begun = Instant::now();
+            let error = self.follow(&database, &mut known, &tell).await;
+            // An attempt that failed at once has said nothing new.
+            if begun.elapsed() >= REREAD || told.is_none_or(|at| at.elapsed() >= REREAD) {
+                tell(HubEvent::Lost(error));
+                told = Some(Instant::now());
             }
             // Sooner, if another server has become the primary.
-            self.server.pause(LISTEN_AGAIN).await;
+            self.server.pause(AGAIN).await;
         }
     }
 
-    async fn listen_once(&self, hint: &mpsc::Sender<()>) -> Result<(), HubError> {
-        let (tell, mut heard) = mpsc::channel(HINTS);
-        // The client must outlive the loop below, or the connection would close.
-        let client = bounded(async { Ok(self.server.open_hearing(tell).await?) }).await?;
-        bounded(async { Ok(client.batch_execute("LISTEN weir_topology").await?) }).await?;
-        let _ = hint.try_send(());
-        while heard.recv().await.is_some() {
-            // A full queue already promises a read.
-            let _ = hint.try_send(());
+    /// The same by one connection, which LISTENs and reads, until it breaks.
+    async fn follow(&self, database: &DatabaseConfig, known: &mut Topology, tell: &impl Fn(HubEvent)) -> HubError {
+        // One that has not been looked at is as good as many.
+        let (notify, mut notified) = mpsc::channel(1);
+        let ready = bounded(async {
+            let client = self.server.open_hearing(notify).await?;
+            client.batch_execute("LISTEN weir_topology").await?;
+            let reader = MapReader::prepare(&client).await?;
+            Ok((client, reader))
+        });
+        let (client, reader) = match ready.await {
+            Ok(ready) => ready,
+            Err(error) => return error,
+        };
+        loop {
+            match bounded(reader.read(&client, database)).await {
+                Ok(map) => {
+                    let shown = follow::compare(known, &map.topology);
+                    tell(HubEvent::Read(shown, map.topology.epoch));
+                    if shown == Shown::Newer {
+                        known.clone_from(&map.topology);
+                        tell(HubEvent::Changed(map));
+                    }
+                }
+                Err(error) if client.is_closed() || matches!(error, HubError::Unreachable(_)) => return error,
+                Err(error) => tell(HubEvent::Lost(error)),
+            }
+            // Either way the map is read again: a notification only makes it sooner.
+            if let Ok(None) = tokio::time::timeout(REREAD, notified.recv()).await {
+                return HubError::Unreachable("the connection was closed".to_owned());
+            }
         }
-        Err(HubError::Unreachable("the connection was closed".to_owned()))
     }
 
     /// Where clients' connections find its primary. `None`: by a socket file, which they cannot use.
@@ -281,19 +281,42 @@ fn propose(database: &DatabaseConfig) -> Result<SlotMap, HubError> {
 }
 
 /// One consistent read: a single transaction sees one snapshot.
-async fn read(client: &mut Client, database: &DatabaseConfig) -> Result<HubMap, HubError> {
-    let snapshot = client
-        .build_transaction()
-        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start()
-        .await?;
-    // At once: statements may be waiting for it.
-    let both = tokio::try_join!(shards::known(&snapshot, &database.name), moves::open(&snapshot, &database.name));
-    let ((epoch, known), rows) = both?;
-    let ids = known.iter().enumerate().map(|(number, shard)| (shard.name.as_str(), ShardId(number as u16))).collect();
-    let moves = moves::known(rows, &database.name, &ids)?;
-    shards::map(database, epoch, known, moves)
+/// What the map is read with, prepared on one connection: statements may be waiting for it.
+struct MapReader {
+    shards: Statement,
+    moves: Statement,
+}
+
+impl MapReader {
+    async fn prepare(client: &Client) -> Result<MapReader, HubError> {
+        let ask_open = moves::ask_open();
+        let (shards, moves) = tokio::try_join!(
+            client.prepare_typed(shards::KNOWN, &[Type::TEXT]),
+            client.prepare_typed(&ask_open, &[Type::TEXT])
+        )?;
+        Ok(MapReader { shards, moves })
+    }
+
+    /// One consistent read, in one round trip.
+    async fn read(&self, client: &Client, database: &DatabaseConfig) -> Result<HubMap, HubError> {
+        let name: [&(dyn ToSql + Sync); 1] = [&database.name];
+        // Sent in this order.
+        let (begun, shards, moves, ended) = tokio::join!(
+            client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
+            client.query(&self.shards, &name),
+            client.query(&self.moves, &name),
+            client.batch_execute("COMMIT"),
+        );
+        begun?;
+        let (epoch, known) = shards::known(&shards?, &database.name)?;
+        let moves = moves::known(&moves?, &database.name, &known)?;
+        ended?;
+        shards::map(database, epoch, known, moves)
+    }
+}
+
+async fn read(client: &Client, database: &DatabaseConfig) -> Result<HubMap, HubError> {
+    MapReader::prepare(client).await?.read(client, database).await
 }
 
 /// Kind, key and key type of a rule as the hub stores them.

@@ -3,7 +3,6 @@
 //! Invariant: a step that statements must know of and the epoch change in one transaction, and on the connection that holds the mover's
 //! lock: who has lost the lock changes nothing. Non-goal: deciding what the next step is (`weir_core::reshard::phase`).
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use tokio_postgres::error::SqlState;
@@ -16,6 +15,7 @@ use weir_core::reshard::throttle::{Held, Limits};
 use weir_core::topology::KeySet;
 use weir_core::topology::moves::{Move, Moves};
 
+use super::shards::KnownShard;
 use super::{Hub, HubError, bounded, schema};
 
 /// A proxy that drives the moves and is not heard of for so long drives them no more: it is stopped, or cut off. It asks every second.
@@ -106,8 +106,12 @@ fn row(row: &Row, database: &str) -> Result<MoveRow, HubError> {
 }
 
 async fn rows(client: &impl GenericClient, database: &str, which: &str) -> Result<Vec<MoveRow>, HubError> {
-    let sql = format!("SELECT {COLUMNS} WHERE m.database = $1 {which} ORDER BY m.id");
-    client.query_typed(&sql, &[(&database, Type::TEXT)]).await?.iter().map(|found| row(found, database)).collect()
+    let found = client.query_typed(&select(which), &[(&database, Type::TEXT)]).await?;
+    found.iter().map(|found| row(found, database)).collect()
+}
+
+fn select(which: &str) -> String {
+    format!("SELECT {COLUMNS} WHERE m.database = $1 {which} ORDER BY m.id")
 }
 
 /// How many of the slots and of the keys beside them a shard owns.
@@ -156,17 +160,23 @@ pub(super) async fn epoch(client: &impl GenericClient, database: &str) -> Result
     Ok(Epoch(row.try_get::<_, i64>(0)? as u64))
 }
 
-pub(super) async fn open(client: &impl GenericClient, database: &str) -> Result<Vec<MoveRow>, HubError> {
-    rows(client, database, OPEN).await
+/// Asks for the moves of database $1 that are not over.
+pub(super) fn ask_open() -> String {
+    select(OPEN)
 }
 
-/// What statements must know of these.
-pub(super) fn known(rows: Vec<MoveRow>, database: &str, ids: &BTreeMap<&str, ShardId>) -> Result<Moves, HubError> {
+/// What statements must know of what [`ask_open`] has given.
+pub(super) fn known(found: &[Row], database: &str, shards: &[KnownShard]) -> Result<Moves, HubError> {
     let mut moves = Vec::new();
-    for row in rows {
+    for found in found {
+        let row = row(found, database)?;
         let Some(stage) = row.phase.stage() else { continue };
-        let shard =
-            |name: &str| ids.get(name).copied().ok_or_else(|| damaged(database, row.id, "its shard is not known"));
+        let shard = |name: &str| {
+            let number = shards.iter().position(|shard| shard.name == name);
+            number
+                .map(|number| ShardId(number as u16))
+                .ok_or_else(|| damaged(database, row.id, "its shard is not known"))
+        };
         moves.push(Move { id: row.id.into(), from: shard(&row.from)?, to: shard(&row.to)?, keys: row.keys, stage });
     }
     Ok(Moves::new(moves))

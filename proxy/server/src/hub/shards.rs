@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, GenericClient, Transaction};
+use tokio_postgres::{Client, GenericClient, Row, Transaction};
 use weir_core::id::{Epoch, ShardId, Slot};
 use weir_core::topology::moves::Moves;
 use weir_core::topology::{Isolated, Roster, ShardState, SlotMap, Topology};
@@ -56,7 +56,8 @@ pub(super) enum Change {
     Forgotten(ShardId),
 }
 
-const KNOWN: &str = "
+/// The shards of database $1.
+pub(super) const KNOWN: &str = "
 SELECT t.epoch, s.id, s.name, s.weight, s.servers, s.state,
        CASE s.id WHEN 0 THEN t.owners END,
        ARRAY(SELECT k.hash FROM weir.isolated_key k WHERE k.database = s.database AND k.shard = s.id ORDER BY k.hash),
@@ -64,12 +65,12 @@ SELECT t.epoch, s.id, s.name, s.weight, s.servers, s.state,
        (SELECT max(version) FROM weir.schema_version)
 FROM weir.topology t JOIN weir.shard s USING (database) WHERE t.database = $1 ORDER BY s.id";
 
-/// One consistent read: a single statement sees one snapshot.
-pub(super) async fn known(client: &impl GenericClient, database: &str) -> Result<(Epoch, Vec<KnownShard>), HubError> {
+/// What [`KNOWN`] has given.
+pub(super) fn known(rows: &[Row], database: &str) -> Result<(Epoch, Vec<KnownShard>), HubError> {
     let damaged = |what: String| HubError::Damaged { database: database.to_owned(), what };
     let mut shards: Vec<KnownShard> = Vec::new();
     let (mut epoch, mut owners) = (Epoch(0), None);
-    for row in client.query_typed(KNOWN, &[(&database, Type::TEXT)]).await? {
+    for row in rows {
         epoch = Epoch(row.try_get::<_, i64>(0)? as u64);
         // A newer weir may have made it mean what this one does not know.
         schema::known(row.try_get(9)?)?;
@@ -95,6 +96,10 @@ pub(super) async fn known(client: &impl GenericClient, database: &str) -> Result
         }
     }
     Ok((epoch, shards))
+}
+
+pub(super) async fn ask(client: &impl GenericClient, database: &str) -> Result<(Epoch, Vec<KnownShard>), HubError> {
+    known(&client.query_typed(KNOWN, &[(&database, Type::TEXT)]).await?, database)
 }
 
 /// What the configuration says that the hub does not know yet. Errors: more shards than a process can keep.
@@ -311,7 +316,7 @@ impl Hub {
 async fn locked<'c>(client: &'c mut Client, database: &str) -> Result<(Transaction<'c>, Vec<KnownShard>), HubError> {
     let transaction = client.transaction().await?;
     schema::lock(&transaction).await?;
-    let (_, known) = known(&transaction, database).await?;
+    let (_, known) = ask(&transaction, database).await?;
     Ok((transaction, known))
 }
 

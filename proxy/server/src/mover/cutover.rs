@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use tokio::time::timeout;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 use weir_core::id::Epoch;
 use weir_core::reshard::phase::{Aim, Phase};
 
 use super::apply::Follower;
 use super::census::write_epoch;
+use super::reach::Reach;
 use super::{Mover, Side, guard, sql};
 use crate::hub::moves::MoveRow;
 
@@ -51,6 +52,16 @@ pub(super) const BACK: Handover =
 struct Hands {
     gives: Client,
     takes: Client,
+    /// Asks either of them for its tables.
+    asks: [Statement; 2],
+}
+
+impl Hands {
+    async fn open([gives, takes]: [&Reach; 2]) -> Result<Hands> {
+        let (gives, takes) = (sql::plain(gives).await?, sql::plain(takes).await?);
+        let asks = [sql::prepare_described(&gives).await?, sql::prepare_described(&takes).await?];
+        Ok(Hands { gives, takes, asks })
+    }
 }
 
 /// Has the taker's fence been told to open?
@@ -64,10 +75,7 @@ enum Taker {
 impl Mover {
     /// Changes the owner, or leaves everything as it was and says why.
     pub(super) async fn hand_over(&mut self, row: &MoveRow, way: &Handover) -> Result<()> {
-        let hands = Hands {
-            gives: sql::plain(self.pair.at(way.giver)).await?,
-            takes: sql::plain(self.pair.at(way.giver.other())).await?,
-        };
+        let hands = Hands::open([self.pair.at(way.giver), self.pair.at(way.giver.other())]).await?;
         if way.giver == Side::Source {
             guard::advance_way_back(&self.pair).await?;
         }
@@ -202,7 +210,9 @@ impl Mover {
     async fn tables_stand(&self, hands: &Hands) -> Result<()> {
         let (rules, script) = (&self.pair.rules, &self.pair.script);
         let both = async {
-            tokio::try_join!(sql::described(&hands.gives, rules, script), sql::described(&hands.takes, rules, script))
+            let [here, there] = &hands.asks;
+            let (here, there) = ((&hands.gives, here), (&hands.takes, there));
+            tokio::try_join!(sql::described(here, rules, script), sql::described(there, rules, script))
         };
         let (here, there) = timeout(ANSWER_MAX, both).await.context("no answer")??;
         for table in here.keys().chain(there.keys()) {

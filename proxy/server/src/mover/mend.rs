@@ -78,7 +78,8 @@ impl Mover {
     /// A table of the target's that has no guard, where others have.
     async fn came_since(&self) -> Result<Option<String>> {
         let client = sql::plain(self.pair.at(Side::Target)).await?;
-        let tables = sql::described(&client, &self.pair.rules, &self.pair.script).await?;
+        let asked = sql::prepare_described(&client).await?;
+        let tables = sql::described((&client, &asked), &self.pair.rules, &self.pair.script).await?;
         if tables.values().all(|(_, is_minded)| !is_minded) {
             return Ok(None);
         }

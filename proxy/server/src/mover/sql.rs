@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use tokio_postgres::Client;
-use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 use weir_core::reshard::script::{MovedTable, Script};
 use weir_core::sql::word::quote_literal;
 use weir_core::topology::spread::{Spread, names, spread_of};
@@ -124,15 +123,22 @@ SELECT format('%I.%I', n.nspname, c.relname),
     AND EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = c.oid AND p.pubname = $5)
 {leaves}";
 
+/// Asks for tables as [`described`] has them; once asked it is planned, where the server can keep a plan.
+pub(super) async fn prepare_described(client: &Client) -> Result<Statement> {
+    let keep_plan = "SELECT set_config('plan_cache_mode', 'force_generic_plan', false) \
+                     WHERE current_setting('server_version_num')::int >= 120000";
+    client.batch_execute(keep_plan).await?;
+    Ok(client.prepare(&DESCRIBED.replace("{leaves}", LEAVES)).await?)
+}
+
 /// Columns of each table that has rows of the keys, and whether it is guarded and published.
 pub(super) async fn described(
-    client: &Client,
+    (client, prepared): (&Client, &Statement),
     rules: &TableRules,
     script: &Script,
 ) -> Result<BTreeMap<String, (Vec<String>, bool)>> {
     let [schemas, names, keys] = names(spread_of(rules, script.keys()));
-    let sql = DESCRIBED.replace("{leaves}", LEAVES);
-    let rows = client.query(&sql, &[&schemas, &names, &keys, &script.trigger(), &script.name()]).await?;
+    let rows = client.query(prepared, &[&schemas, &names, &keys, &script.trigger(), &script.name()]).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
 }
 
