@@ -104,6 +104,9 @@ struct Args {
     /// Writes among them, in percent.
     #[arg(long, value_delimiter = ',', default_values_t = mixed::WRITE_PERCENT)]
     writes: Vec<u32>,
+    /// While they are measured, servers wait for the disk before they acknowledge a commit, as in service.
+    #[arg(long)]
+    durable: bool,
     /// Lengths of the value that is read again and again, of 64, 512 and 4096.
     #[arg(long, value_delimiter = ',', default_values_t = [512], value_parser = clap::builder::PossibleValuesParser::new(["64", "512", "4096"]).map(|bytes| bytes.parse::<usize>().unwrap_or_default()))]
     bytes: Vec<usize>,
@@ -157,7 +160,9 @@ async fn run(mut args: Args) -> Result<()> {
     }
     if args.parts.contains(&Part::Mixed) {
         let what = (args.cares.as_slice(), args.writes.as_slice());
-        report.mixed = mixed::run(Duration::from_secs(args.secs), args.rounds, what, args.weir.clone()).await?;
+        let site = (args.durable, args.weir.clone());
+        report.durable = args.durable;
+        report.mixed = mixed::run(Duration::from_secs(args.secs), args.rounds, what, site).await?;
     }
     if args.parts.contains(&Part::Shards) {
         let rows = if args.quick { 20_000 } else { 500_000 };

@@ -2,7 +2,8 @@
 //!
 //! The same rows behind five weirs of one binary: one passes through, one keeps dependency words and a cache, one follows the WAL
 //! as well, one has Redis, and one announces its writes to another weir. Closed loop: each connection asks again as soon as it has its
-//! answer. Servers do not wait for the disk, so that a write is as cheap as it can be and what weir adds shows most.
+//! answer. Unless it is wanted otherwise, servers do not wait for the disk, so that a write is as cheap as it can be and what weir adds
+//! shows most.
 //! Non-goals: hits alone ([`crate::hits`]).
 
 use std::fmt;
@@ -92,11 +93,15 @@ pub async fn run(
     length: Duration,
     rounds: u32,
     (cares, mixes): (&[Care], &[u32]),
-    weir: Option<PathBuf>,
+    (durable, weir): (bool, Option<PathBuf>),
 ) -> Result<Vec<MixedSample>> {
     let mut sites = Vec::new();
     for &care in cares {
-        sites.push(Site::start(care, weir.clone()).await.with_context(|| care.name())?);
+        let site = Site::start(care, weir.clone()).await.with_context(|| care.name())?;
+        if durable {
+            site.wait_for_the_disk().await.with_context(|| care.name())?;
+        }
+        sites.push(site);
     }
     let mut samples = Vec::new();
     for round in 1..=rounds {
@@ -124,6 +129,16 @@ impl Site {
         tier.shards[0].primary.admin("shop").await?.batch_execute(&format!("{filled}; ANALYZE registers")).await?;
         let second = if care == Care::Peers { Some(tier.another().await?) } else { None };
         Ok(Site { care, tier, _second: second })
+    }
+
+    /// From now on the server does what one in service does: a commit is on the disk when it is acknowledged.
+    async fn wait_for_the_disk(&self) -> Result<()> {
+        let primary = self.tier.shards[0].primary.admin("shop").await?;
+        for setting in ["fsync", "full_page_writes"] {
+            primary.batch_execute(&format!("ALTER SYSTEM SET {setting} = on")).await?;
+        }
+        primary.batch_execute("SELECT pg_reload_conf()").await?;
+        Ok(())
     }
 
     async fn mixed(&self, write_percent: u32, length: Duration) -> Result<MixedSample> {

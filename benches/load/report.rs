@@ -73,6 +73,8 @@ pub struct Report {
     pub transactions: Vec<TxSample>,
     pub hits: Vec<HitSample>,
     pub mixed: Vec<MixedSample>,
+    /// Servers waited for the disk in [`Self::mixed`].
+    pub durable: bool,
     pub planning: Vec<PlanSample>,
     pub crowds: Vec<CrowdSample>,
     pub bulk: Vec<BulkSample>,
@@ -159,7 +161,8 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "\nReads and writes of {KEYS} rows by their key, low keys more often, {CONNECTIONS} connections, fsync off:\n"
+            "\nReads and writes of {KEYS} rows by their key, low keys more often, {CONNECTIONS} connections, fsync {}:\n",
+            if self.durable { "on" } else { "off" },
         );
         text.push_str("| Writes | weir | statements/s | ÷ pass-through | CPU µs/statement, weir | weir and server | ÷ pass-through | hits |\n");
         text.push_str("|--:|---|--:|--:|--:|--:|--:|--:|\n");
@@ -467,7 +470,7 @@ impl Report {
     fn mixed_json(&self) -> Vec<Value> {
         let one = |sample: &MixedSample| {
             json!({
-                "weir": sample.care.name(), "write_percent": sample.write_percent, "statements_per_second": sample.statements,
+                "weir": sample.care.name(), "write_percent": sample.write_percent, "durable": self.durable, "statements_per_second": sample.statements,
                 "proxy_cpu_us": sample.proxy_us, "proxy_and_server_cpu_us": sample.all_us, "hit_ratio": sample.hit_ratio,
             })
         };

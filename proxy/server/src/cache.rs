@@ -244,9 +244,14 @@ impl Cache {
         self.heat.is_hot(seen.words())
     }
 
-    /// Is Redis to be asked for what memory has not?
-    pub fn has_shared(&self) -> bool {
-        self.l2.is_some()
+    /// Is Redis to be asked for what memory has not? Of what memory has and was written since, only another proxy may have stored more.
+    pub fn may_be_shared(&self, missed: MissReason, seen: &Observation, has_peers: bool) -> bool {
+        let worth = match missed {
+            MissReason::Absent => true,
+            MissReason::Moved => has_peers && !self.heat.is_warm(seen.words()),
+            _ => false,
+        };
+        worth && self.l2.is_some()
     }
 
     /// A second look into memory, which no counter hears of.
@@ -292,7 +297,8 @@ impl Cache {
         judge(&entry, key, &self.now(moment)).map(|()| entry)
     }
 
-    /// Stores a complete reply that was read after the look `moment.seen`: in memory now, in Redis soon.
+    /// Stores a complete reply that was read after the look `moment.seen`: in memory now, in Redis soon, unless that is hardly
+    /// worth it.
     ///
     /// `frames`: RowDescription, DataRows, CommandComplete, as the server sent them.
     pub fn put(&self, key: &CacheKey, moment: &Moment<'_>, frames: Bytes) -> Result<(), NoFillReason> {
@@ -310,6 +316,7 @@ impl Cache {
         })?;
         self.counters.stored.fetch_add(1, Ordering::Relaxed);
         if let Some(redis) = &self.l2
+            && !self.heat.is_warm(moment.seen.words())
             && let Some(stamps) = moment.words.stamps(moment.seen)
         {
             redis.put(Waiting { key: self.redis_key(key), entry, stamps });

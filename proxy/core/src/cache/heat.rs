@@ -3,7 +3,8 @@
 //! An entry that is void before it is asked for again costs the holding back and copying of a reply and gives nothing. So each
 //! word has a small score: up when an entry is found void because this word has moved, once for each version however many find
 //! one (a stampede after one write is no reason to keep nothing), down when an entry that depends on it answers. Above a threshold nothing is filled, but for one reply in sixteen: if that one answers again and again, the
-//! score falls, and all are filled as before. That is the decay; no clock takes part.
+//! score falls, and all are filled as before. That is the decay; no clock takes part. Well below it, what is filled is no longer shared
+//! with other processes, which costs more than keeping it.
 //!
 //! Invariant: none that answers depend on; a lost update costs a fill or spares one. Non-goals: what is still pending (it cannot
 //! be filled anyway), and which keys are read most.
@@ -14,6 +15,8 @@ use crate::fresh::{Observation, WORDS, WordSet};
 
 /// From here on nothing is filled.
 const HOT: u8 = 16;
+/// From here on what is filled stays here: others would hardly find it before it is void.
+const WARM: u8 = 4;
 /// Scores do not grow beyond this, so that a word is forgiven after half as many answers.
 const SCORE_MAX: u8 = 32;
 /// While a word is hot, one in so many fills is let through.
@@ -64,8 +67,16 @@ impl Heat {
 
     /// Is a reply that depends on these words not worth keeping?
     pub fn is_hot(&self, words: &WordSet) -> bool {
-        let hot = words.indexes().iter().any(|&index| score_of(self.scores[usize::from(index)].load(Relaxed)) >= HOT);
-        hot && !self.refused.fetch_add(1, Relaxed).is_multiple_of(PROBE)
+        self.has_reached(HOT, words) && !self.refused.fetch_add(1, Relaxed).is_multiple_of(PROBE)
+    }
+
+    /// Is a reply that depends on these words not worth telling other processes of, nor to be looked for among theirs?
+    pub fn is_warm(&self, words: &WordSet) -> bool {
+        self.has_reached(WARM, words)
+    }
+
+    fn has_reached(&self, threshold: u8, words: &WordSet) -> bool {
+        words.indexes().iter().any(|&index| score_of(self.scores[usize::from(index)].load(Relaxed)) >= threshold)
     }
 }
 
@@ -127,6 +138,7 @@ mod tests {
         for writes_per_read in [0.0, 0.05, 0.1, 0.4] {
             let (heat, words) = (Heat::default(), Words::new());
             let (filled, hits) = run(&heat, &words, 10_000, writes_per_read);
+            assert!(!heat.is_warm(&WordSet::from_indexes([900])), "{writes_per_read}: nor was it kept from others");
             assert_eq!(filled + hits, 10_000, "{writes_per_read}: no fill was refused");
             assert!(hits as f64 >= 10_000.0 * (0.99 - writes_per_read), "{writes_per_read}: {hits}");
         }
@@ -138,10 +150,11 @@ mod tests {
         let (filled, hits) = run(&heat, &words, 10_000, 1.0);
         assert!(filled <= 10_000 / PROBE as usize + 2 * usize::from(HOT), "{filled}");
         assert_eq!(hits, 0);
+        assert!(heat.is_warm(&WordSet::from_indexes([900])));
         // And it is forgiven when the writes end.
         let (_, hits) = run(&heat, &words, 10_000, 0.0);
         assert!(hits > 9_900, "{hits}");
-        assert!(!heat.is_hot(&WordSet::from_indexes([900])));
+        assert!(!heat.is_hot(&WordSet::from_indexes([900])) && !heat.is_warm(&WordSet::from_indexes([900])));
     }
 
     #[test]

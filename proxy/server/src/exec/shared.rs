@@ -19,7 +19,7 @@ impl Session {
         leader: Option<&mut Leader>,
     ) -> Result<Lookup, Failure> {
         let peers = self.db.shard(moment.shard).member.has_peers();
-        if !cache.has_shared() || !(missed == MissReason::Absent || missed == MissReason::Moved && peers) {
+        if !cache.may_be_shared(missed, moment.seen, peers) {
             return Ok(Lookup::Miss(missed));
         }
         let Some(leader) = leader.filter(|_| peers) else { return Ok(cache.get_remote(key, moment).await) };

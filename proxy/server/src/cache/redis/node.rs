@@ -25,6 +25,8 @@ const RETRY_MS_MAX: u64 = 2_000;
 const SETS_MAX: usize = 1_024;
 /// Entries stored with one write.
 const SETS_PER_WRITE: usize = 64;
+/// Shortest time between two writes: what comes meanwhile shares the next one.
+const STORE_GAP: Duration = Duration::from_millis(1);
 
 /// Dropping it ends its task.
 pub(super) struct Node {
@@ -228,6 +230,7 @@ async fn store_until_given_up(
             return true;
         }
         store(link, connection, &mut batch).await;
+        tokio::time::sleep(STORE_GAP).await;
     }
 }
 
