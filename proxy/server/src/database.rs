@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 use weir_core::error::UserError;
 use weir_core::fresh::PrimaryBecause;
@@ -147,8 +148,16 @@ pub struct Database {
     catalog_doubts: AtomicU64,
     pub maps: Maps,
     pub hub: Option<Hub>,
-    /// Slots on their way, as the hub was last asked.
-    pub moves: Mutex<Vec<MoveRow>>,
+    pub moves: KnownMoves,
+}
+
+/// Slots on their way.
+#[derive(Default)]
+pub struct KnownMoves {
+    /// As the hub was last asked.
+    pub rows: Mutex<Vec<MoveRow>>,
+    /// Ready after something was said about them here: if it is this process that drives them, it looks at once.
+    pub ordered: Notify,
 }
 
 impl Shard {
@@ -270,7 +279,7 @@ impl Database {
             catalog_doubts: AtomicU64::new(0),
             maps,
             hub,
-            moves: Mutex::default(),
+            moves: KnownMoves::default(),
         })
     }
 

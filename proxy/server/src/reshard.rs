@@ -202,7 +202,9 @@ async fn throttle(app: &App, limits: &[Limit], which: &Which) -> Result<Table, U
     moves_now(&db, hub, "RESHARD").await
 }
 
+/// What was said is in the hub: it is done from now on, and this is how it stands.
 async fn moves_now(db: &Database, hub: &Hub, tag: &'static str) -> Result<Table, UserError> {
+    db.moves.ordered.notify_one();
     let moves = hub.moves(&db.name, false).await.map_err(|error| hub_failed(&error))?;
     Ok(moves_table(&moves.iter().map(|one| moves_row(db, one)).collect::<Vec<_>>(), tag))
 }

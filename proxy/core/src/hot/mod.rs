@@ -166,6 +166,11 @@ mod tests {
                 prop_assert!(*truth <= bound || sketch.index.contains_key(&subject(*key)), "{key}: {truth}");
             }
         }
+    }
+
+    proptest! {
+        // Twenty thousand draws each.
+        #![proptest_config(ProptestConfig::with_cases(32))]
 
         #[test]
         fn the_hottest_of_zipf_are_found(seed in 0_u64..1000) {

@@ -129,6 +129,8 @@ fn what_makes_no_sense_is_refused() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn changed_weights_move_the_least(before in proptest::collection::vec(1_u32..9, 2..6), change in 0_usize..6, to in 0_u32..9) {
         let map = levelled_map(&before);

@@ -28,7 +28,7 @@ pub(super) fn publish(db: &Database) {
     let (hottest, total) = db.stats.hot.hottest(1);
     let most = hottest.first().map_or(0, |hot| hot.count - hot.error);
     metrics.hot_share.set(most as f64 / total.max(1) as f64);
-    db.stats.database.moves.publish(&db.moves.lock());
+    db.stats.database.moves.publish(&db.moves.rows.lock());
     publish_load(db);
     metrics.clients_active.set(busy as f64);
     metrics.clients_idle.set((live.len() - busy) as f64);

@@ -53,7 +53,7 @@ impl AdminSource for Source<'_> {
                 Show::Decoding => snapshot.decoding.extend(decoding(db)),
                 Show::Drift => snapshot.drift.extend(drift(db)),
                 Show::Moves => {
-                    snapshot.moves.extend(db.moves.lock().iter().map(|one| crate::reshard::moves_row(db, one)));
+                    snapshot.moves.extend(db.moves.rows.lock().iter().map(|one| crate::reshard::moves_row(db, one)));
                 }
                 Show::PreparedTransactions => snapshot.prepared.extend(prepared(db)),
                 Show::Engine => snapshot.engine.extend(engine(db)),

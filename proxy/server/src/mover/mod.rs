@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use weir_core::id::Epoch;
 use weir_core::reshard::phase::{Aim, Phase, next};
 use weir_core::reshard::script::{MovedTable, Script};
@@ -92,7 +92,8 @@ struct Mover {
 pub async fn run(app: Arc<App>, hub: Hub, db: Arc<Database>) {
     loop {
         // Where statements wait for a mover that is gone, it is not waited for longer than need be.
-        sleep(if db.view().topology.moves.givers().next().is_some() { ORDERS } else { LOOK }).await;
+        let pause = if db.view().topology.moves.givers().next().is_some() { ORDERS } else { LOOK };
+        let _ordered = timeout(pause, db.moves.ordered.notified()).await;
         if is_idle(&hub, &db).await {
             continue;
         }
@@ -112,7 +113,7 @@ pub async fn run(app: Arc<App>, hub: Hub, db: Arc<Database>) {
 async fn is_idle(hub: &Hub, db: &Database) -> bool {
     let Ok(moves) = hub.moves(&db.name, true).await else { return true };
     let all_over = moves.iter().all(|one| one.phase.is_final());
-    *db.moves.lock() = moves;
+    *db.moves.rows.lock() = moves;
     // A hub that has forgotten something would have it done again, and perhaps otherwise.
     all_over || db.maps.hub_is_behind()
 }
@@ -141,13 +142,12 @@ async fn drive(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>) -> Res
     let mut tasks = JoinSet::new();
     loop {
         let mut moves = driving.moves().await?;
-        db.moves.lock().clone_from(&moves);
+        db.moves.rows.lock().clone_from(&moves);
         moves.retain(|one| !one.phase.is_final());
         running.retain(|_, task| !task.is_finished());
         if moves.is_empty() && running.is_empty() {
             return Ok(());
         }
-        while tasks.try_join_next().is_some() {}
         // One copies at a time: two would share the same servers. Indexes of a new shard wait for all copies.
         let rests = |phase: Phase| phase.rests() || matches!(phase, Phase::Queued | Phase::Index);
         let mut is_free = moves.iter().all(|one| rests(one.phase));
@@ -160,7 +160,12 @@ async fn drive(app: &Arc<App>, db: &Arc<Database>, driving: Arc<Driving>) -> Res
             let id = one.id;
             running.insert(id, tasks.spawn(async move { attend(&app, &db, driving, id).await }));
         }
-        sleep(LOOK).await;
+        // What waits in line for one that is over begins soon.
+        tokio::select! {
+            _over = tasks.join_next(), if !tasks.is_empty() => sleep(ORDERS).await,
+            () = db.moves.ordered.notified() => {}
+            () = sleep(LOOK) => {}
+        }
     }
 }
 
