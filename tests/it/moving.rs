@@ -4,6 +4,7 @@ mod beside;
 mod company;
 mod copied;
 mod crowd;
+mod drawn;
 mod fresh;
 mod isolating;
 mod kills;

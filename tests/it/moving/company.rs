@@ -163,7 +163,8 @@ async fn one_shard_becomes_two_while_clients_go_on() -> Result<()> {
 
     let client = second.connect().await?;
     let directs = [tier.shards[0].primary.admin("shop").await?, added.admin("shop").await?];
-    shoppers.close(&client, &directs).await?;
+    let logs = || format!("{}\n{}", tier.proxy().weir_log(), second.weir_log());
+    shoppers.close(&client, &directs).await.with_context(logs)?;
     let all: i64 = session.query_one("SELECT count(*) FROM notes", &[]).await?.get(0);
     assert_eq!(other.query_one(&prepared, &[&0_i64]).await?.get::<_, i64>(0), all);
     assert_eq!(column(&directs[1], "SELECT stock FROM products WHERE name = 'cup'").await?, ["7"]);

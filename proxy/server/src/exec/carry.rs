@@ -179,7 +179,7 @@ impl Session {
             return Err(refusal_of(carried.plan).into());
         }
         let body = Bind::read(bind_body).map_err(|_| malformed())?.as_text().freeze();
-        let plan = bind(&self.db, &query, &body, &view)?;
+        let plan = bind(&self.db, &query, &body, &view.topology)?;
         let questions = [false, true].map(|merged| Question::Portal { prepared: &query, bind: &body, merged });
         self.read_planned(questions, (&query.template, &query.shape), &plan).await
     }

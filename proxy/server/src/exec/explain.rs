@@ -90,7 +90,7 @@ impl Session {
         if let Question::Portal { prepared, bind, .. } = question {
             let sql = Bytes::copy_from_slice(sql.as_bytes());
             let part = self.prepare((&sql, &prepared.types), view);
-            return names::bind(&self.db, &part, bind, view).ok();
+            return names::bind(&self.db, &part, bind, &view.topology).ok();
         }
         let part = self.db.statements.understand(sql, view, &mut self.scratch);
         let values = Values { params: &[], sql, literals: &self.scratch.normal.literals };

@@ -33,9 +33,9 @@ use crate::roles::Generation;
 use crate::unsound::{self, Place, Variant};
 
 /// Longest wait for a peer to say that it has heard.
-const HEAR_MAX: Duration = Duration::from_millis(500);
+const HEAR_MAX: Duration = Duration::from_secs(1);
 /// Longest time a write waits until everybody has been told or shut out.
-const TELL_MAX: Duration = Duration::from_secs(5);
+const TELL_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at whether writing is possible again, besides being woken.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 

@@ -3,12 +3,14 @@
 //! Invariant: a name means what one server would take it for: a portal bound anew or closed has no rows left, and what is open
 //! ends with the transaction. Non-goal: how rows are fetched ([`crate::exec::open`]).
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::fresh::Dependency;
 use weir_core::id::ShardId;
 use weir_core::merge::MergeSpec;
-use weir_core::plan::Wrap;
+use weir_core::plan::{Values, Wrap};
 use weir_core::sql::class::{Class, Target};
 use weir_core::sql::fetch::forward;
 use weir_wire::frontend::{Bind, put_query};
@@ -17,11 +19,24 @@ use super::control::refused;
 use super::names::Portal;
 use super::session::{Failure, Session};
 use super::stepwise::returns_rows;
+use crate::database::View;
 use crate::exec::fan::{Form, Question};
 use crate::exec::open::Reader;
 use crate::statements::Shape;
 
 impl Session {
+    /// A portal that weir has not bound may be a cursor made by DECLARE, on the one server of the database.
+    pub fn portal_of_server(&mut self, name: &Bytes, view: &View) -> Option<Portal> {
+        if !self.is_single() || self.held.is_empty() || name.is_empty() {
+            return None;
+        }
+        let sql = Bytes::from_static(b"FETCH FORWARD FROM a_cursor");
+        let prepared = self.prepare((&sql, &Bytes::new()), view);
+        let values = Values { params: &[], sql: "", literals: &[] };
+        let plan = prepared.template.bind(&values, &view.topology).ok()?;
+        Some(Portal { prepared, bind: Bytes::new(), plan: Arc::new(plan), bound_on: Some(view.topology.home) })
+    }
+
     /// DECLARE … CURSOR of a query whose rows several shards have.
     pub async fn declare_cursor(
         &mut self,

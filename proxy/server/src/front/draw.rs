@@ -108,13 +108,14 @@ impl Session {
         }
         let Some(values) = self.draw(filling).await? else { return Ok(op(body)) };
         let filled = self.filled_statement(&prepared, filling, view);
-        self.filled = Some(filled);
         let body = bind.with_numbers(&values).freeze();
+        self.not_gone(&filled, &body, view)?;
+        self.filled = Some(filled);
         Ok(op(body))
     }
 
     /// The statement with a further parameter for each value, made once.
-    fn filled_statement(&mut self, prepared: &Prepared, filling: &Filling, view: &View) -> Arc<Prepared> {
+    pub fn filled_statement(&mut self, prepared: &Prepared, filling: &Filling, view: &View) -> Arc<Prepared> {
         if let Some(filled) = prepared.filled.get() {
             return Arc::clone(filled);
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use weir_core::error::UserError;
 use weir_core::id::ShardId;
-use weir_core::plan::{Access, Values, Wrap};
+use weir_core::plan::{Access, Wrap};
 use weir_core::session::pin::Pin;
 use weir_core::session::replies::{Owed, Replies};
 use weir_core::session::vars::Reading;
@@ -238,7 +238,7 @@ impl Session {
                     Some(filled) => filled,
                     None => self.current(&statement, view)?,
                 };
-                let plan = bind(&self.db, &prepared, &body, view)?;
+                let plan = bind(&self.db, &prepared, &body, &view.topology)?;
                 self.heed(prepared.hint);
                 self.note_draws(&prepared.shape, &plan);
                 self.survey_class(&prepared.shape.class, survey);
@@ -265,11 +265,11 @@ impl Session {
                 Step::DescribeStatement { name, prepared }
             }
             Op::Describe { object: Object::Portal, name } => {
-                let portal = self.find_portal(&name, survey)?;
+                let portal = self.find_portal(&name, survey, view)?;
                 Step::DescribePortal { name, portal }
             }
             Op::Execute { portal: name, rows_max } => {
-                let portal = self.find_portal(&name, survey)?;
+                let portal = self.find_portal(&name, survey, view)?;
                 Step::Execute { name, portal, rows_max }
             }
             Op::Close { object: Object::Statement, name } => {
@@ -322,14 +322,15 @@ impl Session {
     }
 
     /// A portal of this batch or an earlier one; one that a server knows already fixes the shard.
-    fn find_portal(&mut self, name: &Bytes, survey: &mut Survey) -> Result<Portal, UserError> {
+    fn find_portal(&mut self, name: &Bytes, survey: &mut Survey, view: &View) -> Result<Portal, UserError> {
         if let Some((_, portal)) = survey.bound.iter().find(|(bound, _)| bound == name) {
             return Ok(portal.clone());
         }
         let portal = match self.names.portal(name) {
             Ok(portal) => portal.clone(),
-            Err(missing) => self.portal_of_server(name).ok_or(missing)?,
+            Err(missing) => self.portal_of_server(name, view).ok_or(missing)?,
         };
+        self.still_owned(&portal, view)?;
         match portal.bound_on {
             Some(shard) => {
                 survey.stepwise |= survey.shard.is_some_and(|already| already != shard);
@@ -338,19 +339,6 @@ impl Session {
             None => survey.stepwise = true,
         }
         Ok(portal)
-    }
-
-    /// A portal that weir has not bound may be a cursor made by DECLARE, on the one server of the database.
-    fn portal_of_server(&mut self, name: &Bytes) -> Option<Portal> {
-        if !self.is_single() || self.held.is_empty() || name.is_empty() {
-            return None;
-        }
-        let view = self.view();
-        let sql = Bytes::from_static(b"FETCH FORWARD FROM a_cursor");
-        let prepared = self.prepare((&sql, &Bytes::new()), &view);
-        let values = Values { params: &[], sql: "", literals: &[] };
-        let plan = prepared.template.bind(&values, &view.topology).ok()?;
-        Some(Portal { prepared, bind: Bytes::new(), plan: Arc::new(plan), bound_on: Some(view.topology.home) })
     }
 
     async fn relay_batch(&mut self, survey: &mut Survey, ending: Ending) -> Result<(), Failure> {

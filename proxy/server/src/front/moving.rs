@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError};
 use weir_core::id::ShardId;
@@ -17,7 +18,7 @@ use weir_core::topology::moves::Apart;
 use weir_core::topology::{Topology, Width};
 
 use super::batch::{Batch, Op};
-use super::names::bind;
+use super::names::{Portal, bind, bind_undrawn};
 use super::session::{Held, Session};
 use crate::database::View;
 use crate::statements::{Prepared, Understood};
@@ -49,7 +50,15 @@ impl Touch {
         if apart.draws_wait && template.filling().is_some() {
             return Touch::Drawing;
         }
-        let Some(plan) = planned(&apart.moving) else { return Touch::Nothing };
+        let Some(plan) = planned(&apart.moving) else {
+            return match template.filling() {
+                // Refused, whatever moves.
+                None => Touch::Nothing,
+                // Whose slot it is shows when its key is drawn.
+                Some(_) if apart.waiting.is_some() => Touch::Waiting,
+                Some(_) => Touch::Moving,
+            };
+        };
         if plan.changes_shared() && (apart.shared_waits || apart.shared_gone) {
             return if apart.shared_gone { Touch::Gone } else { Touch::Waiting };
         }
@@ -175,7 +184,7 @@ impl Session {
     async fn view_to_survey(&mut self, batch: &Batch) -> Result<Arc<View>, UserError> {
         loop {
             let (view, Some(apart)) = self.view_anew() else { return Ok(self.view()) };
-            let mut parsed: SmallVec<[(bytes::Bytes, Arc<Prepared>); 2]> = SmallVec::new();
+            let mut parsed: SmallVec<[(Bytes, Arc<Prepared>); 2]> = SmallVec::new();
             let mut touch = Touch::Nothing;
             for op in &batch.ops {
                 match op {
@@ -189,19 +198,42 @@ impl Session {
                             continue;
                         };
                         stays_as_defined(&prepared.shape.class, &view)?;
-                        let here = Touch::of(&apart, &prepared.template, |topology| {
-                            let view = View { topology: topology.clone(), ..View::clone(&view) };
-                            bind(&self.db, &prepared, body, &view).ok()
-                        });
-                        touch = touch.max(here);
+                        let (means, undrawn) = match prepared.template.filling() {
+                            None => (Arc::clone(&prepared), 0),
+                            Some(filling) => (self.filled_statement(&prepared, filling, &view), filling.drawings.len()),
+                        };
+                        touch = touch.max(Touch::of(&apart, &prepared.template, |topology| {
+                            bind_undrawn(&self.db, &means, (body, undrawn), topology).ok()
+                        }));
                     }
-                    // A portal of before: its transaction has its shards already.
+                    // A portal of before: its transaction has its shards already, see [`Session::still_owned`].
                     Op::Describe { .. } | Op::Execute { .. } | Op::Close { .. } => touch = touch.max(Touch::Moving),
                 }
             }
             if self.passes(touch, (&view, &apart)).await? {
                 return Ok(view);
             }
+        }
+    }
+
+    /// Errors: by this view's map, which a snapshot may keep, the bound statement writes what has another owner since.
+    pub fn not_gone(&self, prepared: &Prepared, body: &Bytes, view: &View) -> Result<(), UserError> {
+        let Some(apart) = view.apart.as_ref().filter(|apart| apart.gone.is_some()) else { return Ok(()) };
+        match Touch::of(apart, &prepared.template, |topology| bind(&self.db, prepared, body, topology).ok()) {
+            Touch::Gone => Err(gone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Errors: a portal of before writes what has had another owner since it was bound.
+    pub fn still_owned(&self, portal: &Portal, view: &View) -> Result<(), UserError> {
+        if view.width == Width::One || portal.plan.access == Access::Read {
+            return Ok(());
+        }
+        self.not_gone(&portal.prepared, &portal.bind, view)?;
+        match bind(&self.db, &portal.prepared, &portal.bind, &view.topology) {
+            Ok(now) if now.target != portal.plan.target => Err(gone()),
+            _ => Ok(()),
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Every change can be undone: an error in a pipeline means that what followed never happened.
 
+use std::iter::repeat_n;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,9 +11,10 @@ use smallvec::SmallVec;
 use weir_core::error::{Blame, UserError, sqlstate};
 use weir_core::id::ShardId;
 use weir_core::plan::{Datum, Plan, Values};
+use weir_core::topology::Topology;
 use weir_wire::frontend::Bind;
 
-use crate::database::{Database, View};
+use crate::database::Database;
 use crate::statements::Prepared;
 
 /// Statements one client may keep; each costs an entry here, not on a server.
@@ -216,7 +218,17 @@ fn too_many(kept: usize) -> UserError {
 }
 
 /// What a Bind message makes of its statement.
-pub fn bind(db: &Database, prepared: &Prepared, body: &Bytes, view: &View) -> Result<Plan, UserError> {
+pub fn bind(db: &Database, prepared: &Prepared, body: &Bytes, topology: &Topology) -> Result<Plan, UserError> {
+    bind_undrawn(db, prepared, (body, 0), topology)
+}
+
+/// The same where this many numbers are still to be drawn for it, and taken for NULL meanwhile.
+pub fn bind_undrawn(
+    db: &Database,
+    prepared: &Prepared,
+    (body, undrawn): (&Bytes, usize),
+    topology: &Topology,
+) -> Result<Plan, UserError> {
     let bind = Bind::read(body).map_err(|_| super::session::malformed())?;
     let params: SmallVec<[Datum<'_>; 8]> = bind
         .values()
@@ -225,11 +237,12 @@ pub fn bind(db: &Database, prepared: &Prepared, body: &Bytes, view: &View) -> Re
             Some(bytes) if binary => Datum::Binary(bytes),
             Some(bytes) => Datum::Text(bytes),
         })
+        .chain(repeat_n(Datum::Null, undrawn))
         .collect();
     let sql = std::str::from_utf8(&prepared.sql).unwrap_or_default();
     if let Some(refusal) = &prepared.mistyped {
         return db.plan_refused(&prepared.template, UserError::clone(refusal));
     }
     let values = Values { params: &params, sql, literals: &prepared.literals };
-    db.plan_of(&prepared.template, &values, &view.topology)
+    db.plan_of(&prepared.template, &values, topology)
 }
